@@ -1,0 +1,1 @@
+"""Sweeps of sparse autoencoders over sentence embeddings."""

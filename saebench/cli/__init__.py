@@ -1,0 +1,56 @@
+"""The command line: it parses, calls and prints."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+from saebench.errors import UserError
+
+COMMANDS = {
+    "sweep": "saebench.cli.sweep:sweep",
+    "plan": "saebench.cli.spec:plan",
+    "validate": "saebench.cli.spec:validate",
+    "schema": "saebench.cli.spec:schema",
+    "init": "saebench.cli.spec:init",
+    "status": "saebench.cli.steer:status",
+    "ls": "saebench.cli.steer:ls",
+    "logs": "saebench.cli.steer:logs",
+    "stop": "saebench.cli.steer:stop",
+    "retry": "saebench.cli.steer:retry",
+    "report": "saebench.cli.report:report",
+    "best": "saebench.cli.report:best",
+    "export": "saebench.cli.report:export",
+    "ui": "saebench.cli.report:ui",
+    "cache": "saebench.cli.cache:cache",
+}
+"""Name -> where its click command lives; imported only when it is called."""
+
+
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - click's signature
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="saebench")
+def cli() -> None:
+    """Sweeps of sparse autoencoders over sentence embeddings."""
+
+
+def main() -> None:
+    """Entry point: a user's mistake is one line and an exit code, never a traceback."""
+    try:
+        cli(standalone_mode=True)
+    except UserError as error:
+        click.echo(f"saebench: {error}", err=True)
+        sys.exit(error.exit_code)

@@ -1,0 +1,395 @@
+"""What one trial is made of, and the parts of a sweep around it: frozen, typed, without torch or MLflow.
+
+Every field is declared here once. `spec.py` lets the fields of an arm and of `train` be searched, `plan.py` turns the
+result into `TrialConfig`s, a worker reads one of those and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Coefficient = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Config(BaseModel):
+    """Frozen, refuses unknown keys; a field's docstring is its description in the JSON schema."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class DatasetConfig(Config):
+    """What goes to `datasets.load_dataset(path, name, data_files=..., split=..., revision=..., streaming=True)`."""
+
+    path: str
+    """Hub name, a local folder, or a builder such as "parquet", "json", "csv", "text"."""
+    name: str | None = None
+    """Configuration of the dataset, where it has several."""
+    data_files: str | list[str] | None = None
+    """File or files for a builder; relative ones are resolved against the spec's folder."""
+    split: str = "train"
+    """Split to read."""
+    text_column: str = "text"
+    """Column that holds the texts."""
+    label_column: str | None = None
+    """Column with class labels, for probing; the SAE never sees it."""
+    revision: str | None = None
+    """Commit or tag of a hub dataset."""
+
+
+class DataConfig(Config):
+    """Texts, the encoder, and how they become rows of an embedding matrix."""
+
+    model: str
+    """Any SentenceTransformer name or path."""
+    dataset: DatasetConfig
+    """Where the texts come from."""
+    num_examples: PositiveInt
+    """Cap on the distinct, non-empty texts read, hold-out included."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the texts, chosen by their hash, that is only evaluated on."""
+    revision: str | None = None
+    """Commit or tag of a hub model."""
+    prompt: str | None = None
+    """Text put before every text, as SentenceTransformer does it."""
+    normalize: bool = False
+    """Scale every embedding to length 1 (many models do it themselves)."""
+    max_seq_length: PositiveInt | None = None
+    """Tokens kept of a text; null: the model's own limit."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Type of the stored embeddings."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Arithmetic of the encoder."""
+    encode_batch_size: PositiveInt = 64
+    """Texts (of median length) per forward pass of the encoder."""
+    cache: bool = True
+    """Encode once into the shared cache; `off`: stream and encode inside every trial."""
+
+
+# --- SAEs ------------------------------------------------------------------------------------------------------------
+
+Preprocess = Literal["none", "center", "unit", "center_scale", "layer_norm"]
+
+
+class SAEConfig(Config):
+    """What every architecture has. Give `dict_size` or `expansion_factor`; a trial always holds `dict_size`."""
+
+    dict_size: PositiveInt | None = None
+    """Number of latents."""
+    expansion_factor: PositiveFloat | None = None
+    """dict_size / d_in."""
+    preprocess: Preprocess = "center_scale"
+    """Invertible step before the encoder, saved with the SAE; metrics are in the original space all the same."""
+
+    @model_validator(mode="after")
+    def _one_width(self) -> Self:
+        if (self.dict_size is None) == (self.expansion_factor is None):
+            raise ValueError("give dict_size or expansion_factor, one of the two")
+        return self
+
+    def width(self, d_in: int) -> int:
+        """dict_size for embeddings of width `d_in`."""
+        return self.dict_size if self.dict_size is not None else round((self.expansion_factor or 0) * d_in)
+
+
+class _AuxConfig(SAEConfig):
+    aux_coeff: Coefficient = 1 / 32
+    """Weight of AuxK (Gao et al. 2024, 2406.04093, A.2); 0 turns it off."""
+    k_aux: PositiveInt | None = None
+    """Dead latents that rebuild the residual; null: the power of two nearest d_in / 2."""
+
+
+class _PenaltyConfig(SAEConfig):
+    target_l0: PositiveFloat | None = None
+    """Held-out L0 that a controller steers to."""
+    sparsity_warmup: Fraction = 0.1
+    """Share of the run over which the penalty ramps up."""
+
+
+class _L1Config(_PenaltyConfig):
+    l1_coeff: Coefficient | None = None
+    """Weight of the L1 penalty in FVU units; give this or target_l0."""
+
+    @model_validator(mode="after")
+    def _one_penalty(self) -> Self:
+        if (self.l1_coeff is None) == (self.target_l0 is None):
+            raise ValueError("give l1_coeff or target_l0, one of the two")
+        return self
+
+
+class VanillaConfig(_L1Config):
+    """ReLU with an L1 penalty weighted by decoder norms (Bricken et al. 2023)."""
+
+    type: Literal["vanilla"] = "vanilla"
+
+
+class TopKConfig(_AuxConfig):
+    """Exactly k latents per example (Gao et al. 2024, 2406.04093)."""
+
+    type: Literal["topk"] = "topk"
+    k: PositiveInt
+    """Latents kept per example."""
+
+
+class BatchTopKConfig(_AuxConfig):
+    """k latents per example on average over the batch (Bussmann et al. 2024, 2412.06410)."""
+
+    type: Literal["batchtopk"] = "batchtopk"
+    k: PositiveFloat
+    """Latents kept per example, on average; may be fractional."""
+
+
+class JumpReLUConfig(_PenaltyConfig):
+    """A learned threshold per latent, trained through straight-through estimators (Rajamanoharan et al. 2024)."""
+
+    type: Literal["jumprelu"] = "jumprelu"
+    l0_coeff: Coefficient | None = None
+    """Weight of the L0 penalty in FVU units; give this or target_l0."""
+    bandwidth: PositiveFloat = 0.1
+    """Width of the estimator's kernel, in units of the pre-activations' standard deviation."""
+    threshold_lr_factor: PositiveFloat = 5.0
+    """Learning rate of the thresholds over that of the weights."""
+
+    @model_validator(mode="after")
+    def _one_penalty(self) -> Self:
+        if (self.l0_coeff is None) == (self.target_l0 is None):
+            raise ValueError("give l0_coeff or target_l0, one of the two")
+        return self
+
+
+class GatedConfig(_L1Config):
+    """A gate decides which latents fire, a magnitude path how strongly (Rajamanoharan et al. 2024, 2404.16014)."""
+
+    type: Literal["gated"] = "gated"
+
+
+class MatryoshkaConfig(_AuxConfig):
+    """BatchTopK whose nested prefixes each reconstruct the input (Bussmann et al. 2025, 2503.17547)."""
+
+    type: Literal["matryoshka"] = "matryoshka"
+    k: PositiveFloat
+    """Latents kept per example, on average; may be fractional."""
+    groups: tuple[PositiveFloat, ...] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """Share of the latents that each nested level adds; they add up to 1."""
+
+
+class PAnnealConfig(_L1Config):
+    """An Lp penalty whose p falls from 1 to `p_end` (Karvonen et al. 2024, 2408.00113)."""
+
+    type: Literal["p_anneal"] = "p_anneal"
+    p_end: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Exponent at the end of the run."""
+    anneal_start: Fraction = 0.3
+    """Share of the run after which p begins to fall."""
+
+
+AnySAEConfig = Annotated[
+    VanillaConfig | TopKConfig | BatchTopKConfig | JumpReLUConfig | GatedConfig | MatryoshkaConfig | PAnnealConfig,
+    Field(discriminator="type"),
+]
+SAE_CONFIGS: dict[str, type[SAEConfig]] = {
+    "vanilla": VanillaConfig,
+    "topk": TopKConfig,
+    "batchtopk": BatchTopKConfig,
+    "jumprelu": JumpReLUConfig,
+    "gated": GatedConfig,
+    "matryoshka": MatryoshkaConfig,
+    "p_anneal": PAnnealConfig,
+}
+SPARSITY_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "vanilla": ("target_l0", "l1_coeff"),
+    "topk": ("k",),
+    "batchtopk": ("k",),
+    "jumprelu": ("target_l0", "l0_coeff"),
+    "gated": ("target_l0", "l1_coeff"),
+    "matryoshka": ("k",),
+    "p_anneal": ("target_l0", "l1_coeff"),
+}
+"""The parameter (the one of these that is given) that sets the sparsity of a type; always a stratum axis."""
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class TrainConfig(Config):
+    """How a trial trains. Schedules and windows are fractions of the run or counts of examples."""
+
+    samples: PositiveInt
+    """The budget: embeddings seen, the same for every trial."""
+    batch_size: PositiveInt = 2048
+    """Embeddings per optimiser step."""
+    lr: PositiveFloat | None = None
+    """Peak learning rate of Adam; null: 2e-4 / sqrt(dict_size / 2^14)."""
+    warmup: Fraction = 0.05
+    """Share of the run over which lr rises from 0 to its peak."""
+    decay: Fraction = 0.2
+    """Share of the run, at its end, over which lr falls to 0."""
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Adam's decay of the first moment."""
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.999
+    """Adam's decay of the second moment."""
+    eps: PositiveFloat = 6.25e-10
+    """Adam's epsilon; small, because the gradients are."""
+    grad_clip: PositiveFloat = 1.0
+    """Largest norm of the gradient."""
+    dead_after: PositiveInt | None = None
+    """Examples without firing after which a latent is dead; null: min(one epoch, 100,000)."""
+    eval_every: PositiveInt | None = None
+    """Examples between two evaluations on the hold-out; null: a twentieth of the budget."""
+    log_every: PositiveInt | None = None
+    """Examples between two records of training metrics; null: a hundredth of the budget."""
+    checkpoint_every: PositiveInt | None = None
+    """Examples between two checkpoints; null: at every evaluation."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Arithmetic of the encoder's matrix product; weights stay float32."""
+    deterministic: bool = False
+    """Deterministic CUDA kernels, so that resuming is bit-exact there too (CPU always is)."""
+
+
+FIXED_TRAIN_FIELDS = frozenset({"samples", "eval_every", "log_every", "checkpoint_every", "deterministic"})
+"""Fields of `train` that cannot be searched: trials are compared at the same of these."""
+
+
+class TrialConfig(Config):
+    """One point with one seed: all that a worker needs to know."""
+
+    sweep: str
+    """Name of the sweep."""
+    number: Annotated[int, Field(ge=0)]
+    """Number of the trial in the sweep; its directory is trials/NNNN."""
+    stratum: str
+    """Id of the stratum."""
+    point: str
+    """Id of the point: the same for all seeds."""
+    seed: Annotated[int, Field(ge=0)]
+    """Fixes initialisation and data order."""
+    data: DataConfig
+    """Texts and encoder."""
+    sae: AnySAEConfig
+    """Architecture, with dict_size filled in."""
+    train: TrainConfig
+    """Budget and optimiser."""
+    extra_metrics: tuple[str, ...] = ()
+    """Embedding-aware metrics to compute at the end."""
+
+
+# --- the sweep around the trials -------------------------------------------------------------------------------------
+
+
+class SearchConfig(Config):
+    """How points are drawn inside a stratum."""
+
+    sampler: Literal["grid", "random", "qmc", "tpe", "cmaes"] = "tpe"
+    """Optuna sampler; grid crosses every list."""
+    points: PositiveInt | None = None
+    """Points per stratum, a target (not that many more on resume); null: one, or the whole grid."""
+    objective: str = "eval/fvu"
+    """Metric to improve, measured on the hold-out."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    """Which way is better."""
+    seed: int = 0
+    """Seed of the samplers."""
+    strata: tuple[str, ...] | None = None
+    """Stratum axes; null: type, the sparsity parameter and the width."""
+    enqueue: tuple[dict[str, Any], ...] = ()
+    """Known-good points to try first; each applies to the strata that have its parameters."""
+
+
+class PruneConfig(Config):
+    """When a trial is stopped early."""
+
+    pruner: Literal["none", "median", "asha", "hyperband", "threshold", "pareto"] = "median"
+    """Rule of the verdict; trials are compared inside their stratum, at the same number of examples."""
+    warmup: PositiveInt | None = None
+    """Examples before the first verdict; null: past lr warm-up, sparsity ramp and the first dead window."""
+    startup_trials: Annotated[int, Field(ge=0)] = 2
+    """Complete trials a stratum needs before median prunes."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """Of asha and hyperband: the share kept at a rung is 1 / this."""
+    upper: float | None = None
+    """Of threshold: stop above this value."""
+    lower: float | None = None
+    """Of threshold: stop below this value."""
+    margin: Annotated[float, Field(ge=0)] = 0.05
+    """Of pareto: by how much another trial must be better in both L0 and FVU, relative."""
+
+
+class BudgetConfig(Config):
+    """Limits after which the sweep ends cleanly, resumable."""
+
+    wall_hours: PositiveFloat | None = None
+    """Hours the scheduler runs."""
+    trial_minutes: PositiveFloat | None = None
+    """Minutes one trial may train."""
+    samples: PositiveInt | None = None
+    """Examples trained on, over all trials."""
+
+
+class RetriesConfig(Config):
+    """Further attempts a trial gets, by what ended it."""
+
+    crash: Annotated[int, Field(ge=0)] = 2
+    """The worker raised, or died of a signal other than SIGKILL."""
+    host_oom: Annotated[int, Field(ge=0)] = 1
+    """The worker was killed by SIGKILL, as the kernel does when memory ends."""
+    stall: Annotated[int, Field(ge=0)] = 1
+    """No sign of life for `stall_after` seconds."""
+    cuda_oom: Annotated[int, Field(ge=0)] = 1
+    """Only when the trial shared its device; alone on it, more attempts would end the same way."""
+    diverged: Annotated[int, Field(ge=0)] = 0
+    """A loss or metric became NaN or infinite."""
+
+
+class FailuresConfig(Config):
+    """What happens when trials fail."""
+
+    retries: RetriesConfig = RetriesConfig()
+    """Attempts per class of failure."""
+    stall_after: PositiveFloat = 600
+    """Seconds without a sign of life after which a worker is killed."""
+    quarantine_after: PositiveInt = 3
+    """Crashes in a row after which a device is taken out of the pool."""
+    abort_fraction: Fraction = 0.5
+    """Share of failed trials at which the sweep gives up, once `abort_min` trials have ended."""
+    abort_min: PositiveInt = 10
+    """Ended trials before `abort_fraction` counts."""
+
+
+class RunConfig(Config):
+    """Where trials run."""
+
+    executor: Literal["local", "ray"] = "local"
+    """local: processes on this machine."""
+    devices: Literal["auto", "cpu", "mps"] | tuple[int | str, ...] = "auto"
+    """auto: CUDA, then MPS, then CPU; a list names GPUs by index or UUID."""
+    per_device: PositiveInt | None = None
+    """Trials at once on one device; null: 1 on a GPU, one per two cores on the CPU."""
+    failures: FailuresConfig = FailuresConfig()
+    """Retries, stalls and when to give up."""
+
+
+class TrackingConfig(Config):
+    """Where metrics are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else MLflow's own default, made absolute."""
+    experiment: str | None = None
+    """MLflow experiment; null: MLFLOW_EXPERIMENT_NAME, else the sweep's name."""
+    log_model: bool = False
+    """Log every SAE as an MLflow model (pyfunc)."""
+
+
+class EvalConfig(Config):
+    """Embedding-aware metrics beyond the basic ones."""
+
+    extra: Literal["none", "final"] = "final"
+    """final: computed at the end of every trial."""
+    metrics: tuple[Literal["knn_overlap_at_10", "similarity_rank_correlation", "probing"], ...] = ("knn_overlap_at_10",)
+    """Which ones."""

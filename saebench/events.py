@@ -1,0 +1,114 @@
+"""What a worker tells: one JSON object per line in `events.jsonl`, the durable record of a trial.
+
+An event is recorded once per (type, samples): an attempt that goes on from a checkpoint passes marks that are already
+in the file and does not write them again, so that no metric point is doubled however often a trial was interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+EventType = Literal["start", "step", "eval", "checkpoint", "done", "failed", "left"]
+FailureKind = Literal["cuda_oom", "host_oom", "diverged", "crash", "stall", "user_error", "killed"]
+
+
+class Verdict(StrEnum):
+    """The scheduler's answer to an `eval` event."""
+
+    GO = "go"
+    PRUNE = "prune"
+    """End here, keep the weights; the trial is PRUNED."""
+    LEAVE = "leave"
+    """Checkpoint and leave; the trial is resumed later."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """One line.
+
+    start: the attempt begins (`info`: device, pid, versions). step: training metrics. eval: hold-out metrics at a
+    fixed mark, asks for a verdict. checkpoint: durable up to `samples`. done: `values` are the final metrics, the SAE
+    is saved. failed: `info` has kind, message, traceback. left: `info["why"]` is "prune" or "leave".
+    """
+
+    type: EventType
+    samples: int
+    values: dict[str, float] = field(default_factory=dict)
+    info: dict[str, Any] = field(default_factory=dict)
+    attempt: int = 1
+    ts: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    """Milliseconds since the epoch, of the worker."""
+
+    def to_line(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":")) + "\n"
+
+    @classmethod
+    def from_line(cls, line: str) -> Event:
+        """Raises ValueError where the line is not an event."""
+        try:
+            return cls(**json.loads(line))
+        except TypeError as error:
+            raise ValueError(f"not an event: {line[:80]!r}") from error
+
+
+_ONCE = ("step", "eval", "done")
+
+
+class EventLog:
+    """Appends events to a file, once per (type, samples); repairs a torn last line when it opens."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        repair(path)
+        self._seen = {(e.type, e.samples) for e, _ in read(path) if e.type in _ONCE}
+        self._file = path.open("a", encoding="utf-8")
+
+    def append(self, event: Event) -> bool:
+        """Write `event`; False where this mark is on record already."""
+        key = (event.type, event.samples)
+        if key in self._seen:
+            return False
+        self._file.write(event.to_line())
+        self._file.flush()
+        if event.type != "step":
+            os.fsync(self._file.fileno())
+        if event.type in _ONCE:
+            self._seen.add(key)
+        return True
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def repair(path: Path) -> None:
+    """Cut a torn last line off (a writer that died in the middle of it)."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        data = file.read()
+        if data and not data.endswith(b"\n"):
+            file.truncate(data.rfind(b"\n") + 1)
+
+
+def read(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
+    """Events from byte `offset` on, each with the offset after it; stops before a line that is not finished."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        file.seek(offset)
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            offset += len(line)
+            try:
+                yield Event.from_line(line.decode("utf-8", "replace")), offset
+            except ValueError:
+                continue

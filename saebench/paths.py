@@ -1,0 +1,144 @@
+"""The one owner of file names: a sweep's directory and the directories of its trials."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write aside, make it durable, then rename: a reader sees the old file or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of indented JSON."""
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """`trials/NNNN/`: only the trial's worker writes here, but for the two files that say so."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The immutable `TrialConfig` as JSON; written by the scheduler before the first attempt."""
+        return self.root / "config.json"
+
+    @property
+    def state(self) -> Path:
+        """State, reason, attempts, verdict; written by the scheduler."""
+        return self.root / "state.json"
+
+    @property
+    def events(self) -> Path:
+        """The durable record of the trial (see events.py)."""
+        return self.root / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """stdout and stderr of every attempt."""
+        return self.root / "log.txt"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of checkpoints."""
+        return self.root / "checkpoint"
+
+    @property
+    def sae(self) -> Path:
+        """Folder of the finished SAE: sae.safetensors and sae.json."""
+        return self.root / "sae"
+
+    @property
+    def evaluation(self) -> Path:
+        """Per hold-out example and per latent, from the last evaluation: squared_error (N, float32, original space),
+        l0 (N, int32), firing (dict_size, int64: examples on which the latent fired); safetensors."""
+        return self.root / "evaluation.safetensors"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """`runs/<name>/`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        """The spec as the user wrote it."""
+        return self.root / "spec.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """The resolved spec, d_in, revisions, versions, git commit, tracking URI and run id, as JSON."""
+        return self.root / "lock.json"
+
+    @property
+    def holder_lock(self) -> Path:
+        """filelock held by the scheduler for as long as it lives."""
+        return self.root / "scheduler.lock"
+
+    @property
+    def holder(self) -> Path:
+        """Who holds it: pid, host, start time."""
+        return self.root / "scheduler.json"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal."""
+        return self.root / "optuna.journal"
+
+    @property
+    def tracking(self) -> Path:
+        """What the tracker has sent: parent run id, and per trial its run id and offset."""
+        return self.root / "tracking.json"
+
+    @property
+    def log(self) -> Path:
+        """The scheduler's own log."""
+        return self.root / "scheduler.log"
+
+    @property
+    def stop(self) -> Path:
+        """Exists when another terminal asked the scheduler to stop; its text says how."""
+        return self.root / "stop"
+
+    @property
+    def report(self) -> Path:
+        """Folder of what `saebench report` writes by default."""
+        return self.root / "report"
+
+    def trial(self, number: int) -> TrialPaths:
+        """The directory of trial `number`."""
+        return TrialPaths(self.root / "trials" / f"{number:04d}")
+
+    def trials(self) -> list[TrialPaths]:
+        """Directories of the trials that exist, in order of number."""
+        folder = self.root / "trials"
+        return [TrialPaths(p) for p in sorted(folder.iterdir()) if p.name.isdigit()] if folder.is_dir() else []
+
+
+def runs_dir(given: str | Path | None = None) -> Path:
+    """Where sweeps live: the argument, else SAEBENCH_RUNS, else ./runs."""
+    return Path(given or os.environ.get("SAEBENCH_RUNS") or "runs").absolute()
+
+
+def cache_dir(given: str | Path | None = None) -> Path:
+    """Where embeddings live: the argument, else SAEBENCH_CACHE, else saebench/ in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given or os.environ.get("SAEBENCH_CACHE") or home / "saebench").absolute()
