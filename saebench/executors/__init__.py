@@ -1,0 +1,93 @@
+"""Where attempts run: the surface that the scheduler sees, and the messages that come back.
+
+An executor owns processes and devices and nothing else: it knows no Optuna, no MLflow and no retry rule. The scheduler
+picks the slot, polls for messages, answers `eval` events and decides what an exit means.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from saebench.config import TrialConfig
+from saebench.devices import Slot
+from saebench.events import Event, FailureKind, Verdict
+from saebench.paths import TrialPaths
+
+__all__ = ["Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "Slot"]
+
+How = Literal["leave", "kill"]
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One try at a trial."""
+
+    number: int
+    attempt: int
+    """1 for the first try."""
+    config: TrialConfig
+    paths: TrialPaths
+
+
+@dataclass(frozen=True)
+class EventMessage:
+    """The worker of trial `number` recorded `event` (or passed a mark again that is on record already).
+
+    An `eval` event is waiting for `Executor.answer`; the worker goes on by itself after half a minute.
+    """
+
+    number: int
+    event: Event
+
+
+@dataclass(frozen=True)
+class ExitMessage:
+    """The attempt is over and its process group is gone; exactly once per attempt, after all its events.
+
+    kind None: it ended as it should, after a `done` or a `left` event. killed: it was ended by `stop(number, "kill")`,
+    for whatever reason the caller had. detail: one line for people.
+    """
+
+    number: int
+    kind: FailureKind | None
+    detail: str
+
+
+Message = EventMessage | ExitMessage
+
+
+class Executor(Protocol):
+    """Not thread-safe: one thread calls."""
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        """Slots that are in service, busy ones included; fewer after `quarantine`."""
+        ...
+
+    def start(self, attempt: Attempt, slot: Slot) -> None:
+        """Begin `attempt` on `slot`; returns at once. RuntimeError when the slot is busy or the trial is running.
+
+        The slot is free again when the attempt's `ExitMessage` has come out of `poll`.
+        """
+        ...
+
+    def poll(self, timeout: float) -> list[Message]:
+        """What happened, in order per trial; waits up to `timeout` seconds for the first message."""
+        ...
+
+    def answer(self, number: int, verdict: Verdict) -> None:
+        """The verdict on the oldest unanswered `eval` event of trial `number`; ignored when the attempt is over."""
+        ...
+
+    def stop(self, number: int, how: How) -> None:
+        """leave: checkpoint and leave at the next step. kill: SIGKILL to the process group now. Idempotent."""
+        ...
+
+    def quarantine(self, slot: Slot) -> None:
+        """Take the device of `slot` out of service: all its slots; attempts that run there are not touched."""
+        ...
+
+    def close(self) -> None:
+        """Kill what still runs and give everything back; the executor is of no use afterwards. Idempotent."""
+        ...
