@@ -1,1 +1,70 @@
-"""Sweeps of sparse autoencoders over sentence embeddings."""
+"""Sweeps of sparse autoencoders over sentence embeddings.
+
+Everything here is imported when it is first used, so that `import saebench` (and the scheduler, and the command line)
+never pays for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saebench import report as report
+    from saebench.plan import make_plan as make_plan
+    from saebench.saes import SAE as SAE
+    from saebench.saes import load_sae as load_sae
+    from saebench.saes import make_sae as make_sae
+    from saebench.saes import save_sae as save_sae
+    from saebench.spec import SweepSpec as SweepSpec
+    from saebench.spec import load_spec as load_spec
+    from saebench.sweep import SweepResult as SweepResult
+    from saebench.sweep import run_sweep as run_sweep
+
+_HOME = {
+    "run_sweep": "saebench.sweep",
+    "SweepResult": "saebench.sweep",
+    "load_spec": "saebench.spec",
+    "SweepSpec": "saebench.spec",
+    "make_plan": "saebench.plan",
+    "SAE": "saebench.saes",
+    "make_sae": "saebench.saes",
+    "load_sae": "saebench.saes",
+    "save_sae": "saebench.saes",
+    "ActivationStore": "saebench.stores",
+    "TensorActivationStore": "saebench.stores",
+    "DiskActivationStore": "saebench.stores",
+    "StoreFullError": "saebench.stores",
+    "ActivationsStoreSBERT": "saebench.stores",
+    "open_store": "saebench.stores",
+    "Training": "saebench.trainer",
+    "train": "saebench.trainer",
+    "evaluate": "saebench.trainer",
+}
+"""Public name -> the module it lives in."""
+_MODULES = ("report", "saes", "stores", "config", "events")
+
+__all__ = [*_HOME, "__version__", "report"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name in _HOME:
+        return getattr(importlib.import_module(_HOME[name]), name)
+    if name in _MODULES:
+        return importlib.import_module(f"saebench.{name}")
+    raise AttributeError(f"module 'saebench' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("saebench")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"

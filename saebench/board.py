@@ -1,0 +1,129 @@
+"""What a person watching a sweep wants to see, built by the scheduler as it goes or read from `runs/<name>/`."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saebench import events
+from saebench.events import Event
+from saebench.paths import SweepPaths
+from saebench.state import TrialState, read_state
+
+
+@dataclass
+class Running:
+    """A trial on a slot."""
+
+    number: int
+    stratum: str
+    seed: int
+    slot: str
+    attempt: int
+    total: int
+    samples: int = 0
+    fvu: float | None = None
+    l0: float | None = None
+    since: float = field(default_factory=time.time)
+    """When the attempt started, in seconds since the epoch."""
+
+    def see(self, event: Event) -> None:
+        """Take what the event says; hold-out values win over those of a training batch."""
+        self.samples = max(self.samples, event.samples)
+        for prefix in ("train/", "eval/"):
+            self.fvu = event.values.get(prefix + "fvu", self.fvu)
+            self.l0 = event.values.get(prefix + "l0", self.l0)
+
+    @property
+    def fraction(self) -> float:
+        return min(1.0, self.samples / self.total)
+
+
+@dataclass
+class Board:
+    """A sweep at one moment."""
+
+    name: str
+    planned: int = 0
+    """Upper bound on the number of trials."""
+    counts: Counter[str] = field(default_factory=Counter)
+    running: dict[int, Running] = field(default_factory=dict)
+    slots: list[str] = field(default_factory=list)
+    failures: dict[int, str] = field(default_factory=dict)
+    """Trial -> why it failed; only the trials that are failed now."""
+    verdicts: deque[str] = field(default_factory=lambda: deque(maxlen=6))
+    notes: deque[str] = field(default_factory=lambda: deque(maxlen=6))
+    stopping: str = ""
+    """Why no new trials are started, if that is so."""
+    started: float = field(default_factory=time.time)
+    ended_before: int = 0
+    """Trials that had ended when this scheduler started."""
+    tracker: str = ""
+    """What is wrong with tracking, if anything."""
+
+    @property
+    def ended(self) -> int:
+        return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"]
+
+    def rate(self) -> float | None:
+        """Trials per minute since the scheduler started; None before the first has ended."""
+        minutes = (time.time() - self.started) / 60
+        done = self.ended - self.ended_before
+        return done / minutes if done and minutes > 0 else None
+
+    def eta(self) -> float | None:
+        """Seconds until every planned trial has ended, if all goes on as it did; None before there is a measure."""
+        done = self.ended - self.ended_before + sum(r.fraction for r in self.running.values())
+        left = self.planned - self.ended - sum(r.fraction for r in self.running.values())
+        if done < 0.05 or left < 0:
+            return None
+        return (time.time() - self.started) / done * left
+
+
+def verdict_line(number: int, samples: int, verdict: dict[str, object]) -> str:
+    """A verdict and its numbers, for people."""
+    numbers = ", ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+        for key, value in verdict.items()
+        if key != "verdict" and value is not None
+    )
+    return f"trial {number:04d} at {samples:,}: {verdict.get('verdict', '?')}" + (f" ({numbers})" if numbers else "")
+
+
+def read_board(paths: SweepPaths, planned: int = 0) -> Board:
+    """The board of a sweep from its files, whether or not a scheduler is at work on it."""
+    board = Board(paths.name, planned)
+    judged: list[tuple[float, str]] = []
+    for trial in paths.trials():
+        state = read_state(trial)
+        if state is None:
+            continue
+        board.counts[state.state] += 1
+        if state.state == "failed":
+            board.failures[state.number] = state.reason
+        elif state.state == "running":
+            board.running[state.number] = _running(state, trial.events)
+        if state.verdict.get("verdict") == "prune":
+            line = verdict_line(state.number, state.judged, state.verdict)
+            judged.append((trial.state.stat().st_mtime, line))
+    board.verdicts.extend(line for _, line in sorted(judged)[-6:])
+    board.slots = [r.slot for r in board.running.values()]
+    return board
+
+
+def _running(state: TrialState, events_file: Path) -> Running:
+    last = state.attempts[-1] if state.attempts else None
+    row = Running(
+        state.number,
+        state.stratum,
+        state.seed,
+        last.slot if last else "?",
+        last.attempt if last else 0,
+        state.total,
+        since=last.started if last else time.time(),
+    )
+    for event, _ in events.read(events_file):
+        row.see(event)
+    return row

@@ -1,0 +1,58 @@
+"""What to do about failures: pure rules, so that each can be read and tested alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from saebench.config import FailuresConfig, RetriesConfig
+from saebench.events import FailureKind
+from saebench.state import TrialState
+
+WORDS: dict[FailureKind, str] = {
+    "cuda_oom": "out of GPU memory",
+    "host_oom": "killed by SIGKILL (out of memory?)",
+    "diverged": "diverged",
+    "crash": "crashed",
+    "stall": "stalled",
+    "user_error": "cannot run",
+    "killed": "killed",
+}
+_BAD_DEVICE: frozenset[FailureKind] = frozenset({"crash", "stall"})
+
+
+def may_retry(kind: FailureKind, trial: TrialState, retries: RetriesConfig, *, shared: bool) -> bool:
+    """Does a trial whose newest attempt ended with `kind` get another one? `shared`: it was not alone on its device."""
+    if kind == "user_error":
+        return False
+    if kind == "cuda_oom" and not shared:
+        return False
+    allowed: int = getattr(retries, "crash" if kind == "killed" else kind)
+    return trial.failures(kind) <= allowed
+
+
+def gives_up(failed: int, ended: int, config: FailuresConfig) -> str:
+    """Why the sweep gives up, or nothing."""
+    if ended < config.abort_min or failed < config.abort_fraction * ended or not failed:
+        return ""
+    return (
+        f"{failed} of {ended} ended trials failed "
+        f"(run.failures.abort_fraction = {config.abort_fraction:g}, abort_min = {config.abort_min})"
+    )
+
+
+class DeviceRecord:
+    """Crashes in a row on each device. One bad trial must not condemn a good device, so the row must hold at least two
+    different trials; any attempt that ends well clears it."""
+
+    def __init__(self, config: FailuresConfig) -> None:
+        self._limit = config.quarantine_after
+        self._rows: dict[str, list[int]] = defaultdict(list)
+
+    def note(self, device: str, number: int, kind: FailureKind | None) -> bool:
+        """An attempt of trial `number` ended on `device`; True when the device should leave the pool."""
+        row = self._rows[device]
+        if kind is None:
+            row.clear()
+        elif kind in _BAD_DEVICE:
+            row.append(number)
+        return len(row) >= self._limit and len(set(row)) >= min(2, self._limit)
