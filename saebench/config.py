@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -170,13 +170,19 @@ class GatedConfig(_L1Config):
     type: Literal["gated"] = "gated"
 
 
+def _whole(groups: tuple[float, ...]) -> tuple[float, ...]:
+    if abs(sum(groups) - 1) > 1e-6:
+        raise ValueError(f"the shares must add up to 1, not {sum(groups):g}")
+    return groups
+
+
 class MatryoshkaConfig(_AuxConfig):
     """BatchTopK whose nested prefixes each reconstruct the input (Bussmann et al. 2025, 2503.17547)."""
 
     type: Literal["matryoshka"] = "matryoshka"
     k: PositiveFloat
     """Latents kept per example, on average; may be fractional."""
-    groups: tuple[PositiveFloat, ...] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    groups: Annotated[tuple[PositiveFloat, ...], AfterValidator(_whole)] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
     """Share of the latents that each nested level adds; they add up to 1."""
 
 
@@ -212,7 +218,7 @@ SPARSITY_PARAMETERS: dict[str, tuple[str, ...]] = {
     "matryoshka": ("k",),
     "p_anneal": ("target_l0", "l1_coeff"),
 }
-"""The parameter (the one of these that is given) that sets the sparsity of a type; always a stratum axis."""
+"""The parameter (the one of these that is given) that sets the sparsity of a type; a stratum axis by default."""
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -253,6 +259,12 @@ class TrainConfig(Config):
     """Deterministic CUDA kernels, so that resuming is bit-exact there too (CPU always is)."""
 
 
+def marks(train: TrainConfig) -> tuple[int, ...]:
+    """Examples seen at which a trial evaluates and may be stopped: multiples of `eval_every`, then the end."""
+    every = train.eval_every or -(-train.samples // 20)
+    return (*range(every, train.samples, every), train.samples)
+
+
 FIXED_TRAIN_FIELDS = frozenset({"samples", "eval_every", "log_every", "checkpoint_every", "deterministic"})
 """Fields of `train` that cannot be searched: trials are compared at the same of these."""
 
@@ -281,6 +293,20 @@ class TrialConfig(Config):
 
 
 # --- the sweep around the trials -------------------------------------------------------------------------------------
+
+
+EVAL_METRICS: dict[str, Literal["minimize", "maximize"] | None] = {
+    "eval/mse": "minimize",
+    "eval/fvu": "minimize",
+    "eval/explained_variance": "maximize",
+    "eval/cosine": "maximize",
+    "eval/l0": None,
+    "eval/l0_p5": None,
+    "eval/l0_p95": None,
+    "eval/dead_features": "minimize",
+    "eval/dead_fraction": "minimize",
+}
+"""Metrics of every evaluation on the hold-out, and which way is better (None: it depends on what is asked)."""
 
 
 class SearchConfig(Config):
