@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+import math
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+from saebench.config import RunConfig
+from saebench.errors import PreflightError
+
+CORES_PER_CPU_SLOT = 2
+USABLE_MEMORY = 0.95
+"""Share of a GPU's memory that trials may divide among them; the rest is for CUDA contexts."""
 
 
 @dataclass(frozen=True)
@@ -18,3 +34,177 @@ class Slot:
     """Cores that the worker may use."""
     memory_fraction: float | None = None
     """Largest share of the device's memory, where it is shared."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, or a slice (MIG) of one."""
+
+    index: str
+    """Place in the order of PCI bus ids; "0:1" for slice 1 of GPU 0."""
+    uuid: str
+    name: str
+
+
+def make_slots(run: RunConfig) -> tuple[Slot, ...]:
+    """The slots that `run.devices` and `run.per_device` ask for; PreflightError for a device that is not there."""
+    cores = count_cores()
+    devices = find_devices(run.devices)
+    on_cpu = devices == [("cpu", "cpu")]
+    share = run.per_device or (max(1, cores // CORES_PER_CPU_SLOT) if on_cpu else 1)
+    threads = max(1, cores // (share * len(devices)))
+    fraction = round(USABLE_MEMORY / share, 4) if share > 1 and devices[0][0].startswith("cuda") else None
+    places = [(device, name, part) for device, name in devices for part in range(share)]
+    return tuple(
+        Slot(i, device, f"{name} ({part + 1}/{share})" if share > 1 else name, threads, fraction)
+        for i, (device, name, part) in enumerate(places)
+    )
+
+
+def find_devices(wanted: str | Sequence[int | str]) -> list[tuple[str, str]]:
+    """(device, name) of each device asked for; `auto` takes all GPUs, else MPS, else the CPU."""
+    if wanted == "cpu":
+        return [("cpu", "cpu")]
+    if wanted == "mps":
+        if not has_mps():
+            raise PreflightError(f"run.devices: mps: there is none on this machine ({_what_there_is()})")
+        return [("mps", "mps")]
+    if wanted == "auto":
+        gpus = visible_gpus()
+        if gpus:
+            return [_named(gpu) for gpu in gpus]
+        return [("mps", "mps")] if has_mps() else [("cpu", "cpu")]
+    if not wanted:
+        raise PreflightError("run.devices: the list is empty")
+    chosen = [_named(_pick(visible_gpus(), one)) for one in wanted]
+    doubles = [one for i, one in enumerate(wanted) if chosen[i] in chosen[:i]]
+    if doubles:
+        raise PreflightError(f"run.devices: {doubles[0]}: named twice (use per_device to share a device)")
+    return chosen
+
+
+def _named(gpu: Gpu) -> tuple[str, str]:
+    return f"cuda:{gpu.uuid}", f"cuda {gpu.index}: {gpu.name}"
+
+
+def _pick(gpus: Sequence[Gpu], wanted: int | str) -> Gpu:
+    """By position among the visible ones, or by UUID or the beginning of one, as CUDA itself does."""
+    if str(wanted).isdigit() and int(wanted) < len(gpus):
+        return gpus[int(wanted)]
+    found = [] if str(wanted).isdigit() else [gpu for gpu in gpus if gpu.uuid.startswith(str(wanted))]
+    if len(found) != 1:
+        which = "no such GPU" if not found else "the beginning of several UUIDs"
+        raise PreflightError(f"run.devices: {wanted}: {which} ({_what_there_is()})")
+    return found[0]
+
+
+def _what_there_is() -> str:
+    gpus = visible_gpus()
+    masked = " visible through CUDA_VISIBLE_DEVICES" if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else ""
+    if not gpus:
+        return f"there is no GPU{masked}" + (", but mps" if has_mps() else ", only the cpu")
+    return f"there are{masked}: " + ", ".join(f"{i} = {gpu.name} {gpu.uuid}" for i, gpu in enumerate(gpus))
+
+
+def visible_gpus(environment: Mapping[str, str] | None = None) -> list[Gpu]:
+    """GPUs that an inherited CUDA_VISIBLE_DEVICES (Slurm, containers) leaves visible, in its order.
+
+    Entries are indices in PCI order, UUIDs or beginnings of UUIDs; like CUDA, everything after the first entry that
+    names nothing is ignored. A UUID that no tool lists (a slice that only CUDA sees) is believed.
+    """
+    mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    if mask is not None and mask.strip() in ("", "-1", "none", "NoDevFiles", "void"):
+        return []
+    gpus = all_gpus()
+    if mask is None:
+        return gpus
+    visible: list[Gpu] = []
+    for entry in (part.strip() for part in mask.split(",")):
+        found = [g for g in gpus if entry == g.index or (not entry.isdigit() and g.uuid.startswith(entry))]
+        if not found and entry.startswith("MIG-"):
+            found = [Gpu(str(len(visible)), entry, "MIG slice")]
+        if len(found) != 1 or not entry:
+            break
+        visible += [gpu for gpu in found if gpu not in visible]
+    return visible
+
+
+def all_gpus() -> list[Gpu]:
+    """Every GPU of this machine in PCI order, by nvidia-smi, else by NVML; a sliced GPU is replaced by its slices."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return _gpus_by_nvml()
+    try:
+        listing = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=30, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return _gpus_by_nvml()
+    return parse_listing(listing)
+
+
+def parse_listing(listing: str) -> list[Gpu]:
+    """GPUs in the output of `nvidia-smi -L`."""
+    gpus: list[Gpu] = []
+    for line in listing.splitlines():
+        whole = re.match(r"GPU (\d+): (.+) \(UUID: (\S+)\)", line)
+        part = re.match(r"\s+MIG (.+?)\s+Device\s+(\d+): \(UUID: (\S+)\)", line)
+        if whole:
+            gpus.append(Gpu(whole[1], whole[3], whole[2].strip()))
+        elif part and gpus:
+            parent = gpus[-1].index.partition(":")[0]
+            name = gpus[-1].name if ":" in gpus[-1].index else f"{gpus[-1].name} MIG"
+            if ":" not in gpus[-1].index:
+                gpus.pop()
+            gpus.append(Gpu(f"{parent}:{part[2]}", part[3], name))
+    return gpus
+
+
+def _gpus_by_nvml() -> list[Gpu]:
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+    return [
+        Gpu(str(i), str(pynvml.nvmlDeviceGetUUID(handle)), str(pynvml.nvmlDeviceGetName(handle)))
+        for i, handle in enumerate(handles)
+    ]
+
+
+def uses_gpu(pid: int, device: str) -> bool:
+    """Whether NVML still counts memory of process `pid` on `device`; False where NVML is not there to ask."""
+    if not device.startswith("cuda:"):
+        return False
+    try:
+        import pynvml
+    except ImportError:
+        return False
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByUUID(device.removeprefix("cuda:"))
+        return any(process.pid == pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(handle))
+    except pynvml.NVMLError:
+        return False
+
+
+def has_mps() -> bool:
+    """Whether this is a Mac whose GPU torch can use."""
+    return sys.platform == "darwin" and platform.machine() == "arm64"
+
+
+def count_cores() -> int:
+    """Cores that this process may use: its affinity, and the quota of its cgroup (a container's `--cpus`)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, math.ceil(_cgroup_quota(Path("/sys/fs/cgroup/cpu.max")))))
+
+
+def _cgroup_quota(path: Path) -> float:
+    """Cores of a cgroup-2 `cpu.max` ("200000 100000" = 2); a large number where there is no limit."""
+    try:
+        quota, period = path.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):
+        return float(1 << 20)
