@@ -119,6 +119,11 @@ class SweepPaths:
         return self.root / "stop"
 
     @property
+    def retry(self) -> Path:
+        """Exists when another terminal asked for trials to be tried again; a JSON list of their numbers."""
+        return self.root / "retry.json"
+
+    @property
     def report(self) -> Path:
         """Folder of what `saebench report` writes by default."""
         return self.root / "report"
