@@ -4,9 +4,9 @@
     codes = encode_batchtopk(x, W_enc, b_enc, k)       # round(k * rows) latents in the whole batch
     x_hat = decode(codes, W_dec, b_dec)                # (rows, d_in)
 
-`codes.values` carries the gradient to x, W_enc and b_enc; it flows through the selected pairs alone. No (rows, dict_size)
-tensor outlives a chunk: pre-activations exist for one chunk of rows at a time, and neither direction of `decode` nor
-the backward of the encoder needs more than the selected pairs.
+`codes.values` carries the gradient to x, W_enc and b_enc; it flows through the selected pairs alone. No dense codes
+exist: pre-activations are computed for one chunk of rows at a time and forgotten, and `decode`, its backward and the
+encoder's backward touch the selected pairs only.
 
 Selection is exact: the set a full sort would give. Only positive pre-activations count (`signed=True` keeps negative
 ones, for AuxK); where a row or batch has fewer, the rest of `values` is 0 and has no gradient. Equal values: the lower
@@ -21,16 +21,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
+from torch.nn.functional import embedding_bag, max_pool1d
 
-Precision = Literal["float32", "bfloat16"]
+from saebench.saes.kernels import Precision, affine_no_grad
 
-CHUNK_ELEMENTS = 1 << 21
-"""Pre-activations computed at a time (8 MiB of float32), rounded up to whole rows."""
+CHUNK_ROWS = 256
+"""Rows whose pre-activations exist at a time, halved until a chunk holds at most CHUNK_ELEMENTS of them."""
+CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
+"""32 MiB of float32 on a CPU, where a chunk should stay in the cache; on a GPU, few large launches."""
 
 
 class ByLatent(NamedTuple):
@@ -112,7 +114,12 @@ def encode_topk(
     if not 1 <= k <= W_enc.shape[1]:
         raise ValueError(f"k = {k}: must be between 1 and dict_size = {W_enc.shape[1]}")
     with torch.no_grad():
-        values, indices = _topk(x, W_enc, b_enc, k, precision, among)
+        if among is None:
+            values, indices = _topk(x, W_enc, b_enc, k, precision, signed)
+        else:
+            allowed = among.nonzero().squeeze(1)
+            values, indices = _topk(x, W_enc[:, allowed], b_enc[allowed], min(k, allowed.numel()), precision, signed)
+            indices = allowed[indices]
         values = values if signed else values.relu()
         offsets = torch.arange(x.shape[0] + 1, device=x.device) * values.shape[1]
     return _with_gradient(x, W_enc, b_enc, values.flatten(), indices.flatten(), offsets)
@@ -127,11 +134,13 @@ def encode_batchtopk(
     if not 1 <= pairs <= x.shape[0] * W_enc.shape[1]:
         raise ValueError(f"k = {k}: {pairs} pairs of {x.shape[0]} rows x {W_enc.shape[1]} latents")
     with torch.no_grad():
-        values, places = _batchtopk(x, W_enc, b_enc, pairs, precision)
+        keys = _batchtopk(x, W_enc, b_enc, pairs, precision)
+        places, order = _places(keys).sort()
+        values = ((keys[order] + places) >> 32).int().view(torch.float32)
         dict_size = W_enc.shape[1]
         starts = torch.arange(x.shape[0] + 1, device=x.device) * dict_size
         offsets = torch.searchsorted(places, starts)
-    return _with_gradient(x, W_enc, b_enc, values.relu(), places % dict_size, offsets)
+    return _with_gradient(x, W_enc, b_enc, values, places % dict_size, offsets)
 
 
 def decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
@@ -152,52 +161,111 @@ def _check(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> None:
 
 
 # --- selection -------------------------------------------------------------------------------------------------------
+#
+# A chunk is cut into groups of adjacent latents. The k best pairs lie in the k groups with the best maxima, because a
+# pair outside of them has k better ones, one in each. So a pass over the chunk for the maxima and two small choices
+# replace one choice among all of it. Choices are made among int64 keys that order like (value, lower place first): no
+# two are equal, so the result does not depend on algorithm, thread count, chunking or device.
 
 
-def _keys(values: Tensor, places: Tensor) -> Tensor:
-    """int64 that orders like (value, lower place first): no two keys are equal, so every algorithm picks one set."""
-    bits = values.float().view(torch.int32).long()
-    ordered = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
-    return (ordered << 32) - places
+def _keys(values: Tensor, places: Tensor, signed: bool = False) -> Tensor:
+    """Keys of float32 values; places are below 2^32. Without `signed` negative values count as 0."""
+    if not signed:
+        return ((values.relu().view(torch.int32) & 0x7FFFFFFF).long() << 32) - places
+    bits = values.view(torch.int32).long()
+    return (torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF)) << 32) - places
 
 
-def _topk(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, among: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    latents = torch.arange(W_enc.shape[1], device=x.device)
-    if among is not None:
-        latents = among.nonzero().squeeze(1)
-        W_enc, b_enc, k = W_enc[:, latents], b_enc[latents], min(k, latents.numel())
-    values = x.new_empty(x.shape[0], k)
-    indices = torch.empty(x.shape[0], k, dtype=torch.int64, device=x.device)
-    rows = max(1, CHUNK_ELEMENTS // max(1, W_enc.shape[1]))
-    for start in range(0, x.shape[0], rows):
-        pre = _pre(x[start : start + rows], W_enc, b_enc, precision)
-        best = _keys(pre, latents).topk(k, dim=1, sorted=False).indices
-        values[start : start + rows] = pre.gather(1, best)
-        indices[start : start + rows] = latents[best]
-    return values, indices
+def _places(keys: Tensor) -> Tensor:
+    return -keys & 0xFFFFFFFF
 
 
-def _batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> tuple[Tensor, Tensor]:
+def _group_size(dict_size: int, k: float) -> int:
+    """A power of two that divides dict_size and balances the number of groups with the number of their members."""
+    size = 1
+    while dict_size % (2 * size) == 0 and 2 * k * (2 * size) ** 2 <= 3 * dict_size:
+        size *= 2
+    return size
+
+
+def _chunks(x: Tensor, dict_size: int) -> tuple[Tensor, ...]:
+    rows = CHUNK_ROWS if x.device.type == "cpu" else 1 << 30
+    most = CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS["cuda"])
+    while rows > 1 and min(rows, x.shape[0]) * dict_size > most:
+        rows //= 2
+    return torch.split(x, rows)
+
+
+def _topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, signed: bool) -> tuple[Tensor, Tensor]:
+    """Values (rows, k) and latents (rows, k)."""
+    size = _group_size(W_enc.shape[1], k)
+    groups = torch.arange(W_enc.shape[1] // size, device=x.device)
+    members = torch.arange(size, device=x.device)
+    values, latents = [], []
+    for chunk in _chunks(x, W_enc.shape[1]):
+        pre = affine_no_grad(chunk, W_enc, b_enc, precision)
+        among = None
+        if size > 1:
+            maxima = max_pool1d(pre, size)
+            best = _keys(maxima, groups, signed).topk(k, dim=1, sorted=False).indices
+            among = (best.unsqueeze(2) * size + members).flatten(1)
+            pre = pre.gather(1, among)
+        best = _keys(pre, groups if among is None else among, signed).topk(k, dim=1, sorted=False).indices
+        values.append(pre.gather(1, best))
+        latents.append(best if among is None else among.gather(1, best))
+    return torch.cat(values), torch.cat(latents)
+
+
+def _batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor:
+    """Keys of the best pairs of the batch, by place = row * dict_size + latent."""
+    if x.device.type == "cpu":
+        keys = _above_a_guess(x, W_enc, b_enc, pairs, precision)
+        if keys is not None:
+            return keys
+    size = _group_size(W_enc.shape[1], pairs / x.shape[0])
+    members = torch.arange(size, device=x.device)
+    kept, first = torch.empty(0, dtype=torch.int64, device=x.device), 0
+    for chunk in _chunks(x, W_enc.shape[1]):
+        pre = affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size)
+        groups = torch.arange(pre.shape[0], device=x.device)
+        if pairs < pre.shape[0]:
+            groups = _best(_keys(max_pool1d(pre, size).flatten(), groups), pairs, True)
+        places = first + groups.unsqueeze(1) * size + members
+        kept = _best(torch.cat([kept, _keys(pre[groups], places).flatten()]), pairs)
+        first += pre.numel()
+    return kept
+
+
+def _best(keys: Tensor, count: int, as_places: bool = False) -> Tensor:
+    best = keys.topk(min(count, keys.numel()), sorted=False).values
+    return _places(best) if as_places else best
+
+
+def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor | None:
+    """The same keys from the pairs above a threshold that the first chunk suggests; None where it was too high."""
     dict_size = W_enc.shape[1]
-    values = x.new_empty(0)
-    places = torch.empty(0, dtype=torch.int64, device=x.device)
-    rows = max(1, CHUNK_ELEMENTS // dict_size)
-    for start in range(0, x.shape[0], rows):
-        pre = _pre(x[start : start + rows], W_enc, b_enc, precision).flatten()
-        values = torch.cat([values, pre])
-        places = torch.cat([places, torch.arange(pre.numel(), device=x.device) + start * dict_size])
-        keys = (values.relu().view(torch.int32).long() << 32) - torch.arange(values.numel(), device=x.device)
-        best = keys.topk(min(pairs, keys.numel()), sorted=False).indices.sort().values
-        values, places = values[best], places[best]
-    return values, places
+    size = _group_size(dict_size, pairs / x.shape[0])
+    members = torch.arange(size)
+    found: list[Tensor] = []
+    guess, first = 0.0, 0
+    for chunk in _chunks(x, dict_size):
+        pre = affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size)
+        if not found:
+            guess = _quantile(pre, 1.3 * pairs / (x.shape[0] * dict_size))
+        groups = (max_pool1d(pre, size).flatten() <= guess).logical_not().nonzero().squeeze(1)
+        near = pre[groups]
+        row, member = (near <= guess).logical_not().nonzero(as_tuple=True)
+        found.append(_keys(near[row, member], first + groups[row] * size + members[member]))
+        first += pre.numel()
+    keys = torch.cat(found)
+    return _best(keys, pairs) if keys.numel() >= pairs or guess == 0.0 else None
 
 
-def _pre(x: Tensor, W_enc: Tensor, b_enc: Tensor, precision: Precision) -> Tensor:
-    if precision == "bfloat16":
-        return (x.bfloat16() @ W_enc.bfloat16()).to(x.dtype) + b_enc
-    return torch.addmm(b_enc, x, W_enc)
+def _quantile(pre: Tensor, share: float) -> float:
+    """A value that about `share` of pre exceeds, at least 0, from one row in sixteen."""
+    sample = pre.flatten()[:: 17 if pre.numel() > 1 << 16 else 1]
+    rank = min(sample.numel(), int(share * sample.numel()) + 1)
+    return max(0.0, float(sample.topk(rank, sorted=False).values.min()))
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------
