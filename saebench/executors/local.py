@@ -1,0 +1,256 @@
+"""Trials in worker processes on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saebench.config import RunConfig
+from saebench.devices import Slot, make_slots, uses_gpu
+from saebench.events import Event, FailureKind, Verdict
+from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message
+from saebench.executors.nursery import Born, Died, Notice, Nursery, end_group, group_is_gone, make_nursery, search_path
+from saebench.worker import Request
+
+TARGET = "saebench.trial:run_trial"
+DRAIN = 10.0
+"""Seconds after which a slot is given back although NVML still counts memory of its dead worker."""
+TICK = 0.02
+"""Seconds between two looks at what cannot be waited for."""
+
+
+@dataclass
+class _Worker:
+    attempt: Attempt
+    slot: Slot
+    channel: socket.socket
+    ticket: int
+    pid: int | None = None
+    rest: bytes = b""
+    """The beginning of a line that is still to come."""
+    last: Event | None = None
+    unanswered: deque[int] = field(default_factory=deque)
+    """Marks whose `eval` events wait for a verdict."""
+    killed: bool = False
+    died: Died | None = None
+    died_at: float = 0.0
+
+
+class LocalExecutor:
+    """See `Executor`. One selector, no threads; PreflightError for a device that is not there."""
+
+    def __init__(self, run: RunConfig, cache_dir: Path, target: str = TARGET, nursery: Nursery | None = None) -> None:
+        self._slots = make_slots(run)
+        self._cache_dir = cache_dir
+        self._target = target
+        self._workers: dict[int, _Worker] = {}
+        self._messages: list[Message] = []
+        self._selector = selectors.DefaultSelector()
+        self._nursery = nursery or make_nursery(target)
+        self._watched: socket.socket | None = None
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self._slots
+
+    def start(self, attempt: Attempt, slot: Slot) -> None:
+        if attempt.number in self._workers:
+            raise RuntimeError(f"trial {attempt.number} is running")
+        if slot not in self._slots or any(worker.slot == slot for worker in self._workers.values()):
+            raise RuntimeError(f"slot {slot.name} is not free")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            request = self._request(attempt, slot)
+            if self._nursery.channel is None:
+                ours.sendall(request.to_json() + b"\n")
+            ticket = self._nursery.start(request, theirs)
+        ours.setblocking(False)
+        self._workers[attempt.number] = worker = _Worker(attempt, slot, ours, ticket)
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _request(self, attempt: Attempt, slot: Slot) -> Request:
+        return Request(
+            number=attempt.number,
+            attempt=attempt.attempt,
+            config=attempt.config.model_dump(mode="json"),
+            root=str(attempt.paths.root),
+            cache_dir=str(self._cache_dir),
+            target=self._target,
+            device="cuda:0" if slot.device.startswith("cuda") else slot.device,
+            threads=slot.threads,
+            memory_fraction=slot.memory_fraction,
+            environment=environment(slot),
+            sys_path=search_path(),
+        )
+
+    def poll(self, timeout: float) -> list[Message]:
+        end = time.monotonic() + timeout
+        while True:
+            self._look(max(0.0, end - time.monotonic()) if not self._messages else 0.0)
+            if self._messages or time.monotonic() >= end:
+                messages, self._messages = self._messages, []
+                return messages
+
+    def _look(self, wait: float) -> None:
+        self._watch()
+        if self._nursery.channel is None or any(worker.died for worker in self._workers.values()):
+            wait = min(wait, TICK)
+        for key, _ in self._selector.select(wait):
+            if isinstance(key.data, _Worker) and key.data.died is None:
+                self._read(key.data)
+        for notice in self._nursery.notices():
+            self._take(notice)
+        self._watch()
+        for worker in [worker for worker in self._workers.values() if worker.died]:
+            self._bury(worker)
+
+    def _watch(self) -> None:
+        """A nursery whose process died has a closed channel, and another one when it has started anew."""
+        channel = self._nursery.channel
+        if channel is not None and channel.fileno() < 0:
+            channel = None
+        if channel is self._watched:
+            return
+        if self._watched is not None:
+            self._selector.unregister(self._watched)
+        if channel is not None:
+            self._selector.register(channel, selectors.EVENT_READ)
+        self._watched = channel
+
+    def _read(self, worker: _Worker) -> None:
+        """Everything the worker has sent; the end of file is not its end, which only its parent can tell."""
+        while True:
+            try:
+                data = worker.channel.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if not data:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(worker.channel)
+                return
+            *lines, worker.rest = (worker.rest + data).split(b"\n")
+            for line in lines:
+                self._record(worker, Event.from_line(line.decode()))
+
+    def _record(self, worker: _Worker, event: Event) -> None:
+        worker.last = event
+        if event.type == "eval":
+            worker.unanswered.append(event.samples)
+        self._messages.append(EventMessage(worker.attempt.number, event))
+
+    def _take(self, notice: Notice) -> None:
+        worker = next((w for w in self._workers.values() if w.ticket == notice.ticket), None)
+        if worker is None:
+            return
+        if isinstance(notice, Born):
+            worker.pid = notice.pid
+            if worker.killed:
+                end_group(notice.pid)
+            return
+        self._read(worker)
+        with contextlib.suppress(KeyError):
+            self._selector.unregister(worker.channel)
+        worker.channel.close()
+        worker.died, worker.died_at = notice, time.monotonic()
+
+    def _bury(self, worker: _Worker) -> None:
+        """The last message, once nothing of the worker is left on this machine."""
+        waited = time.monotonic() - worker.died_at
+        if worker.pid is not None:
+            if not group_is_gone(worker.pid, worker.died_at):
+                end_group(worker.pid)
+                return
+            if uses_gpu(worker.pid, worker.slot.device) and waited < DRAIN:
+                return
+        del self._workers[worker.attempt.number]
+        self._messages.append(ExitMessage(worker.attempt.number, *outcome(worker)))
+
+    def answer(self, number: int, verdict: Verdict) -> None:
+        worker = self._workers.get(number)
+        if worker is not None and worker.unanswered:
+            self._tell(worker, verdict, worker.unanswered.popleft())
+
+    def stop(self, number: int, how: How) -> None:
+        worker = self._workers.get(number)
+        if worker is None or worker.died is not None:
+            return
+        if how == "leave":
+            self._tell(worker, Verdict.LEAVE, -1)
+            return
+        worker.killed = True
+        if worker.pid is not None:
+            end_group(worker.pid)
+
+    def _tell(self, worker: _Worker, verdict: Verdict, samples: int) -> None:
+        line = json.dumps({"verdict": verdict.value, "samples": samples}) + "\n"
+        with contextlib.suppress(OSError):  # it is ending: its exit is on the way
+            worker.channel.send(line.encode())
+
+    def quarantine(self, slot: Slot) -> None:
+        self._slots = tuple(other for other in self._slots if other.device != slot.device)
+
+    def close(self) -> None:
+        end = time.monotonic() + DRAIN
+        for number in list(self._workers):
+            self.stop(number, "kill")
+        while self._workers and time.monotonic() < end:
+            self._look(TICK)
+        for worker in self._workers.values():
+            worker.channel.close()
+        self._workers = {}
+        self._nursery.close()
+        self._selector.close()
+
+
+def environment(slot: Slot) -> dict[str, str]:
+    """What a worker's environment says about its device and its share of the machine."""
+    threads = str(slot.threads)
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": slot.device.removeprefix("cuda:") if slot.device.startswith("cuda:") else "",
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "OPENBLAS_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
+    }
+
+
+def outcome(worker: _Worker) -> tuple[FailureKind | None, str]:
+    """What an end was, and one line about it; a recorded event counts for more than how the process ended after it."""
+    assert worker.died is not None
+    last, status = worker.last, worker.died.status
+    if last is not None and last.type in ("done", "left"):
+        return None, str(last.info.get("why", last.type))
+    if last is not None and last.type == "failed":
+        return last.info["kind"], last.info["message"]
+    if worker.killed:
+        return "killed", "killed"
+    if status is None:
+        return worker.died.kind, worker.died.detail
+    if sys.platform != "win32" and status == -signal.SIGKILL:
+        return "host_oom", "ended by SIGKILL, as the kernel does when memory ends"
+    if status < 0:
+        return "crash", f"ended by {signal_name(-status)}"
+    if status == 0:
+        return "crash", "ended without a word about how"
+    return "crash", f"ended with exit status {status}"
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -1,0 +1,176 @@
+"""The worker: what runs a trial's target, records its events, and says what its end means.
+
+`python -m saebench.worker zygote FD` (zygote.py) imports torch and the target's module once, never touches CUDA, and
+forks a fresh process (process.py) for every request; `python -m saebench.worker once FD` is that process where fork is
+not to be had. Neither ever imports the caller's main module. FD is a socket whose other end the executor holds:
+requests, events and verdicts go through it, and its end of file means that the scheduler died.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from saebench.config import TrialConfig
+from saebench.errors import UserError
+from saebench.events import Event, EventLog, FailureKind, Verdict
+from saebench.paths import TrialPaths
+
+VERDICT_WAIT = 30.0
+"""Seconds a worker waits for a verdict before it goes on by itself."""
+GRACE = 60.0
+"""Seconds a worker has to checkpoint and leave once the scheduler is gone."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a worker process is told."""
+
+    number: int
+    attempt: int
+    config: dict[str, Any]
+    """A TrialConfig as JSON."""
+    root: str
+    """The trial's directory."""
+    cache_dir: str
+    target: str
+    """module:function"""
+    device: str
+    """As torch calls it: cpu | cuda:0 | mps."""
+    threads: int
+    memory_fraction: float | None
+    environment: dict[str, str]
+    """Set before the target starts."""
+    sys_path: list[str]
+    verdict_wait: float = VERDICT_WAIT
+    grace: float = GRACE
+
+    def to_json(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_json(cls, text: bytes) -> Request:
+        return cls(**json.loads(text))
+
+
+class Target(Protocol):
+    """What a worker runs; `saebench.trial.run_trial` in earnest, a toy in tests and benchmarks."""
+
+    def __call__(
+        self,
+        config: TrialConfig,
+        paths: TrialPaths,
+        device: str,
+        report: Callable[[Event], Verdict],
+        *,
+        cache_dir: Path,
+        attempt: int,
+        pending: Callable[[], Verdict],
+    ) -> None: ...
+
+
+class Line(Protocol):
+    """A worker's way to the scheduler: a socket, or a queue in the in-process executor."""
+
+    def send(self, event: Event) -> None:
+        """Pass an event on; silent when nobody is there to read it."""
+        ...
+
+    def wait(self, samples: int) -> Verdict:
+        """The verdict on the `eval` event at `samples`."""
+        ...
+
+    def pending(self) -> Verdict:
+        """What the scheduler asks for right now: PRUNE and LEAVE are to be obeyed at the next step."""
+        ...
+
+
+def resolve(target: str) -> Target:
+    """The function that "module:function" names; UserError when there is none."""
+    module, _, name = target.partition(":")
+    function = getattr(importlib.import_module(module), name, None)
+    if not callable(function):
+        raise UserError(f"{target}: there is no such function")
+    return function  # type: ignore[no-any-return]
+
+
+def work(request: Request, line: Line) -> bool:
+    """Run the target in this process, record and send its events; False when it failed (and said why)."""
+    config, paths = TrialConfig.model_validate(request.config), TrialPaths(Path(request.root))
+    log = EventLog(paths.events)
+    samples = 0
+
+    def report(event: Event) -> Verdict:
+        nonlocal samples
+        samples = event.samples
+        event = replace(event, attempt=request.attempt)
+        log.append(event)
+        line.send(event)
+        return line.wait(event.samples) if event.type == "eval" else line.pending()
+
+    try:
+        run = resolve(request.target)
+        cache_dir = Path(request.cache_dir)
+        run(config, paths, request.device, report, cache_dir=cache_dir, attempt=request.attempt, pending=line.pending)
+    except Exception as error:  # whatever the target raises is this trial's end and nobody else's
+        traceback.print_exc()
+        failed = replace(failure(error, samples), attempt=request.attempt)
+        with contextlib.suppress(OSError):  # a full disk may be what ended it
+            log.append(failed)
+        line.send(failed)
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            log.close()
+    return True
+
+
+def failure(error: BaseException, samples: int) -> Event:
+    """The `failed` event for an exception."""
+    info = {
+        "kind": classify(error),
+        "message": one_line(error),
+        "traceback": "".join(traceback.format_exception(error)),
+    }
+    return Event("failed", samples, info=info)
+
+
+_CUDA_MEMORY = ("CUDA out of memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAll")
+_HOST_MEMORY = ("can't allocate memory", "Cannot allocate memory")
+
+
+def classify(error: BaseException) -> FailureKind:
+    """The class of failure of an exception or of what caused it; torch is not imported to know its errors."""
+    for one in _causes(error):
+        names = {base.__name__ for base in type(one).__mro__}
+        text = str(one)
+        if "OutOfMemoryError" in names or any(mark in text for mark in _CUDA_MEMORY):
+            return "cuda_oom"
+        if isinstance(one, MemoryError) or any(mark in text for mark in _HOST_MEMORY):
+            return "host_oom"
+        if isinstance(one, FloatingPointError):
+            return "diverged"
+        if isinstance(one, UserError | ImportError | SyntaxError) or {"ValidationError", "ValueError"} <= names:
+            return "user_error"
+    return "crash"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception; the class in front, unless the words were written for users."""
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, UserError) and first:
+        return first
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__
