@@ -9,20 +9,22 @@ from pathlib import Path
 from typing import Any
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write aside, make it durable, then rename: a reader sees the old file or the new one, never half of it."""
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write aside, make it durable, then rename: a reader sees the old file or the new one, never half of it. Without
+    `durable` that holds while the machine has power, and costs a tenth of the time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
     aside.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
     """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=1, default=str) + "\n")
+    write_text(path, json.dumps(value, indent=1, default=str) + "\n", durable=durable)
 
 
 @dataclass(frozen=True)
