@@ -19,7 +19,7 @@ ENDED: frozenset[str] = frozenset({"complete", "pruned", "failed"})
 
 
 @dataclass
-class Attempt:
+class AttemptRecord:
     """One try at a trial."""
 
     attempt: int
@@ -51,7 +51,7 @@ class TrialState:
     reason: str = ""
     """Why it is in this state, in one line."""
     kind: FailureKind | None = None
-    attempts: list[Attempt] = field(default_factory=list)
+    attempts: list[AttemptRecord] = field(default_factory=list)
     forgiven: int = 0
     """Attempts that no longer count against the retries: somebody asked for the trial to be tried again."""
     samples: int = 0
@@ -80,11 +80,11 @@ class TrialState:
         """How often `kind` has ended an attempt that still counts."""
         return sum(a.kind == kind for a in self.attempts[self.forgiven :])
 
-    def close_attempt(self, kind: FailureKind | None = None, detail: str = "") -> None:
-        """The newest attempt is over."""
+    def close_attempt(self, kind: FailureKind | None = None, detail: str = "", at: float | None = None) -> None:
+        """The newest attempt is over, now or at `at` (seconds since the epoch)."""
         if self.attempts and self.attempts[-1].ended is None:
             last = self.attempts[-1]
-            last.ended, last.kind, last.detail = time.time(), kind, detail
+            last.ended, last.kind, last.detail = at or time.time(), kind, detail
 
     def forgive(self) -> None:
         """Try again as if nothing had happened; what happened stays on record."""
@@ -92,14 +92,15 @@ class TrialState:
         self.state, self.reason, self.kind = "planned", "", None
 
     def write(self, paths: TrialPaths) -> None:
-        write_json(paths.state, asdict(self))
+        """Durably where the trial has ended: nobody would find that out again. Up to there the events tell."""
+        write_json(paths.state, asdict(self), durable=self.ended)
 
 
 def read_state(paths: TrialPaths) -> TrialState | None:
     """The trial's state; None where there is none yet or the file cannot be understood."""
     try:
         found = json.loads(paths.state.read_text("utf-8"))
-        attempts = [Attempt(**a) for a in found.pop("attempts")]
+        attempts = [AttemptRecord(**a) for a in found.pop("attempts")]
         return TrialState(**found, attempts=attempts)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -1,0 +1,176 @@
+"""One scheduler per sweep, and what the sweep was started with.
+
+`scheduler.lock` is held by the operating system's means for as long as the process lives, so that a killed scheduler
+leaves nothing behind; `scheduler.json` says to people (and to `saebench status`) who holds it. `lock.json` is what the
+sweep was resolved to at its first start; a later start must agree with it, but for what may grow.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+from filelock import FileLock, Timeout
+
+from saebench.errors import LockedError, PreflightError, SpecError
+from saebench.paths import SweepPaths, write_json
+
+GROWS = ("seeds", "search.points", "run", "budget", "description")
+"""Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
+trials run, and leave the trials that exist what they are."""
+_PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")
+
+
+class Holder:
+    """The right to work on a sweep, from `acquire` to `release`."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self._paths = paths
+        self._lock = FileLock(paths.holder_lock)
+
+    def acquire(self) -> Self:
+        """Raises LockedError, naming who holds it."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise LockedError(
+                f"{self._paths.root}: another scheduler works on this sweep: {describe(self._paths)}"
+            ) from None
+        except OSError as error:
+            raise PreflightError(f"{self._paths.root}: cannot write here: {error.strerror or error}") from None
+        me = psutil.Process()
+        write_json(
+            self._paths.holder, {"pid": me.pid, "host": socket.gethostname(), "started": me.create_time(), "at": now()}
+        )
+        return self
+
+    def release(self) -> None:
+        if self._lock.is_locked:
+            self._paths.holder.unlink(missing_ok=True)
+            self._lock.release()
+
+
+def holder(paths: SweepPaths) -> dict[str, Any] | None:
+    """Who works on the sweep now; None when nobody does. A holder on another host cannot be checked and is believed."""
+    try:
+        found: dict[str, Any] = json.loads(paths.holder.read_text("utf-8"))
+        if found["host"] != socket.gethostname():
+            return found
+        alive = abs(psutil.Process(found["pid"]).create_time() - found["started"]) < 1.0
+        return found if alive else None
+    except (OSError, ValueError, KeyError, psutil.Error):
+        return None
+
+
+def describe(paths: SweepPaths) -> str:
+    """The holder in words."""
+    found = holder(paths)
+    if found is None:
+        return "a process that has just started"
+    return f"process {found['pid']} on {found['host']}, since {found['at']}"
+
+
+def now() -> str:
+    """The local time with its offset, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+# --- lock.json -------------------------------------------------------------------------------------------------------
+
+
+def provenance(folder: Path) -> dict[str, Any]:
+    """Versions, machine and git commit (of `folder`, where the spec lies)."""
+    found: dict[str, str | None] = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return {
+        "created": now(),
+        "host": socket.gethostname(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "versions": found,
+        "git": git(folder),
+    }
+
+
+def git(folder: Path) -> dict[str, Any] | None:
+    """Commit and whether the tree has changes; None outside a repository or without git."""
+
+    def ask(*arguments: str) -> str:
+        run = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+        )
+        return run.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def read_lock(paths: SweepPaths) -> dict[str, Any] | None:
+    """The sweep's lock.json; None where the sweep never got as far. Raises SpecError when it cannot be read."""
+    if not paths.lock.exists():
+        return None
+    try:
+        found: dict[str, Any] = json.loads(paths.lock.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"{paths.lock}: cannot be read: {error}") from None
+    return found
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested mappings and lists as {dotted key: scalar}; lists of scalars stay whole."""
+    if isinstance(value, Mapping) and value:
+        pairs = ((f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items())
+    elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
+        pairs = ((f"{prefix}[{index}]", item) for index, item in enumerate(value))
+    else:
+        return {prefix: list(value) if isinstance(value, tuple) else value}
+    return {key: leaf for name, item in pairs for key, leaf in flatten(item, name).items()}
+
+
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old, new) where two resolved specs differ; a key that is missing counts as None."""
+    before, after = flatten(old), flatten(new)
+    keys = [*before, *(key for key in after if key not in before)]
+    return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
+
+
+def may_grow(key: str, old: Any, new: Any) -> bool:
+    """Is this change one that `--extend` allows? Seeds may be added, points only become more."""
+    if not any(key == grows or key.startswith((f"{grows}.", f"{grows}[")) for grows in GROWS):
+        return False
+    if key == "seeds":
+        return set(old or ()) <= set(new or ())
+    if key == "search.points":
+        return (new or 1) >= (old or 1)
+    return True
+
+
+def agree(lock: Mapping[str, Any], spec: Mapping[str, Any], paths: SweepPaths, *, extend: bool) -> dict[str, Any]:
+    """The changes of `spec` against the lock that `extend` allows; raises SpecError with a diff for all others."""
+    changes = differences(lock["spec"], spec)
+    refused = {key: pair for key, pair in changes.items() if not (extend and may_grow(key, *pair))}
+    if not refused:
+        return {key: list(pair) for key, pair in changes.items()}
+    lines = [f"  {key}: {_show(old)} -> {_show(new)}" for key, (old, new) in refused.items()]
+    if not extend and all(may_grow(key, *pair) for key, pair in refused.items()):
+        advice = "--extend takes these changes into the sweep"
+    else:
+        advice = "give the sweep another name, or undo the changes (--extend allows: " + ", ".join(GROWS) + ")"
+    raise SpecError("\n".join([f"the spec differs from the one {paths.root} was started with:", *lines, advice]))
+
+
+def _show(value: Any) -> str:
+    return "nothing" if value is None else json.dumps(value, default=str)

@@ -1,0 +1,296 @@
+"""The loop: fill the slots, hear the workers, pass verdicts on, retry, and stop when somebody says so.
+
+One thread, no torch. Everything slow or fallible (training, MLflow) happens elsewhere; a turn of the loop costs time in
+proportion to the running trials, not to all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from saebench.board import Board
+from saebench.config import BudgetConfig, FailuresConfig
+from saebench.events import Event, FailureKind, Verdict
+from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Slot
+from saebench.failures import DeviceRecord, gives_up, may_retry
+from saebench.ledger import Ledger, Search, reason_of
+from saebench.paths import SweepPaths
+from saebench.placement import Active, Job, Queue
+
+POLL = 0.25
+"""Seconds that one turn of the loop waits for messages."""
+LEAVE_GRACE = 90.0
+"""Seconds a worker has for its checkpoint before it is killed."""
+
+
+class View(Protocol):
+    """Who shows the sweep to a person."""
+
+    def show(self, board: Board) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Signals(Protocol):
+    """What `interrupts.Interrupts` tells."""
+
+    @property
+    def level(self) -> int: ...
+    @property
+    def exit_code(self) -> int: ...
+    @property
+    def why(self) -> str: ...
+
+
+@dataclass
+class Halt:
+    """Why the sweep ends before its end."""
+
+    reason: str
+    exit_code: int
+    now: bool = False
+
+
+class Scheduler:
+    """Runs the trials that the search hands out, until there are none, or a `Halt`."""
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        search: Search,
+        executor: Executor,
+        view: View,
+        signals: Signals,
+        *,
+        failures: FailuresConfig,
+        budget: BudgetConfig,
+        waiting: Iterable[int] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.halt: Halt | None = None
+        self._ledger = ledger
+        self._board = ledger.board
+        self._paths: SweepPaths = ledger.paths
+        self._search = search
+        self._executor = executor
+        self._view = view
+        self._signals = signals
+        self._failures = failures
+        self._budget = budget
+        self._clock = clock
+        self._started = clock()
+        self._devices = DeviceRecord(failures)
+        self._active: dict[int, Active] = {}
+        self._waiting = Queue(n for n in waiting if not self._overdue(n))
+        self._dry = False  # the search had nothing when it was last asked, and nothing has changed since
+
+    def run(self) -> Halt | None:
+        """Returns why it stopped early; None when every trial has ended."""
+        while True:
+            self._obey()
+            self._fill()
+            self._board.slots = [slot.name for slot in self._executor.slots]
+            self._view.show(self._board)
+            if not self._active and (self.halt or not self._waiting):
+                break
+            for message in self._executor.poll(POLL):
+                if isinstance(message, EventMessage):
+                    self._hear(message.number, message.event)
+                else:
+                    self._exit(message)
+            self._watch()
+        for number in self._waiting.numbers():
+            self._ledger.interrupt(number, self._ledger.states[number].reason or self._board.stopping)
+        if self.halt is None and (late := self._ledger.numbers("interrupted")):
+            self.halt = Halt(
+                f"{len(late)} trials reached budget.trial_minutes; more of it and --extend let them go on", 75
+            )
+        return self.halt
+
+    # --- being told to stop ------------------------------------------------------------------------------------------
+
+    def _obey(self) -> None:
+        if self._signals.level:
+            self._stop(Halt(self._signals.why, self._signals.exit_code, now=self._signals.level > 1))
+        with contextlib.suppress(FileNotFoundError):
+            asked = self._paths.stop.read_text("utf-8").strip()
+            self._stop(Halt("saebench stop", 75, now=asked == "now"))
+        with contextlib.suppress(FileNotFoundError, ValueError):
+            self._retry(json.loads(self._paths.retry.read_text("utf-8")))
+            self._paths.retry.unlink()
+        hours = (self._clock() - self._started) / 3600
+        if self._budget.wall_hours and hours >= self._budget.wall_hours:
+            self._stop(Halt(f"budget.wall_hours = {self._budget.wall_hours:g} is spent", 75))
+        if self._out_of_samples() and self._something_left():
+            self._stop(Halt(f"budget.samples = {self._budget.samples:,} is spent", 75))
+
+    def _out_of_samples(self) -> bool:
+        return self._budget.samples is not None and self._ledger.samples >= self._budget.samples
+
+    def _something_left(self) -> bool:
+        """Is anything untrained, as far as can be told without asking for more?"""
+        short = any(self._ledger.states[n].samples < self._total(n) for n in self._active)
+        return short or bool(self._waiting) or (not self._active and not self._search.done)
+
+    def _stop(self, halt: Halt) -> None:
+        """The first reason stays; what comes later can only hurry it, and Ctrl-C is always said in the exit code."""
+        if self.halt is None:
+            self.halt = replace(halt, now=False)
+            self._board.stopping = halt.reason
+            self._note(f"stopping: {halt.reason}")
+            self._leave(self._active.values(), halt.reason)
+        if halt.exit_code == 130:
+            self.halt.exit_code = 130
+        if halt.now and not self.halt.now:
+            self.halt.now = True
+            for active in self._active.values():
+                self._executor.stop(active.number, "kill")
+
+    def _leave(self, actives: Iterable[Active], why: str) -> None:
+        for active in actives:
+            if active.leaving is None:
+                active.leaving, active.why = self._clock(), why
+                self._executor.stop(active.number, "leave")
+
+    def _retry(self, numbers: list[int]) -> None:
+        for number in numbers:
+            if number in self._ledger.numbers("failed"):
+                self._ledger.reopen(number)
+                self._waiting.put(Job(number))
+                self._note(f"trial {number:04d}: tried again on request")
+
+    # --- filling slots -----------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        if self.halt or self._out_of_samples():
+            return
+        busy = {active.slot.id for active in self._active.values()}
+        for slot in self._executor.slots:
+            if slot.id not in busy and (job := self._job_for(slot)) is not None:
+                self._start(job, slot)
+
+    def _job_for(self, slot: Slot) -> Job | None:
+        if self._waiting.reserved(slot, self._active.values()):
+            return None
+        return self._waiting.take(slot, {s.device for s in self._executor.slots}) or self._ask()
+
+    def _ask(self) -> Job | None:
+        if self._dry:
+            return None
+        config = self._search.ask()
+        if config is None:
+            self._dry = True
+            return None
+        self._ledger.open(config)
+        return Job(config.number)
+
+    def _start(self, job: Job, slot: Slot) -> None:
+        number = job.number
+        attempt = self._ledger.start(number, slot)
+        lease = replace(slot, memory_fraction=None) if job.alone else slot
+        config, trial = self._ledger.configs[number], self._paths.trial(number)
+        now = self._clock()
+        self._active[number] = Active(number, slot, now, now, alone=bool(job.alone))
+        self._executor.start(Attempt(number, attempt, config, trial), lease)
+
+    # --- hearing the workers -----------------------------------------------------------------------------------------
+
+    def _hear(self, number: int, event: Event) -> None:
+        active = self._active.get(number)
+        if active is None:
+            return
+        active.alive = self._clock()
+        self._ledger.see(number, event)
+        if event.type == "eval":
+            self._executor.answer(number, self._judge(active, event))
+        elif event.type in ("done", "left"):
+            active.end = event
+
+    def _judge(self, active: Active, event: Event) -> Verdict:
+        verdict = self._ledger.judge(active.number, event)
+        if verdict == Verdict.PRUNE:
+            self._note(self._board.verdicts[-1])
+        if verdict == Verdict.GO and active.leaving is not None and event.samples < self._total(active.number):
+            return Verdict.LEAVE
+        return verdict
+
+    def _total(self, number: int) -> int:
+        return self._ledger.states[number].total
+
+    def _exit(self, message: ExitMessage) -> None:
+        active = self._active.pop(message.number, None)
+        if active is None:
+            return
+        self._dry = False
+        kind: FailureKind | None = "stall" if active.stalled else message.kind
+        if kind is None and active.end is None:
+            kind = "crash"
+        if kind is None or kind == "killed":
+            self._ended(active)
+        else:
+            self._failed(active, kind, message.detail or "it ended without a result")
+        if not self.halt and (why := gives_up(self._board.counts["failed"], self._board.ended, self._failures)):
+            self._stop(Halt(why, 4))
+
+    def _ended(self, active: Active) -> None:
+        """The attempt is over and nothing is wrong with it."""
+        number, state = active.number, self._ledger.states[active.number]
+        if active.end is not None:
+            self._devices.note(active.slot.device, number, None)
+        if active.end is not None and active.end.type == "done":
+            self._ledger.finish(number, "complete")
+        elif state.verdict.get("verdict") == Verdict.PRUNE:
+            self._ledger.finish(number, "pruned", f"weak at {state.judged:,} samples")
+        else:
+            self._ledger.interrupt(number, active.why or "it left")
+
+    def _failed(self, active: Active, kind: FailureKind, detail: str) -> None:
+        number, state, device = active.number, self._ledger.states[active.number], active.slot.device
+        shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
+        state.close_attempt(kind, detail)
+        again = may_retry(kind, state, self._failures.retries, shared=shared)
+        then = "tried again" + (" alone on its device" if kind == "cuda_oom" else "") if again else "it has failed"
+        self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then if not self.halt else 'left as it is'}")
+        if not again:
+            self._ledger.finish(number, "failed", reason_of(kind, detail), kind)
+        elif self.halt:
+            self._ledger.interrupt(number, reason_of(kind, detail))
+        else:
+            self._ledger.fail_attempt(number, kind, detail)
+            alone = device if kind == "cuda_oom" else ""
+            self._waiting.put(Job(number, avoid=device if kind in ("crash", "stall") else "", alone=alone), first=True)
+        if kind == "user_error" and not self._ledger.numbers("complete", "pruned"):
+            self._stop(Halt(f"trial {number:04d}: {detail}", 4, now=True))
+        if self._devices.note(device, number, kind):
+            self._quarantine(active.slot)
+
+    def _quarantine(self, slot: Slot) -> None:
+        """The last device stays: whether the sweep should go on is then for the failure budget to say."""
+        if len({s.device for s in self._executor.slots}) > 1:
+            self._executor.quarantine(slot)
+            self._note(f"{slot.name}: {self._failures.quarantine_after} crashes in a row; taken out of the pool")
+
+    # --- watching the clock ------------------------------------------------------------------------------------------
+
+    def _watch(self) -> None:
+        now = self._clock()
+        for active in self._active.values():
+            if now - active.alive > self._failures.stall_after and not active.stalled:
+                active.stalled = True
+                self._executor.stop(active.number, "kill")
+            elif active.leaving is not None and now - active.leaving > LEAVE_GRACE:
+                self._executor.stop(active.number, "kill")
+            elif active.leaving is None and self._overdue(active.number, now - active.started):
+                self._leave([active], f"budget.trial_minutes = {self._budget.trial_minutes:g} is spent")
+
+    def _overdue(self, number: int, seconds: float = 0.0) -> bool:
+        limit = self._budget.trial_minutes
+        return limit is not None and self._ledger.states[number].seconds + seconds >= limit * 60
+
+    def _note(self, text: str) -> None:
+        self._board.notes.append(text)
+        self._view.note(text)
