@@ -1,0 +1,144 @@
+"""What a spec is once it is read: arms, values, ranges, and the sections of config.py around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from saebench.config import (
+    SAE_CONFIGS,
+    SPARSITY_PARAMETERS,
+    BudgetConfig,
+    Config,
+    DataConfig,
+    EvalConfig,
+    PruneConfig,
+    RunConfig,
+    SearchConfig,
+    TrackingConfig,
+)
+
+Scalar = bool | int | float | str | tuple[float, ...] | None
+"""One value of a field; the tuple is for `groups`, the one field that is a list itself."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Everything from `low` to `high`, both included; of an integer field where both are ints."""
+
+    low: int | float
+    high: int | float
+    log: bool = False
+    """Drawn uniformly in the logarithm."""
+    step: int | float | None = None
+    """Only low + i * step."""
+
+    @property
+    def integer(self) -> bool:
+        """Whether only whole numbers are meant."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+
+Choices = tuple[Scalar, ...]
+Value = Scalar | Choices | Range
+
+
+class Arm(Config):
+    """One entry of `sae:`. `params` has only the fields of SAE_CONFIGS[type] that the spec gives."""
+
+    type: str
+    """Architecture."""
+    params: dict[str, Value]
+    """Field -> fixed value, choices or range."""
+
+    @property
+    def sparsity(self) -> str | None:
+        """The parameter that sets its sparsity."""
+        return next((name for name in SPARSITY_PARAMETERS[self.type] if self.params.get(name) is not None), None)
+
+    @property
+    def width(self) -> str:
+        """The parameter that sets its width."""
+        return "dict_size" if self.params.get("dict_size") is not None else "expansion_factor"
+
+    def options(self, name: str) -> Value:
+        """The value of a parameter; a field that the spec does not give has its default."""
+        return self.params[name] if name in self.params else SAE_CONFIGS[self.type].model_fields[name].default
+
+
+class SweepSpec(Config):
+    """A sweep. Made by `load_spec` or `parse_spec`, which check it; relative paths in it are resolved."""
+
+    name: str
+    """Name of the sweep and of its directory: letters, digits, dots, dashes and underscores."""
+    description: str = ""
+    """What the sweep is to find out."""
+    data: DataConfig
+    """Texts and encoder."""
+    sae: tuple[Arm, ...]
+    """The arms: SAE types and their parameters."""
+    train: dict[str, Value]
+    """Budget and optimiser; fields of TrainConfig, most of which can be searched."""
+    seeds: tuple[int, ...] = (0,)
+    """Each point is trained with each of these; a seed fixes initialisation and data order, paired across arms."""
+    replicate: Literal["survivors", "all"] = "survivors"
+    """survivors: seeds after the first run only for points that were not stopped early; all: for every point."""
+    search: SearchConfig = SearchConfig()
+    """How points are drawn."""
+    prune: PruneConfig = PruneConfig()
+    """When a trial is stopped early."""
+    run: RunConfig = RunConfig()
+    """Where trials run."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where metrics are recorded."""
+    eval: EvalConfig = EvalConfig()
+    """Further metrics."""
+    budget: BudgetConfig = Field(default=BudgetConfig())
+    """Limits after which the sweep ends cleanly."""
+
+    def plain(self) -> dict[str, Any]:
+        """The spec as YAML would have it (JSON-able), with every default written out; `parse_spec` reads it back."""
+        found: dict[str, Any] = {}
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            found[name] = value.model_dump(mode="json") if isinstance(value, Config) else value
+        found["sae"] = [{"type": arm.type, **_plain_values(arm.params)} for arm in self.sae]
+        found["train"] = _plain_values(self.train)
+        found["seeds"] = list(self.seeds)
+        return found
+
+
+def _plain_values(values: Mapping[str, Value]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in values.items()}
+
+
+def _plain(value: Value) -> Any:
+    if isinstance(value, Range):
+        return {
+            "low": value.low,
+            "high": value.high,
+            **({"log": True} if value.log else {}),
+            **({"step": value.step} if value.step is not None else {}),
+        }
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+LIST_FIELDS = frozenset({"groups"})
+"""Fields whose one value is a list; a list of lists gives choices."""
+
+
+def choices(name: str, value: Value) -> Choices | None:
+    """The choices of a field, None where its value is fixed or a range."""
+    if not isinstance(value, tuple):
+        return None
+    return value if name not in LIST_FIELDS or isinstance(value[0], tuple) else None
+
+
+def options(name: str, value: Value) -> tuple[Any, ...]:
+    """Every value that the field can take; of a range, its two ends."""
+    if isinstance(value, Range):
+        return (value.low, value.high)
+    return choices(name, value) or (value,)

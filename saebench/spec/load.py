@@ -1,0 +1,260 @@
+"""The spec file, read and checked: every problem at once, each with its place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, SearchConfig, TrainConfig
+from saebench.models import embedding_width
+from saebench.spec import rules
+from saebench.spec.grammar import Arm, SweepSpec, Value, options
+from saebench.spec.reading import BAD, Reader, did_you_mean, rule_of
+from saebench.spec.source import (
+    Items,
+    Leaf,
+    Node,
+    Place,
+    Problem,
+    Table,
+    complaint,
+    from_python,
+    join,
+    override,
+    read_file,
+)
+
+BUILDERS = frozenset({"parquet", "json", "csv", "text", "arrow", "xml"})
+"""Dataset paths that name a file format: their data_files are files of ours, not of a repository."""
+
+
+def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """The spec of a file, with `KEY=VALUE` overrides applied. Relative files in it are meant from its folder.
+
+    Raises SpecError: one line per problem, `file:line:column: key: value: rule`.
+    """
+    path = Path(path)
+    root, problems = read_file(path)
+    for setting in overrides:
+        root = override(root, setting)
+    return _read(root, problems, path.absolute().parent)
+
+
+def parse_spec(
+    values: Mapping[str, Any], overrides: Sequence[str] = (), folder: str | Path | None = None, label: str = "spec"
+) -> SweepSpec:
+    """The same from a mapping as YAML would give it: strings, numbers, lists, {low, high}. Relative files are meant
+    from `folder`, by default the working directory; `label` stands where messages name the file."""
+    root = from_python(values, label)
+    if not isinstance(root, Table):
+        raise complaint([Problem(root.place, "", "a spec is a mapping")])
+    for setting in overrides:
+        root = override(root, setting)
+    return _read(root, [], Path(folder or Path.cwd()).absolute())
+
+
+def _read(root: Table, problems: Sequence[Problem], folder: Path) -> SweepSpec:
+    reader = Reader()
+    reader.problems += problems
+    reader.places[""] = root.place
+    values: dict[str, Any] = {}
+    for name, (place, node) in root.entries.items():
+        if name not in SweepSpec.model_fields:
+            reader.unknown(place, "", name, SweepSpec.model_fields, _moved_hint(name))
+        elif name not in ("sae", "train", "search"):
+            value = reader.field(SweepSpec, name, node, name)
+            if value is not BAD:
+                values[name] = value
+    reader.missing(SweepSpec, root, "")
+    arms = _arms(reader, root)
+    values["sae"] = tuple(arm for _, arm in arms)
+    values["train"] = _train(reader, root)
+    values["search"] = _search(reader, root, [arm for _, arm in arms])
+    if isinstance(values.get("data"), DataConfig):
+        values["data"] = _resolved(values["data"], folder)
+    _rules(reader, values, arms)
+    if reader.problems:
+        raise complaint(reader.problems)
+    return SweepSpec(**values)
+
+
+def _rules(reader: Reader, values: dict[str, Any], arms: Sequence[tuple[int, Arm]]) -> None:
+    draft = rules.Draft(SweepSpec.model_construct(**values), tuple(arms))
+    model, revision = draft.get("data", "model"), draft.get("data", "revision")
+    if isinstance(model, str):
+        draft = rules.Draft(draft.spec, draft.arms, embedding_width(model, revision))
+    complained = {problem.key for problem in reader.problems}
+    for key, rule in rules.check(draft):
+        if key not in complained:
+            reader.complain(_place(reader, key), key, rule)
+
+
+def _place(reader: Reader, key: str) -> Place:
+    """The place of a key; of what it lies in, where it is not written out."""
+    while key and key not in reader.places:
+        key = key[: max(key.rfind("."), key.rfind("["), 0)]
+    return reader.places[key]
+
+
+def _moved_hint(name: str) -> str:
+    """Where a key belongs that stands at the top by mistake."""
+    if name in TrainConfig.model_fields:
+        return f"did you mean train.{name}?"
+    if any(name in config.model_fields for config in SAE_CONFIGS.values()):
+        return f"{name} belongs to an arm, under sae"
+    return ""
+
+
+# --- arms, train, search ---------------------------------------------------------------------------------------------
+
+
+def _arms(reader: Reader, root: Table) -> list[tuple[int, Arm]]:
+    if "sae" not in root.entries:
+        return []
+    _, node = root.entries["sae"]
+    reader.places["sae"] = node.place
+    if not isinstance(node, Items):
+        reader.refuse(node, "sae", "must be a list of arms, such as [{type: topk, k: 32, expansion_factor: 4}]")
+        return []
+    if not node.items:
+        reader.refuse(node, "sae", "needs at least one arm")
+    found = [(i, _arm(reader, item, f"sae[{i}]")) for i, item in enumerate(node.items)]
+    return [(i, arm) for i, arm in found if arm is not None]
+
+
+def _arm(reader: Reader, node: Node, key: str) -> Arm | None:
+    table = reader.table(node, key)
+    if table is None:
+        return None
+    if "type" not in table.entries:
+        reader.complain(table.place, f"{key}.type", f"is missing: one of {', '.join(SAE_CONFIGS)}")
+        return None
+    _, named = table.entries["type"]
+    name = named.text if isinstance(named, Leaf) and named.text is not None else getattr(named, "value", None)
+    reader.places[f"{key}.type"] = named.place
+    if not isinstance(name, str) or name not in SAE_CONFIGS:
+        hint = did_you_mean(name, SAE_CONFIGS) if isinstance(name, str) else "one type per arm"
+        reader.refuse(named, f"{key}.type", f"must be one of {', '.join(SAE_CONFIGS)}" + (f" ({hint})" if hint else ""))
+        return None
+    before = len(reader.problems)
+    model = SAE_CONFIGS[name]
+    params: dict[str, Value] = {}
+    for field, (place, value) in table.entries.items():
+        if field == "type":
+            continue
+        if field not in model.model_fields:
+            reader.unknown(place, key, field, model.model_fields, _arm_hint(field, name))
+            continue
+        read = reader.searchable(model, field, value, join(key, field))
+        if read is not BAD:
+            params[field] = read  # type: ignore[assignment]
+    reader.missing(model, table, key)
+    arm = Arm.model_construct(type=name, params=params)
+    if len(reader.problems) == before:
+        _whole(reader, model, params, table.place, key)
+    return arm
+
+
+def _arm_hint(field: str, name: str) -> str:
+    if field in TrainConfig.model_fields:
+        return f"did you mean train.{field}?"
+    owners = [other for other, config in SAE_CONFIGS.items() if field in config.model_fields]
+    return f"{name} has none; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'}" if owners else ""
+
+
+def _whole(reader: Reader, model: type[Config], params: Mapping[str, Value], place: Place, key: str) -> None:
+    """The rules between the fields of one type, asked with one value of each."""
+    try:
+        model(**{name: options(name, value)[0] for name, value in params.items()})
+    except ValidationError as error:
+        reader.complain(place, key, rule_of(error))
+
+
+def _train(reader: Reader, root: Table) -> dict[str, Value]:
+    if "train" not in root.entries:
+        return {}
+    table = reader.table(root.entries["train"][1], "train")
+    found: dict[str, Value] = {}
+    for name, (place, node) in (table.entries if table else {}).items():
+        if name not in TrainConfig.model_fields:
+            reader.unknown(place, "train", name, TrainConfig.model_fields, _train_hint(name))
+        elif name in FIXED_TRAIN_FIELDS and not isinstance(node, Leaf):
+            reader.refuse(node, f"train.{name}", "must be one value: trials are compared at the same of it")
+        else:
+            value = reader.searchable(TrainConfig, name, node, f"train.{name}")
+            if value is not BAD:
+                found[name] = value  # type: ignore[assignment]
+    reader.missing(TrainConfig, table, "train")
+    return found
+
+
+def _train_hint(name: str) -> str:
+    owners = [other for other, config in SAE_CONFIGS.items() if name in config.model_fields]
+    return f"{name} belongs to an arm, under sae" if owners else ""
+
+
+def _search(reader: Reader, root: Table, arms: Sequence[Arm]) -> SearchConfig:
+    if "search" not in root.entries:
+        return SearchConfig()
+    node = root.entries["search"][1]
+    search: SearchConfig = reader.section(SearchConfig, node, "search", skip=("enqueue",))
+    if not isinstance(node, Table) or "enqueue" not in node.entries:
+        return search
+    return search.model_copy(update={"enqueue": _enqueue(reader, node.entries["enqueue"][1], arms)})
+
+
+def _enqueue(reader: Reader, node: Node, arms: Sequence[Arm]) -> tuple[dict[str, Any], ...]:
+    """Known-good points: a key is a field of an arm of this sweep or of `train`, its value one that the field takes."""
+    reader.places["search.enqueue"] = node.place
+    if not isinstance(node, Items):
+        reader.refuse(node, "search.enqueue", "must be a list of points, such as [{lr: 1e-3}]")
+        return ()
+    models: list[type[Config]] = [*(SAE_CONFIGS[arm.type] for arm in arms), TrainConfig]
+    found = []
+    for i, item in enumerate(node.items):
+        table = reader.table(item, f"search.enqueue[{i}]")
+        point: dict[str, Any] = {}
+        for name, (place, value) in (table.entries if table else {}).items():
+            key = join(f"search.enqueue[{i}]", name)
+            model = next((model for model in models if name in model.model_fields), None)
+            if model is None or name in FIXED_TRAIN_FIELDS:
+                known = {field for model in models for field in model.model_fields} - FIXED_TRAIN_FIELDS
+                reader.unknown(place, f"search.enqueue[{i}]", name, sorted(known))
+            else:
+                point[name] = reader.field(model, name, value, key)
+        found.append({name: value for name, value in point.items() if value is not BAD})
+    return tuple(found)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def _resolved(data: DataConfig, folder: Path) -> DataConfig:
+    """Relative files and folders made absolute, from the spec's folder; names of hub models and datasets stay."""
+    update: dict[str, Any] = {}
+    model, dataset = getattr(data, "model", None), getattr(data, "dataset", None)
+    if isinstance(model, str):
+        update["model"] = _local(model, folder)
+    path = getattr(dataset, "path", None)
+    if dataset is not None and isinstance(path, str):
+        files = dataset.data_files
+        if path in BUILDERS:
+            files = _file(files, folder) if isinstance(files, str) else [_file(f, folder) for f in files or ()] or None
+        else:
+            path = _local(path, folder)
+        update["dataset"] = dataset.model_copy(update={"path": path, "data_files": files})
+    return data.model_copy(update=update)
+
+
+def _local(name: str, folder: Path) -> str:
+    """`name` made absolute where it is a folder or file that is there."""
+    path = os.path.join(folder, os.path.expanduser(name))
+    return os.path.normpath(path) if name and os.path.exists(path) else name
+
+
+def _file(name: str, folder: Path) -> str:
+    return name if "://" in name else os.path.normpath(os.path.join(folder, os.path.expanduser(name)))

@@ -1,0 +1,76 @@
+"""Strata: the levels at which trials may fairly be compared, crossed exhaustively."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from saebench.config import SAE_CONFIGS, TrainConfig
+from saebench.spec.grammar import Arm, Range, Scalar, SweepSpec, Value, choices
+
+WIDTH = ("dict_size", "expansion_factor")
+_LABELS = {"k": "k", "dict_size": "n", "expansion_factor": "x", "target_l0": "l0_"}
+
+
+def axis_names(spec: SweepSpec, arm: Arm) -> tuple[str, ...]:
+    """The axes of an arm beside its type. By default the sparsity parameter and the width; else those of
+    `search.strata` that the arm has, `dict_size` and `expansion_factor` both standing for the one it gives."""
+    if spec.search.strata is None:
+        wanted: tuple[str | None, ...] = (arm.sparsity, arm.width)
+    else:
+        wanted = tuple(arm.width if name in WIDTH else name for name in spec.search.strata)
+    known = SAE_CONFIGS[arm.type].model_fields.keys() | TrainConfig.model_fields.keys()
+    names = (name for name in wanted if name is not None and name != "type" and name in known)
+    return tuple(name for name in dict.fromkeys(names) if setting(spec, arm, name) is not None)
+
+
+def setting(spec: SweepSpec, arm: Arm, name: str) -> Value:
+    """What the spec says of a field of the arm or of `train`; the field's default where it says nothing."""
+    if name in SAE_CONFIGS[arm.type].model_fields:
+        return arm.options(name)
+    return spec.train[name] if name in spec.train else TrainConfig.model_fields[name].default
+
+
+def levels(name: str, value: Value) -> tuple[Scalar, ...]:
+    """The levels of an axis. A range has none (rules.py refuses it)."""
+    if isinstance(value, Range):
+        return ()
+    found: tuple[Any, ...] = choices(name, value) or (value,)
+    return found
+
+
+def count(spec: SweepSpec, arm: Arm) -> int:
+    """How many strata the arm has, without listing them."""
+    return math.prod(len(levels(name, setting(spec, arm, name))) for name in axis_names(spec, arm))
+
+
+def cross(spec: SweepSpec, arm: Arm, d_in: int | None = None) -> Iterator[dict[str, Scalar]]:
+    """The axes of every stratum of an arm; the width as dict_size where `d_in` allows it."""
+    names = axis_names(spec, arm)
+    for combination in itertools.product(*(levels(name, setting(spec, arm, name)) for name in names)):
+        axes: dict[str, Scalar] = {"type": arm.type, **dict(zip(names, combination, strict=True))}
+        factor = axes.get("expansion_factor")
+        if d_in is not None and isinstance(factor, int | float):
+            axes = {("dict_size" if k == "expansion_factor" else k): v for k, v in axes.items()}
+            axes["dict_size"] = round(factor * d_in)
+        yield axes
+
+
+def stratum_id(axes: dict[str, Scalar]) -> str:
+    """ "topk-k16-n3072": fit for file names, study names and tags."""
+    parts = [str(axes["type"])]
+    parts += [f"{_LABELS.get(k, k + '_')}{label(v)}" for k, v in axes.items() if k != "type"]
+    return "-".join(parts)
+
+
+def label(value: Scalar) -> str:
+    """A value as short text: 16.0 is 16, True is on."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    if isinstance(value, tuple):
+        return "_".join(label(item) for item in value)
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
