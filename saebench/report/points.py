@@ -1,0 +1,152 @@
+"""What a trial is compared as: its arm's label, its cell (arm, sparsity level, width), and the best point of a cell."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from saebench.config import SPARSITY_PARAMETERS
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+CELL = ("group", "arm", "level", "dict_size")
+"""Columns that name a cell; `annotate` adds group, arm, level and level_name."""
+_NEVER_DISTINGUISH = {"sweep", "trial", "state", "reason", "type", "stratum", "point", "seed", "dict_size", "d_in",
+                      "attempt", "duration_s", "run_id", "verdict", "expansion_factor", "group", "arm", "level",
+                      "level_name", *(name for names in SPARSITY_PARAMETERS.values() for name in names)}  # fmt: skip
+_SAME_FOR_ALL = ("samples", "eval_every")
+"""Besides data.*: trials that differ in these answer different questions and are never paired."""
+
+
+def annotate(frame: DataFrame) -> DataFrame:
+    """The frame with `arm` (label), `level` and `level_name` (sparsity), `group` (same data and budget)."""
+    frame = frame.copy()
+    named = [_sparsity(row) for row in frame.to_dict("records")]
+    frame["level_name"] = [name for name, _ in named]
+    frame["level"] = np.array([value for _, value in named], dtype=float)
+    frame["group"] = _groups(frame)
+    frame["arm"] = _labels(frame)
+    return frame
+
+
+def _sparsity(row: dict[Hashable, Any]) -> tuple[str, float]:
+    for name in SPARSITY_PARAMETERS.get(row["type"], ("k", "target_l0")):
+        value = row.get(name)
+        if isinstance(value, int | float) and value == value:
+            return name, float(value)
+    return "", np.nan
+
+
+def _groups(frame: DataFrame) -> list[str]:
+    """ "" where all trials share data and budget; else the names of the sweeps that do, and a number if that is not
+    enough to tell them apart."""
+    keys = [key for key in frame.columns if key.startswith("data.") or key in _SAME_FOR_ALL]
+    same = [tuple(str(value) for value in row) for row in frame[keys].itertuples(index=False)]
+    kinds = list(dict.fromkeys(same))
+    if len(kinds) <= 1:
+        return [""] * len(frame)
+    sweeps = {kind: "+".join(dict.fromkeys(frame["sweep"][[s == kind for s in same]])) for kind in kinds}
+    repeated = {name for name in sweeps.values() if list(sweeps.values()).count(name) > 1}
+    names = {k: f"{name} #{i}" if name in repeated else name for i, (k, name) in enumerate(sweeps.items(), 1)}
+    return [names[kind] for kind in same]
+
+
+def _labels(frame: DataFrame) -> list[str]:
+    """The type; with the parameters that tell arms of one type apart, and the sweep where several have the type."""
+    labels = frame["type"].astype(str).to_dict()
+    for (sweep, kind), arms in frame.groupby(["sweep", "type"], sort=False):
+        where = f" @{sweep}" if frame.loc[frame["type"] == kind, "sweep"].nunique() > 1 else ""
+        suffixes = _suffixes(arms)
+        labels |= {i: f"{kind}{suffixes.get(stratum, '')}{where}" for i, stratum in arms["stratum"].items()}
+    return [labels[i] for i in frame.index]
+
+
+def _suffixes(trials: DataFrame) -> dict[str, str]:
+    """{stratum: " key=value ..."} where several strata of a type have the same sparsity and width, else {}."""
+    cells = trials.groupby(["level", "dict_size"], dropna=False)["stratum"]
+    if cells.nunique().max() <= 1:
+        return {}
+    strata = trials.groupby("stratum", sort=False)
+    candidates = [key for key in trials.columns if "/" not in key and not key.startswith("data.")]
+    telling = []
+    for key in candidates:
+        if key in _NEVER_DISTINGUISH:
+            continue
+        text = trials[key].astype(str)
+        if text.nunique() > 1 and text.groupby(trials["stratum"]).nunique().max() == 1:
+            telling.append(key)
+    if telling:
+        first = strata.head(1).set_index("stratum")[telling]
+        return {str(s): "".join(f" {key}={_short(row[key])}" for key in telling) for s, row in first.iterrows()}
+    order: dict[str, str] = {}
+    for _, names in cells:
+        order |= {name: f" #{i}" for i, name in enumerate(dict.fromkeys(names), 1)}
+    return order
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def arms(frame: DataFrame) -> list[str]:
+    """Labels in the order in which the sweep first ran them."""
+    return list(dict.fromkeys(frame["arm"]))
+
+
+def cells(frame: DataFrame) -> Iterator[tuple[Any, DataFrame]]:
+    """Trials by cell, arms in their order, then width, then sparsity."""
+    order = {arm: i for i, arm in enumerate(arms(frame))}
+    ranked = frame.assign(_rank=frame["arm"].map(order)).sort_values(
+        ["group", "_rank", "dict_size", "level", "sweep", "trial"], kind="stable"
+    )
+    yield from ranked.drop(columns="_rank").groupby(list(CELL), sort=False, dropna=False)
+
+
+def usable(trials: DataFrame, metric: str) -> Series[bool]:
+    """Complete trials that have a finite value of `metric`."""
+    if metric not in trials.columns:
+        return trials["state"] == "never"
+    return (trials["state"] == "complete") & np.isfinite(trials[metric].astype(float))
+
+
+def choose(trials: DataFrame, seeds: set[int], objective: str, maximize: bool) -> tuple[DataFrame, str]:
+    """(the complete trials of the best point of one cell, how it was chosen).
+
+    The best mean of the objective among points that have all `seeds`; where none has, the best value at the first
+    seed. Empty where no trial is complete.
+    """
+    there = trials[usable(trials, objective)]
+    if there.empty:
+        return there, "no complete trial"
+    has = there.groupby("point")["seed"].agg(lambda s: seeds <= set(s.dropna()))
+    full = there[there["point"].map(has)]
+    if not full.empty:
+        score = full.groupby("point")[objective].mean()
+        how = f"best mean of {len(seeds)} seeds" if len(seeds) > 1 else "best"
+    else:
+        first = there["seed"].min()
+        score, how = there[there["seed"] == first].groupby("point")[objective].mean(), f"best at seed {first}"
+    best = there[there["point"] == (score.idxmax() if maximize else score.idxmin())]
+    if trials["point"].nunique() == 1:
+        return best, "the only point"
+    only = "the only point with all seeds" if not full.empty else "the only complete point"
+    return best, f"{how}, of {score.size} points" if score.size > 1 else only
+
+
+def chosen(frame: DataFrame, objective: str, maximize: bool) -> DataFrame:
+    """Complete trials of the best point of every cell, with `chosen_by`."""
+    import pandas as pd
+
+    parts = []
+    for _, trials in cells(frame):
+        best, how = choose(trials, _seeds(frame, trials), objective, maximize)
+        parts.append(best.assign(chosen_by=how))
+    return pd.concat(parts) if parts else frame.head(0).assign(chosen_by="")
+
+
+def _seeds(frame: DataFrame, trials: DataFrame) -> set[int]:
+    """The seeds of the sweeps that these trials belong to."""
+    return set(frame.loc[frame["sweep"].isin(set(trials["sweep"])), "seed"].dropna())

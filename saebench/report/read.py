@@ -1,0 +1,248 @@
+"""MLflow -> one tidy DataFrame, a row per trial; learning curves and per-example evaluations only on demand."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import repeat
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.config import SPARSITY_PARAMETERS
+from saebench.errors import UserError
+from saebench.report.sources import Source, connect, pages, speaking_to, without_password
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pandas import DataFrame
+
+STATES = ("complete", "pruned", "failed", "interrupted", "running", "planned")
+FIRST = ("sweep", "trial", "state", "reason", "type", "stratum", "point", "seed")
+"""Columns every frame begins with, whatever the trials have."""
+_STATUS = {"FINISHED": "complete", "FAILED": "failed", "KILLED": "pruned", "RUNNING": "running", "SCHEDULED": "planned"}
+_BIGGEST = 1.797e308
+"""MLflow stores infinity as the largest float."""
+_AT_ONCE = 8
+"""Requests to the tracking server at a time."""
+
+
+@dataclass
+class Record:
+    """What a report rests on: the trials of one or several sweeps, and what was wrong with the reading."""
+
+    frame: DataFrame
+    sources: tuple[Source, ...] = ()
+    notes: list[str] = field(default_factory=list)
+    """One line each: unfinished sweeps, runs that were not understood, files that are not there."""
+
+    @property
+    def objective(self) -> str:
+        return self.sources[0].search("objective", "eval/fvu") if self.sources else "eval/fvu"
+
+    @property
+    def maximize(self) -> bool:
+        return bool(self.sources) and self.sources[0].search("direction", "minimize") == "maximize"
+
+    def note(self, text: str) -> None:
+        """Add a note, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+def read(sources: Sequence[Source]) -> Record:
+    """All trials of these sweeps. Raises PreflightError when a tracking server cannot be read."""
+    record, rows = Record(to_frame([]), tuple(sources)), []
+    for source in sources:
+        rows += _rows(source, record)
+    record.frame = to_frame(rows)
+    if len({(s.search("objective", "eval/fvu"), s.search("direction", "minimize")) for s in sources}) > 1:
+        record.note(f"the sweeps have different objectives; points are chosen by {record.objective}")
+    return record
+
+
+def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
+    client = connect(source.uri)
+    with speaking_to(source.uri):
+        parent = client.get_run(source.run_id)
+        wanted = f"tags.`mlflow.parentRunId` = '{source.run_id}'"
+        query = {"experiment_ids": [source.experiment_id], "filter_string": wanted, "max_results": 1000}
+        runs = list(pages(client.search_runs, **query))
+    ours = [run for run in runs if run.data.tags.get("saebench.kind") == "trial"]
+    if len(ours) < len(runs):
+        record.note(f"{source.name}: {len(runs) - len(ours)} runs under this sweep are not saebench's: left out")
+    rows = [
+        row_of(
+            r.info.run_id, r.data.tags, r.data.params, r.data.metrics, r.info.start_time, r.info.end_time, r.info.status
+        )
+        for r in ours
+    ]
+    rows = _one_per_trial([_row(run) for run in ours], source.name, record)
+    _say_unfinished(source, parent.info.status, rows, record)
+    return [{**row, "sweep": source.name} for row in rows]
+
+
+def _one_per_trial(rows: list[dict[str, Any]], name: str, record: Record) -> list[dict[str, Any]]:
+    """A scheduler that died between creating a run and remembering it leaves two: the one that got further counts."""
+    rank = {"complete": 0, "pruned": 1, "failed": 2}
+    best: dict[Any, dict[str, Any]] = {}
+    for row in sorted(rows, key=lambda row: (rank.get(row["state"], 3), -(row["_start"] or 0))):
+        best.setdefault(row["run_id"] if row["trial"] is None else row["trial"], row)
+    if len(best) < len(rows):
+        record.note(f"{name}: {len(rows) - len(best)} runs repeat a trial's number: the one that got furthest counts")
+    return list(best.values())
+
+
+def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]], record: Record) -> None:
+    open_trials = [row for row in rows if row["state"] in ("running", "interrupted", "planned")]
+    if status == "RUNNING":
+        record.note(f"{source.name}: still running, or left before its end; this is what it has so far")
+    elif open_trials:
+        record.note(f"{source.name}: ended with {len(open_trials)} trials unfinished; the same command resumes it")
+    if not rows:
+        record.note(f"{source.name}: no trials yet")
+
+
+def _row(run: Any) -> dict[str, Any]:
+    info, data = run.info, run.data
+    return row_of(info.run_id, data.tags, data.params, data.metrics, info.start_time, info.end_time, info.status)
+
+
+def row_of(
+    run_id: str,
+    tags: dict[str, str],
+    params: dict[str, str],
+    metrics: dict[str, float],
+    start: int | None = None,
+    end: int | None = None,
+    status: str = "FINISHED",
+) -> dict[str, Any]:
+    """One MLflow run as a row; tags win over params, a parameter that reads as a number is one."""
+    row: dict[str, Any] = {key: _number(value) for key, value in params.items()}
+    number, seed = tags.get("saebench.trial", ""), tags.get("saebench.seed", params.get("seed", ""))
+    row |= {
+        "sweep": tags.get("saebench.sweep", ""),
+        "trial": int(number) if number.isdigit() else None,
+        "state": tags.get("saebench.state") or _STATUS.get(status, status.lower()),
+        "reason": tags.get("saebench.reason", ""),
+        "type": tags.get("saebench.type") or params.get("type", ""),
+        "stratum": tags.get("saebench.stratum", ""),
+        "point": tags.get("saebench.point", ""),
+        "seed": int(seed) if seed.isdigit() else None,
+        "attempt": _number(tags.get("saebench.attempt", "1")),
+        "duration_s": (end - start) / 1000 if start and end else None,
+        "run_id": run_id,
+        "verdict": _verdict(tags.get("saebench.verdict", "")),
+        "_start": start,
+    }
+    return row | {key: _finite(value) for key, value in metrics.items()}
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"True": True, "False": False, "None": None}.get(text, text)
+
+
+def _finite(value: float) -> float:
+    return math.copysign(math.inf, value) if abs(value) >= _BIGGEST else value
+
+
+def _verdict(text: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text) if text else {}
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
+    """Rows as a frame: identity first, then parameters, metrics, and the rest; sorted by sweep and trial."""
+    import pandas as pd
+
+    last = ("attempt", "duration_s", "run_id", "verdict")
+    keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("_"))
+    sparsity = [name for names in SPARSITY_PARAMETERS.values() for name in names]
+    first = [*FIRST, *dict.fromkeys([name for name in sparsity if name in keys]), "dict_size", "lr"]
+    middle = [key for key in keys if key not in first and key not in last]
+    columns = list(dict.fromkeys([*first, *sorted(middle, key=lambda key: "/" in key), *last]))
+    frame = pd.DataFrame([{key: row.get(key) for key in columns} for row in rows], columns=columns)
+    for key in ("trial", "seed"):
+        frame[key] = frame[key].astype("Int64")
+    for key in ("dict_size", "lr", *(key for key in columns if "/" in key)):
+        frame[key] = pd.to_numeric(frame[key], errors="coerce")
+    return frame.sort_values(["sweep", "trial"], kind="stable", ignore_index=True)
+
+
+# --- on demand -------------------------------------------------------------------------------------------------------
+
+
+def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict[str, list[tuple[int, float]]]:
+    """{run id: [(examples, value), ...]} of one metric, for (sweep, run id) pairs; many requests at a time."""
+    wanted = list(runs)
+    found: dict[str, list[tuple[int, float]]] = {}
+    for source in record.sources:
+        mine = [run for sweep, run in wanted if sweep == source.name]
+        if not mine:
+            continue
+        client = connect(source.uri)
+        with speaking_to(source.uri), ThreadPoolExecutor(_AT_ONCE) as pool:
+            for run, points in zip(mine, pool.map(client.get_metric_history, mine, repeat(key)), strict=True):
+                found[run] = sorted({p.step: _finite(p.value) for p in points}.items())
+    return found
+
+
+def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.ndarray]]:
+    """{run id: arrays of the trial's evaluation.safetensors}; from the sweep's directory, else from MLflow's artifacts.
+    What cannot be had is left out and noted."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        loaded = pool.map(lambda row: _evaluation(record, row), trials.to_dict("records"))
+        found = {run: arrays for run, arrays in zip(trials["run_id"], loaded, strict=True) if arrays is not None}
+    if missing := len(trials) - len(found):
+        record.note(
+            f"{missing} of {len(trials)} trials have no evaluation.safetensors any more (neither on disk nor as an "
+            "artifact): they are missing from densities, L0 distributions and intervals over texts"
+        )
+    return found
+
+
+def _evaluation(record: Record, row: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    source = next((s for s in record.sources if s.name == row["sweep"]), None)
+    if source is None:
+        return None
+    if source.paths is not None and row["trial"] == row["trial"]:
+        local = source.paths.trial(int(row["trial"])).evaluation
+        if local.is_file():
+            try:
+                return load_file(local)
+            except (SafetensorError, OSError):
+                return None
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            return load_file(download(source, row["run_id"], "evaluation.safetensors", Path(folder)))
+        except (UserError, SafetensorError, OSError):
+            return None
+
+
+def download(source: Source, run_id: str, artifact: str, to: Path) -> Path:
+    """An artifact of a trial, at the run's root or one folder below; UserError in one line where it is gone."""
+    client = connect(source.uri)
+    with speaking_to(source.uri):
+        there = client.list_artifacts(run_id)
+        paths = [item.path for item in there]
+        for item in there:
+            if item.is_dir and artifact not in paths:
+                paths += [inner.path for inner in client.list_artifacts(run_id, item.path)]
+        path = next((path for path in paths if Path(path).name == artifact), None)
+        if path is None:
+            raise UserError(f"run {run_id} on {without_password(source.uri)}: no artifact {artifact}")
+        return Path(client.download_artifacts(run_id, path, str(to)))

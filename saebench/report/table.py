@@ -1,0 +1,106 @@
+"""One table of a report: raw numbers in a DataFrame, and how its columns are shown."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Row = dict[str, Any]
+ENDED = ("complete", "pruned", "failed")
+
+
+@dataclass(frozen=True)
+class Column:
+    """`show` formats a row's cell; without it, the value under `key`."""
+
+    key: str
+    title: str
+    show: Callable[[Row], str] | None = None
+
+    def text(self, row: Row) -> str:
+        return self.show(row) if self.show else plain(row.get(self.key))
+
+
+@dataclass(frozen=True)
+class Table:
+    """`frame` has the raw numbers, all of them; `columns` say which are shown in print and how."""
+
+    name: str
+    title: str
+    frame: DataFrame
+    columns: tuple[Column, ...]
+    note: str = ""
+
+    def rows(self) -> list[Row]:
+        return [{str(key): value for key, value in row.items()} for row in self.frame.to_dict("records")]
+
+
+def make(name: str, title: str, rows: Sequence[Row], columns: Sequence[Column], note: str = "") -> Table:
+    """A table of these rows; a column that is empty throughout is not shown."""
+    import pandas as pd
+
+    keys = list(dict.fromkeys([*(key for row in rows for key in row), *(c.key for c in columns)]))
+    shown = [c for c in columns if not rows or any(c.text(row) not in ("", "-") for row in rows)]
+    return Table(name, title, pd.DataFrame(rows, columns=keys), tuple(shown), note)
+
+
+def plain(value: Any) -> str:
+    """Four significant digits for a float, a dash for what is not there."""
+    if value is None or value != value:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}" if not value.is_integer() or abs(value) >= 1e6 else f"{value:.0f}"
+    return str(value)
+
+
+def decimals(key: str, digits: int) -> Callable[[Row], str]:
+    """Show `key` with so many decimals."""
+    return lambda row: f"{row[key]:.{digits}f}" if row.get(key) is not None and math.isfinite(row[key]) else "-"
+
+
+def span(low: str, high: str, digits: int = 4) -> Callable[[Row], str]:
+    """Show an interval as "0.4100 to 0.4300"."""
+
+    def show(row: Row) -> str:
+        if not (math.isfinite(row[low]) and math.isfinite(row[high])):
+            return "-"
+        return f"{row[low]:.{digits}f} to {row[high]:.{digits}f}"
+
+    return show
+
+
+def counted(states: Iterable[Any]) -> Row:
+    """How many trials ended how; unfinished is everything else."""
+    texts = [str(state) for state in states]
+    counts: Row = {state: texts.count(state) for state in ENDED}
+    return counts | {"unfinished": len(texts) - sum(counts.values())}
+
+
+def trial_counts(row: Row) -> str:
+    """For example: 6 complete, 2 pruned; without the zeros."""
+    return ", ".join(f"{row[state]} {state}" for state in (*ENDED, "unfinished") if row.get(state)) or "none"
+
+
+def percentage(value: float) -> str:
+    """For example 1.2%; a dash for NaN."""
+    return f"{100 * value:.1f}%" if value is not None and math.isfinite(value) else "-"
+
+
+def signed(value: float) -> str:
+    """With its sign: -4.1%."""
+    return f"{value:+.1f}%" if math.isfinite(value) else "-"
+
+
+def signed_span(low: str, high: str) -> Callable[[Row], str]:
+    """Show an interval as -5.2% to -3.0%."""
+    return lambda r: f"{signed(r[low])} to {signed(r[high])}" if math.isfinite(r[low]) else "-"
+
+
+def p_value(value: float) -> str:
+    """Three decimals, or "< 0.001"."""
+    return "-" if not math.isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

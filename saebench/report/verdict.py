@@ -1,0 +1,92 @@
+"""What a comparison says, in one sentence."""
+
+from __future__ import annotations
+
+import math
+
+from saebench.report.compare import Comparison
+from saebench.report.statistics import MAX_SEEDS
+
+ENOUGH_SEEDS = 3
+"""Seeds to ask for where there is one."""
+
+
+def percent(log_ratio: float) -> float:
+    """Relative difference in percent: log 0.959 -> -4.1."""
+    return 100 * math.expm1(log_ratio)
+
+
+def worded(log_ratio: float) -> str:
+    """In words: 4.1% lower, 0.30% higher."""
+    value = percent(log_ratio)
+    return f"{_digits(abs(value))}% {'lower' if value < 0 else 'higher'}"
+
+
+def _digits(value: float) -> str:
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}" if value >= 0.01 else f"{value:.2f}"
+
+
+def sentence(c: Comparison) -> str:
+    """The verdict of one pair of arms."""
+    where = f" ({c.group})" if c.group else ""
+    if not c.strata:
+        why = f": {c.left_out[0]}" if c.left_out else ""
+        return f"{c.a} and {c.b} were not compared{where}: they have no common stratum or range of L0{why}"
+    if c.decided:
+        return _decided(c, where)
+    if c.low != c.low:
+        return _no_interval(c, where)
+    text = (
+        f"the data do not decide between {c.a} and {c.b} at equal L0{where}: FVU of {c.a} {worded(c.mean)} "
+        f"(95% CI {worded(c.low)} to {worded(c.high)}), lower in {_strata(c)}; {_seeds(c)}{_texts(c)}"
+    )
+    if c.low * c.high > 0:
+        return f"{text}; the difference is within the noise of the hold-out: it takes more texts, not more seeds"
+    if c.needed is None:
+        return f"{text}; more than {MAX_SEEDS} seeds would be needed: take them as equal"
+    return f"{text}; about {max(c.needed, c.seeds + 1)} seeds would decide it, were the true difference this one"
+
+
+def _decided(c: Comparison, where: str) -> str:
+    mean, near, far = (_digits(-percent(x)) for x in (c.mean, c.high, c.low))
+    text = (
+        f"{c.a} reconstructs better than {c.b} at equal L0{where}: FVU {mean}% lower (95% CI {near} to {far}), "
+        f"in {_strata(c)}; {_seeds(c)}{_texts(c)}"
+    )
+    return text + ("; not after Holm's correction over all pairs of arms" if c.p_pairs > 0.05 else "")
+
+
+def _no_interval(c: Comparison, where: str) -> str:
+    """One seed, or seeds without any spread."""
+    text = (
+        f"the data do not decide between {c.a} and {c.b} at equal L0{where}: FVU of {c.a} {worded(c.mean)}, "
+        f"lower in {_strata(c)}, but "
+    )
+    if c.seeds <= 1:
+        text += f"one seed cannot tell a difference from the luck of a seed{_texts(c)}"
+        return f"{text}; run at least {ENOUGH_SEEDS} seeds"
+    return f"{text}its {c.seeds} seeds gave the same values: they did not vary the training{_texts(c)}"
+
+
+def _strata(c: Comparison) -> str:
+    return f"{c.lower} of {len(c.strata)} strata"
+
+
+def _seeds(c: Comparison) -> str:
+    return f"{c.seeds} seed{'s' * (c.seeds != 1)}"
+
+
+def _texts(c: Comparison) -> str:
+    """What else the reader must know: the other interval, interpolation, strata left out, an L0 that is not equal."""
+    parts = []
+    if c.texts:
+        low, high = worded(c.text_low), worded(c.text_high)
+        parts.append(f"over {c.texts} hold-out texts {low} to {high}")
+    if c.interpolated:
+        parts.append(f"interpolated along L0 in {c.interpolated} of {len(c.strata)} strata")
+    if c.left_out:
+        parts.append(f"{len(c.left_out)} left out")
+    gap = sum(s.l0_gap for s in c.strata) / len(c.strata)
+    if abs(percent(gap)) >= 1:
+        parts.append(f"measured L0 of {c.a} {worded(gap)}")
+    return "".join(f"; {part}" for part in parts)
