@@ -1,0 +1,8 @@
+"""MLflow: the only room that writes to it."""
+
+from __future__ import annotations
+
+from saebench.tracking.server import resolve_uri
+from saebench.tracking.tracker import Lag, Tracker
+
+__all__ = ["Lag", "Tracker", "resolve_uri"]

@@ -1,0 +1,71 @@
+"""`tracking.json`: which runs belong to the sweep and how much of every trial the server has acknowledged."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saebench.paths import write_text
+
+_EVERY = 1.0
+"""Seconds between two writes of the file; an offset that is behind costs a repetition, never a point."""
+
+
+@dataclass
+class Sent:
+    """What the server has of one trial."""
+
+    run_id: str = ""
+    offset: int = 0
+    """Bytes of events.jsonl that the server has acknowledged."""
+    closed: str | None = None
+    """State in which the run was closed; None while it is open."""
+    refused: str | None = None
+    """Why the server takes nothing more for this trial (somebody deleted the run, say)."""
+    nonfinite: dict[str, int] = field(default_factory=dict)
+    """Metrics that were NaN or infinite -> samples at which they first were."""
+
+
+@dataclass
+class Book:
+    """The file, in memory."""
+
+    uri: str
+    """Where; passwords masked."""
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    """Of the sweep's directory: finds the parent run whose id was never received."""
+    experiment_id: str = ""
+    run_id: str = ""
+    """Parent run."""
+    trials: dict[int, Sent] = field(default_factory=dict)
+    _written: float = 0.0
+
+    @classmethod
+    def open(cls, path: Path, uri: str) -> Book:
+        """The book of this directory; a new one when there is none, it cannot be read, or it is about another
+        server: then everything is sent again, to the new one."""
+        try:
+            found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+            trials = {int(number): Sent(**sent) for number, sent in found.pop("trials").items()}
+            book = cls(**found, trials=trials)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return cls(uri)
+        return book if book.uri == uri else cls(uri)
+
+    def save(self, path: Path, *, now: bool = False) -> None:
+        """Write the file, at most once a second unless `now`."""
+        if not now and time.monotonic() - self._written < _EVERY:
+            return
+        kept = asdict(self)
+        kept.pop("_written")
+        kept["trials"] = {f"{number:04d}": _short(asdict(sent)) for number, sent in sorted(self.trials.items())}
+        write_text(path, json.dumps(kept, separators=(",", ":")) + "\n")
+        self._written = time.monotonic()
+
+
+def _short(sent: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in sent.items() if value not in (None, {}, 0, "")}

@@ -1,0 +1,171 @@
+"""What is written about a trial: params, tags, points and its dataset, in MLflow's terms and limits."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import math
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.config import DataConfig, TrialConfig
+from saebench.events import Event
+from saebench.state import TrialState
+
+if TYPE_CHECKING:
+    from mlflow.entities import DatasetInput, Param, RunTag
+
+STATUS = {
+    "planned": "SCHEDULED",
+    "running": "RUNNING",
+    "complete": "FINISHED",
+    "pruned": "KILLED",
+    "interrupted": "KILLED",
+    "failed": "FAILED",
+}
+"""Trial state -> status of its run."""
+_TAG_LENGTH, _PARAM_LENGTH = 8000, 6000
+_DATA_PARAMS = ("model", "num_examples", "holdout", "revision", "prompt", "normalize", "max_seq_length", "dtype")
+
+
+def params(config: TrialConfig, info: Mapping[str, Any]) -> dict[str, str]:
+    """Flat params, only those that have a value in this arm; None means: the default that the docs name."""
+    data = {f"data.{key}": getattr(config.data, key) for key in _DATA_PARAMS}
+    found = {
+        **config.sae.model_dump(exclude={"expansion_factor"}),
+        **config.train.model_dump(),
+        "seed": config.seed,
+        "d_in": info.get("d_in"),
+        **data,
+        "data.dataset": _dataset_name(config.data),
+        "data.split": config.data.dataset.split,
+    }
+    return {key: _text(value) for key, value in found.items() if value is not None}
+
+
+def trial_tags(config: TrialConfig) -> dict[str, str]:
+    """Tags to group, filter and find a trial's run by."""
+    return {
+        "mlflow.runName": f"{config.number:04d} {config.stratum}",
+        "saebench.kind": "trial",
+        "saebench.sweep": config.sweep,
+        "saebench.trial": f"{config.number:04d}",
+        "saebench.stratum": config.stratum,
+        "saebench.point": config.point,
+        "saebench.seed": str(config.seed),
+        "saebench.type": config.sae.type,
+    }
+
+
+def origin_tags(info: Mapping[str, Any]) -> dict[str, str]:
+    """Who ran what: user, command, commit, versions. MLflow's client adds none of these by itself."""
+    git = info.get("git") or {}
+    versions: Mapping[str, str] = info.get("versions") or {}
+    found = {
+        "mlflow.user": _user(),
+        "mlflow.source.name": Path(sys.argv[0]).name or "saebench",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": git.get("commit"),
+        "saebench.git_dirty": str(bool(git["dirty"])).lower() if "dirty" in git else None,
+        "saebench.version": versions.get("saebench"),
+        "saebench.versions": json.dumps({**versions, "python": info.get("python")}) if versions else None,
+        "saebench.host": info.get("host"),
+    }
+    return clean(found)
+
+
+def _user() -> str:
+    try:
+        return os.environ.get("MLFLOW_TRACKING_USERNAME") or getpass.getuser()
+    except (OSError, KeyError):
+        return "unknown"  # a container's user without an entry in passwd
+
+
+def clean(tags: Mapping[str, Any]) -> dict[str, str]:
+    """Tags as MLflow and a database behind it take them: text, not None, no NUL, not too long."""
+    return {key: _text(v).replace("\0", "")[:_TAG_LENGTH] for key, v in tags.items() if v is not None}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str).strip('"')
+
+
+def event_tags(event: Event) -> dict[str, str]:
+    """What an event says about the trial as a whole."""
+    if event.type == "start":
+        device = event.info.get("device_name") or event.info.get("device")
+        return clean({"saebench.device": device, "saebench.attempt": event.attempt})
+    if event.type == "failed":
+        return clean({"saebench.failure": event.info.get("kind")})
+    return {}
+
+
+def state_tags(state: TrialState) -> dict[str, str]:
+    """What state.json says, for a trial whose scheduler died before it could."""
+    found = {"saebench.attempt": len(state.attempts) or None, "saebench.failure": state.kind}
+    return clean({**found, "saebench.verdict": json.dumps(state.verdict) if state.verdict else None})
+
+
+def points(event: Event) -> dict[str, float]:
+    """The metrics of an event that are numbers."""
+    return {key: float(value) for key, value in event.values.items() if math.isfinite(value)}
+
+
+def not_finite(events: Iterable[Event]) -> dict[str, int]:
+    """Metric -> samples at which it first was NaN or infinite. MLflow would store an infinity as 1.8e308, and every
+    chart and mean with it would mislead; so these become a tag."""
+    found: dict[str, int] = {}
+    for event in events:
+        for key, value in event.values.items():
+            if not math.isfinite(value):
+                found.setdefault(key, event.samples)
+    return found
+
+
+def fresh(done: Event, earlier: Iterable[Event]) -> Event:
+    """A `done` event without the values that the evaluation at the same mark has logged already: the last mark's
+    points are in MLflow once."""
+    logged = {k: v for e in earlier if e.type == "eval" and e.samples == done.samples for k, v in e.values.items()}
+    values = {key: value for key, value in done.values.items() if logged.get(key) != value}
+    return Event(done.type, done.samples, values, done.info, done.attempt, done.ts)
+
+
+def dataset_inputs(data: DataConfig, info: Mapping[str, Any]) -> list[DatasetInput]:
+    """The texts as an MLflow dataset, so that runs can be grouped and filtered by it."""
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    source = data.dataset.model_dump(exclude_none=True)
+    text = json.dumps(data.model_dump(mode="json"), sort_keys=True)
+    dataset = Dataset(
+        name=f"{_dataset_name(data)}:{data.dataset.split}"[:500],
+        digest=str(info.get("digest") or hashlib.sha256(text.encode()).hexdigest())[:16],
+        source_type="hf" if data.dataset.data_files is None else "local",
+        source=json.dumps(source)[:60_000],
+        profile=json.dumps({k: info[k] for k in ("num_train", "num_holdout", "d_in") if info.get(k) is not None}),
+    )
+    return [DatasetInput(dataset, [InputTag("mlflow.data.context", "train and hold-out")])]
+
+
+def _dataset_name(data: DataConfig) -> str:
+    """The hub name, or the file's name for the builders that read files."""
+    files = data.dataset.data_files
+    if files is None:
+        return "/".join(filter(None, (data.dataset.path, data.dataset.name)))
+    first = files if isinstance(files, str) else files[0]
+    return Path(first).name
+
+
+def as_tags(tags: Mapping[str, str]) -> list[RunTag]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, value) for key, value in tags.items()]
+
+
+def as_params(params: Mapping[str, str]) -> list[Param]:
+    from mlflow.entities import Param
+
+    return [Param(key, value[:_PARAM_LENGTH]) for key, value in params.items()]

@@ -1,0 +1,164 @@
+"""Where MLflow is, whether it answers, and the experiment and runs that are there already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saebench.config import TrackingConfig
+from saebench.errors import PreflightError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_PREFLIGHT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_JITTER": "0",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
+}
+"""MLflow's own are 7 retries of up to 120 s each: about four minutes before a wrong address is reported."""
+_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+
+
+def resolve_uri(tracking: TrackingConfig, folder: Path | None = None) -> str:
+    """The absolute URI: the spec's, else MLFLOW_TRACKING_URI, else the database that MLflow itself would make in
+    `folder` (null: the working directory), so that a plain `mlflow ui` there shows the sweep.
+
+    Raises PreflightError for a file store: MLflow 3 no longer opens one, and it cannot drop a point sent twice.
+    """
+    folder = (folder or Path.cwd()).absolute()
+    given = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
+    if not given:
+        _refuse_old_store(folder)
+        return f"sqlite:///{folder / 'mlflow.db'}"
+    scheme = given.split(":", 1)[0] if ":" in given else ""
+    if scheme in ("", "file"):
+        raise PreflightError(
+            f"tracking.uri: {given}: MLflow no longer supports its file store; "
+            "give a database (sqlite:///mlflow.db) or a server (http://...)"
+        )
+    if match := re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/].*)", given):
+        return f"{match[1]}{folder / match[2]}"
+    return given.rstrip("/") if scheme in ("http", "https") else given
+
+
+def _refuse_old_store(folder: Path) -> None:
+    """Where ./mlruns holds experiments, MLflow's default is that file store, and `mlflow ui` would not show ours."""
+    if any((folder / "mlruns").glob("[0-9]*/meta.yaml")):
+        raise PreflightError(
+            f"{folder / 'mlruns'}: MLflow's default here is this old file store, which it no longer supports; "
+            "migrate it (mlflow migrate-filestore), or give tracking.uri (sqlite:///mlflow.db)"
+        )
+
+
+def without_password(uri: str) -> str:
+    """`uri` as it may be shown and stored."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", uri)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client whose store has answered; raises PreflightError with one line, within about ten seconds over http."""
+    os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
+    with preflight(uri):
+        client = MlflowClient(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        return client
+
+
+@contextmanager
+def preflight(uri: str) -> Iterator[None]:
+    """Ask MLflow with little patience, and turn what goes wrong into one line; the environment is restored."""
+    with _environment(_PREFLIGHT):
+        try:
+            yield
+        except PreflightError:
+            raise
+        except Exception as error:  # whatever a driver, a proxy or a plugin raises means: no tracking
+            raise PreflightError(f"tracking {without_password(uri)}: {one_line(error)}") from error
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for key, value in before.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+
+
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What an exception says, on one line, without passwords."""
+    said = " ".join(without_password(str(error)).split()) or type(error).__name__
+    return said if len(said) <= limit else f"{said[: limit - 3]}..."
+
+
+def experiment(client: MlflowClient, uri: str, name: str) -> str:
+    """Id of the experiment `name`, made if need be. Raises PreflightError when it lies in MLflow's bin."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(client.create_experiment(name, artifact_location=_artifacts(uri), tags=tags))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)  # somebody made it at the same moment
+            if found is None:
+                raise
+    if found.lifecycle_stage != "active":
+        raise PreflightError(
+            f"tracking {without_password(uri)}: the experiment {name!r} is deleted; restore it "
+            f"(mlflow experiments restore -x {found.experiment_id}), or give tracking.experiment another name"
+        )
+    return str(found.experiment_id)
+
+
+def _artifacts(uri: str) -> str | None:
+    """Beside a sqlite database in another folder; MLflow alone would put them below the working directory."""
+    if not uri.startswith("sqlite") or ":////" not in uri:
+        return None
+    folder = Path("/" + uri.split(":////", 1)[1].split("?")[0]).parent
+    return None if folder == Path.cwd() else (folder / "mlartifacts").as_uri()
+
+
+def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> str | None:
+    """Id of the newest live run that has all these tags."""
+    wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["attributes.start_time DESC"])
+    return str(found[0].info.run_id) if found else None
+
+
+def alive(client: MlflowClient, run_id: str) -> bool:
+    """Is the run there, and not in the bin?"""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return bool(client.get_run(run_id).info.lifecycle_stage == "active")
+    except MlflowException as error:
+        if is_lasting(error):
+            return False
+        raise
+
+
+_LASTING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
+"""Not 404 or 400 by themselves: a proxy says those while the server behind it restarts."""
+
+
+def is_lasting(error: BaseException) -> bool:
+    """Would the same request fail again? True for what the server refuses, False for a server in trouble."""
+    return getattr(error, "error_code", None) in _LASTING
