@@ -1,0 +1,225 @@
+"""spec -> strata -> points -> trials, before anything runs and without torch."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from saebench.config import SAE_CONFIGS, TrainConfig, TrialConfig, marks
+from saebench.errors import SpecError
+from saebench.models import embedding_width
+from saebench.spec import Arm, Range, Scalar, SweepSpec, Value, choices, options
+from saebench.spec.reading import rule_of
+from saebench.spec.rules import Draft, check
+from saebench.spec.strata import axis_names, cross, label, stratum_id
+
+Choices = tuple[Scalar, ...]
+DEAD_WINDOW = 100_000
+"""Most examples of the default dead window (TrainConfig.dead_after)."""
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Trials that may be compared with each other: one search, one Optuna study.
+
+    `axes`, `fixed` and `space` are flat: fields of the SAE and of training together, whose names are disjoint.
+    """
+
+    id: str
+    """"topk-k16-n3072"; "topk-k16-x8" while the width of the embeddings is not known."""
+    type: str
+    axes: dict[str, Scalar]
+    """What makes the stratum: type, and by default the sparsity parameter and the width."""
+    fixed: dict[str, Scalar]
+    """What the spec fixes beside the axes."""
+    space: dict[str, Choices | Range]
+    """What is searched; every tuple has at least two choices."""
+    points: int
+    """How many points to try, a target: already tried ones count."""
+    grid: tuple[dict[str, Scalar], ...] | None = None
+    """All points of the grid sampler; None for other samplers."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A spec with its strata. Equal specs and equal `d_in` give equal plans, ids included."""
+
+    spec: SweepSpec
+    d_in: int | None
+    """Width of the embeddings; None where only loading the model would tell."""
+    strata: tuple[Stratum, ...]
+
+    @property
+    def n_points(self) -> int:
+        """Points of all strata."""
+        return sum(stratum.points for stratum in self.strata)
+
+    @property
+    def n_trials(self) -> int:
+        """Trials if every point is trained with every seed: an upper bound under `replicate: survivors`."""
+        return self.n_points * len(self.spec.seeds)
+
+    @cached_property
+    def eval_every(self) -> int:
+        """Examples between two evaluations: as given, else a twentieth of the budget, but at least one batch."""
+        samples, given = self.samples, self.spec.train.get("eval_every")
+        return (
+            given if isinstance(given, int) else max(-(-samples // 20), min(_highest(self.spec, "batch_size"), samples))
+        )
+
+    @property
+    def samples(self) -> int:
+        """Examples each trial trains on."""
+        value = self.spec.train["samples"]
+        assert isinstance(value, int)
+        return value
+
+    def marks(self) -> tuple[int, ...]:
+        """Examples seen at which every trial evaluates and may be stopped."""
+        return marks(TrainConfig(samples=self.samples, eval_every=self.eval_every))
+
+    def trial(self, stratum: Stratum, params: Mapping[str, Scalar], seed: int, number: int) -> TrialConfig:
+        """The trial of one point and one seed, with dict_size and eval_every filled in.
+
+        Raises SpecError where the point is none (k >= dict_size), ValueError while `d_in` is not known."""
+        values: dict[str, Any] = {**stratum.fixed, **stratum.axes, **params}
+        sae = {name: values.pop(name) for name in SAE_CONFIGS[stratum.type].model_fields if name in values}
+        factor = sae.pop("expansion_factor", None)
+        if factor is not None:
+            if self.d_in is None:
+                raise ValueError("the width of the embeddings is not known yet: make_plan(spec, d_in)")
+            sae["dict_size"] = round(factor * self.d_in)
+        for name in ("k", "target_l0"):
+            if sae.get(name) is not None and sae[name] >= sae["dict_size"]:
+                raise SpecError(f"{stratum.id}: {name}: {sae[name]:g}: must be below dict_size, {sae['dict_size']}")
+        spec = self.spec
+        try:
+            return TrialConfig(
+                sweep=spec.name,
+                number=number,
+                stratum=stratum.id,
+                point=self.point_id(stratum, params),
+                seed=seed,
+                data=spec.data,
+                sae=SAE_CONFIGS[stratum.type](**sae),
+                train=TrainConfig(**{**values, "eval_every": self.eval_every}),
+                extra_metrics=spec.eval.metrics if spec.eval.extra == "final" else (),
+            )
+        except ValidationError as error:
+            raise SpecError(f"{stratum.id}: {rule_of(error)}") from None
+
+    def point_id(self, stratum: Stratum, params: Mapping[str, Scalar]) -> str:
+        """Ten hex digits that stand for everything about a point but its seed."""
+        point = {name: label(value) for name, value in {**stratum.fixed, **params}.items()}
+        return hashlib.sha256(json.dumps([stratum.id, sorted(point.items())]).encode()).hexdigest()[:10]
+
+    def enqueued(self, stratum: Stratum) -> tuple[dict[str, Scalar], ...]:
+        """The points of `search.enqueue` that belong to the stratum, as far as it searches them: those whose other
+        values are the stratum's own. A searched parameter that such a point leaves out is drawn by the sampler."""
+        own = {**{n: f.default for n, f in _fields(stratum.type).items()}, **stratum.fixed, **stratum.axes}
+        found = []
+        for point in self.spec.search.enqueue:
+            rest = {name: value for name, value in point.items() if name not in stratum.space}
+            inside = all(_contains(stratum.space[name], value) for name, value in point.items() if name not in rest)
+            if inside and all(name in own and own[name] == value for name, value in rest.items()):
+                found.append({name: value for name, value in point.items() if name in stratum.space})
+        return tuple(found)
+
+    def prune_from(self, stratum: Stratum) -> int:
+        """Examples at the first mark at which a trial may be stopped: `prune.warmup`, but never before the lr warm-up,
+        the ramp of the penalty and the first dead window are over; `samples` where there is no such mark."""
+        texts = self.spec.data.num_examples * (1 - self.spec.data.holdout)
+        window = _maximum(stratum, "dead_after") or min(texts, DEAD_WINDOW)
+        ramps = max(_maximum(stratum, "warmup") or 0, _maximum(stratum, "sparsity_warmup") or 0) * self.samples
+        floor = max(ramps, window, self.spec.prune.warmup or 0)
+        return next((mark for mark in self.marks() if mark >= floor), self.samples)
+
+    def rungs(self, stratum: Stratum) -> tuple[int, ...]:
+        """Examples at the rungs of asha and hyperband: the marks at `prune_from` times the powers of the reduction
+        factor, the end left out."""
+        target, found = self.prune_from(stratum), []
+        while target < self.samples:
+            mark = next(mark for mark in self.marks() if mark >= target)
+            if mark < self.samples and mark not in found:
+                found.append(mark)
+            target *= self.spec.prune.reduction_factor
+        return tuple(found)
+
+
+def make_plan(spec: SweepSpec, d_in: int | None = None) -> Plan:
+    """The plan of a spec. `d_in` is the width of the embeddings, looked up without loading the model where it is not
+    given. Raises SpecError where the spec does not fit that width."""
+    d_in = d_in if d_in is not None else embedding_width(spec.data.model, spec.data.revision)
+    problems = check(Draft(spec, tuple(enumerate(spec.sae)), d_in))
+    if problems:
+        raise SpecError("\n".join(f"{spec.name}: {key}: {rule}" for key, rule in problems))
+    return Plan(spec, d_in, tuple(stratum for arm in spec.sae for stratum in _strata(spec, arm, d_in)))
+
+
+def cardinality(space: Mapping[str, Choices | Range]) -> float:
+    """How many different points a space has; infinite with a continuous range."""
+    return math.prod(len(value) if isinstance(value, tuple) else _steps(value) for value in space.values())
+
+
+def _steps(value: Range) -> float:
+    step = value.step if value.step is not None else 1 if value.integer else None
+    return math.inf if step is None else round((value.high - value.low) / step) + 1
+
+
+def _strata(spec: SweepSpec, arm: Arm, d_in: int | None) -> Iterator[Stratum]:
+    axes_names = axis_names(spec, arm)
+    fixed: dict[str, Scalar] = {}
+    space: dict[str, Choices | Range] = {}
+    for name, value in {**arm.params, **spec.train}.items():
+        listed = choices(name, value)
+        if name in axes_names:
+            continue
+        if isinstance(value, Range):
+            space[name] = value
+        elif listed is not None and len(listed) > 1:
+            space[name] = listed
+        else:
+            fixed[name] = options(name, value)[0]
+    grid = tuple(_grid(space)) if spec.search.sampler == "grid" else None
+    points = len(grid) if grid is not None else int(min(spec.search.points or 1, cardinality(space)))
+    for axes in cross(spec, arm, d_in):
+        yield Stratum(stratum_id(axes), arm.type, axes, fixed, space, points, grid)
+
+
+def _grid(space: Mapping[str, Choices | Range]) -> Iterator[dict[str, Scalar]]:
+    lists = [value for value in space.values() if isinstance(value, tuple)]
+    for combination in itertools.product(*lists):
+        yield dict(zip(space, combination, strict=True))
+
+
+def _fields(kind: str) -> dict[str, Any]:
+    return {**TrainConfig.model_fields, **SAE_CONFIGS[kind].model_fields}
+
+
+def _maximum(stratum: Stratum, name: str) -> float | None:
+    """The largest value a field takes in the stratum; None where it has none."""
+    value: Value = None
+    for values in (stratum.space, stratum.axes, stratum.fixed):
+        value = values.get(name, value)
+    if value is None and name in _fields(stratum.type):
+        value = _fields(stratum.type)[name].default
+    return max((o for o in options(name, value) if isinstance(o, int | float)), default=None)
+
+
+def _highest(spec: SweepSpec, name: str) -> int:
+    value = spec.train.get(name, TrainConfig.model_fields[name].default)
+    return max(o for o in options(name, value) if isinstance(o, int))
+
+
+def _contains(space: Choices | Range, value: Scalar) -> bool:
+    if isinstance(space, tuple):
+        return value in space
+    return isinstance(value, int | float) and space.low <= value <= space.high
