@@ -144,13 +144,13 @@ class Ledger:
         self._move(number, end, reason)
         if end == "failed":
             self.board.failures[number] = reason
-        self.announce(number)
+        self.tell(number)
+        self._tracker.close_trial(number, state.state, state.reason, self._tags(state))
 
-    def announce(self, number: int) -> None:
-        """Tell Optuna and MLflow how the trial ended; they may have heard it before."""
+    def tell(self, number: int) -> None:
+        """Tell Optuna how the trial ended."""
         state = self.states[number]
         self._search.tell(number, state.state, state.values, state.kind, state.verdict)
-        self._tracker.close_trial(number, state.state, state.reason, self._tags(state))
 
     def fail_attempt(self, number: int, kind: FailureKind, detail: str) -> None:
         """The attempt failed and another one will follow."""

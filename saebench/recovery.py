@@ -37,15 +37,17 @@ def recover(ledger: Ledger, search: Search, *, retry_failed: bool = False) -> li
             ledger.put_aside(config.number)
     for config in unfinished.values():
         ledger.open(config)
-    waiting = [n for n in sorted(ledger.states) if not _settle(ledger, n)]
+    waiting = [n for n in sorted(ledger.states) if not _settle(ledger, n, told=n not in unfinished)]
     return waiting + _tried_again(ledger, retry_failed)
 
 
-def _settle(ledger: Ledger, number: int) -> bool:
-    """Bring one trial to a state that everybody agrees on; False when it has to go on."""
+def _settle(ledger: Ledger, number: int, *, told: bool) -> bool:
+    """Bring one trial to a state that everybody agrees on; False when it has to go on. `told`: Optuna knows its end.
+    (The tracker compares its own book with state.json when it starts.)"""
     state, trial = ledger.states[number], ledger.paths.trial(number)
     if state.ended:
-        ledger.announce(number)
+        if not told:
+            ledger.tell(number)
         return True
     done = _replay(ledger, number, trial)
     if done is not None:

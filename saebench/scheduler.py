@@ -229,6 +229,8 @@ class Scheduler:
         kind: FailureKind | None = "stall" if active.stalled else message.kind
         if kind is None and active.end is None:
             kind = "crash"
+        if kind is None and active.end is not None and active.end.info.get("why") == "leave" and not active.why:
+            kind, message = "killed", replace(message, detail="it left without being asked to (a signal?)")
         if kind is None or kind == "killed":
             self._ended(active)
         else:

@@ -13,7 +13,8 @@ from typing import Any
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.events import Event, EventLog, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, ExitMessage, Message, Slot
-from saebench.paths import write_json
+from saebench.paths import SweepPaths, write_json
+from saebench.state import read_state
 
 TOTAL = 40
 STEP = 10
@@ -32,7 +33,7 @@ def trial_config(number: int, seed: int = 0, total: int = TOTAL) -> TrialConfig:
     )
 
 
-class Fault(Exception):
+class Fault(Exception):  # noqa: N818 - what it stands for is not an error
     """A toy worker ends with this kind of failure."""
 
     def __init__(self, kind: FailureKind, detail: str = "toy") -> None:
@@ -239,6 +240,12 @@ class ToyTracker:
 
     runs: dict[int, str] = field(default_factory=dict)
     tags: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def start(self, paths: SweepPaths) -> None:
+        """Compare with what the directory says, as the real one does."""
+        for trial in paths.trials():
+            if (state := read_state(trial)) is not None:
+                self.runs[state.number] = state.state if state.ended else "interrupted"
 
     def open(self, config: TrialConfig, tags: dict[str, str]) -> None:
         self.runs[config.number] = "running"

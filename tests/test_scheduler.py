@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import Faults, Quiet, ToyExecutor, ToySearch, ToySignals, ToyTracker, trial_config
 
 import saebench.ledger
 import saebench.state
-from fakes import Faults, Quiet, ToyExecutor, ToySearch, ToySignals, ToyTracker, trial_config
 from saebench import events
 from saebench.board import Board, read_board
 from saebench.config import BudgetConfig, FailuresConfig, RetriesConfig
@@ -53,6 +53,7 @@ class World:
     ) -> Halt | None:
         """One life of a scheduler, from recovery to its end."""
         self.board = Board("toy", self.search.trials)
+        self.tracker.start(self.paths)
         ledger = Ledger(self.paths, self.search, self.tracker, self.board)
         waiting = recover(ledger, self.search, retry_failed=retry_failed)
 
