@@ -1,0 +1,158 @@
+"""The twin of the local executor: the same targets and messages, in the calling process, for tests and debugging."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from saebench.config import RunConfig
+from saebench.devices import Slot
+from saebench.events import Event, Verdict
+from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message
+from saebench.executors.local import TARGET
+from saebench.worker import VERDICT_WAIT, Request, work
+
+
+class _KilledError(BaseException):
+    """Raised in a target at its next event; not an Exception, so that it passes for no failure of the target."""
+
+
+@dataclass
+class _Thread:
+    """A `Line` over queues."""
+
+    number: int
+    slot: Slot
+    messages: queue.SimpleQueue[Message]
+    asked: Verdict = Verdict.GO
+    killed: bool = False
+    last: Event | None = None
+    answers: queue.SimpleQueue[Verdict] = field(default_factory=queue.SimpleQueue)
+
+    def send(self, event: Event) -> None:
+        self._obey()
+        self.last = event
+        self.messages.put(EventMessage(self.number, event))
+
+    def wait(self, samples: int) -> Verdict:
+        if self.asked is Verdict.GO:
+            try:
+                self.answers.get(timeout=VERDICT_WAIT)
+            except queue.Empty:
+                print(f"no verdict at {samples} samples after {VERDICT_WAIT:g} s: going on", flush=True)
+        self._obey()
+        return self.asked
+
+    def pending(self) -> Verdict:
+        self._obey()
+        return self.asked
+
+    def _obey(self) -> None:
+        if self.killed:
+            raise _KilledError
+
+    def run(self, request: Request) -> None:
+        try:
+            work(request, self)
+        except _KilledError:
+            pass
+        except SystemExit as error:
+            self.messages.put(ExitMessage(self.number, "crash", f"SystemExit: {error}"))
+            return
+        self.messages.put(self._exit())
+
+    def _exit(self) -> ExitMessage:
+        last = self.last
+        if last is not None and last.type in ("done", "left"):
+            return ExitMessage(self.number, None, str(last.info.get("why", last.type)))
+        if last is not None and last.type == "failed":
+            return ExitMessage(self.number, last.info["kind"], last.info["message"])
+        if self.killed:
+            return ExitMessage(self.number, "killed", "killed")
+        return ExitMessage(self.number, "crash", "ended without a word about how")
+
+
+class InProcessExecutor:
+    """See `Executor`. A thread per attempt on the CPU; a killed one ends at its next event or step.
+
+    Environment, log file and torch's number of threads are those of the calling process.
+    """
+
+    def __init__(self, run: RunConfig, cache_dir: Path, target: str = TARGET) -> None:
+        self._slots = tuple(Slot(i, "cpu", f"in process {i}") for i in range(run.per_device or 1))
+        self._cache_dir = cache_dir
+        self._target = target
+        self._running: dict[int, _Thread] = {}
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return self._slots
+
+    def start(self, attempt: Attempt, slot: Slot) -> None:
+        if attempt.number in self._running:
+            raise RuntimeError(f"trial {attempt.number} is running")
+        if slot not in self._slots or any(thread.slot == slot for thread in self._running.values()):
+            raise RuntimeError(f"slot {slot.name} is not free")
+        thread = _Thread(attempt.number, slot, self._messages)
+        self._running[attempt.number] = thread
+        name = f"trial {attempt.number:04d}"
+        threading.Thread(target=thread.run, args=(self._request(attempt),), name=name, daemon=True).start()
+
+    def _request(self, attempt: Attempt) -> Request:
+        return Request(
+            number=attempt.number,
+            attempt=attempt.attempt,
+            config=attempt.config.model_dump(mode="json"),
+            root=str(attempt.paths.root),
+            cache_dir=str(self._cache_dir),
+            target=self._target,
+            device="cpu",
+            threads=1,
+            memory_fraction=None,
+            environment={},
+            sys_path=[],
+        )
+
+    def poll(self, timeout: float) -> list[Message]:
+        found: list[Message] = []
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                wait = 0.0 if found else max(0.0, end - time.monotonic())
+                message = self._messages.get(timeout=wait) if wait else self._messages.get_nowait()
+            except queue.Empty:
+                return found
+            if isinstance(message, ExitMessage):
+                del self._running[message.number]
+            found.append(message)
+
+    def answer(self, number: int, verdict: Verdict) -> None:
+        thread = self._running.get(number)
+        if thread is not None:
+            if verdict is not Verdict.GO:
+                thread.asked = verdict
+            thread.answers.put(verdict)
+
+    def stop(self, number: int, how: How) -> None:
+        thread = self._running.get(number)
+        if thread is None:
+            return
+        if how == "leave":
+            thread.asked = Verdict.LEAVE
+        else:
+            thread.killed = True
+        thread.answers.put(Verdict.LEAVE)
+
+    def quarantine(self, slot: Slot) -> None:
+        self._slots = tuple(other for other in self._slots if other.device != slot.device)
+
+    def close(self) -> None:
+        end = time.monotonic() + VERDICT_WAIT
+        for number in list(self._running):
+            self.stop(number, "kill")
+        while self._running and time.monotonic() < end:
+            self.poll(0.1)
