@@ -1,0 +1,166 @@
+"""What a plan will cost, in counts, and what is odd about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from saebench.config import SPARSITY_PARAMETERS, PruneConfig
+from saebench.plan import Plan, Stratum, cardinality
+from saebench.spec import Range, options
+
+TPE_STARTUP = 10
+"""Trials that Optuna's TPE draws at random before it learns (its default, per study)."""
+_DENSE = {"vanilla": 10, "jumprelu": 10, "p_anneal": 10, "gated": 16}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Upper bounds: every point with every seed, nothing stopped early. Counts only; how long they take depends on
+    the machine."""
+
+    trials: int
+    train_examples: int
+    """Embeddings trained on, over all trials."""
+    eval_examples: int
+    """Embeddings evaluated on the hold-out, over all trials and marks."""
+    train_flops: float | None
+    """Of the SAEs' matrix products; AuxK and the optimiser are not counted. None while d_in is not known."""
+    texts: int
+    """Texts to encode, once for the whole sweep (in every trial where `data.cache` is off)."""
+    embedding_bytes: int | None
+    """Of the embedding cache."""
+
+
+def work(plan: Plan) -> Work:
+    """What the plan asks for at most."""
+    data, seeds = plan.spec.data, len(plan.spec.seeds)
+    flops: float | None = None
+    if plan.d_in is not None:
+        flops = sum(flops_per_example(s, plan.d_in) * s.points * seeds * plan.samples for s in plan.strata)
+    return Work(
+        trials=plan.n_trials,
+        train_examples=plan.n_trials * plan.samples,
+        eval_examples=plan.n_trials * len(plan.marks()) * round(data.num_examples * data.holdout),
+        train_flops=flops,
+        texts=data.num_examples,
+        embedding_bytes=None
+        if plan.d_in is None
+        else data.num_examples * plan.d_in * {"float32": 4, "float16": 2}[data.dtype],
+    )
+
+
+def flops_per_example(stratum: Stratum, d_in: int) -> float:
+    """FLOPs of one training example, a multiplication and an addition counted as two.
+
+    Dense codes: five products of d_in x dict_size (encode, decode, and three backward), eight for gated, whose gate has
+    a decoder pass of its own. k-sparse codes: the encoder's product, then four over the k active latents only."""
+    found = {**stratum.fixed, **stratum.axes}
+    widths = options("dict_size", found.get("dict_size") or stratum.space.get("dict_size"))
+    factors = options("expansion_factor", found.get("expansion_factor") or stratum.space.get("expansion_factor"))
+    width = max([w for w in widths if w] + [round(f * d_in) for f in factors if f])
+    if stratum.type in _DENSE:
+        return float(_DENSE[stratum.type] * d_in * width)
+    k = max(options("k", found.get("k") or stratum.space.get("k")))
+    return float(2 * d_in * width + 8 * d_in * k)
+
+
+def advice(plan: Plan) -> list[str]:
+    """What a person would want to know before starting: odd, but not wrong."""
+    rules = (_search, _comparison, _pruner, _idle_keys, _seeds)
+    return list(dict.fromkeys(line for rule in rules for line in rule(plan)))
+
+
+def _search(plan: Plan) -> Iterator[str]:
+    search = plan.spec.search
+    for stratum in plan.strata:
+        size, asked = cardinality(stratum.space), search.points
+        if search.sampler == "grid":
+            return
+        if not stratum.space:
+            if asked not in (None, 1):
+                yield f"{stratum.type}: nothing is searched, so a stratum has 1 point, not search.points: {asked}"
+        elif asked is None:
+            yield f"search.points is not given: 1 point a stratum, though {', '.join(stratum.space)} can be searched"
+        elif size < asked:
+            yield f"{stratum.type}: only {size:.0f} different points in a stratum, not {asked}; grid tries each once"
+        elif search.sampler == "tpe" and stratum.points <= TPE_STARTUP:
+            yield (
+                f"tpe draws the first {TPE_STARTUP} points of a stratum at random and there are {stratum.points}: "
+                "search.sampler: qmc spreads so few better"
+            )
+        elif search.sampler == "cmaes" and stratum.points < 2 * (4 + int(3 * math.log(len(stratum.space)))):
+            yield f"cmaes learns from generations of points, and {stratum.points} points are hardly two: use qmc"
+
+
+def _comparison(plan: Plan) -> Iterator[str]:
+    """Reconstruction gets better as codes get denser: trials of unequal sparsity are not alike."""
+    for stratum in plan.strata:
+        searched = [name for name in SPARSITY_PARAMETERS[stratum.type] if name in stratum.space]
+        if searched and plan.spec.prune.pruner not in ("none", "pareto"):
+            yield (
+                f"{stratum.type}: {searched[0]} differs inside a stratum, so {plan.spec.prune.pruner} compares "
+                "trials of different sparsity: add it to search.strata, or use prune.pruner: pareto"
+            )
+
+
+def _pruner(plan: Plan) -> Iterator[str]:
+    prune = plan.spec.prune
+    if prune.pruner == "none":
+        return
+    for stratum in plan.strata:
+        first = plan.prune_from(stratum)
+        if first >= plan.samples:
+            yield f"{stratum.id}: {prune.pruner} never acts: warm-up, ramps and the first dead window last to the end"
+            continue
+        if prune.warmup is not None and _mark_after(plan, prune.warmup) < first:
+            yield (
+                f"{stratum.id}: first verdict at {first:,} examples, not at prune.warmup: lr warm-up, penalty ramp and "
+                "the first dead window come first"
+            )
+        needed = {"median": prune.startup_trials + 1, "threshold": 1}.get(prune.pruner, 2)
+        if stratum.points < needed:
+            yield (
+                f"{prune.pruner} never acts in strata of {stratum.points} points: it needs {needed} "
+                f"(prune.startup_trials: {prune.startup_trials})"
+                if prune.pruner == "median"
+                else f"{prune.pruner} never acts in strata of {stratum.points} point: it compares at least two"
+            )
+
+
+def _mark_after(plan: Plan, samples: int) -> int:
+    return next((mark for mark in plan.marks() if mark >= samples), plan.samples)
+
+
+_OWNERS = {
+    "startup_trials": ("median",),
+    "reduction_factor": ("asha", "hyperband"),
+    "upper": ("threshold",),
+    "lower": ("threshold",),
+    "margin": ("pareto",),
+}
+
+
+def _idle_keys(plan: Plan) -> Iterator[str]:
+    prune = plan.spec.prune
+    for name, owners in _OWNERS.items():
+        if prune.pruner not in owners and getattr(prune, name) != PruneConfig.model_fields[name].default:
+            yield f"prune.{name} has no effect: it belongs to {' and '.join(owners)}, not to {prune.pruner}"
+
+
+def _seeds(plan: Plan) -> Iterator[str]:
+    if len(plan.spec.seeds) == 1 and len(plan.strata) > 1:
+        yield "one seed: differences between strata will have no interval over seeds"
+
+
+def describe_space(stratum: Stratum) -> str:
+    """What a stratum searches, in short: "lr 0.0003..0.01 log, batch_size 1024|2048"."""
+    return ", ".join(f"{name} {_describe(value)}" for name, value in stratum.space.items()) or "nothing"
+
+
+def _describe(value: Range | tuple[object, ...]) -> str:
+    if isinstance(value, tuple):
+        return "|".join("null" if item is None else str(item) for item in value)
+    step = f" step {value.step:g}" if value.step is not None else ""
+    return f"{value.low:g}..{value.high:g}" + (" log" if value.log else "") + step
