@@ -10,10 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Self
@@ -24,9 +25,11 @@ from filelock import FileLock, Timeout
 from saebench.errors import LockedError, PreflightError, SpecError
 from saebench.paths import SweepPaths, write_json
 
-GROWS = ("seeds", "search.points", "run", "budget", "description")
+GROWS = ("seeds", "search.points", "run", "budget", "tracking", "description")
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
+_OWN_FILES = frozenset({"scheduler.lock", "scheduler.json", "scheduler.log", "tracking.json", "retry.json", "stop"})
+"""What a start that was killed before lock.json may have left in a sweep's directory."""
 _PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")
 
 
@@ -57,6 +60,32 @@ class Holder:
         if self._lock.is_locked:
             self._paths.holder.unlink(missing_ok=True)
             self._lock.release()
+
+
+@contextlib.contextmanager
+def at_work_on(paths: SweepPaths) -> Iterator[None]:
+    """Hold the sweep's directory; a new one that got no lock.json is removed again, with its parent if that is new."""
+    new = [folder for folder in (paths.root, paths.root.parent) if not folder.exists()]
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        strange = {path.name for path in paths.root.iterdir() if not path.name.startswith(".")} - _OWN_FILES
+    except OSError as error:
+        raise PreflightError(f"{paths.root}: cannot write here: {error.strerror or error}") from None
+    if strange and not paths.lock.exists():
+        raise PreflightError(f"{paths.root}: is there already and is not a sweep; use another name or --runs-dir")
+    held = Holder(paths)
+    try:
+        held.acquire()
+        try:
+            yield
+        finally:
+            held.release()
+    finally:
+        if paths.root in new and not paths.lock.exists():
+            shutil.rmtree(paths.root, ignore_errors=True)
+            if paths.root.parent in new:
+                with contextlib.suppress(OSError):  # somebody else uses it by now
+                    paths.root.parent.rmdir()
 
 
 def holder(paths: SweepPaths) -> dict[str, Any] | None:

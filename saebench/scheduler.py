@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from saebench.board import Board
 from saebench.config import BudgetConfig, FailuresConfig
 from saebench.events import Event, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Slot
@@ -21,18 +20,12 @@ from saebench.failures import DeviceRecord, gives_up, may_retry
 from saebench.ledger import Ledger, Search, reason_of
 from saebench.paths import SweepPaths
 from saebench.placement import Active, Job, Queue
+from saebench.terminal import View
 
 POLL = 0.25
 """Seconds that one turn of the loop waits for messages."""
 LEAVE_GRACE = 90.0
 """Seconds a worker has for its checkpoint before it is killed."""
-
-
-class View(Protocol):
-    """Who shows the sweep to a person."""
-
-    def show(self, board: Board) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class Signals(Protocol):
@@ -249,6 +242,7 @@ class Scheduler:
             self._ledger.finish(number, "pruned", f"weak at {state.judged:,} samples")
         else:
             self._ledger.interrupt(number, active.why or "it left")
+        self._view.ended(state)
 
     def _failed(self, active: Active, kind: FailureKind, detail: str) -> None:
         number, state, device = active.number, self._ledger.states[active.number], active.slot.device
@@ -259,6 +253,7 @@ class Scheduler:
         self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then if not self.halt else 'left as it is'}")
         if not again:
             self._ledger.finish(number, "failed", reason_of(kind, detail), kind)
+            self._view.ended(state)
         elif self.halt:
             self._ledger.interrupt(number, reason_of(kind, detail))
         else:

@@ -15,6 +15,7 @@ from saebench.events import Event, EventLog, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, ExitMessage, Message, Slot
 from saebench.paths import SweepPaths, write_json
 from saebench.state import read_state
+from saebench.terminal import QuietView
 
 TOTAL = 40
 STEP = 10
@@ -263,12 +264,11 @@ class ToySignals:
     why: str = "Ctrl-C"
 
 
-class Quiet:
+class Quiet(QuietView):
+    """Remembers what it was told."""
+
     def __init__(self) -> None:
         self.notes: list[str] = []
-
-    def show(self, board: Any) -> None:
-        pass
 
     def note(self, text: str) -> None:
         self.notes.append(text)

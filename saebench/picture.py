@@ -1,0 +1,151 @@
+"""A sweep drawn for a terminal: the screen of `saebench sweep` and of `saebench status`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Protocol
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from saebench.board import Board, Running
+from saebench.state import TrialState
+
+STYLES = {
+    "complete": "green",
+    "pruned": "yellow",
+    "failed": "red",
+    "running": "cyan",
+    "interrupted": "magenta",
+    "planned": "dim",
+}
+
+
+class EncodingProgress(Protocol):
+    """The part of the cache's progress that is shown."""
+
+    @property
+    def stage(self) -> str: ...
+    @property
+    def done(self) -> int: ...
+    @property
+    def total(self) -> int | None: ...
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03 below an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def counts_text(board: Board) -> Text:
+    """12/24: 10 complete, 1 pruned, 1 failed, 2 running."""
+    text = Text(f"{board.ended}/{board.planned or '?'} trials")
+    for state, style in STYLES.items():
+        if board.counts[state]:
+            text.append(f"  {board.counts[state]} {state}", style)
+    return text
+
+
+def pace_text(board: Board) -> str:
+    """Elapsed time, rate and time to go, as far as they are known."""
+    rate, eta = board.rate(), board.eta()
+    parts = [duration(time.time() - board.started)]
+    parts += [f"{rate:.3g} trials/min"] if rate is not None else []
+    parts += [f"about {duration(eta)} to go"] if eta is not None and not board.stopping else []
+    return ", ".join(parts)
+
+
+def ended_line(state: TrialState) -> str:
+    """A trial that has ended, in one line."""
+    values = ", ".join(
+        f"{key.removeprefix('eval/')} {state.values[key]:.4g}" for key in ("eval/fvu", "eval/l0") if key in state.values
+    )
+    reason = f": {state.reason}" if state.reason else ""
+    return f"trial {state.number:04d} {state.stratum} seed {state.seed} {state.state}{reason}" + (
+        f" ({values})" if values else ""
+    )
+
+
+def running_table(rows: Iterable[Running]) -> Table:
+    """Slots and the trials on them."""
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for name in ("slot", "trial", "stratum", "seed", "", "samples", "fvu", "L0", "time"):
+        table.add_column(name, justify="right" if name in ("samples", "fvu", "L0", "time") else "left", no_wrap=True)
+    for row in rows:
+        attempt = f" #{row.attempt}" if row.attempt > 1 else ""
+        table.add_row(
+            row.slot,
+            f"{row.number:04d}{attempt}",
+            row.stratum,
+            str(row.seed),
+            ProgressBar(row.total, row.samples, width=16),
+            f"{row.samples:,}",
+            _number(row.fvu),
+            _number(row.l0),
+            duration(time.time() - row.since),
+        )
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def picture(board: Board, height: int = 40) -> RenderableType:
+    """The whole screen, at most about `height` lines of it."""
+    head = Text.assemble((board.name, "bold"), "  ", counts_text(board), "  ", (pace_text(board), "dim"))
+    parts: list[RenderableType] = [head]
+    if board.planned:
+        parts.append(ProgressBar(board.planned, board.ended, width=60))
+    if board.stopping:
+        parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and leave", "magenta"))
+    if board.tracker:
+        parts.append(Text(f"MLflow: {board.tracker}; metrics wait on disk", "red"))
+    below: list[RenderableType] = [
+        *_section("verdicts", board.verdicts, 4),
+        *_section("notes", board.notes, 4),
+        *_section("failed", failure_lines(board), 8),
+    ]
+    rows = sorted(board.running.values(), key=lambda row: row.slot)
+    room = max(3, height - len(parts) - len(below) - 4)
+    parts.append(running_table(rows[:room]))
+    if len(rows) > room:
+        parts.append(Text(f"and {len(rows) - room} more running", "dim"))
+    return Group(*parts, *below)
+
+
+def failure_lines(board: Board) -> list[str]:
+    """Failures with their reasons; those of one reason together, so that all can be seen."""
+    by_reason: dict[str, list[int]] = {}
+    for number, reason in sorted(board.failures.items()):
+        by_reason.setdefault(reason, []).append(number)
+    lines = []
+    for reason, numbers in by_reason.items():
+        shown = ", ".join(f"{n:04d}" for n in numbers[:6]) + (
+            f" and {len(numbers) - 6} more" if len(numbers) > 6 else ""
+        )
+        lines.append(f"{shown}: {reason}")
+    return lines
+
+
+def _section(title: str, lines: Iterable[str], most: int) -> list[RenderableType]:
+    shown = list(lines)
+    if not shown:
+        return []
+    more = [Text(f"  {len(shown) - most} more", "dim")] if len(shown) > most else []
+    style = "red" if title == "failed" else ""
+    return [
+        Text(title, "dim"),
+        *more,
+        *(Text(f"  {line}", style, no_wrap=True, overflow="ellipsis") for line in shown[-most:]),
+    ]
+
+
+def encoding_line(progress: EncodingProgress) -> str:
+    of = f" of {progress.total:,}" if progress.total else ""
+    return f"{progress.stage}: {progress.done:,}{of} texts"

@@ -1,0 +1,278 @@
+"""`run_sweep`: from a spec to the last trial, and the same call again to go on.
+
+First everything that can be wrong is found out (spec, tracking server, devices, texts and encoder, widths), then the
+sweep's directory gets its lock.json, and only then trials start. A sweep that fails before leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench import paths as places
+from saebench.board import Board
+from saebench.config import TrackingConfig
+from saebench.errors import PreflightError, SpecError
+from saebench.interrupts import Interrupts
+from saebench.ledger import Ledger
+from saebench.lock import agree, at_work_on, now, provenance, read_lock
+from saebench.models import embedding_width
+from saebench.paths import SweepPaths, write_json, write_text
+from saebench.picture import counts_text, failure_lines
+from saebench.recovery import await_orphans, recover
+from saebench.scheduler import Halt, Scheduler
+from saebench.spec import SweepSpec, load_spec, parse_spec
+from saebench.terminal import LoggedView, View, choose_view
+
+if TYPE_CHECKING:
+    from saebench.executors import Executor
+    from saebench.tracking import Tracker
+
+_RUN_STATUS = {0: "FINISHED", 3: "FINISHED", 4: "FAILED"}
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """How a sweep ended, this time."""
+
+    name: str
+    root: Path
+    """Its directory, runs/<name>."""
+    exit_code: int
+    """0 all well, 3 some trials failed, 4 given up, 75 stopped but resumable, 130 interrupted."""
+    reason: str = ""
+    """Why it ended before its end."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """Trials by state."""
+    failures: Mapping[int, str] = field(default_factory=dict)
+    """Trial -> why it failed."""
+    tracking_uri: str = ""
+    run_id: str = ""
+    """MLflow's id of the parent run."""
+
+    @property
+    def ok(self) -> bool:
+        """Every trial ended, and none failed."""
+        return self.exit_code == 0
+
+    def trial(self, number: int) -> Path:
+        """Directory of a trial."""
+        return SweepPaths(self.root).trial(number).root
+
+
+def run_sweep(
+    spec: str | Path | SweepSpec | Mapping[str, Any],
+    *,
+    runs_dir: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    extend: bool = False,
+    retry_failed: bool = False,
+    quiet: bool = False,
+    view: View | None = None,
+) -> SweepResult:
+    """Run a sweep, or go on with it. Works from a script (no main guard), a notebook or a thread.
+
+    spec: a file, a mapping as YAML would give it, or a `SweepSpec`. overrides: "key=value" as for `--set`. extend: take
+    more seeds, points, devices or budget into a sweep that exists. retry_failed: give failed trials another chance.
+
+    Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
+    """
+    given = _given(spec, overrides)
+    paths = SweepPaths(places.runs_dir(runs_dir) / given.spec.name)
+    with Interrupts() as signals, at_work_on(paths), LoggedView(view or choose_view(quiet=quiet), paths.log) as shown:
+        try:
+            return _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals).run(extend, retry_failed)
+        except KeyboardInterrupt:
+            shown.say(f"{signals.why or 'interrupted'}: ended at once")
+            return SweepResult(paths.name, paths.root, signals.exit_code, signals.why)
+
+
+@dataclass(frozen=True)
+class _Given:
+    spec: SweepSpec
+    text: str
+    """The spec as the user wrote it."""
+    folder: Path
+    """Where it lies: its git commit is recorded."""
+
+
+def _given(spec: str | Path | SweepSpec | Mapping[str, Any], overrides: Sequence[str]) -> _Given:
+    if isinstance(spec, str | Path):
+        path = Path(spec)
+        return _Given(load_spec(path, overrides), path.read_text("utf-8"), path.absolute().parent)
+    if not isinstance(spec, SweepSpec):
+        spec = parse_spec(spec, overrides)
+    elif overrides:
+        spec = parse_spec(spec.plain(), overrides)
+    import yaml
+
+    return _Given(spec, yaml.safe_dump(spec.plain(), sort_keys=False), Path.cwd())
+
+
+class _Sweep:
+    """One life of a sweep's scheduler."""
+
+    def __init__(self, given: _Given, paths: SweepPaths, cache: Path, view: View, signals: Interrupts) -> None:
+        self._given, self._spec = given, given.spec
+        self._paths, self._cache, self._view, self._signals = paths, cache, view, signals
+
+    def run(self, extend: bool, retry_failed: bool) -> SweepResult:
+        from saebench.executors.local import LocalExecutor
+        from saebench.tracking import Tracker
+
+        if self._spec.run.executor != "local":
+            raise PreflightError("run.executor: ray: this version runs trials on this machine only; use local")
+        lock = read_lock(self._paths)
+        changes = agree(lock, self._spec.plain(), self._paths, extend=extend) if lock else {}
+        tracking = self._reachable_tracking(lock)
+        with contextlib.closing(LocalExecutor(self._spec.run, self._cache)) as executor:
+            self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
+            self._view.say(f"embedding cache: {self._cache}")
+            info = self._resolved(lock, self._data(executor), changes)
+            await_orphans(self._paths.trials(), self._view.note)
+            tracker = Tracker(self._paths, tracking, self._spec.name)
+            tracker.start(info)
+            self._view.say(f"tracking: {info['tracking']['uri'] if 'tracking' in info else _shown(tracker.uri)}")
+            exit_code = 75
+            try:
+                self._write_lock(info, tracker)
+                board, halt = self._trials(executor, tracker, int(info["d_in"]), retry_failed)
+                exit_code = halt.exit_code if halt else 3 if board.failures else 0
+            finally:
+                lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"))
+        if lag.unsent:
+            self._view.say(f"{lag.unsent} events wait for MLflow ({lag.error}); the same command sends them")
+        self._farewell(board, halt)
+        return SweepResult(
+            self._paths.name,
+            self._paths.root,
+            exit_code,
+            halt.reason if halt else "",
+            {state: count for state, count in board.counts.items() if count},
+            dict(board.failures),
+            _shown(tracker.uri),
+            tracker.run_id,
+        )
+
+    # --- before the first trial --------------------------------------------------------------------------------------
+
+    def _reachable_tracking(self, lock: Mapping[str, Any] | None) -> TrackingConfig:
+        """The spec's tracking, at the address that the sweep was started with; PreflightError when a server there does
+        not answer. (A database is opened later: it would be made by looking.)"""
+        from saebench.tracking import resolve_uri
+        from saebench.tracking.server import connect
+
+        tracking = self._spec.tracking
+        uri = resolve_uri(tracking)
+        before = lock["tracking"]["uri"] if lock and "tracking" in lock and not tracking.uri else None
+        if before and before != _shown(uri) and "***" not in before:
+            self._view.note(f"tracking stays at {before}, where this sweep began")
+            uri = before
+        if uri.startswith("http"):
+            connect(uri)
+        return tracking.model_copy(update={"uri": uri})
+
+    def _data(self, executor: Executor) -> dict[str, Any]:
+        """What is known of the embeddings, once they are all there."""
+        data = self._spec.data
+        if not data.cache:
+            width = embedding_width(data.model, data.revision)
+            if width is None:
+                raise PreflightError(f"data.model: {data.model}: its width is not known without loading it; cache: on")
+            return {"d_in": width}
+        from saebench.stores import cache
+
+        devices = list(dict.fromkeys(slot.device for slot in executor.slots))
+        entry = cache.build(data, self._cache, devices, self._encoding)
+        self._view.note(
+            f"embeddings: {entry.num_train:,} to train on, {entry.num_holdout:,} held out, d_in {entry.d_in}"
+        )
+        counts = {"d_in": entry.d_in, "num_train": entry.num_train, "num_holdout": entry.num_holdout}
+        return {**counts, "digest": entry.key, "data": entry.info}
+
+    def _encoding(self, progress: Any) -> None:
+        if progress.warning:
+            self._view.note(progress.message)
+        self._view.encoding(progress)
+
+    def _resolved(self, lock: dict[str, Any] | None, data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+        """What lock.json holds: as before, but for what was extended."""
+        if lock is None:
+            head = {"format": 1, "name": self._spec.name, "description": self._spec.description}
+            return {**head, "spec": self._spec.plain(), **data, **provenance(self._given.folder)}
+        if lock["d_in"] != data["d_in"]:
+            raise PreflightError(
+                f"{self._paths.root}: began with embeddings of width {lock['d_in']}, now it is {data['d_in']}"
+            )
+        if not changes:
+            return lock
+        extended = [*lock.get("extended", []), {"at": now(), "changes": changes}]
+        return {**lock, "spec": self._spec.plain(), "extended": extended}
+
+    def _write_lock(self, info: dict[str, Any], tracker: Tracker) -> None:
+        where = {"uri": _shown(tracker.uri), "experiment_id": tracker.experiment_id, "run_id": tracker.run_id}
+        lock = {**info, "tracking": where}
+        if lock != read_lock(self._paths):
+            write_text(self._paths.spec, self._given.text)
+            write_json(self._paths.lock, lock)
+
+    # --- the trials --------------------------------------------------------------------------------------------------
+
+    def _trials(self, executor: Executor, tracker: Tracker, d_in: int, retry_failed: bool) -> tuple[Board, Halt | None]:
+        from saebench.plan import make_plan
+        from saebench.study import Search
+
+        plan = make_plan(self._spec, d_in)
+        self._signals.patient = True
+        self._paths.stop.unlink(missing_ok=True)
+        board = Board(self._spec.name, plan.n_trials)
+        search = Search(plan, self._paths.journal)
+        ledger = Ledger(self._paths, search, tracker, board)
+        waiting = recover(ledger, search, retry_failed=retry_failed)
+        board.ended_before, board.started = board.ended, time.time()
+        scheduler = Scheduler(
+            ledger,
+            search,
+            executor,
+            self._view,
+            self._signals,
+            failures=self._spec.run.failures,
+            budget=self._spec.budget,
+            waiting=waiting,
+        )
+        try:
+            return board, scheduler.run()
+        finally:
+            self._paths.stop.unlink(missing_ok=True)
+
+    def _farewell(self, board: Board, halt: Halt | None) -> None:
+        say = self._view.say
+        say(counts_text(board).plain)
+        for line in failure_lines(board):
+            say(f"failed {line}")
+        if halt is not None:
+            again = "" if halt.exit_code == 4 else "; the same command goes on"
+            say(f"ended early: {halt.reason}{again}")
+        elif board.failures:
+            say(f"try the failed ones again: saebench retry {self._spec.name}")
+        say(f"report: saebench report {self._paths.root}")
+        say(f"MLflow: saebench ui {self._paths.root}")
+
+
+def _shown(uri: str) -> str:
+    from saebench.tracking.server import without_password
+
+    return without_password(uri)
+
+
+def spec_of(paths: SweepPaths) -> SweepSpec:
+    """The resolved spec of a sweep that exists; raises SpecError where there is none."""
+    lock = read_lock(paths)
+    if lock is None:
+        raise SpecError(f"{paths.root}: there is no such sweep")
+    return parse_spec(lock["spec"], label=str(paths.lock))

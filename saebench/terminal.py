@@ -1,0 +1,194 @@
+"""What a sweep looks like while it runs: a live screen on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Protocol, Self
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from saebench.board import Board
+from saebench.picture import EncodingProgress, counts_text, encoding_line, ended_line, pace_text, picture
+from saebench.state import TrialState
+
+FRAME = 0.2
+"""Seconds between two pictures of the live screen."""
+HEARTBEAT = 60.0
+"""Seconds between two plain lines about how things stand."""
+
+
+class View(Protocol):
+    """Who shows a sweep to a person."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+    def say(self, text: str) -> None:
+        """Something to be kept on the screen: where things are, how it ended."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that happened."""
+        ...
+
+    def encoding(self, progress: EncodingProgress) -> None: ...
+    def ended(self, state: TrialState) -> None: ...
+    def show(self, board: Board) -> None: ...
+
+
+class QuietView:
+    """Shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        pass
+
+    def encoding(self, progress: EncodingProgress) -> None:
+        pass
+
+    def ended(self, state: TrialState) -> None:
+        pass
+
+    def show(self, board: Board) -> None:
+        pass
+
+
+class PlainView(QuietView):
+    """Lines with the time in front, for logs, pipes and notebooks."""
+
+    def __init__(self, out: IO[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        self._out = out
+        self._clock = clock
+        self._last = clock()
+        self._tenths: tuple[str, int] = ("", -1)
+
+    def say(self, text: str) -> None:
+        for line in text.splitlines():
+            print(f"{time.strftime('%H:%M:%S')} {line}", file=self._out or sys.stdout, flush=True)
+
+    def note(self, text: str) -> None:
+        self.say(text)
+
+    def encoding(self, progress: EncodingProgress) -> None:
+        """A line per stage and per tenth of it."""
+        tenth = 10 * progress.done // progress.total if progress.total else 0
+        if (progress.stage, tenth) != self._tenths:
+            self._tenths = (progress.stage, tenth)
+            self.say(encoding_line(progress))
+
+    def ended(self, state: TrialState) -> None:
+        self.say(ended_line(state))
+
+    def show(self, board: Board) -> None:
+        if self._clock() - self._last >= HEARTBEAT:
+            self._last = self._clock()
+            self.say(f"{counts_text(board).plain}; {pace_text(board)}")
+
+
+class LoggedView(QuietView):
+    """Another view; what it is told in words goes to a file too."""
+
+    def __init__(self, view: View, log: Path) -> None:
+        self._view, self._path = view, log
+
+    def __enter__(self) -> Self:
+        self._view.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._view.__exit__(kind, error, tb)
+
+    def say(self, text: str) -> None:
+        self._log(text)
+        self._view.say(text)
+
+    def note(self, text: str) -> None:
+        self._log(text)
+        self._view.note(text)
+
+    def encoding(self, progress: EncodingProgress) -> None:
+        self._view.encoding(progress)
+
+    def ended(self, state: TrialState) -> None:
+        self._log(ended_line(state))
+        self._view.ended(state)
+
+    def show(self, board: Board) -> None:
+        self._view.show(board)
+
+    def _log(self, text: str) -> None:
+        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # a full disk is no reason
+            file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in text.splitlines())
+
+
+class LiveView(QuietView):
+    """One picture that is drawn over and over; what was said stays above it."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console()
+        self._live = Live(console=self._console, auto_refresh=False, transient=False, vertical_overflow="crop")
+        self._drawn = 0.0
+        self._board: Board | None = None
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._board is not None:
+            self._live.update(self._picture(self._board), refresh=True)
+        self._live.stop()
+
+    def note(self, text: str) -> None:
+        """Later the board shows it."""
+        if self._board is None:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        self._live.console.print(escape(text), highlight=False, soft_wrap=True)
+
+    def encoding(self, progress: EncodingProgress) -> None:
+        bar = ProgressBar(progress.total, progress.done, width=40)
+        self._draw(lambda: Group(Text(encoding_line(progress)), bar))
+
+    def show(self, board: Board) -> None:
+        self._board = board
+        self._draw(lambda: self._picture(board))
+
+    def _picture(self, board: Board) -> RenderableType:
+        return picture(board, self._console.height)
+
+    def _draw(self, make: Callable[[], RenderableType]) -> None:
+        now = time.monotonic()
+        if now - self._drawn >= FRAME:
+            self._live.update(make(), refresh=True)
+            self._drawn = time.monotonic()
+
+
+def choose_view(*, plain: bool = False, quiet: bool = False) -> View:
+    """Live on a terminal, plain lines elsewhere (and in notebooks, which are no terminals)."""
+    if quiet:
+        return QuietView()
+    if not plain and sys.stdout.isatty():
+        console = Console()
+        if console.is_terminal and not console.is_dumb_terminal:
+            return LiveView(console)
+    return PlainView()
