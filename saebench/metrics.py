@@ -1,0 +1,181 @@
+"""What a reconstruction is worth, as running float64 sums and one division at the end.
+
+All of it in the space the reconstructions are in (for an evaluation: the original embedding space), over the whole
+split: fvu = sum ||x - x_hat||^2 / sum ||x - mean||^2 with the mean of that same split, explained variance = 1 - fvu.
+A ratio per batch or per example, averaged, is another number and a wrong one; so is a variance about zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+KNN_EXAMPLES = 5_000
+"""Hold-out examples (the first) among which neighbours are looked for."""
+PAIRS = 50_000
+"""Pairs of hold-out examples whose similarities are ranked."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """The result for N examples."""
+
+    values: dict[str, float]
+    """Metric key -> value."""
+    squared_error: Tensor
+    """(N,) float32: ||x - x_hat||^2 of each example."""
+    l0: Tensor
+    """(N,) int32: latents that fire on each example."""
+    firing: Tensor
+    """(dict_size,) int64: examples on which each latent fires."""
+
+
+class Sums:
+    """Running sums over the batches of a split."""
+
+    def __init__(self) -> None:
+        self._pivot: Tensor | None = None
+        self._squared_error: list[Tensor] = []
+        self._l0: list[Tensor] = []
+
+    def update(self, x: Tensor, x_hat: Tensor, latents: Tensor) -> Self:
+        """Add a batch: x and x_hat (B, d_in), latents (B, dict_size); a latent fires where it is not 0."""
+        if x.shape != x_hat.shape or len(latents) != len(x) or x.ndim != 2 or latents.ndim != 2:
+            raise ValueError(
+                f"x {tuple(x.shape)}, x_hat {tuple(x_hat.shape)}, latents {tuple(latents.shape)}: "
+                "expected (B, d_in) twice and (B, dict_size)"
+            )
+        x, x_hat, fires = _precise(x), _precise(x_hat), latents.detach() != 0
+        pivot = self._start(x, latents.shape[1]) if self._pivot is None else self._pivot
+        away = x - pivot
+        self._away += away.sum(0)
+        self._away_squared += away.square().sum()
+        self._cosine += torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum()
+        self._squared_error.append((x - x_hat).square().sum(1))
+        self._l0.append(fires.sum(1))
+        self._firing += fires.sum(0).to(self._firing.device)
+        return self
+
+    def _start(self, x: Tensor, dict_size: int) -> Tensor:
+        # Sums of x about a point near the mean: sums about 0 lose digits where the mean is large.
+        self._pivot = pivot = x.mean(0) if len(x) else x.new_zeros(x.shape[1])
+        self._away, self._away_squared, self._cosine = torch.zeros_like(pivot), x.new_zeros(()), x.new_zeros(())
+        self._firing = torch.zeros(dict_size, dtype=torch.int64, device=x.device)
+        return pivot
+
+    def result(self) -> Evaluation:
+        """Raises ValueError where no example, or no variance, came by."""
+        squared_error = torch.cat(self._squared_error) if self._squared_error else torch.empty(0)
+        n = len(squared_error)
+        if n == 0 or self._pivot is None:
+            raise ValueError("no examples to evaluate on")
+        l0 = torch.cat(self._l0).cpu()
+        variance = float(self._away_squared - self._away.square().sum() / n)
+        error = float(squared_error.sum())
+        if not variance > 0:
+            raise ValueError(f"the {n} examples are all the same: there is no variance to explain")
+        low, high = torch.quantile(l0.double(), torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+        dead = int((self._firing == 0).sum())
+        values = {
+            "eval/mse": error / (n * len(self._pivot)),
+            "eval/fvu": error / variance,
+            "eval/explained_variance": 1 - error / variance,
+            "eval/cosine": float(self._cosine) / n,
+            "eval/l0": float(l0.sum()) / n,
+            "eval/l0_p5": low,
+            "eval/l0_p95": high,
+            "eval/dead_features": float(dead),
+            "eval/dead_fraction": dead / len(self._firing),
+            "eval/examples": float(n),
+        }
+        return Evaluation(values, squared_error.float().cpu(), l0.int(), self._firing.cpu())
+
+
+def _precise(x: Tensor) -> Tensor:
+    """x in float64, on the CPU where the device has none."""
+    x = x.detach()
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
+# --- beyond the basic ones -------------------------------------------------------------------------------------------
+
+
+def knn_overlap(x: Tensor, x_hat: Tensor, k: int = 10, chunk: int = 1024) -> float:
+    """Mean share of the k nearest neighbours (by cosine, the example itself left out) that x and x_hat (N, d) have in
+    common; exact, a chunk of rows at a time. k is at most N - 1."""
+    n = len(x)
+    k = min(k, n - 1)
+    if k < 1:
+        raise ValueError(f"{n} examples: neighbours need at least 2")
+    here, there = (torch.nn.functional.normalize(_precise(t).float(), dim=1) for t in (x, x_hat))
+    shared = 0
+    for start in range(0, n, chunk):
+        near, near_hat = (_neighbours(t, start, min(start + chunk, n), k) for t in (here, there))
+        shared += int((near[:, :, None] == near_hat[:, None, :]).sum())
+    return shared / (n * k)
+
+
+def _neighbours(unit: Tensor, start: int, stop: int, k: int) -> Tensor:
+    similarity = unit[start:stop] @ unit.t()
+    rows = torch.arange(stop - start, device=unit.device)
+    similarity[rows, rows + start] = -torch.inf
+    return similarity.topk(k, dim=1).indices
+
+
+def similarity_rank_correlation(x: Tensor, x_hat: Tensor, pairs: int = PAIRS) -> float:
+    """Spearman's correlation, over pairs of different examples, between their cosine before and after reconstruction.
+
+    All pairs where there are no more than `pairs`, else that many drawn with a generator of its own, always the same.
+    """
+    from scipy.stats import spearmanr
+
+    n = len(x)
+    if n < 3:
+        raise ValueError(f"{n} examples: a rank correlation needs at least 3")
+    left, right = _some_pairs(n, pairs)
+    cosines = [torch.nn.functional.cosine_similarity(t[left], t[right], dim=1).cpu() for t in (x.cpu(), x_hat.cpu())]
+    return float(spearmanr(cosines[0].double().numpy(), cosines[1].double().numpy()).statistic)
+
+
+def _some_pairs(n: int, pairs: int) -> tuple[Tensor, Tensor]:
+    if n * (n - 1) // 2 <= pairs:
+        left, right = torch.triu_indices(n, n, 1)
+        return left, right
+    generator = torch.Generator().manual_seed(0)
+    left = torch.randint(n, (pairs,), generator=generator)
+    return left, (left + torch.randint(1, n, (pairs,), generator=generator)) % n
+
+
+class Extras:
+    """Embedding-aware metrics over the first `KNN_EXAMPLES` hold-out examples."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        unknown = set(names) - set(EXTRAS)
+        if unknown:
+            raise ValueError(f"unknown metric {sorted(unknown)[0]!r}: there are {', '.join(EXTRAS)}")
+        self.names = tuple(names)
+        self._pairs: list[tuple[Tensor, Tensor]] = []
+
+    def update(self, x: Tensor, x_hat: Tensor) -> None:
+        """Add a batch; what is beyond the cap is not kept."""
+        room = KNN_EXAMPLES - sum(len(x) for x, _ in self._pairs)
+        if self.names and room > 0:
+            self._pairs.append((x[:room], x_hat[:room]))
+
+    def values(self) -> dict[str, float]:
+        """Metric key -> value."""
+        if not self.names:
+            return {}
+        x, x_hat = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
+        return {f"eval/{name}": EXTRAS[name](x, x_hat) for name in self.names}
+
+
+EXTRAS: dict[str, Callable[[Tensor, Tensor], float]] = {
+    "knn_overlap_at_10": knn_overlap,
+    "similarity_rank_correlation": similarity_rank_correlation,
+}
+"""Name -> function of (x, x_hat)."""

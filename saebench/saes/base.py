@@ -1,0 +1,208 @@
+"""What every architecture shares: the affine encoder, the unit-norm decoder, the loss in units of the variance.
+
+z is an embedding after preprocessing ("model space"), pre = (z - b_dec) W_enc + b_enc, latents = activate(pre),
+z_hat = latents W_dec + b_dec. An architecture is a file beside this one that says how to activate and what to minimise.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from saebench.config import SAEConfig
+from saebench.saes.initial import geometric_median, unit_rows
+from saebench.saes.preprocess import Preprocessing, Side
+
+Precision = Literal["float32", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class Dead:
+    """Latents that AuxK may revive. `index` (M,) may be longer than the list (a fixed length spares the device a
+    question to the host); only where `still` (M,) is true does an entry count."""
+
+    index: Tensor
+    still: Tensor
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a loss needs to know about the run around it."""
+
+    progress: Tensor | float = 0.0
+    """Share of the run that is done, 0 to 1."""
+    coeff: Tensor | float = 0.0
+    """Weight of the sparsity penalty now (schedule or controller)."""
+    dead: Dead | None = None
+    """Dead latents; None: AuxK is off."""
+    precision: Precision = "float32"
+    """Arithmetic of the encoder's matrix product."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The training loss of one batch, on its device."""
+
+    total: Tensor
+    """Scalar to minimise."""
+    fvu: Tensor
+    """Squared error over the training variance, scalar, detached."""
+    l0: Tensor
+    """Mean number of latents that fire, scalar, detached."""
+    fired: Tensor
+    """(dict_size,) bool: fired on some example of the batch."""
+    parts: dict[str, Tensor] = field(default_factory=dict)
+    """Further scalars to record, detached."""
+
+
+class NotCalibratedError(RuntimeError):
+    """An inference threshold was never set; without it the code would be dense."""
+
+
+class SAE(nn.Module, ABC):
+    """A sparse autoencoder over embeddings of width d_in with dict_size latents.
+
+    W_enc (d_in, dict_size) lies in memory latent by latent, as the sparse gradients write it; W_dec
+    (dict_size, d_in) has rows of length 1.
+    """
+
+    variance: Tensor
+
+    def __init__(self, config: SAEConfig, d_in: int) -> None:
+        super().__init__()
+        self.config, self.d_in, self.dict_size = config, d_in, config.width(d_in)
+        if self.dict_size < 1:
+            raise ValueError(f"dict_size {self.dict_size} must be at least 1")
+        self.W_enc = nn.Parameter(torch.zeros(self.dict_size, d_in).t())
+        self.b_enc = nn.Parameter(torch.zeros(self.dict_size))
+        self.W_dec = nn.Parameter(torch.zeros(self.dict_size, d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.preprocessing = Preprocessing(config.preprocess, d_in)
+        self.register_buffer("variance", torch.ones(()))
+
+    # --- what an architecture defines ---
+
+    @abstractmethod
+    def activate(self, pre: Tensor) -> Tensor:
+        """Pre-activations (B, dict_size) to latents, by the rule of inference: an example's code is its own."""
+
+    @abstractmethod
+    def loss(self, x: Tensor, moment: Moment) -> Loss:
+        """The training loss on embeddings x (B, d_in)."""
+
+    def initialise_from(self, z: Tensor) -> None:
+        """Set what depends on the data, given training rows z (N, d_in) in model space."""
+
+    def calibrate(self, rows: Tensor) -> None:
+        """Set what only inference needs from training rows (N, d_in); the same rows give the same."""
+
+    def inference_values(self) -> dict[str, float]:
+        """Numbers of the inference rule to record beside the metrics."""
+        return {}
+
+    def learning_rate_factors(self) -> dict[str, float]:
+        """Parameters whose learning rate is a multiple of the others'."""
+        return {}
+
+    # --- use ---
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Embeddings (B, d_in) to latents (B, dict_size), by the rule of inference."""
+        z, _ = self.preprocessing(self.check(x))
+        return self.activate(self.pre_activations(z))
+
+    def decode(self, latents: Tensor, side: Side | None = None) -> Tensor:
+        """Latents (B, dict_size) to embeddings (B, d_in) in the original space.
+
+        Where preprocessing is per example (unit, layer_norm) and `side` is not given, its mean over the training
+        sample stands in for the length (and mean) that the code does not carry.
+        """
+        if latents.ndim != 2 or latents.shape[1] != self.dict_size:
+            raise ValueError(f"latents of shape {tuple(latents.shape)}: expected (B, {self.dict_size})")
+        return self.preprocessing.undo(torch.addmm(self.b_dec, latents, self.W_dec), side)
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings (B, d_in) to (reconstruction in the original space (B, d_in), latents (B, dict_size))."""
+        z, side = self.preprocessing(self.check(x))
+        latents = self.activate(self.pre_activations(z))
+        return self.decode(latents, side), latents
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The reconstruction of x (B, d_in) in the original space, by the rule of inference."""
+        return self.reconstruct(x)[0]
+
+    def pre_activations(self, z: Tensor, precision: Precision = "float32") -> Tensor:
+        """(z - b_dec) W_enc + b_enc for z (B, d_in) in model space; `precision` is that of the product alone."""
+        centred = z - self.b_dec
+        if precision == "float32":
+            return torch.addmm(self.b_enc, centred, self.W_enc)
+        return (centred.bfloat16() @ self.W_enc.bfloat16()).float() + self.b_enc
+
+    def check(self, x: Tensor) -> Tensor:
+        """x as float32. Raises TypeError for a type that is not floating, ValueError for another shape, NaN or inf."""
+        x = self.check_shape(x)
+        if not torch.isfinite(x).all():
+            bad = int((~torch.isfinite(x)).any(1).nonzero()[0])
+            raise ValueError(f"row {bad} of the batch holds NaN or inf")
+        return x
+
+    def check_shape(self, x: Tensor) -> Tensor:
+        """The part of `check` that needs no look at the values (so that a training step does not wait for them)."""
+        if not x.is_floating_point():
+            raise TypeError(f"embeddings of type {x.dtype}: expected floating point")
+        if x.ndim != 2 or x.shape[1] != self.d_in:
+            raise ValueError(f"embeddings of shape {tuple(x.shape)}: expected (B, {self.d_in})")
+        return x.float()
+
+    # --- training ---
+
+    @torch.no_grad()
+    def initialise(self, sample: Tensor, generator: torch.Generator) -> None:
+        """Start from training rows `sample` (N, d_in), on the CPU: preprocessing, variance, b_dec = geometric median,
+        decoder = random unit rows, encoder = its transpose, whatever dict_size is."""
+        sample = self.check(sample)
+        if len(sample) < 2:
+            raise ValueError(f"{len(sample)} training rows: at least 2 are needed to start from")
+        self.preprocessing.fit(sample)
+        z, _ = self.preprocessing(sample)
+        variance = (z.double() - z.double().mean(0)).square().sum(1).mean()
+        if not variance > 1e-12 * z.double().square().sum(1).mean():
+            raise ValueError("the training rows are all the same: there is no variance to explain")
+        self.variance.copy_(variance)
+        self.b_dec.copy_(geometric_median(z))
+        self.W_dec.copy_(unit_rows(self.dict_size, self.d_in, generator))
+        self.W_enc.copy_(self.W_dec.t())
+        self.initialise_from(z)
+
+    @torch.no_grad()
+    def project_gradient(self) -> None:
+        """Take from the decoder's gradient the part along each row: a step may turn rows, not stretch them."""
+        if self.W_dec.grad is not None:
+            along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
+            self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """After the step: decoder rows of length 1 again."""
+        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-12))
+
+    def training_input(self, x: Tensor) -> Tensor:
+        """A batch (B, d_in), B >= 1, in model space."""
+        if len(x) == 0:
+            raise ValueError("an empty batch has no loss")
+        z: Tensor = self.preprocessing(self.check_shape(x))[0]
+        return z
+
+    def fvu(self, z: Tensor, z_hat: Tensor) -> Tensor:
+        """Mean squared length of the error over the variance of the training rows."""
+        return (z - z_hat).square().sum() / (len(z) * self.variance)
+
+    def l1(self, latents: Tensor) -> Tensor:
+        """Mean over examples of the L1 norm of latents (B, dict_size) >= 0, each weighted by its decoder row's length,
+        in units of the standard deviation of the training rows."""
+        l1: Tensor = latents.mean(0) @ torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt()
+        return l1

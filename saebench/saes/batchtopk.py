@@ -1,0 +1,61 @@
+"""k latents per example on average over the batch (Bussmann, Leask, Nanda 2024, 2412.06410)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from saebench.config import BatchTopKConfig, MatryoshkaConfig
+from saebench.saes import sparse
+from saebench.saes.base import NotCalibratedError, Precision
+from saebench.saes.calibrate import rows_per_chunk, threshold_for
+from saebench.saes.ksparse import KSparseSAE
+from saebench.saes.sparse import SparseCodes
+
+
+class BatchSparseSAE(KSparseSAE):
+    """Training keeps the round(k * B) largest positive pre-activations of the batch; inference keeps those above a
+    threshold, so that an example's code does not depend on its batch-mates.
+
+    The threshold is a saved buffer, read off training rows after training (`calibrate`); NaN until then.
+    """
+
+    config: BatchTopKConfig | MatryoshkaConfig
+    threshold: Tensor
+
+    def __init__(self, config: BatchTopKConfig | MatryoshkaConfig, d_in: int) -> None:
+        super().__init__(config, d_in)
+        self.register_buffer("threshold", torch.tensor(torch.nan))
+
+    def activate(self, pre: Tensor) -> Tensor:
+        if self.threshold.isnan():
+            raise NotCalibratedError(f"{type(self).__name__}: the threshold is not calibrated, call calibrate(rows)")
+        return pre * (pre > self.threshold)
+
+    def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
+        return sparse.encode_batchtopk(centred, self.W_enc, self.b_enc, self.config.k, precision)
+
+    @torch.no_grad()
+    def calibrate(self, rows: Tensor) -> None:
+        """Set the threshold so that the mean L0 on training rows (N, d_in) is k, exactly: halfway between the
+        round(k * N)-th largest pre-activation and the next. The same rows give the same threshold."""
+        if len(rows) == 0:
+            raise ValueError("no rows to calibrate on")
+        chunks = self._pre_activations_of(rows)
+        self.threshold.fill_(threshold_for(chunks, max(1, round(self.config.k * len(rows)))))
+
+    def inference_values(self) -> dict[str, float]:
+        return {"eval/threshold": float(self.threshold)}
+
+    def _pre_activations_of(self, rows: Tensor) -> Iterable[Tensor]:
+        for chunk in torch.split(rows, rows_per_chunk(self.dict_size)):
+            z, _ = self.preprocessing(self.check(chunk.to(self.threshold.device)))
+            yield self.pre_activations(z)
+
+
+class BatchTopKSAE(BatchSparseSAE):
+    """BatchTopK: see `BatchSparseSAE`."""
+
+    config: BatchTopKConfig

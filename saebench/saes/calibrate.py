@@ -1,0 +1,71 @@
+"""Thresholds read off training rows: exact, and in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from saebench.saes.base import SAE
+
+_CHUNK = 1 << 23
+"""Pre-activations looked at together (32 MiB)."""
+
+
+def rows_per_chunk(dict_size: int) -> int:
+    """Examples whose pre-activations fill a chunk."""
+    return max(1, _CHUNK // dict_size)
+
+
+@torch.no_grad()
+def threshold_for(pre_activations: Iterable[Tensor], count: int) -> float:
+    """The value that exactly `count` of the positive numbers in the chunks exceed (float32).
+
+    It lies halfway between the count-th largest and the next one; where fewer are positive it is 0, where equal
+    numbers straddle the place the larger set is left out. Keeps at most 2 * count numbers and one chunk.
+    """
+    if count < 1:
+        raise ValueError(f"a threshold that {count} values exceed: at least 1")
+    kept, bound = torch.empty(0), 0.0
+    for chunk in pre_activations:
+        kept = torch.cat([kept.to(chunk), chunk[chunk > bound]])
+        if len(kept) > 2 * (count + 1):
+            kept = torch.topk(kept, count + 1, sorted=False).values
+            bound = float(kept.min())
+            kept, tied = kept[kept > bound], kept[kept == bound]
+            kept = torch.cat([kept, tied])
+    if len(kept) < count:
+        return 0.0
+    if len(kept) == count:
+        return float(kept.min()) / 2
+    top = torch.topk(kept, count + 1, sorted=False).values.sort().values
+    below, at = top[0], top[1]
+    middle = below + (at - below) / 2
+    return float(middle if middle < at else below)
+
+
+@torch.no_grad()
+def sample_pre_activations(sae: SAE, z: Tensor) -> Tensor:
+    """Pre-activations of some thousand rows of z at most, as many as fit a chunk."""
+    return sae.pre_activations(z[: min(2048, rows_per_chunk(sae.dict_size))])
+
+
+def activation_quantile(pre: Tensor, l0: float) -> float:
+    """The threshold above which, on average, `l0` entries of a row of pre (B, F) lie; at least 0."""
+    return threshold_for([pre], max(1, round(min(l0, 0.5 * pre.shape[1]) * len(pre))))
+
+
+def starting_l0(sae: SAE) -> float:
+    """Latents per example that a penalised SAE starts with: three times the target, or d_in / 4 where none is given."""
+    target = getattr(sae.config, "target_l0", None)
+    return 3 * float(target) if target else sae.d_in / 4
+
+
+@torch.no_grad()
+def start_sparse(sae: SAE, z: Tensor) -> None:
+    """Lower the encoder's bias until the L0 on rows z (N, d_in) is `starting_l0`: ReLUs at random directions would
+    start with half the dictionary, and a reconstruction several times too long."""
+    sae.b_enc.sub_(activation_quantile(sample_pre_activations(sae, z), starting_l0(sae)))

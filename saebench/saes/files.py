@@ -1,0 +1,118 @@
+"""An SAE on disk: sae.safetensors (every parameter and buffer) beside sae.json (what they belong to). No pickles."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from saebench.config import AnySAEConfig
+from saebench.errors import UserError
+from saebench.paths import write_json
+from saebench.saes.base import SAE
+
+FORMAT = "saebench.sae"
+FORMAT_VERSION = 1
+_CONFIG: TypeAdapter[AnySAEConfig] = TypeAdapter(AnySAEConfig)
+
+
+class SAEFileError(UserError, ValueError):
+    """A folder that does not hold an SAE this version can read."""
+
+
+def save_sae(sae: SAE, folder: str | Path) -> Path:
+    """Write `sae` to `folder` (made if missing), bit-exactly; returns the folder.
+
+    Each file is written aside and renamed, the JSON last: where it is, the tensors are whole.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".sae.safetensors.{os.getpid()}.tmp"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
+    save_file(tensors, aside, metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)})
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    aside.replace(folder / "sae.safetensors")
+    write_json(
+        folder / "sae.json",
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "saebench": _version(),
+            "d_in": sae.d_in,
+            "dict_size": sae.dict_size,
+            "config": sae.config.model_dump(mode="json"),
+        },
+    )
+    return folder
+
+
+def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
+    """The SAE in `folder`, every number as it was saved, ready to encode.
+
+    Raises FileNotFoundError where a file is missing and SAEFileError, a ValueError, where one is truncated, foreign,
+    of a newer format, or does not match the other.
+    """
+    folder = Path(folder)
+    about = _read_json(folder / "sae.json")
+    sae = _empty(about, folder / "sae.json")
+    path = folder / "sae.safetensors"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SAEFileError(f"{path}: not a whole safetensors file ({error})") from error
+    expected = sae.state_dict()
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected:
+            raise SAEFileError(f"{path}: {name}: {'missing' if name in expected else 'unknown tensor'}")
+        ours, theirs = expected[name], tensors[name]
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise SAEFileError(
+                f"{path}: {name}: {theirs.dtype} {tuple(theirs.shape)}, expected {ours.dtype} {tuple(ours.shape)}"
+            )
+    sae.load_state_dict(tensors)
+    return sae.to(device).requires_grad_(False).eval()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise SAEFileError(f"{path}: not whole JSON ({error})") from error
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        raise SAEFileError(f"{path}: format: not written by saebench")
+    saved = about.get("format_version")
+    if not isinstance(saved, int) or not 1 <= saved <= FORMAT_VERSION:
+        raise SAEFileError(
+            f"{path}: format_version: {saved!r}, this saebench reads up to {FORMAT_VERSION} "
+            f"(written by saebench {about.get('saebench', '?')})"
+        )
+    return about
+
+
+def _empty(about: dict[str, Any], path: Path) -> SAE:
+    from saebench.saes import SAE_TYPES  # here, because the table names the module that offers this function
+
+    try:
+        config = _CONFIG.validate_python(about.get("config"))
+        return SAE_TYPES[config.type](config, int(about["d_in"]))
+    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        raise SAEFileError(f"{path}: config: {str(error).splitlines()[0]}") from error
+
+
+def _version() -> str:
+    try:
+        return version("saebench")
+    except PackageNotFoundError:  # run from a checkout that is not installed
+        return "0+unknown"

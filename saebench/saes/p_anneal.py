@@ -1,0 +1,59 @@
+"""An Lp penalty whose p falls from 1 in the course of the run (Karvonen et al. 2024, 2408.00113)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saebench.config import PAnnealConfig
+from saebench.saes.base import SAE, Loss, Moment
+from saebench.saes.calibrate import start_sparse
+
+_SMOOTHING = 1e-3
+"""In standard deviations; keeps the slope of f^p finite at 0."""
+
+
+class PAnnealSAE(SAE):
+    """latents = relu(pre); loss = FVU + coeff * (L1 / Lp) * Lp, Lp = mean over examples of sum_i (latent_i + 1e-3)^p.
+
+    The factor L1 / Lp is a constant to the gradient: the penalty keeps the size it would have at p = 1, so that the
+    coefficient means the same while p falls. p is 1 until `anneal_start`, then falls evenly to `p_end` at the end.
+    """
+
+    config: PAnnealConfig
+
+    def initialise_from(self, z: Tensor) -> None:
+        start_sparse(self, z)
+
+    def activate(self, pre: Tensor) -> Tensor:
+        return torch.relu(pre)
+
+    def exponent(self, progress: Tensor | float) -> Tensor:
+        """p at this share of the run."""
+        start = self.config.anneal_start
+        done = (torch.as_tensor(progress, dtype=torch.float32, device=self.variance.device) - start) / max(
+            1 - start, 1e-9
+        )
+        return 1 - (1 - self.config.p_end) * done.clamp(0, 1)
+
+    def loss(self, x: Tensor, moment: Moment) -> Loss:
+        z = self.training_input(x)
+        latents = torch.relu(self.pre_activations(z, moment.precision))
+        fvu = self.fvu(z, torch.addmm(self.b_dec, latents, self.W_dec))
+        l1, p = self.l1(latents), self.exponent(moment.progress)
+        lp = self.lp(latents, p)
+        penalty = lp * (l1 / lp.clamp_min(1e-12)).detach()
+        fires = latents.detach() > 0
+        return Loss(
+            total=fvu + moment.coeff * penalty,
+            fvu=fvu.detach(),
+            l0=fires.sum() / len(z),
+            fired=fires.any(0),
+            parts={"train/sparsity_loss": l1.detach(), "train/p": p},
+        )
+
+    def lp(self, latents: Tensor, p: Tensor) -> Tensor:
+        """Mean over examples of sum_i ((f_i + s)^p - s^p), f_i in standard deviations of the training rows."""
+        weighted = latents * (torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt())
+        lp: Tensor = ((weighted + _SMOOTHING).pow(p) - _SMOOTHING**p).sum() / len(latents)
+        return lp

@@ -1,0 +1,74 @@
+"""The weight of the sparsity penalty: a ramp to a fixed coefficient, or a controller that reaches a given L0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saebench.config import SAEConfig
+
+_ELASTICITY = 0.74
+"""-d log L0 / d log coeff once training has settled: FVU falls as L0^-0.35, and the penalty balances its slope."""
+_MEMORY = 0.01
+"""Time constant of the L0 average, as a share of the run."""
+_RESPONSE = 0.03
+"""Time the integral takes to correct an error, as a share of the run."""
+_TRAVEL = 0.06
+"""And at least the steps in which a parameter can move this far; z has length 1, pre-activations spread over 0.05."""
+_DAMPING = 2.0
+"""Proportional part, in units of 1 / elasticity."""
+
+
+def wants_penalty(config: SAEConfig) -> bool:
+    """Whether the architecture has a sparsity penalty at all."""
+    return hasattr(config, "target_l0")
+
+
+class SparsityControl:
+    """coeff() before a step, update(l0) after it; its state lives on the device and nothing waits for it.
+
+    With a fixed coefficient it rises evenly over `sparsity_warmup` and stays. With `target_l0` the set point falls
+    from the first batch's L0 to the target over `sparsity_warmup`, and a proportional-integral law on the logarithm of
+    the coefficient follows it: log coeff = I + p * e, dI = e / response, e = log(average L0 / set point).
+    """
+
+    def __init__(self, config: SAEConfig, steps: int, lr: float, device: torch.device | str) -> None:
+        fixed = getattr(config, "l1_coeff", None)
+        self.fixed: float | None = fixed if fixed is not None else getattr(config, "l0_coeff", None)
+        self.target: float = getattr(config, "target_l0", None) or 1.0
+        self.warmup: float = getattr(config, "sparsity_warmup", 0.0)
+        self.memory = max(5.0, _MEMORY * steps)
+        self.response = max(_RESPONSE * steps, _TRAVEL / lr) * _ELASTICITY
+        start = 0.1 / self.target
+        self.integral = torch.tensor(start, device=device).log()
+        self.error = torch.zeros((), device=device)
+        self.average = torch.zeros((), device=device)
+        self.seen = torch.zeros((), device=device)
+        self.first = torch.zeros((), device=device)
+
+    def coeff(self, progress: float) -> Tensor | float:
+        """The weight for the step at this share of the run."""
+        if self.fixed is not None:
+            return self.fixed * min(1.0, progress / self.warmup) if self.warmup else self.fixed
+        return (self.integral + _DAMPING / _ELASTICITY * self.error).exp()
+
+    @torch.no_grad()
+    def update(self, l0: Tensor, progress: float, authority: float = 1.0) -> None:
+        """Take in the L0 of a batch that was trained on with coeff(progress)."""
+        if self.fixed is not None:
+            return
+        now = l0.clamp_min(1e-3).log()
+        self.first = torch.where(self.seen == 0, now, self.first)
+        self.seen = self.seen + 1
+        self.average = self.average + (now - self.average) / self.seen.clamp_max(self.memory)
+        done = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        goal = torch.tensor(self.target).log().item() * done + self.first * (1 - done)
+        self.error = (self.average - goal).clamp(-1, 1)
+        self.integral = self.integral + self.error * (authority / self.response)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {n: getattr(self, n) for n in ("integral", "error", "average", "seen", "first")}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name in self.state_dict():
+            setattr(self, name, state[name].to(self.integral.device))

@@ -1,0 +1,25 @@
+"""Exactly k latents per example (Gao et al. 2024, 2406.04093)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saebench.config import TopKConfig
+from saebench.saes import sparse
+from saebench.saes.base import Precision
+from saebench.saes.ksparse import KSparseSAE
+from saebench.saes.sparse import SparseCodes
+
+
+class TopKSAE(KSparseSAE):
+    """latents = relu of the k largest pre-activations of each example (fewer where fewer are positive)."""
+
+    config: TopKConfig
+
+    def activate(self, pre: Tensor) -> Tensor:
+        values, indices = pre.topk(self.config.k, dim=1, sorted=False)
+        return torch.zeros_like(pre).scatter(1, indices, values.relu())
+
+    def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
+        return sparse.encode_topk(centred, self.W_enc, self.b_enc, self.config.k, precision)

@@ -1,0 +1,36 @@
+"""ReLU with an L1 penalty (Bricken et al. 2023, "Towards Monosemanticity")."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saebench.saes.base import SAE, Loss, Moment
+from saebench.saes.calibrate import start_sparse
+
+
+class VanillaSAE(SAE):
+    """latents = relu(pre); loss = FVU + coeff * mean over examples of sum_i latent_i ||W_dec_i|| / sqrt(variance).
+
+    The division makes the penalty a pure number, as the FVU is: a coefficient means the same for every corpus.
+    """
+
+    def initialise_from(self, z: Tensor) -> None:
+        start_sparse(self, z)
+
+    def activate(self, pre: Tensor) -> Tensor:
+        return torch.relu(pre)
+
+    def loss(self, x: Tensor, moment: Moment) -> Loss:
+        z = self.training_input(x)
+        latents = torch.relu(self.pre_activations(z, moment.precision))
+        fvu = self.fvu(z, torch.addmm(self.b_dec, latents, self.W_dec))
+        penalty = self.l1(latents)
+        fires = latents.detach() > 0
+        return Loss(
+            total=fvu + moment.coeff * penalty,
+            fvu=fvu.detach(),
+            l0=fires.sum() / len(z),
+            fired=fires.any(0),
+            parts={"train/sparsity_loss": penalty.detach()},
+        )

@@ -1,0 +1,280 @@
+"""Training one SAE: the step, what it remembers, and the evaluation on the hold-out.
+
+    training = Training.start(config, store, device)
+    for step in train(training, store):              # ends at config.train.samples
+        ...                                          # step.metrics are tensors on the device; reading one waits for it
+    training.calibrate(store)
+    evaluation = evaluate(training.sae, store)
+
+Nothing here logs, saves, or reads or sets a global random number. A step waits for the device at most to list the dead
+latents, a few times per dead window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from saebench.config import TrainConfig, TrialConfig
+from saebench.metrics import Evaluation, Extras, Sums
+from saebench.saes import SAE, Dead, Loss, Moment, make_sae
+from saebench.saes.calibrate import rows_per_chunk
+from saebench.saes.penalty import SparsityControl, wants_penalty
+
+SAMPLE_ROWS = 16_384
+"""Training rows that preprocessing, b_dec and thresholds start from."""
+STATE_VERSION = 1
+_ODD = 0x1E3779B97F4A7C15
+"""Spreads the bits of a row over its fingerprint."""
+
+
+class Store(Protocol):
+    """What training needs of an activation store (stores.ActivationsStoreSBERT has it)."""
+
+    @property
+    def d_in(self) -> int: ...
+    @property
+    def num_train(self) -> int: ...
+    def next_batch(self) -> Tensor: ...
+    def sample(self, n: int) -> Tensor: ...
+    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]: ...
+
+
+class DivergedError(FloatingPointError):
+    """The loss became NaN or infinite; `samples` is the count at the first such step."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(f"the loss became NaN or infinite at {samples} samples")
+        self.samples = samples
+
+
+class BadBatchError(ValueError):
+    """A training batch held NaN or infinity; `samples` is the count at the first such step."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__(f"the training batch at {samples} samples holds NaN or inf")
+        self.samples = samples
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one record of training says."""
+
+    step: int
+    samples: int
+    metrics: dict[str, Tensor | float]
+
+
+class Training:
+    """An SAE in training: weights, optimiser, dead counters, sparsity control. `Training.start` makes a new one,
+    `load_state_dict` takes it to where another one was, to the last bit."""
+
+    def __init__(self, config: TrialConfig, sae: SAE, num_train: int, calibration: Tensor) -> None:
+        self.config, self.sae = config, sae
+        self.device = sae.b_dec.device
+        train = config.train
+        self.steps = -(-train.samples // train.batch_size)
+        self.lr = train.lr or default_lr(sae.dict_size)
+        self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
+        self.step = self.samples = 0
+        self.optimizer = make_optimizer(sae, train, self.lr)
+        self.control = SparsityControl(config.sae, self.steps, self.lr, self.device)
+        self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
+        self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
+        self.bad_loss, self.bad_batch = (torch.tensor(-1, device=self.device) for _ in range(2))
+        self._held = _row_keys(calibration)
+
+    @classmethod
+    def start(cls, config: TrialConfig, store: Store, device: str | torch.device = "cpu") -> Self:
+        """A new training from the seed and the store's training rows."""
+        sample = store.sample(SAMPLE_ROWS)
+        sae = make_sae(config.sae, store.d_in, sample, config.seed).to(device)
+        return cls(config, sae, store.num_train, calibration_rows(sample, store.num_train).to(device))
+
+    def advance(self, x: Tensor) -> dict[str, Tensor | float]:
+        """One optimiser step on embeddings x (B, d_in); returns the training metrics, unread."""
+        progress = self.samples / self.config.train.samples
+        lr = self.lr * schedule(progress, (self.samples + len(x)) / self.config.train.samples, self.config.train)
+        moment = Moment(progress, self.control.coeff(progress), self._dead(), self.config.train.precision)
+        loss = self.sae.loss(self._without_calibration(x), moment)
+        self._descend(loss.total, lr)
+        self._remember(loss, x, progress, lr)
+        return self._metrics(loss, moment, lr)
+
+    def _descend(self, total: Tensor, lr: float) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        self.sae.project_gradient()
+        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.train.grad_clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group["factor"]
+        self.optimizer.step()
+        self.sae.constrain()
+
+    @torch.no_grad()
+    def _remember(self, loss: Loss, x: Tensor, progress: float, lr: float) -> None:
+        self.bad_loss = _first(self.bad_loss, loss.total.isfinite(), self.samples)
+        self.bad_batch = _first(self.bad_batch, x.sum().isfinite(), self.samples)
+        self.since_fired = torch.where(loss.fired, 0, self.since_fired + len(x))
+        self.control.update(loss.l0, progress, lr / self.lr)
+        self.samples += len(x)
+        self.step += 1
+
+    def _dead(self) -> Dead | None:
+        """Latents that have not fired for `dead_after` examples. The list is drawn up eight times per window, because
+        its length is the one thing the host must wait for; between, those that fire again are struck off."""
+        if not getattr(self.config.sae, "aux_coeff", 0):
+            return None
+        if self.step % max(1, self.dead_after // (8 * self.config.train.batch_size)) == 0:
+            self.dead_index = (self.since_fired >= self.dead_after).nonzero().squeeze(1)
+        return Dead(self.dead_index, self.since_fired[self.dead_index] >= self.dead_after)
+
+    @torch.no_grad()
+    def _without_calibration(self, x: Tensor) -> Tensor:
+        """x with each row that is set aside for calibration replaced by the row before it that is not."""
+        held = torch.isin(_row_keys(x), self._held)
+        place = torch.arange(len(x), device=x.device).masked_fill(held, -1).cummax(0).values
+        return x[torch.where(place < 0, held.int().argmin(), place)]
+
+    def _metrics(self, loss: Loss, moment: Moment, lr: float) -> dict[str, Tensor | float]:
+        metrics: dict[str, Tensor | float] = {
+            "train/loss": loss.total.detach(),
+            "train/fvu": loss.fvu,
+            "train/l0": loss.l0,
+            "train/dead_features": (self.since_fired >= self.dead_after).sum(),
+            "train/lr": lr,
+            **loss.parts,
+        }
+        if wants_penalty(self.config.sae):
+            metrics["train/sparsity_coeff"] = moment.coeff
+        return metrics
+
+    def check(self) -> None:
+        """Wait for the device and raise BadBatchError or DivergedError where a batch or loss was not finite."""
+        if (samples := int(self.bad_batch)) >= 0:
+            raise BadBatchError(samples)
+        if (samples := int(self.bad_loss)) >= 0:
+            raise DivergedError(samples)
+
+    def calibrate(self, store: Store) -> None:
+        """Set what inference needs (thresholds) from the calibration rows; the same weights give the same result."""
+        rows = calibration_rows(store.sample(SAMPLE_ROWS), store.num_train)
+        self.sae.calibrate(rows.to(self.device))
+
+    def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """(tensors, JSON): all that the steps to come depend on, but for the store's position. Checks first."""
+        self.check()
+        tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
+        for name, parameter in self.sae.named_parameters():
+            for key, value in self.optimizer.state[parameter].items():
+                tensors[f"adam.{name}.{key}"] = value
+        tensors |= {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
+        tensors |= {"since_fired": self.since_fired, "dead_index": self.dead_index}
+        copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+        return copies, {"version": STATE_VERSION, "step": self.step, "samples": self.samples}
+
+    @torch.no_grad()
+    def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, of a training of the same config. Raises ValueError where it is not."""
+        if meta.get("version") != STATE_VERSION:
+            raise ValueError(f"checkpoint version {meta.get('version')!r}: this saebench reads {STATE_VERSION}")
+        ours = self.sae.state_dict()
+        theirs = {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
+        if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
+            raise ValueError("the checkpoint is of another architecture or width")
+        self.sae.load_state_dict(theirs)
+        for name, parameter in self.sae.named_parameters():
+            prefix = f"adam.{name}."
+            self.optimizer.state[parameter] = {
+                key.removeprefix(prefix): _like(value, parameter) for key, value in tensors.items() if prefix in key
+            }
+        self.control.load_state_dict({n: tensors[f"control.{n}"] for n in self.control.state_dict()})
+        self.since_fired = tensors["since_fired"].to(self.device)
+        self.dead_index = tensors["dead_index"].to(self.device)
+        self.step, self.samples = int(meta["step"]), int(meta["samples"])
+
+
+def train(training: Training, store: Store) -> Iterator[Step]:
+    """Train to the end of the budget; yields at every multiple of `log_every` examples and at the end.
+
+    Raises DivergedError or BadBatchError at such a mark. The last batch is cut, so that the run ends at exactly
+    `samples` examples.
+    """
+    budget = training.config.train.samples
+    every = training.config.train.log_every or max(1, budget // 100)
+    while training.samples < budget:
+        before = training.samples // every
+        metrics = training.advance(store.next_batch()[: budget - training.samples])
+        if training.samples // every > before or training.samples >= budget:
+            training.check()
+            yield Step(training.step, training.samples, metrics)
+
+
+@torch.no_grad()
+def evaluate(sae: SAE, store: Store, extra: Sequence[str] = ()) -> Evaluation:
+    """Metrics on the whole hold-out, by the rule of inference, in the original space; changes nothing in `sae`."""
+    sums, extras = Sums(), Extras(extra)
+    for batch in store.holdout():
+        for x in torch.split(batch.to(sae.b_dec.device), rows_per_chunk(sae.dict_size)):
+            x_hat, latents = sae.reconstruct(x)
+            sums.update(x, x_hat, latents)
+            extras.update(x, x_hat)
+    result = sums.result()
+    result.values.update(sae.inference_values() | extras.values())
+    return result
+
+
+def default_lr(dict_size: int) -> float:
+    """2e-4 / sqrt(dict_size / 2^14) (Gao et al. 2024: lr falls as the square root of the width)."""
+    return float(2e-4 / (dict_size / 2**14) ** 0.5)
+
+
+def default_dead_after(num_train: int, batch_size: int) -> int:
+    """min(one epoch, 100,000) examples, but at least five steps: fewer say nothing about a latent."""
+    return max(min(num_train, 100_000), 5 * batch_size)
+
+
+def schedule(before: float, after: float, train: TrainConfig) -> float:
+    """Factor of the learning rate for the step that takes the run from share `before` to `after`: a rise from 0 that
+    the first step is part of, and a fall to 0 that the last step is part of; neither is ever 0."""
+    rise = min(1.0, after / train.warmup) if train.warmup else 1.0
+    fall = min(1.0, (1 - before) / train.decay) if train.decay else 1.0
+    return rise * fall
+
+
+def make_optimizer(sae: SAE, train: TrainConfig, lr: float) -> torch.optim.Adam:
+    """Adam, fused where there is such a kernel; each group's `factor` multiplies the learning rate."""
+    factors = sae.learning_rate_factors()
+    groups = [{"params": [p], "factor": factors.get(name, 1.0)} for name, p in sae.named_parameters()]
+    fused = sae.b_dec.device.type in ("cpu", "cuda")
+    return torch.optim.Adam(groups, lr=lr, betas=(train.beta1, train.beta2), eps=train.eps, fused=fused)
+
+
+def calibration_rows(sample: Tensor, num_train: int) -> Tensor:
+    """Rows of the sample that are never trained on: a twentieth of the training rows, but between 512 (or a fifth of
+    them) and 4096. A threshold read off rows the SAE has learnt by heart would let too many latents through on new
+    ones: by 4 to 12% on 18,000 glosses."""
+    count = min(4096, len(sample), max(num_train // 20, min(512, num_train // 5), 1))
+    return sample[torch.arange(count, device=sample.device) * len(sample) // count]
+
+
+def _row_keys(x: Tensor) -> Tensor:
+    """(B,) int64: a fingerprint of each row's bits."""
+    bits = x[:, :64].float().contiguous().view(torch.int32).long()
+    weights = torch.arange(1, bits.shape[1] + 1, device=x.device) * _ODD | 1
+    return (bits * weights).sum(1)
+
+
+def _first(known: Tensor, fine: Tensor, samples: int) -> Tensor:
+    return torch.where((known < 0) & ~fine, samples, known)
+
+
+def _like(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor of optimiser state, with the parameter's memory layout where it has its shape."""
+    if value.shape != parameter.shape:
+        return value.to(parameter.device)
+    return torch.empty_like(parameter).copy_(value)
