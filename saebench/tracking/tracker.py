@@ -242,10 +242,10 @@ class Tracker:
             try:
                 self._cycle(closing)
                 self._attach_spec()
+                failures, self._error = 0, None
                 if closing and not self._streams:
                     self._close_parent()
                     return
-                failures, self._error = 0, None
             except Exception as error:  # whatever a driver raises, the trials' metrics wait for the server
                 failures += 1
                 self._error = server.one_line(error)
