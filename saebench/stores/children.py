@@ -1,0 +1,104 @@
+"""Processes that the cache starts, and their conversation: one JSON object per line, requests in, replies out.
+
+A child's stdin is its lifeline: when it closes, because its parent closed it or died, the child ends at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any
+
+from saebench.errors import DataError
+
+Message = dict[str, Any]
+Inbox = queue.SimpleQueue[tuple["Child", Message]]
+Serve = Callable[[Iterator[Message], Callable[[Message], None]], None]
+"""What a child does: takes requests, gives replies. Run by `talk` in a process, and by tests in a thread."""
+
+
+class Child:
+    """A running `python -m <module>`; its replies arrive in `inbox`, the last one is {"type": "gone", "why": ...}."""
+
+    def __init__(self, module: str, name: str, environment: Mapping[str, str], inbox: Inbox) -> None:
+        self.name = name
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, **environment},
+            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to deal with
+        )
+        self._thread = threading.Thread(target=self._listen, args=(inbox,), daemon=True)
+        self._thread.start()
+
+    def send(self, message: Message) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # its "gone" is on the way
+            self._process.stdin.write(json.dumps(message).encode() + b"\n")
+            self._process.stdin.flush()
+
+    def close(self) -> None:
+        """End it now."""
+        self._process.kill()
+        self._process.wait()
+        self._thread.join()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+
+    def _listen(self, inbox: Inbox) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            inbox.put((self, json.loads(line)))
+        code = self._process.wait()
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with status {code}"
+        self._errors.seek(0)
+        said = self._errors.read().decode("utf-8", "replace").strip().splitlines()
+        inbox.put((self, {"type": "gone", "why": f"{how}: {said[-1][:300]}" if said else how}))
+
+
+def start(module: str, name: str, environment: Mapping[str, str], inbox: Inbox) -> Child:
+    """Start a child; a function, so that a test can put a thread in its place."""
+    return Child(module, name, environment, inbox)
+
+
+def talk(serve: Serve) -> None:
+    """Be a child: requests from stdin, replies to stdout. Whatever else prints goes to stderr."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
+    threading.Thread(target=_hear, args=(requests,), daemon=True).start()
+
+    def reply(message: Message) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    try:
+        serve(iter(requests.get, None), reply)
+    except DataError as error:
+        reply({"type": "error", "message": str(error)})
+    except BrokenPipeError:
+        pass
+    except Exception:  # whatever it is: the parent shows the last line
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)  # without the farewells of libraries whose threads still hold a stream
+
+
+def _hear(requests: queue.SimpleQueue[Message]) -> None:
+    for line in sys.stdin:
+        requests.put(json.loads(line))
+    os._exit(0)

@@ -1,0 +1,110 @@
+"""`python -m saebench.stores.encode`: one process, one device, the loaded encoder, parts in and files out."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saebench.config import DataConfig
+from saebench.errors import DataError
+from saebench.stores.ahead import ahead
+from saebench.stores.children import Message, talk
+from saebench.stores.encoder import AHEAD, SentenceEncoder
+from saebench.stores.entry import ROWS_PER_PART, part_name
+from saebench.stores.texts import one_line
+
+Piece = tuple[Message, list[str], tuple[Any, Any] | None]
+"""A job, its texts, and one batch of them; None after its last batch."""
+
+
+def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None:
+    """Requests: {data, device, folder}, then jobs {shard, start, stop, digest, texts}. Replies: ready (d_in, info),
+    progress (rows) now and then, done (job, name) per job."""
+    setup = next(requests)
+    encoder = SentenceEncoder(DataConfig.model_validate(setup["data"]), setup["device"])
+    reply({"type": "ready", "d_in": encoder.d_in, "info": encoder.info()})
+    folder = Path(setup["folder"])
+    batches: list[tuple[Any, Tensor]] = []
+    meter = _Meter(reply)
+    for job, texts, batch in ahead(_pieces(encoder, requests, folder), AHEAD):
+        if batch is not None:
+            batches.append((batch[0], encoder.forward(batch[1])))
+            meter.add(len(batch[0]))
+            continue
+        rows = encoder.assemble(texts, batches)
+        batches.clear()
+        meter.flush()
+        name = write_part(folder / "parts", job, rows, encoder.data.dtype)
+        reply({"type": "done", "job": job, "name": name})
+
+
+def _pieces(encoder: SentenceEncoder, jobs: Iterator[Message], folder: Path) -> Iterator[Piece]:
+    for job in jobs:
+        texts = read_texts(folder / job["texts"], job["start"], job["stop"])
+        for batch in encoder.batches(texts):
+            yield job, texts, batch
+        yield job, texts, None
+
+
+def read_texts(path: Path, start: int, stop: int) -> list[str]:
+    """Texts of rows start to stop of a shard; reads only the row groups that hold them."""
+    from pyarrow.parquet import ParquetFile
+
+    first, last = start // ROWS_PER_PART, (stop - 1) // ROWS_PER_PART
+    with ParquetFile(path) as file:
+        column = file.read_row_groups(list(range(first, last + 1)), columns=["text"]).column("text")
+    texts: list[str] = column.slice(start - first * ROWS_PER_PART, stop - start).to_pylist()
+    return texts
+
+
+def write_part(folder: Path, job: Message, rows: Tensor, dtype: str) -> str:
+    """Write (n, d_in) rows aside, then rename; the name ends with the beginning of the content's checksum."""
+    stored = rows.to(getattr(torch, dtype))
+    if not bool(torch.isfinite(stored).all()):
+        raise DataError(
+            f"embeddings reach {float(rows.abs().max()):.3g}, which {dtype} cannot hold; use dtype: float32"
+        )
+    buffer = io.BytesIO()
+    np.save(buffer, stored.numpy())
+    name = f"{part_name(job)}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:12]}.npy"
+    aside = folder / f"{name}.{os.getpid()}.tmp"
+    try:
+        with aside.open("wb") as file:
+            file.write(buffer.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        aside.rename(folder / name)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot write: {one_line(error)}") from error
+    return name
+
+
+class _Meter:
+    """Tells how many rows are done, five times a second at most."""
+
+    def __init__(self, reply: Callable[[Message], None]) -> None:
+        self._reply = reply
+        self._rows = 0
+        self._last = time.monotonic()
+
+    def add(self, rows: int) -> None:
+        self._rows += rows
+        if time.monotonic() - self._last > 0.2:
+            self.flush()
+
+    def flush(self) -> None:
+        self._reply({"type": "progress", "rows": self._rows})
+        self._rows, self._last = 0, time.monotonic()
+
+
+if __name__ == "__main__":
+    talk(serve)

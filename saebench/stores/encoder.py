@@ -1,0 +1,135 @@
+"""A SentenceTransformer as the cache uses it: batches of similar length, one size of work each.
+
+Texts are sorted by their number of tokens inside a window and cut into batches of about the same number of (padded)
+tokens, so that next to nothing is computed for padding; tokenisation runs in a thread ahead of the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from saebench.config import DataConfig
+from saebench.errors import DataError
+from saebench.models import resolve_model
+from saebench.stores.ahead import ahead
+from saebench.stores.texts import one_line
+
+Batch = tuple[npt.NDArray[np.int64], dict[str, Any]]
+"""Which texts of the window (positions), and their features."""
+
+AHEAD = 8
+"""Batches that tokenisation may be ahead of the device."""
+
+
+class SentenceEncoder:
+    """`data.model` on `device`. Raises DataError when it cannot be loaded or used."""
+
+    def __init__(self, data: DataConfig, device: str) -> None:
+        self.data = data
+        self.device = torch.device(device)
+        self.model = _load(data, device)
+        self.d_in = int(self.embed(["What does one row hold?"]).shape[1])
+
+    def info(self) -> dict[str, Any]:
+        """What the embeddings also depend on, for the manifest."""
+        limit = self.model.max_seq_length
+        finite = limit is not None and limit < float("inf")
+        packages = ("sentence-transformers", "transformers", "torch")
+        return {"max_seq_length": int(limit) if finite else None, "versions": {p: version(p) for p in packages}}
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """(len(texts), d_in) float32 on the CPU, in the order of the texts."""
+        rows: list[tuple[npt.NDArray[np.int64], Tensor]] = [
+            (index, self.forward(features)) for index, features in ahead(self.batches(texts), AHEAD)
+        ]
+        return self.assemble(texts, rows)
+
+    def assemble(self, texts: Sequence[str], rows: Sequence[tuple[npt.NDArray[np.int64], Tensor]]) -> Tensor:
+        """Put the rows of batches back into the order of the texts; refuses NaN and infinity."""
+        order = np.concatenate([index for index, _ in rows])
+        shuffled = torch.cat([row for _, row in rows]).cpu()
+        out = torch.empty_like(shuffled)
+        out[torch.from_numpy(order)] = shuffled
+        bad = (~torch.isfinite(out).all(dim=1)).nonzero()
+        if len(bad):
+            text = texts[int(bad[0])]
+            raise DataError(
+                f"model {self.data.model}: gives NaN or infinity ({len(bad)} texts), first for {text[:60]!r}"
+            )
+        return out
+
+    def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
+        """Longest first, each of about encode_batch_size × (median tokens) tokens, padding counted."""
+        lengths = np.maximum(self._lengths(texts), 1)
+        order = np.argsort(-lengths, kind="stable")
+        budget = self.data.encode_batch_size * int(np.median(lengths))
+        start = 0
+        while start < len(order):
+            count = max(1, budget // int(lengths[order[start]]))
+            index = order[start : start + count]
+            yield index, self.model.preprocess([texts[i] for i in index], prompt=self.data.prompt)
+            start += count
+
+    def _lengths(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
+        """Tokens of each text after truncation; a quarter of its characters where the model has no usual tokenizer."""
+        from transformers import PreTrainedTokenizerBase
+
+        tokenizer = getattr(self.model, "tokenizer", None)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            return np.array([len(text) // 4 for text in texts], np.int64)
+        ids = tokenizer(
+            list(texts),
+            truncation=self.model.max_seq_length is not None,
+            max_length=self.model.max_seq_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        return np.array([len(one) for one in ids], np.int64)
+
+    @torch.inference_mode()
+    def forward(self, features: dict[str, Any]) -> Tensor:
+        """(n, d_in) float32 on the device; a batch that does not fit the GPU's memory is halved."""
+        try:
+            with self._arithmetic():
+                moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+                out: Tensor = self.model(moved)["sentence_embedding"].float()
+        except torch.cuda.OutOfMemoryError:
+            n = len(features["input_ids"])
+            if n == 1:
+                raise
+            torch.cuda.empty_cache()
+            halves = [_rows(features, slice(0, n // 2), n), _rows(features, slice(n // 2, n), n)]
+            return torch.cat([self.forward(half) for half in halves])
+        return torch.nn.functional.normalize(out, dim=1) if self.data.normalize else out
+
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        if self.data.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=getattr(torch, self.data.precision))
+
+
+def _rows(features: dict[str, Any], part: slice, n: int) -> dict[str, Any]:
+    return {k: v[part] if isinstance(v, Tensor) and v.ndim and len(v) == n else v for k, v in features.items()}
+
+
+def _load(data: DataConfig, device: str) -> Any:
+    from sentence_transformers import SentenceTransformer
+
+    try:
+        model = SentenceTransformer(resolve_model(data.model, data.revision), device=device, revision=data.revision)
+    except Exception as error:  # hub, safetensors, tokenizers, JSON: each fails with a class of its own
+        raise DataError(f"model {data.model}: cannot be loaded: {one_line(error)}") from error
+    if data.max_seq_length is not None:
+        try:
+            model.max_seq_length = data.max_seq_length
+        except AttributeError:
+            raise DataError(f"model {data.model}: max_seq_length: this model has no such limit") from None
+    return model.eval()

@@ -1,0 +1,246 @@
+"""An entry of the embedding cache: its files, its manifest, and reading it. No torch.
+
+    <cache>/embeddings/<key>/
+        manifest.json                       what is there; replaced by rename, so it is always one whole truth
+        00000-texts-<sha>.parquet           texts (and labels) of rows 0 to 65,535, in the order of the stream
+        00000-hashes-<sha>.npy              uint64 hash of each text
+        00000-rows-<sha>.npy                (rows, d_in) embeddings
+        parts/                              while it is being encoded: pieces of 4,096 rows, each with its digest
+    <cache>/embeddings/<key>.lock           held while the entry is being built
+    <cache>/embeddings/<key>.verified       which files were read against their checksum since the machine started
+    <cache>/embeddings/<key>.used           its time is that of the last use
+
+Files carry (the start of) the SHA-256 of their content in their name and are never changed, only replaced by others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from saebench.config import Config, DataConfig
+from saebench.paths import write_text
+from saebench.stores.texts import Text, threshold
+
+ROWS_PER_SHARD = 65_536
+ROWS_PER_PART = 4_096
+MANIFEST = "manifest.json"
+
+Rows = npt.NDArray[Any]
+Index = npt.NDArray[np.int64]
+
+
+class File(Config):
+    """A file of an entry."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+class Shard(Config):
+    """Up to 65,536 consecutive texts, and as many of their embeddings as are there."""
+
+    count: int
+    texts: File
+    hashes: File
+    encoded: int = 0
+    rows: File | None = None
+    encoded_digest: str = ""
+    """Which texts the rows are of (see `digest_of`)."""
+
+    def files(self) -> list[File]:
+        return [self.texts, self.hashes] + ([self.rows] if self.rows else [])
+
+
+class Manifest(Config):
+    """What an entry holds."""
+
+    key: dict[str, Any]
+    label_column: str | None
+    cap: int
+    """num_examples when the texts were read."""
+    counts: dict[str, int]
+    """What became of the rows that were read (see texts.Counts)."""
+    d_in: int | None = None
+    encoder: dict[str, Any] = Field(default_factory=dict)
+    """max_seq_length and versions that the rows were encoded with."""
+    shards: tuple[Shard, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """Distinct texts."""
+        return sum(shard.count for shard in self.shards)
+
+    @property
+    def encoded(self) -> int:
+        """Rows from the first on without a gap."""
+        total = 0
+        for shard in self.shards:
+            total += shard.encoded
+            if shard.encoded < shard.count:
+                break
+        return total
+
+    def examples(self, data: DataConfig) -> int | None:
+        """How many of the texts `data` asks for; None where the texts would have to be read again."""
+        labels = data.dataset.label_column
+        if labels not in (None, self.label_column) or (self.count >= self.cap and data.num_examples > self.count):
+            return None
+        return min(data.num_examples, self.count)
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The manifest of an entry; None where there is none or it cannot be understood."""
+        try:
+            return cls.model_validate_json((folder / MANIFEST).read_text("utf-8"))
+        except (OSError, ValidationError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / MANIFEST, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """The first `count` texts of an entry, split into training rows and hold-out rows."""
+
+    directory: Path
+    d_in: int
+    num_train: int
+    num_holdout: int
+    info: dict[str, Any]
+    """Counts of the rows read (kept, duplicate, empty, non_string; of the entry, which may be longer), the model, the
+    dataset, what it was encoded with."""
+    manifest: Manifest
+    count: int
+    holdout: float
+
+    @classmethod
+    def of(cls, folder: Path, manifest: Manifest, data: DataConfig) -> Self | None:
+        """The entry as `data` sees it; None where it is not complete or a file is missing or has the wrong size."""
+        count = manifest.examples(data)
+        if count is None or manifest.encoded < count or manifest.d_in is None or count == 0:
+            return None
+        needed = manifest.shards[: -(-count // ROWS_PER_SHARD)]
+        if not all(has_size(folder, file) for shard in needed for file in shard.files()):
+            return None
+        held = int((read_hashes(folder, needed)[:count] < np.uint64(threshold(data.holdout))).sum())
+        info = {
+            **manifest.counts,
+            **manifest.encoder,
+            "model": data.model,
+            "model_revision": data.revision,
+            "dataset": data.dataset.path,
+            "dataset_revision": data.dataset.revision,
+            "key": folder.name,
+        }
+        return cls(folder, manifest.d_in, count - held, held, info, manifest, count, data.holdout)
+
+    @property
+    def key(self) -> str:
+        return self.directory.name
+
+    @property
+    def shards(self) -> tuple[Shard, ...]:
+        """Those that hold the first `count` rows."""
+        return self.manifest.shards[: -(-self.count // ROWS_PER_SHARD)]
+
+    @cached_property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """(count,) hashes of the texts."""
+        return read_hashes(self.directory, self.shards)[: self.count]
+
+    @cached_property
+    def _held(self) -> npt.NDArray[np.bool_]:
+        return self.hashes < np.uint64(threshold(self.holdout))
+
+    @cached_property
+    def train_index(self) -> Index:
+        """(num_train,) row numbers of the training texts, ascending."""
+        return np.flatnonzero(~self._held)
+
+    @cached_property
+    def holdout_index(self) -> Index:
+        """(num_holdout,) row numbers of the hold-out, ascending."""
+        return np.flatnonzero(self._held)
+
+    def sample_index(self, n: int) -> Index:
+        """Row numbers of min(n, num_train) training texts: those of the lowest hashes, so a function of the data."""
+        if n >= self.num_train:
+            return self.train_index
+        lowest = np.argpartition(self.hashes[self.train_index], n)[:n]
+        return np.sort(self.train_index[lowest])
+
+    def rows(self) -> list[Rows]:
+        """Per shard, its (rows, d_in) embeddings, memory-mapped and read-only."""
+        names = [shard.rows.name for shard in self.shards if shard.rows]
+        return [np.asarray(np.load(self.directory / name, mmap_mode="r")) for name in names]
+
+    def texts(self) -> Iterator[Text]:
+        """All `count` texts in the order of the stream."""
+        import pyarrow.parquet
+
+        left = self.count
+        for shard in self.shards:
+            hashes = np.load(self.directory / shard.hashes.name)
+            table = pyarrow.parquet.read_table(self.directory / shard.texts.name)
+            columns = table.column("text").to_pylist(), table.column("label").to_pylist()
+            for text, label, hash_ in zip(*columns, hashes.tolist(), strict=True):
+                if left == 0:
+                    return
+                left -= 1
+                yield Text(text, None if label is None else json.loads(label), hash_)
+
+    def labels(self, index: Index) -> list[Any] | None:
+        """Labels of the given rows; None where the entry was read without a label column."""
+        if self.manifest.label_column is None:
+            return None
+        import pyarrow.parquet
+
+        tables = [
+            pyarrow.parquet.read_table(self.directory / shard.texts.name, columns=["label"]) for shard in self.shards
+        ]
+        column = [label for table in tables for label in table.column("label").to_pylist()]
+        return [None if column[i] is None else json.loads(column[i]) for i in index.tolist()]
+
+
+def read_hashes(folder: Path, shards: Sequence[Shard]) -> npt.NDArray[np.uint64]:
+    parts = [np.load(folder / shard.hashes.name) for shard in shards]
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+
+
+def digest_of(hashes: npt.NDArray[np.uint64]) -> str:
+    """Stands for a run of texts: 12 hexadecimal digits over their hashes."""
+    return hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()[:12]
+
+
+def part_name(job: dict[str, Any]) -> str:
+    """Which rows of which texts a part holds: a part of other texts never passes for this one."""
+    return f"{job['shard']:05d}-{job['start']:05d}-{job['stop']:05d}-{job['digest']}"
+
+
+def has_size(folder: Path, file: File) -> bool:
+    """Whether the file is there with its size: what opening an entry checks, in microseconds."""
+    try:
+        return (folder / file.name).stat().st_size == file.bytes
+    except OSError:
+        return False
+
+
+def has_content(folder: Path, file: File) -> bool:
+    """Whether the file's content has its checksum (reads all of it)."""
+    try:
+        with (folder / file.name).open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
+    except OSError:
+        return False

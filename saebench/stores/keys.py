@@ -1,0 +1,114 @@
+"""The key of a cache entry: everything that decides what the embeddings are, and nothing else.
+
+In the key: the model and its revision, prompt, normalisation, max_seq_length, arithmetic and stored type; the dataset,
+its configuration, files, split, revision and text column. Local files and model folders count by their content, not by
+their path. Not in the key, because one entry serves them all: num_examples (a prefix of the stream), holdout (decided
+by each text's hash), the label column, and encode_batch_size (which moves the last bits at most).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from saebench.config import DataConfig, DatasetConfig
+from saebench.errors import DataError
+from saebench.paths import write_json
+from saebench.stores.texts import place
+
+FORMAT = 1
+"""Raised when the layout of an entry or the cleaning of texts changes: older entries are then another key."""
+_BUILDERS = frozenset({"arrow", "csv", "json", "parquet", "sql", "text", "webdataset", "xml"})
+_GLOB = frozenset("*?[")
+_UNSETTLED_NS = 2_000_000_000
+"""A file changed less than this long ago may change again without its time stamp moving; its digest is not kept."""
+
+
+def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
+    """The key in words. Raises DataError for a local file that is not there."""
+    model = Path(data.model).expanduser()
+    return {
+        "format": FORMAT,
+        "model": _folder(model, cache_dir) if model.is_dir() else data.model,
+        "model_revision": data.revision,
+        "prompt": data.prompt,
+        "normalize": data.normalize,
+        "max_seq_length": data.max_seq_length,
+        "dtype": data.dtype,
+        "precision": data.precision,
+        **_dataset(data.dataset, cache_dir),
+    }
+
+
+def digest(described: dict[str, Any]) -> str:
+    """The key itself: 20 hexadecimal digits, the name of the entry's folder."""
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
+    folder = Path(dataset.path).expanduser()
+    local = dataset.path not in _BUILDERS and folder.exists()
+    source: Any = dataset.path
+    files: list[Any] | None = None
+    if dataset.data_files is not None:
+        names = [dataset.data_files] if isinstance(dataset.data_files, str) else dataset.data_files
+        root = folder if local and folder.is_dir() else Path()
+        remote = not local and dataset.path not in _BUILDERS
+        files = list(names) if remote else [part for name in names for part in _files(name, root, dataset, cache_dir)]
+        source = "local" if local else dataset.path
+    elif local:
+        source = _folder(folder, cache_dir) if folder.is_dir() else _file(folder, cache_dir)
+    return {
+        "dataset": source,
+        "name": dataset.name,
+        "data_files": files,
+        "split": dataset.split,
+        "dataset_revision": dataset.revision,
+        "text_column": dataset.text_column,
+    }
+
+
+def _files(name: str, root: Path, dataset: DatasetConfig, cache_dir: Path) -> list[Any]:
+    """Content of what one entry of `data_files` names: a file, a pattern, or a URL (which stays what it is)."""
+    if "://" in name:
+        return [name]
+    path = root / Path(name).expanduser()
+    anchor = Path(path.anchor or ".")
+    pattern = str(path.relative_to(anchor))
+    found = sorted(anchor.glob(pattern)) if _GLOB & set(name) else [path]
+    missing = next((p for p in found if not p.is_file()), None if found else path)
+    if missing is not None:
+        raise DataError(f"{place(dataset)}: data_files: {missing}: no such file")
+    return [_file(p, cache_dir) for p in found]
+
+
+def _folder(folder: Path, cache_dir: Path) -> dict[str, str]:
+    """Relative names and contents of all files below, as one digest."""
+    inside = sorted(
+        p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts and "__pycache__" not in p.parts
+    )
+    lines = [f"{p.relative_to(folder).as_posix()} {_file(p, cache_dir)['sha256']}" for p in inside]
+    return {"sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
+
+
+def _file(path: Path, cache_dir: Path) -> dict[str, str]:
+    """The SHA-256 of a file, remembered by its path, size and time, so that `find` need not read gigabytes."""
+    path = path.absolute()
+    stat = path.stat()
+    known = cache_dir / "digests" / (hashlib.sha256(str(path).encode()).hexdigest()[:24] + ".json")
+    stamp = {"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    try:
+        kept = json.loads(known.read_text("utf-8"))
+        if {key: kept[key] for key in stamp} == stamp:
+            return {"sha256": str(kept["sha256"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if time.time_ns() - stat.st_mtime_ns > _UNSETTLED_NS and os.access(cache_dir, os.W_OK):
+        write_json(known, {**stamp, "sha256": found})
+    return {"sha256": found}

@@ -1,0 +1,98 @@
+"""`python -m saebench.stores.read`: the first pass over a dataset, texts only.
+
+Reads, cleans, removes duplicates and writes shards of texts and their hashes. A process of its own, because `datasets`
+brings torch along (unless told not to, as this process is) and threads that outlive a broken stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saebench.config import DataConfig
+from saebench.errors import DataError
+from saebench.stores.children import Message, talk
+from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, File, Shard
+from saebench.stores.texts import Counts, Text, one_line, place, select, stream
+
+ENVIRONMENT = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0"}
+"""Keeps `datasets` from importing frameworks: the process starts in one second instead of four."""
+
+
+def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None:
+    """Request: {data, folder}. Replies: progress (kept, read) now and then, then done (shards, counts)."""
+    request = next(requests)
+    data = DataConfig.model_validate(request["data"])
+    counts = Counts()
+    texts = _watched(select(stream(data.dataset), counts, data.num_examples), counts, reply)
+    try:
+        shards = [shard.model_dump() for shard in write_shards(texts, Path(request["folder"]))]
+    except OSError as error:
+        raise DataError(f"{request['folder']}: cannot write: {one_line(error)}") from error
+    if not shards:
+        raise DataError(
+            f"{place(data.dataset)}: no text in it ({counts.read:,} rows read: {counts.empty:,} empty, "
+            f"{counts.non_string:,} not strings)"
+        )
+    reply({"type": "done", "shards": shards, "counts": counts.to_dict()})
+
+
+def _watched(texts: Iterator[Text], counts: Counts, reply: Callable[[Message], None]) -> Iterator[Text]:
+    last = time.monotonic()
+    for text in texts:
+        yield text
+        if time.monotonic() - last > 0.2:
+            last = time.monotonic()
+            reply({"type": "progress", "kept": counts.kept, "read": counts.read})
+
+
+def write_shards(texts: Iterator[Text], folder: Path) -> Iterator[Shard]:
+    """Write texts and hashes; a row group of the Parquet file is one part of the encoding."""
+    for number, first in enumerate(texts):
+        group = chain([first], islice(texts, ROWS_PER_SHARD - 1))
+        yield _write_shard(number, group, folder)
+
+
+def _write_shard(number: int, texts: Iterator[Text], folder: Path) -> Shard:
+    import pyarrow
+    from pyarrow.parquet import ParquetWriter
+
+    schema = pyarrow.schema([("text", pyarrow.string()), ("label", pyarrow.string())])
+    hashes: list[int] = []
+    aside = folder / f"{number:05d}-texts"
+    with ParquetWriter(aside, schema, compression="zstd") as writer:
+        while part := list(islice(texts, ROWS_PER_PART)):
+            columns = [[t.text for t in part], [_label(t.label) for t in part]]
+            writer.write_table(pyarrow.table(columns, schema=schema), row_group_size=ROWS_PER_PART)
+            hashes += [t.hash for t in part]
+    aside_hashes = folder / f"{number:05d}-hashes"
+    with aside_hashes.open("wb") as file:
+        np.save(file, np.array(hashes, "<u8"))
+    return Shard(count=len(hashes), texts=settle(aside, ".parquet"), hashes=settle(aside_hashes, ".npy"))
+
+
+def _label(label: Any) -> str | None:
+    return None if label is None else json.dumps(label, default=str)
+
+
+def settle(path: Path, suffix: str) -> File:
+    """Make a written file durable and give it its name, which holds the beginning of its checksum."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        size = file.tell()
+    name = f"{path.name}-{digest[:12]}{suffix}"
+    path.rename(path.with_name(name))
+    return File(name=name, bytes=size, sha256=digest)
+
+
+if __name__ == "__main__":
+    talk(serve)

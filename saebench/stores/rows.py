@@ -1,0 +1,149 @@
+"""Mini-batches out of a cache entry: a permutation per epoch, a memory map (or the GPU) underneath.
+
+What is served is a function of (entry, num_examples, holdout, seed, batch_size, position) and nothing else: not of the
+device, the number of workers, or what was read before. Inside a batch, rows stand in the order of the stream; which
+rows are in it is what the permutation decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saebench.errors import DataError
+from saebench.stores.ahead import ahead
+from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry, Index
+
+RESIDENT_FRACTION = 0.25
+"""The training rows stay on the GPU when they take less than this share of its free memory."""
+PREFETCH = 4
+"""Batches that wait in pinned memory, where they do not stay on the GPU."""
+
+
+class CachedRows:
+    """Serves a cache entry to one trial."""
+
+    def __init__(self, entry: CacheEntry, batch_size: int, seed: int, device: str | torch.device = "cpu") -> None:
+        if entry.num_train < batch_size:
+            raise DataError(f"{entry.num_train:,} training texts do not fill one batch of {batch_size:,}")
+        self.entry, self.batch_size, self.seed = entry, batch_size, seed
+        self.device = torch.device(device)
+        self.d_in, self.num_train, self.num_holdout = entry.d_in, entry.num_train, entry.num_holdout
+        self._shards = entry.rows()
+        self._epoch: tuple[int, Index] | None = None
+        self._position = 0
+        self._resident = self._load() if self._fits() else None
+        self._coming: Iterator[Tensor] | None = None
+
+    def next_batch(self) -> Tensor:
+        """(batch_size, d_in) float32 on the device; endless, a new permutation every epoch."""
+        if self.device.type == "cuda" and self._resident is None:
+            if self._coming is None:
+                self._coming = ahead(self._pinned(self._position), PREFETCH)
+            batch = next(self._coming).to(self.device, non_blocking=True)
+        else:
+            batch = self._take(np.sort(self._places(self._position)))
+        self._position += self.batch_size
+        return batch
+
+    def sample(self, n: int) -> Tensor:
+        """(min(n, num_train), d_in) training rows: those of the lowest text hashes, in the order of the stream."""
+        return self._gather(self.entry.sample_index(n)).to(self.device)
+
+    def sample_labels(self, n: int) -> list[Any] | None:
+        """Labels of the rows of `sample(n)`."""
+        return self.entry.labels(self.entry.sample_index(n))
+
+    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        """Every hold-out row once, in the order of the stream."""
+        for start in range(0, self.num_holdout, batch_size):
+            yield self._gather(self.entry.holdout_index[start : start + batch_size]).to(self.device)
+
+    def holdout_labels(self) -> list[Any] | None:
+        """Labels in the order of `holdout()`."""
+        return self.entry.labels(self.entry.holdout_index)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Enough to go on exactly here."""
+        return {"kind": "cached", **self._identity(), "position": self._position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises DataError where the state is of other data or another seed or batch size."""
+        for key, value in {"kind": "cached", **self._identity()}.items():
+            if state.get(key) != value:
+                raise DataError(f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}")
+        self._position = int(state["position"])
+        self._coming = None
+
+    def _identity(self) -> dict[str, Any]:
+        entry = self.entry
+        return {"key": entry.key, "count": entry.count, "train": self.num_train, "seed": self.seed}
+
+    # --- which rows --------------------------------------------------------------------------------------------------
+
+    def _places(self, position: int) -> Index:
+        """(batch_size,) numbers of training rows (0 to num_train - 1) that the batch at `position` holds."""
+        found: list[Index] = []
+        missing = self.batch_size
+        while missing:
+            epoch, offset = divmod(position, self.num_train)
+            found.append(self._permutation(epoch)[offset : offset + missing])
+            position += len(found[-1])
+            missing -= len(found[-1])
+        return np.concatenate(found) if len(found) > 1 else found[0]
+
+    def _permutation(self, epoch: int) -> Index:
+        """A function of the seed, the epoch and num_train."""
+        kept = self._epoch
+        if kept is None or kept[0] != epoch:
+            generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
+            kept = self._epoch = epoch, generator.permutation(self.num_train)
+        return kept[1]
+
+    # --- where from --------------------------------------------------------------------------------------------------
+
+    def _take(self, places: Index) -> Tensor:
+        if self._resident is not None:
+            return self._resident[torch.from_numpy(places).to(self.device)].float()
+        return self._gather(self.entry.train_index[places]).to(self.device)
+
+    def _gather(self, index: Index, out: Tensor | None = None) -> Tensor:
+        """(len(index), d_in) float32 rows of the entry; `index` ascending, so that each shard is visited once."""
+        out = torch.empty(len(index), self.d_in) if out is None else out
+        into = out.numpy()
+        cuts = np.searchsorted(index, np.arange(len(self._shards) + 1) * ROWS_PER_SHARD)
+        for number, shard in enumerate(self._shards):
+            start, stop = cuts[number], cuts[number + 1]
+            if start == stop:
+                continue
+            local = index[start:stop] - number * ROWS_PER_SHARD
+            if shard.dtype == np.float32:
+                np.take(shard, local, axis=0, out=into[start:stop], mode="clip")  # clip: without a second buffer
+            else:
+                into[start:stop] = shard[local]
+        return out
+
+    def _pinned(self, position: int) -> Iterator[Tensor]:
+        while True:
+            index = self.entry.train_index[np.sort(self._places(position))]
+            yield self._gather(index, torch.empty(self.batch_size, self.d_in, pin_memory=True))
+            position += self.batch_size
+
+    def _fits(self) -> bool:
+        if self.device.type != "cuda":
+            return False
+        size = self.num_train * self.d_in * self._shards[0].dtype.itemsize
+        return size < RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
+
+    def _load(self) -> Tensor:
+        """All training rows on the device, in the type in which they are stored."""
+        dtype = torch.float16 if self._shards[0].dtype == np.float16 else torch.float32
+        rows = torch.empty(self.num_train, self.d_in, dtype=dtype, device=self.device)
+        for start in range(0, self.num_train, ROWS_PER_SHARD):
+            part = self.entry.train_index[start : start + ROWS_PER_SHARD]
+            rows[start : start + len(part)] = self._gather(part).to(self.device)
+        return rows

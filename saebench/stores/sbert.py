@@ -1,0 +1,226 @@
+"""`ActivationsStoreSBERT`: sentence embeddings as mini-batches, out of the cache or straight from the stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from saebench import paths
+from saebench.config import DataConfig, DatasetConfig
+from saebench.errors import DataError
+from saebench.stores import cache
+from saebench.stores.entry import CacheEntry
+from saebench.stores.rows import CachedRows
+from saebench.stores.streamed import StreamedRows, StreamSettings
+from saebench.stores.texts import Counts, Text, select, stream
+
+BATCHES_IN_BUFFER = 32
+"""Encoder batches per block where a typed configuration streams."""
+
+
+class ActivationsStoreSBERT:
+    """Streams texts, encodes them with a SentenceTransformer, serves shuffled mini-batches of their embeddings.
+
+    cfg is a mapping:
+        dataset_path, and optionally dataset_name, data_files, split ("train"): go to `datasets.load_dataset(...,
+        streaming=True)` as they are; text_column ("text"); num_examples: cap on texts; model_batch_size: texts per call
+        of the encoder; num_batches_in_buffer: such calls per block that is mixed; batch_size: rows per mini-batch;
+        device; holdout (0): share of the texts kept apart, by their hash; seed (0).
+        One pass: at its end every row has been served once and `next_batch` raises DataExhausted, a RuntimeError.
+    or a DataConfig, with batch_size, seed, device and cache_dir beside it:
+        endless, out of the cache (built where it is missing), or, with `cache: off`, from the stream.
+
+    >>> store = ActivationsStoreSBERT(model=sbert, cfg=config)  # doctest: +SKIP
+    >>> batch = store.next_batch()  # doctest: +SKIP
+
+    `model` may be None with a DataConfig: it is then loaded when a text has to be encoded, and with a complete cache
+    entry never.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        cfg: Mapping[str, Any] | DataConfig,
+        *,
+        batch_size: int | None = None,
+        seed: int = 0,
+        device: str | None = None,
+        cache_dir: Path | None = None,
+    ) -> None:
+        self.model, self.cfg = model, cfg
+        self.examples_used = 0
+        """Rows served."""
+        if isinstance(cfg, DataConfig):
+            if batch_size is None:
+                raise TypeError("batch_size: a DataConfig does not say it")
+            self._data, self._counts = cfg, Counts()
+            self.device, self.batch_size, self.seed = device or "cpu", batch_size, seed
+            self.num_batches_in_buffer, self.model_batch_size = BATCHES_IN_BUFFER, cfg.encode_batch_size
+            self._typed, self._holdout = True, cfg.holdout
+            if cfg.cache:
+                self._entry = _entry(cfg, cache_dir or paths.cache_dir(), self.device)
+        else:
+            self._read_mapping(cfg)
+        self._rows = self._stream if self._entry is None else self._cached(self._entry)
+
+    _entry: CacheEntry | None = None
+
+    def _read_mapping(self, cfg: Mapping[str, Any]) -> None:
+        missing = sorted(_REQUIRED - cfg.keys())
+        if missing:
+            raise DataError(f"cfg: {', '.join(missing)}: missing")
+        files = cfg.get("data_files")
+        dataset = DatasetConfig(
+            path=str(cfg["dataset_path"]),
+            name=cfg.get("dataset_name"),
+            data_files=files if files is None or isinstance(files, list) else str(files),
+            split=cfg.get("split", "train"),
+            text_column=cfg.get("text_column", "text"),
+        )
+        self._data = DataConfig(model="(given)", dataset=dataset, num_examples=int(cfg["num_examples"]))
+        self._counts = Counts()
+        self.device, self.batch_size, self.seed = str(cfg["device"]), int(cfg["batch_size"]), int(cfg.get("seed", 0))
+        self.num_batches_in_buffer = int(cfg["num_batches_in_buffer"])
+        self.model_batch_size = int(cfg["model_batch_size"])
+        self._typed, self._holdout = False, float(cfg.get("holdout", 0.0))
+
+    def _cached(self, entry: CacheEntry) -> CachedRows:
+        return CachedRows(entry, self.batch_size, self.seed, self.device)
+
+    @cached_property
+    def _stream(self) -> StreamedRows:
+        settings = StreamSettings(
+            holdout=self._holdout,
+            encode_batch=self.model_batch_size,
+            batches_in_buffer=self.num_batches_in_buffer,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            endless=self._typed,
+        )
+        return StreamedRows(self._texts, self.get_activations, settings, self.device)
+
+    def _texts(self) -> Iterator[Text]:
+        if self._entry is not None:
+            return self._entry.texts()
+        self._counts = Counts()
+        # a mapping is served as it is, duplicates and all; a DataConfig means the same texts with and without cache
+        return select(stream(self._data.dataset), self._counts, self._data.num_examples, distinct=self._typed)
+
+    # --- the trainer's side ------------------------------------------------------------------------------------------
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return self._rows.d_in
+
+    @property
+    def num_train(self) -> int:
+        """Training rows of one epoch."""
+        return self._rows.num_train
+
+    @property
+    def num_holdout(self) -> int:
+        """Rows of the hold-out."""
+        return self._rows.num_holdout
+
+    @property
+    def entry(self) -> CacheEntry | None:
+        """The cache entry that is served, if one is."""
+        return self._entry
+
+    def next_batch(self) -> Tensor:
+        """(batch_size, d_in) float32 on the device; with a mapping, the last one may be shorter."""
+        batch = self._rows.next_batch()
+        self.examples_used += len(batch)
+        return batch
+
+    def sample(self, n: int) -> Tensor:
+        """(min(n, num_train), d_in) training rows, always the same: a function of the data, not of the seed."""
+        return self._rows.sample(n)
+
+    def train_labels(self, n: int) -> list[Any] | None:
+        """Labels of the rows of `sample(n)`; None without a label column."""
+        return self._rows.sample_labels(n)
+
+    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        """All hold-out rows, in batches, always in the same order."""
+        return self._rows.holdout(batch_size)
+
+    def holdout_labels(self) -> list[Any] | None:
+        """Labels of the hold-out rows; None without a label column."""
+        return self._rows.holdout_labels()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the store stands, as JSON."""
+        return {**self._rows.state_dict(), "examples_used": self.examples_used}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on exactly there. Raises DataError where the state is of other data or settings."""
+        self._rows.load_state_dict(state)
+        self.examples_used = int(state.get("examples_used", 0))
+
+    # --- the stream's side -------------------------------------------------------------------------------------------
+
+    @property
+    def max_examples(self) -> int:
+        return self._data.num_examples
+
+    @property
+    def tokens_column(self) -> str:
+        """Column of the texts."""
+        return self._data.dataset.text_column
+
+    @property
+    def counts(self) -> Counts:
+        """What became of the rows of the present pass."""
+        return self._counts
+
+    @cached_property
+    def _encoder(self) -> Any:
+        from saebench.stores.encoder import SentenceEncoder
+
+        return SentenceEncoder(self._data, self.device)
+
+    def get_batch_tokens(self) -> list[str]:
+        """Up to model_batch_size training texts, in the order of the stream; DataExhausted at its end."""
+        return self._stream.next_texts()
+
+    def get_activations(self, texts: list[str]) -> Tensor:
+        """(len(texts), d_in) float32 on the device."""
+        if self.model is None:
+            rows: Tensor = self._encoder.embed(texts)
+        else:
+            keywords = {"batch_size": self.model_batch_size, "convert_to_tensor": True, "show_progress_bar": False}
+            with torch.no_grad():
+                rows = torch.as_tensor(self.model.encode(texts, device=self.device, **keywords))
+        return rows.to(self.device, torch.float32).clone()  # encode's are inference tensors, unfit for backward
+
+    def _fill_buffer(self) -> Tensor:
+        """Encode the next num_batches_in_buffer batches: (rows, d_in) in the order of the stream."""
+        return self._stream.fill()
+
+    def _get_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        """Batches of the next pool of rows: half of a new block, shuffled with the half that waited."""
+        return DataLoader(TensorDataset(self._stream.next_pool()), batch_size=self.batch_size)
+
+
+_REQUIRED = frozenset(
+    {"dataset_path", "model_batch_size", "device", "num_batches_in_buffer", "num_examples", "batch_size"}
+)
+
+
+def _entry(data: DataConfig, cache_dir: Path, device: str) -> CacheEntry:
+    return cache.find(data, cache_dir) or cache.build(data, cache_dir, [device])
+
+
+def open_store(
+    data: DataConfig, *, batch_size: int, seed: int, device: str, cache_dir: Path | None = None
+) -> ActivationsStoreSBERT:
+    """What a trial trains on. Raises DataError where a training batch cannot be filled or the data cannot be had."""
+    return ActivationsStoreSBERT(None, data, batch_size=batch_size, seed=seed, device=device, cache_dir=cache_dir)

@@ -1,0 +1,290 @@
+"""Mini-batches straight from a stream of texts: read, encode, mix, serve.
+
+The training texts come in blocks. Each block is split at random in two: one half is served now, shuffled together with
+the half that the block before left behind; the other half waits for the next block. So rows of neighbouring blocks
+mix, no row waits longer than one block, and where a store stands is told by two blocks and an offset: resuming encodes
+at most these two again, and is exact.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saebench.errors import DataError
+from saebench.stores.tensor import TensorActivationStore
+from saebench.stores.texts import Text, threshold
+
+HOLDOUT_LIMIT = 65_536
+"""Hold-out rows kept in memory: those of the lowest hashes, where the hold-out is larger."""
+
+
+class DataExhausted(RuntimeError):  # noqa: N818 - a state of the stream, like StopIteration
+    """Every text has been served: the dataset ended, or the cap on examples is reached."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """`count` consecutive training texts of one pass over the dataset."""
+
+    epoch: int
+    start: int
+    count: int
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How a stream is cut up and mixed."""
+
+    holdout: float
+    encode_batch: int
+    """Texts per call of the encoder."""
+    batches_in_buffer: int
+    """Calls of the encoder per block."""
+    batch_size: int
+    seed: int
+    endless: bool
+    """Start again at the end of the stream, instead of raising DataExhausted."""
+
+
+class StreamedRows:
+    """Serves a stream of texts to one trial. `texts` starts a new pass over the (clean) texts, `embed` encodes."""
+
+    def __init__(
+        self,
+        texts: Callable[[], Iterator[Text]],
+        embed: Callable[[list[str]], Tensor],
+        settings: StreamSettings,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.settings, self.device = settings, torch.device(device)
+        self._texts, self._embed = texts, embed
+        self._holds_below = threshold(settings.holdout)
+        self._survey: _Survey | None = None
+        self._kept: dict[str, Tensor] = {}
+        self._width: int | None = None
+        self._begin(Block(0, 0, 0), Block(0, 0, 0), 0)
+
+    def _begin(self, before: Block, current: Block, offset: int) -> None:
+        """Stand at row `offset` of the pool that `current` and the half that `before` left make up."""
+        self._stream: Iterator[Text] = iter(())
+        self._at = Block(-1, 0, 0)
+        self._blocks = before, current
+        self._offset = offset
+        self._pool = torch.empty(0, 0)
+        self._later = torch.empty(0, 0)
+        if current.count or before.count:
+            self._later = self._split(before)[1] if before.count else self._later
+            self._pool = self._mix(current)
+
+    # --- what a trial asks for ---------------------------------------------------------------------------------------
+
+    @property
+    def d_in(self) -> int:
+        if self._width is None:
+            self._width = int(self._embed(["What does one row hold?"]).shape[1])
+        return self._width
+
+    @property
+    def num_train(self) -> int:
+        """Training texts; takes a pass over the texts (not the encoder) the first time."""
+        return self._surveyed().train
+
+    @property
+    def num_holdout(self) -> int:
+        """Hold-out texts that are kept; takes a pass over the texts the first time."""
+        return len(self._surveyed().holdout)
+
+    def next_batch(self) -> Tensor:
+        """(batch_size, d_in) float32. At the end of a stream that is not endless: what is left, then DataExhausted."""
+        parts: list[Tensor] = []
+        missing = self.settings.batch_size
+        while missing:
+            if self._offset >= len(self._pool):
+                try:
+                    self.next_pool()
+                except DataExhausted:
+                    if parts:
+                        break
+                    raise
+            parts.append(self._pool[self._offset : self._offset + missing])
+            self._offset += len(parts[-1])
+            missing -= len(parts[-1])
+        return torch.cat(parts).to(self.device)
+
+    def next_pool(self) -> Tensor:
+        """The next shuffled pool of rows, which `next_batch` then serves; it drops what is left of the present one."""
+        before = self._blocks[1]
+        while True:
+            start = self._at
+            try:
+                rows = self.fill()
+                current = Block(self._at.epoch, self._at.start + self._at.count - len(rows), len(rows))
+                break
+            except DataExhausted:
+                if len(self._later):
+                    rows, current = self._later[:0], Block(self._at.epoch, self._at.start + self._at.count, 0)
+                    break
+                if not self.settings.endless or start == Block(self._at.epoch, 0, 0):
+                    raise
+                self._open(self._at.epoch + 1, 0)
+        self._blocks, self._offset = (before, current), 0
+        self._pool = self._mix(current, rows)
+        return self._pool
+
+    def fill(self) -> Tensor:
+        """Encode the next block: up to batches_in_buffer batches of texts, (rows, d_in). Raises DataExhausted."""
+        rows: list[Tensor] = []
+        for _ in range(self.settings.batches_in_buffer):
+            try:
+                rows.append(self._embed(self.next_texts()))
+            except DataExhausted:
+                break
+        if not rows:
+            raise DataExhausted("every text has been served: the dataset ended or its cap is reached")
+        return torch.cat(rows)
+
+    def next_texts(self) -> list[str]:
+        """Up to encode_batch training texts, in the order of the stream. Raises DataExhausted at its end."""
+        if self._at.epoch < 0:
+            self._open(0, 0)
+        texts = [text.text for text in islice(self._stream, self.settings.encode_batch)]
+        if not texts:
+            raise DataExhausted("every text has been read: the dataset ended or its cap is reached")
+        self._at = Block(self._at.epoch, self._at.start, self._at.count + len(texts))
+        return texts
+
+    def sample(self, n: int) -> Tensor:
+        """(min(n, num_train), d_in) training rows: those of the lowest text hashes, in the order of the stream."""
+        return self._embed_all(self._surveyed(n).sample).to(self.device)
+
+    def sample_labels(self, n: int) -> list[Any] | None:
+        return _labels(self._surveyed(n).sample)
+
+    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        """The hold-out rows (at most HOLDOUT_LIMIT), encoded once."""
+        if "holdout" not in self._kept:
+            self._kept["holdout"] = self._embed_all(self._surveyed().holdout)
+        rows = self._kept["holdout"]
+        for start in range(0, len(rows), batch_size):
+            yield rows[start : start + batch_size].to(self.device)
+
+    def holdout_labels(self) -> list[Any] | None:
+        return _labels(self._surveyed().holdout)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Two blocks and an offset; JSON."""
+        before, current = self._blocks
+        blocks = {"before": asdict(before), "current": asdict(current)}
+        return {"kind": "streamed", **asdict(self.settings), **blocks, "offset": self._offset}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Reads the texts again up to there, and encodes at most two blocks. DataError where settings differ."""
+        for key, value in {"kind": "streamed", **asdict(self.settings)}.items():
+            if state.get(key) != value:
+                raise DataError(f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}")
+        self._begin(Block(**state["before"]), Block(**state["current"]), int(state["offset"]))
+
+    # --- blocks ------------------------------------------------------------------------------------------------------
+
+    def _open(self, epoch: int, skip: int) -> None:
+        """Start a pass over the training texts, `skip` of them behind us."""
+        self._stream = (text for text in self._texts() if text.hash >= self._holds_below)
+        found = sum(1 for _ in islice(self._stream, skip))
+        if found < skip:
+            raise DataError(f"the dataset has {found:,} training texts, but {skip:,} had been read before")
+        self._at = Block(epoch, skip, 0)
+
+    def _again(self, block: Block) -> Tensor:
+        """The rows of a block that was served before."""
+        if (self._at.epoch, self._at.start + self._at.count) != (block.epoch, block.start):
+            self._open(block.epoch, block.start)
+        rows: list[Tensor] = []
+        missing = block.count
+        while missing > 0:
+            rows.append(self._embed(self.next_texts()))
+            missing -= len(rows[-1])
+        if missing:
+            raise DataError("saved position: the texts of the stream are not those that were read before")
+        return torch.cat(rows) if rows else torch.empty(0, self.d_in)
+
+    def _split(self, block: Block, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Two random halves of a block: (now, later)."""
+        rows = self._again(block) if rows is None else rows
+        if len(rows) == 0:
+            return rows, rows
+        buffer = TensorActivationStore(
+            len(rows), rows.shape[1], device=rows.device, seed=_seed(self.settings, block, 0)
+        )
+        buffer.extend(rows)
+        buffer.shuffle()
+        mixed = buffer[:].squeeze(1)
+        return mixed[: (len(mixed) + 1) // 2], mixed[(len(mixed) + 1) // 2 :]
+
+    def _mix(self, block: Block, rows: Tensor | None = None) -> Tensor:
+        """What is served now: half of this block with the half that waited."""
+        now, later = self._split(block, rows)
+        pool = torch.cat([part for part in (self._later, now) if len(part)])
+        self._later = later
+        generator = torch.Generator().manual_seed(_seed(self.settings, block, 1))
+        return pool[torch.randperm(len(pool), generator=generator).to(pool.device)]
+
+    # --- hold-out and sample -----------------------------------------------------------------------------------------
+
+    def _surveyed(self, sample: int = 0) -> _Survey:
+        if self._survey is None or (len(self._survey.sample) < sample <= self._survey.train) or sample:
+            self._survey = _Survey.of(self._texts(), self._holds_below, sample)
+        return self._survey
+
+    def _embed_all(self, texts: Sequence[Text]) -> Tensor:
+        size = self.settings.encode_batch * self.settings.batches_in_buffer
+        parts = [
+            self._embed([text.text for text in texts[start : start + size]]) for start in range(0, len(texts), size)
+        ]
+        return torch.cat(parts) if parts else torch.empty(0, self.d_in)
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What one pass over the texts tells."""
+
+    train: int
+    holdout: list[Text]
+    sample: list[Text]
+
+    @classmethod
+    def of(cls, texts: Iterator[Text], holds_below: int, sample: int) -> _Survey:
+        train = 0
+        held: list[tuple[int, int, Text]] = []
+        lowest: list[tuple[int, int, Text]] = []
+        for place, text in enumerate(texts):
+            heap, limit = (held, HOLDOUT_LIMIT) if text.hash < holds_below else (lowest, sample)
+            train += heap is lowest
+            if len(heap) < limit:
+                heapq.heappush(heap, (-text.hash, -place, text))
+            elif limit and -text.hash > heap[0][0]:
+                heapq.heapreplace(heap, (-text.hash, -place, text))
+        return cls(train, _in_order(held), _in_order(lowest))
+
+
+def _in_order(heap: list[tuple[int, int, Text]]) -> list[Text]:
+    return [text for _, _, text in sorted(heap, key=lambda item: -item[1])]
+
+
+def _labels(texts: Sequence[Text]) -> list[Any] | None:
+    labels = [text.label for text in texts]
+    return labels if any(label is not None for label in labels) else None
+
+
+def _seed(settings: StreamSettings, block: Block, use: int) -> int:
+    """A 63-bit seed out of the store's seed, the block and the use."""
+    state = 0
+    for value in (settings.seed, block.epoch, block.start, block.count, use):
+        state = (state * 6364136223846793005 + value + 1442695040888963407) % 2**63
+    return state
