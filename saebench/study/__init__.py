@@ -1,0 +1,8 @@
+"""Optuna: which point comes next, and when a trial is stopped."""
+
+from __future__ import annotations
+
+from saebench.study.pareto import ParetoPruner, report_pair
+from saebench.study.search import Decision, Search
+
+__all__ = ["Decision", "ParetoPruner", "Search", "report_pair"]
