@@ -84,6 +84,10 @@ class Plan:
 
     def marks(self) -> tuple[int, ...]:
         """Examples seen at which every trial evaluates and may be stopped."""
+        return self._marks
+
+    @cached_property
+    def _marks(self) -> tuple[int, ...]:
         return marks(TrainConfig(samples=self.samples, eval_every=self.eval_every))
 
     def trial(self, stratum: Stratum, params: Mapping[str, Scalar], seed: int, number: int) -> TrialConfig:

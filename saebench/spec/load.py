@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,8 @@ def parse_spec(
 
 
 def _read(root: Table, problems: Sequence[Problem], folder: Path) -> SweepSpec:
-    reader = Reader()
+    reader = Reader(root)
     reader.problems += problems
-    reader.places[""] = root.place
     values: dict[str, Any] = {}
     for name, (place, node) in root.entries.items():
         if name not in SweepSpec.model_fields:
@@ -83,21 +83,14 @@ def _read(root: Table, problems: Sequence[Problem], folder: Path) -> SweepSpec:
 
 
 def _rules(reader: Reader, values: dict[str, Any], arms: Sequence[tuple[int, Arm]]) -> None:
-    draft = rules.Draft(SweepSpec.model_construct(**values), tuple(arms))
+    unread = frozenset(problem.key for problem in reader.problems)
+    draft = rules.Draft(SweepSpec.model_construct(**values), tuple(arms), unread=unread)
     model, revision = draft.get("data", "model"), draft.get("data", "revision")
     if isinstance(model, str):
-        draft = rules.Draft(draft.spec, draft.arms, embedding_width(model, revision))
-    complained = {problem.key for problem in reader.problems}
+        draft = replace(draft, d_in=embedding_width(model, revision))
     for key, rule in rules.check(draft):
-        if key not in complained:
-            reader.complain(_place(reader, key), key, rule)
-
-
-def _place(reader: Reader, key: str) -> Place:
-    """The place of a key; of what it lies in, where it is not written out."""
-    while key and key not in reader.places:
-        key = key[: max(key.rfind("."), key.rfind("["), 0)]
-    return reader.places[key]
+        if key not in unread:
+            reader.broken(key, rule)
 
 
 def _moved_hint(name: str) -> str:
@@ -116,7 +109,7 @@ def _arms(reader: Reader, root: Table) -> list[tuple[int, Arm]]:
     if "sae" not in root.entries:
         return []
     _, node = root.entries["sae"]
-    reader.places["sae"] = node.place
+    reader.nodes["sae"] = node
     if not isinstance(node, Items):
         reader.refuse(node, "sae", "must be a list of arms, such as [{type: topk, k: 32, expansion_factor: 4}]")
         return []
@@ -135,7 +128,7 @@ def _arm(reader: Reader, node: Node, key: str) -> Arm | None:
         return None
     _, named = table.entries["type"]
     name = named.text if isinstance(named, Leaf) and named.text is not None else getattr(named, "value", None)
-    reader.places[f"{key}.type"] = named.place
+    reader.nodes[f"{key}.type"] = named
     if not isinstance(name, str) or name not in SAE_CONFIGS:
         hint = did_you_mean(name, SAE_CONFIGS) if isinstance(name, str) else "one type per arm"
         reader.refuse(named, f"{key}.type", f"must be one of {', '.join(SAE_CONFIGS)}" + (f" ({hint})" if hint else ""))
@@ -209,7 +202,7 @@ def _search(reader: Reader, root: Table, arms: Sequence[Arm]) -> SearchConfig:
 
 def _enqueue(reader: Reader, node: Node, arms: Sequence[Arm]) -> tuple[dict[str, Any], ...]:
     """Known-good points: a key is a field of an arm of this sweep or of `train`, its value one that the field takes."""
-    reader.places["search.enqueue"] = node.place
+    reader.nodes["search.enqueue"] = node
     if not isinstance(node, Items):
         reader.refuse(node, "search.enqueue", "must be a list of points, such as [{lr: 1e-3}]")
         return ()

@@ -33,11 +33,11 @@ _TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off
 
 
 class Reader:
-    """Collects problems, and the place of every value read, by dotted key."""
+    """Collects problems, and the node of every value read, by dotted key."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: Node) -> None:
         self.problems: list[Problem] = []
-        self.places: dict[str, Place] = {}
+        self.nodes: dict[str, Node] = {"": root}
 
     def complain(self, place: Place, key: str, rule: str, value: str = "") -> _Bad:
         self.problems.append(Problem(place, key, rule, value))
@@ -51,13 +51,22 @@ class Reader:
 
     def table(self, node: Node, key: str) -> Table | None:
         """The node if it is a mapping; null, as a section whose lines are all commented out, is an empty one."""
-        self.places[key] = node.place
+        self.nodes[key] = node
         if isinstance(node, Table):
             return node
         if isinstance(node, Leaf) and node.value is None:
             return Table(node.place)
         self.refuse(node, key, "must be a mapping (key: value)")
         return None
+
+    def broken(self, key: str, rule: str) -> None:
+        """Complain by key, at its value; at what it lies in, where it is not written out."""
+        inside = key
+        while inside not in self.nodes:
+            inside = inside[: max(inside.rfind("."), inside.rfind("["), 0)]
+        node = self.nodes[inside]
+        simple = isinstance(node, Leaf) or (isinstance(node, Items) and all(isinstance(i, Leaf) for i in node.items))
+        self.complain(node.place, key, rule, shown(node) if simple and inside == key else "")
 
     def unknown(self, place: Place, key: str, name: str, known: Iterable[str], hint: str = "") -> None:
         hint = hint or (did_you_mean(name, known) if len(self.problems) < MAX_SHOWN else "")
@@ -90,7 +99,6 @@ class Reader:
     def field(self, model: type[Config], name: str, node: Node, key: str) -> Any:
         """One value for one field."""
         annotation = field_type(model, name)
-        self.places[key] = node.place
         inner = accepts(annotation).model
         if inner is not None:
             return self.section(inner, node, key)
@@ -101,8 +109,8 @@ class Reader:
     def value(self, annotation: Any, node: Node, key: str) -> Any:
         """The node as a value of this type that meets its constraints; BAD otherwise."""
         takes = accepts(annotation)
+        self.nodes[key] = node
         if isinstance(node, Items) and takes.item is not None:
-            self.places[key] = node.place
             items = [self.value(takes.item, item, f"{key}[{i}]") for i, item in enumerate(node.items)]
             if any(item is BAD for item in items):
                 return BAD
@@ -120,7 +128,7 @@ class Reader:
         """A fixed value, a list of choices or a range, each value checked against the field."""
         annotation = field_type(model, name)
         takes = accepts(annotation)
-        self.places[key] = node.place
+        self.nodes[key] = node
         if isinstance(node, Table):
             return self.range(annotation, node, key)
         if isinstance(node, Items) and (takes.item is None or any(isinstance(item, Items) for item in node.items)):
@@ -224,9 +232,8 @@ class Accepts:
             return BAD
         if isinstance(value, int | float) and self.numeric:
             return self._numeric(value)
-        if str in self.kinds or self.words:
-            return leaf.text if leaf.text is not None else value if isinstance(value, str) else BAD
-        return BAD
+        text = leaf.text if leaf.text is not None else value
+        return text if text in self.words or (str in self.kinds and isinstance(text, str)) else BAD
 
     def _numeric(self, value: int | float) -> Any:
         if not math.isfinite(value):

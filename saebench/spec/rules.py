@@ -17,6 +17,7 @@ from saebench.spec import strata
 from saebench.spec.grammar import LIST_FIELDS, Arm, Range, SweepSpec, Value, choices, options
 from saebench.spec.reading import did_you_mean
 
+MAX_STRATA = 2_000
 MAX_TRIALS = 100_000
 MAX_MARKS = 10_000
 LARGEST_SEED = 2**32 - 1
@@ -32,8 +33,14 @@ class Draft:
     d_in: int | None = None
     """Width of the embeddings, where it is known without loading the model."""
 
+    unread: frozenset[str] = frozenset()
+    """Keys with problems: defaults may stand in their place, and mean nothing."""
+
     def get(self, *path: str) -> Any:
         """A value of the spec; None where it was not read."""
+        key = ".".join(path)
+        if any(bad == key or bad.startswith((f"{key}.", f"{key}[")) for bad in self.unread) and len(path) > 1:
+            return None
         found: Any = self.spec
         for name in path:
             found = found.get(name) if isinstance(found, dict) else getattr(found, name, None)
@@ -41,9 +48,9 @@ class Draft:
 
     def train(self, name: str) -> tuple[Any, ...]:
         """Every value that a field of `train` can take, nulls and unread ones left out."""
-        value = self.get("train", name)
-        default = TrainConfig.model_fields[name].default if not TrainConfig.model_fields[name].is_required() else None
-        return _given(name, default if value is None else value)
+        if name in self.spec.train or any(bad.startswith(f"train.{name}") for bad in self.unread):
+            return _given(name, self.get("train", name))
+        return _given(name, TrainConfig.model_fields[name].default)
 
 
 Found = Iterator[tuple[str, str]]
@@ -142,7 +149,7 @@ def _prune(draft: Draft) -> Found:
     if isinstance(warmup, int) and isinstance(samples, int) and warmup >= samples:
         yield "prune.warmup", f"must be below train.samples, which is {samples}: nothing could be stopped early"
     if pruner == "threshold" and lower is None and upper is None:
-        yield "prune.pruner", "threshold needs prune.lower or prune.upper"
+        yield "prune.pruner", "needs prune.lower or prune.upper"
     if lower is not None and upper is not None and lower >= upper:
         yield "prune.lower", f"must be below prune.upper, which is {upper:g}"
 
@@ -212,7 +219,7 @@ def _nulls(draft: Draft) -> Found:
         for name in (*strata.WIDTH, *SPARSITY_PARAMETERS[arm.type]):
             value = arm.params.get(name)
             if isinstance(value, tuple) and None in value:
-                yield _at(f"sae[{i}].{name}", value, None), "null is not a level: use two arms"
+                yield _at(f"sae[{i}].{name}", value, None), "is no level: use two arms"
 
 
 def _axes(draft: Draft) -> Found:
@@ -268,6 +275,11 @@ def _sampler(draft: Draft) -> Found:
 
 
 def _size(draft: Draft) -> Found:
+    """Nobody means a sweep of a million trials; a list too many does."""
+    n_strata = sum(strata.count(draft.spec, arm) for _, arm in draft.arms)
+    if n_strata > MAX_STRATA:
+        yield "sae", f"the axes cross to {n_strata:,} strata; at most {MAX_STRATA:,}"
+        return
     trials = 0
     for _, arm in draft.arms:
         points = draft.get("search", "points") or 1
@@ -282,7 +294,7 @@ def _size(draft: Draft) -> Found:
 
 def _same_stratum(draft: Draft) -> Found:
     """Two arms that meet in one stratum would be two searches in one study."""
-    if sum(strata.count(draft.spec, arm) for _, arm in draft.arms) > MAX_TRIALS:
+    if sum(strata.count(draft.spec, arm) for _, arm in draft.arms) > MAX_STRATA:
         return
     seen: dict[str, tuple[int, Arm]] = {}
     for i, arm in draft.arms:

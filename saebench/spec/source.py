@@ -19,7 +19,7 @@ import yaml
 from saebench.errors import SpecError
 
 MAX_BYTES = 64 * 1024
-MAX_NODES = 20_000
+MAX_NODES = 10_000
 MAX_DEPTH = 24
 MAX_SHOWN = 50
 """Problems listed before "and N more"."""
