@@ -252,7 +252,7 @@ class TrainConfig(Config):
     log_every: PositiveInt | None = None
     """Examples between two records of training metrics; null: a hundredth of the budget."""
     checkpoint_every: PositiveInt | None = None
-    """Examples between two checkpoints; null: at every evaluation."""
+    """Examples between two checkpoints; null: at evaluations, 10 s apart or more."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the encoder's matrix product; weights stay float32."""
     deterministic: bool = False

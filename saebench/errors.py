@@ -27,7 +27,3 @@ class LockedError(UserError):
     """Another process works on this sweep."""
 
     exit_code = 6
-
-
-class DivergedError(FloatingPointError):
-    """A loss or a metric became NaN or infinite; not the user's error, and no reason to retry."""

@@ -59,6 +59,8 @@ class Event:
 
 
 _ONCE = ("step", "eval", "done")
+_ENDS = ("done", "left", "failed")
+"""Made durable at once. The others may wait: a trial whose last points a power cut takes records them again."""
 
 
 class EventLog:
@@ -78,7 +80,7 @@ class EventLog:
             return False
         self._file.write(event.to_line())
         self._file.flush()
-        if event.type != "step":
+        if event.type in _ENDS:
             os.fsync(self._file.fileno())
         if event.type in _ONCE:
             self._seen.add(key)

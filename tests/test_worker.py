@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
-from saebench.errors import DataError, DivergedError, SpecError, UserError
+from saebench.errors import DataError, SpecError, UserError
 from saebench.events import Event, EventLog, Verdict, read
 from saebench.paths import TrialPaths
 from saebench.worker import Request, classify, failure, one_line, resolve, work
@@ -47,7 +47,6 @@ def invalid() -> ValidationError:
         (MemoryError(), "host_oom"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "host_oom"),
         (OSError(12, "Cannot allocate memory"), "host_oom"),
-        (DivergedError("train/loss is nan"), "diverged"),
         (FloatingPointError("overflow"), "diverged"),
         (UserError("no"), "user_error"),
         (DataError("no column text"), "user_error"),
@@ -170,7 +169,7 @@ def test_marks_on_record_are_passed_on_but_not_written_again(tmp_path: Path) -> 
 
 def fails(config: TrialConfig, paths: TrialPaths, device: str, report: Callable[[Event], Verdict], **_: Any) -> None:
     report(Event("step", 5))
-    raise DivergedError("train/loss is nan")
+    raise FloatingPointError("train/loss is nan")
 
 
 def test_a_failure_is_recorded_sent_and_no_exception(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,7 +178,7 @@ def test_a_failure_is_recorded_sent_and_no_exception(tmp_path: Path, capsys: pyt
     assert [event.type for event in line.sent] == ["step", "failed"]
     assert line.sent[1].samples == 5
     assert [event for event, _ in read(tmp_path / "0007" / "events.jsonl")] == line.sent
-    assert "DivergedError: train/loss is nan" in capsys.readouterr().err
+    assert "FloatingPointError: train/loss is nan" in capsys.readouterr().err
 
 
 def test_a_full_disk_does_not_hide_the_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -46,7 +46,7 @@ def test_an_attempt_goes_on_and_doubles_no_record(executor: Executor, tmp_path: 
     ("toy", "kind", "detail"),
     [
         ("crashes", "crash", "RuntimeError: the sky"),
-        ("diverges", "diverged", "DivergedError: train/loss is nan at 300 samples"),
+        ("diverges", "diverged", "FloatingPointError: train/loss is nan at 300 samples"),
         ("has_bad_data", "user_error", "no column text"),
         ("exits", "crash", "SystemExit: 3"),
     ],

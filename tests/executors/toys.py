@@ -13,7 +13,7 @@ from typing import Any
 
 # ruff: noqa: ARG001 (every toy has the signature of a target)
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
-from saebench.errors import DataError, DivergedError
+from saebench.errors import DataError
 from saebench.events import Event, Verdict
 from saebench.paths import TrialPaths, write_json
 
@@ -89,7 +89,7 @@ def crashes(*_: Any, **__: Any) -> None:
 
 
 def diverges(*_: Any, **__: Any) -> None:
-    raise DivergedError("train/loss is nan at 300 samples")
+    raise FloatingPointError("train/loss is nan at 300 samples")
 
 
 def has_bad_data(*_: Any, **__: Any) -> None:

@@ -1,0 +1,63 @@
+"""A store for tests of trials: rows that a few directions explain, without texts, encoder or cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class RowsStore:
+    """The surface of `ActivationsStoreSBERT` that a trial uses."""
+
+    def __init__(self, batch_size: int, seed: int, rows: int = 600, d_in: int = 16) -> None:
+        generator = torch.Generator().manual_seed(1)
+        directions = torch.randn(40, d_in, generator=generator)
+        codes = torch.rand(rows + 200, 40, generator=generator) * (
+            torch.rand(rows + 200, 40, generator=generator) < 0.1
+        )
+        everything = codes @ directions + 0.01 * torch.randn(rows + 200, d_in, generator=generator)
+        self._train, self._holdout = everything[:rows], everything[rows:]
+        self._batch_size, self._seed = batch_size, seed
+        self._epoch = self._at = 0
+
+    d_in = property(lambda self: self._train.shape[1])
+    num_train = property(lambda self: len(self._train))
+    num_holdout = property(lambda self: len(self._holdout))
+
+    def _order(self) -> Tensor:
+        return torch.randperm(
+            len(self._train), generator=torch.Generator().manual_seed(self._seed * 1000 + self._epoch)
+        )
+
+    def next_batch(self) -> Tensor:
+        parts: list[Tensor] = []
+        missing = self._batch_size
+        while missing:
+            part = self._order()[self._at : self._at + missing]
+            parts.append(self._train[part])
+            missing -= len(part)
+            self._at += len(part)
+            if self._at == len(self._train):
+                self._epoch, self._at = self._epoch + 1, 0
+        return torch.cat(parts)
+
+    def sample(self, n: int) -> Tensor:
+        return self._train[:n]
+
+    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        yield from self._holdout.split(batch_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "at": self._at}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._epoch, self._at = state["epoch"], state["at"]
+
+
+def open_rows(data: object, *, batch_size: int, seed: int, device: str, cache_dir: object) -> RowsStore:
+    """In the place of `saebench.stores.open_store`."""
+    del data, device, cache_dir
+    return RowsStore(batch_size, seed)
