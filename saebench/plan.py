@@ -22,6 +22,8 @@ from saebench.spec.rules import Draft, check
 from saebench.spec.strata import axis_names, cross, label, stratum_id
 
 Choices = tuple[Scalar, ...]
+PRUNE_SHARE = 0.25
+"""Share of the budget before which nothing is stopped, unless `prune.warmup` says otherwise."""
 DEAD_WINDOW = 100_000
 """Most examples of the default dead window (TrainConfig.dead_after)."""
 
@@ -138,12 +140,14 @@ class Plan:
         return tuple(found)
 
     def prune_from(self, stratum: Stratum) -> int:
-        """Examples at the first mark at which a trial may be stopped: `prune.warmup`, but never before the lr warm-up,
-        the ramp of the penalty and the first dead window are over; `samples` where there is no such mark."""
+        """Examples at the first mark at which a trial may be stopped: `prune.warmup` (null: a quarter of the budget),
+        but never before the lr warm-up, the ramp of the penalty and the first dead window are over; `samples` where
+        there is no such mark."""
         texts = self.spec.data.num_examples * (1 - self.spec.data.holdout)
         window = _maximum(stratum, "dead_after") or min(texts, DEAD_WINDOW)
         ramps = max(_maximum(stratum, "warmup") or 0, _maximum(stratum, "sparsity_warmup") or 0) * self.samples
-        floor = max(ramps, window, self.spec.prune.warmup or 0)
+        given = self.spec.prune.warmup
+        floor = max(ramps, window, PRUNE_SHARE * self.samples if given is None else given)
         return next((mark for mark in self.marks() if mark >= floor), self.samples)
 
     def rungs(self, stratum: Stratum) -> tuple[int, ...]:
