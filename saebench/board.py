@@ -92,15 +92,19 @@ def verdict_line(number: int, samples: int, verdict: dict[str, object]) -> str:
     return f"trial {number:04d} at {samples:,}: {verdict.get('verdict', '?')}" + (f" ({numbers})" if numbers else "")
 
 
-def read_board(paths: SweepPaths, planned: int = 0) -> Board:
-    """The board of a sweep from its files, whether or not a scheduler is at work on it."""
+def read_board(paths: SweepPaths, planned: int = 0, since: float | None = None) -> Board:
+    """The board of a sweep from its files, whether or not a scheduler is at work on it. since: when it began to be, in
+    seconds since the epoch; without it there is no pace."""
     board = Board(paths.name, planned)
+    board.started = since or board.started
     judged: list[tuple[float, str]] = []
     for trial in paths.trials():
         state = read_state(trial)
         if state is None:
             continue
         board.counts[state.state] += 1
+        if state.ended and max((a.ended or 0.0 for a in state.attempts), default=0.0) < board.started:
+            board.ended_before += 1
         if state.state == "failed":
             board.failures[state.number] = state.reason
         elif state.state == "running":

@@ -58,6 +58,7 @@ class Tracker(Protocol):
 
     def open(self, config: TrialConfig, tags: dict[str, str]) -> None: ...
     def close_trial(self, number: int, state: Any, reason: str, tags: dict[str, str]) -> None: ...
+    def lag(self) -> tuple[int, str | None]: ...
 
 
 class Ledger:
@@ -173,6 +174,11 @@ class Ledger:
         state.forgive()
         self.board.counts[state.state] += 1
         self._write(number)
+
+    def check_tracker(self) -> None:
+        """Show on the board what keeps metrics from MLflow."""
+        unsent, error = self._tracker.lag()
+        self.board.tracker = f"{error}; {unsent} events wait on disk" if error else ""
 
     def numbers(self, *states: TrialStateName) -> list[int]:
         """Trials that are in one of these states, in order."""

@@ -28,7 +28,9 @@ from saebench.paths import SweepPaths, write_json
 GROWS = ("seeds", "search.points", "run", "budget", "tracking", "description")
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
-_OWN_FILES = frozenset({"scheduler.lock", "scheduler.json", "scheduler.log", "tracking.json", "retry.json", "stop"})
+_OWN_FILES = frozenset(
+    {"scheduler.lock", "scheduler.json", "scheduler.log", "optuna.journal", "tracking.json", "retry.json", "stop"}
+)
 """What a start that was killed before lock.json may have left in a sweep's directory."""
 _PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")
 
@@ -51,9 +53,8 @@ class Holder:
         except OSError as error:
             raise PreflightError(f"{self._paths.root}: cannot write here: {error.strerror or error}") from None
         me = psutil.Process()
-        write_json(
-            self._paths.holder, {"pid": me.pid, "host": socket.gethostname(), "started": me.create_time(), "at": now()}
-        )
+        who = {"pid": me.pid, "host": socket.gethostname(), "started": me.create_time()}
+        write_json(self._paths.holder, {**who, "since": time.time(), "at": now()})
         return self
 
     def release(self) -> None:

@@ -105,7 +105,7 @@ def picture(board: Board, height: int = 40) -> RenderableType:
     if board.stopping:
         parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and leave", "magenta"))
     if board.tracker:
-        parts.append(Text(f"MLflow: {board.tracker}; metrics wait on disk", "red"))
+        parts.append(Text(f"MLflow: {board.tracker}", "red"))
     below: list[RenderableType] = [
         *_section("verdicts", board.verdicts, 4),
         *_section("notes", board.notes, 4),

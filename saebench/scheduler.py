@@ -24,6 +24,8 @@ from saebench.terminal import View
 
 POLL = 0.25
 """Seconds that one turn of the loop waits for messages."""
+CHECK = 2.0
+"""Seconds between two questions whether MLflow keeps up."""
 LEAVE_GRACE = 90.0
 """Seconds a worker has for its checkpoint before it is killed."""
 
@@ -75,7 +77,7 @@ class Scheduler:
         self._failures = failures
         self._budget = budget
         self._clock = clock
-        self._started = clock()
+        self._started = self._checked = clock()
         self._devices = DeviceRecord(failures)
         self._active: dict[int, Active] = {}
         self._waiting = Queue(n for n in waiting if not self._overdue(n))
@@ -275,6 +277,9 @@ class Scheduler:
 
     def _watch(self) -> None:
         now = self._clock()
+        if now - self._checked >= CHECK:
+            self._checked = now
+            self._ledger.check_tracker()
         for active in self._active.values():
             if now - active.alive > self._failures.stall_after and not active.stalled:
                 active.stalled = True

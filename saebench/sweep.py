@@ -17,12 +17,14 @@ from saebench import paths as places
 from saebench.board import Board
 from saebench.config import TrackingConfig
 from saebench.errors import PreflightError, SpecError
+from saebench.executors.local import TARGET, LocalExecutor
 from saebench.interrupts import Interrupts
 from saebench.ledger import Ledger
 from saebench.lock import agree, at_work_on, now, provenance, read_lock
 from saebench.models import embedding_width
 from saebench.paths import SweepPaths, write_json, write_text
 from saebench.picture import counts_text, failure_lines
+from saebench.plan import make_plan
 from saebench.recovery import await_orphans, recover
 from saebench.scheduler import Halt, Scheduler
 from saebench.spec import SweepSpec, load_spec, parse_spec
@@ -30,7 +32,8 @@ from saebench.terminal import LoggedView, View, choose_view
 
 if TYPE_CHECKING:
     from saebench.executors import Executor
-    from saebench.tracking import Tracker
+    from saebench.study import Search
+    from saebench.tracking import Lag, Tracker
 
 _RUN_STATUS = {0: "FINISHED", 3: "FINISHED", 4: "FAILED"}
 
@@ -74,11 +77,13 @@ def run_sweep(
     retry_failed: bool = False,
     quiet: bool = False,
     view: View | None = None,
+    target: str = TARGET,
 ) -> SweepResult:
     """Run a sweep, or go on with it. Works from a script (no main guard), a notebook or a thread.
 
     spec: a file, a mapping as YAML would give it, or a `SweepSpec`. overrides: "key=value" as for `--set`. extend: take
     more seeds, points, devices or budget into a sweep that exists. retry_failed: give failed trials another chance.
+    target: "module:function" that a worker runs for a trial, with the signature of `trial.run_trial`.
 
     Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
     """
@@ -86,7 +91,8 @@ def run_sweep(
     paths = SweepPaths(places.runs_dir(runs_dir) / given.spec.name)
     with Interrupts() as signals, at_work_on(paths), LoggedView(view or choose_view(quiet=quiet), paths.log) as shown:
         try:
-            return _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals).run(extend, retry_failed)
+            work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target)
+            return work.run(extend, retry_failed)
         except KeyboardInterrupt:
             shown.say(f"{signals.why or 'interrupted'}: ended at once")
             return SweepResult(paths.name, paths.root, signals.exit_code, signals.why)
@@ -117,37 +123,38 @@ def _given(spec: str | Path | SweepSpec | Mapping[str, Any], overrides: Sequence
 class _Sweep:
     """One life of a sweep's scheduler."""
 
-    def __init__(self, given: _Given, paths: SweepPaths, cache: Path, view: View, signals: Interrupts) -> None:
-        self._given, self._spec = given, given.spec
+    def __init__(
+        self, given: _Given, paths: SweepPaths, cache: Path, view: View, signals: Interrupts, target: str
+    ) -> None:
+        self._given, self._spec, self._target = given, given.spec, target
         self._paths, self._cache, self._view, self._signals = paths, cache, view, signals
 
     def run(self, extend: bool, retry_failed: bool) -> SweepResult:
-        from saebench.executors.local import LocalExecutor
+        from saebench.study import Search
         from saebench.tracking import Tracker
 
         if self._spec.run.executor != "local":
             raise PreflightError("run.executor: ray: this version runs trials on this machine only; use local")
         lock = read_lock(self._paths)
         changes = agree(lock, self._spec.plain(), self._paths, extend=extend) if lock else {}
-        tracking = self._reachable_tracking(lock)
-        with contextlib.closing(LocalExecutor(self._spec.run, self._cache)) as executor:
+        tracker = Tracker(self._paths, self._reachable_tracking(lock), self._spec.name)
+        with contextlib.closing(LocalExecutor(self._spec.run, self._cache, self._target)) as executor:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
             self._view.say(f"embedding cache: {self._cache}")
             info = self._resolved(lock, self._data(executor), changes)
+            plan = make_plan(self._spec, int(info["d_in"]))
             await_orphans(self._paths.trials(), self._view.note)
-            tracker = Tracker(self._paths, tracking, self._spec.name)
+            search = Search(plan, self._paths.journal)
             tracker.start(info)
-            self._view.say(f"tracking: {info['tracking']['uri'] if 'tracking' in info else _shown(tracker.uri)}")
+            self._view.say(f"tracking: {_shown(tracker.uri)}")
             exit_code = 75
             try:
                 self._write_lock(info, tracker)
-                board, halt = self._trials(executor, tracker, int(info["d_in"]), retry_failed)
+                board, halt = self._trials(plan.n_trials, search, executor, tracker, retry_failed)
                 exit_code = halt.exit_code if halt else 3 if board.failures else 0
             finally:
                 lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"))
-        if lag.unsent:
-            self._view.say(f"{lag.unsent} events wait for MLflow ({lag.error}); the same command sends them")
-        self._farewell(board, halt)
+        self._farewell(board, halt, lag)
         return SweepResult(
             self._paths.name,
             self._paths.root,
@@ -223,15 +230,12 @@ class _Sweep:
 
     # --- the trials --------------------------------------------------------------------------------------------------
 
-    def _trials(self, executor: Executor, tracker: Tracker, d_in: int, retry_failed: bool) -> tuple[Board, Halt | None]:
-        from saebench.plan import make_plan
-        from saebench.study import Search
-
-        plan = make_plan(self._spec, d_in)
+    def _trials(
+        self, planned: int, search: Search, executor: Executor, tracker: Tracker, retry_failed: bool
+    ) -> tuple[Board, Halt | None]:
         self._signals.patient = True
         self._paths.stop.unlink(missing_ok=True)
-        board = Board(self._spec.name, plan.n_trials)
-        search = Search(plan, self._paths.journal)
+        board = Board(self._spec.name, planned)
         ledger = Ledger(self._paths, search, tracker, board)
         waiting = recover(ledger, search, retry_failed=retry_failed)
         board.ended_before, board.started = board.ended, time.time()
@@ -250,8 +254,10 @@ class _Sweep:
         finally:
             self._paths.stop.unlink(missing_ok=True)
 
-    def _farewell(self, board: Board, halt: Halt | None) -> None:
+    def _farewell(self, board: Board, halt: Halt | None, lag: Lag) -> None:
         say = self._view.say
+        if lag.unsent:
+            say(f"{lag.unsent} events wait for MLflow ({lag.error}); the same command sends them")
         say(counts_text(board).plain)
         for line in failure_lines(board):
             say(f"failed {line}")

@@ -256,6 +256,9 @@ class ToyTracker:
         self.runs[number] = state
         self.tags.setdefault(number, {}).update(tags, reason=reason)
 
+    def lag(self) -> tuple[int, str | None]:
+        return 0, None
+
 
 @dataclass
 class ToySignals:

@@ -1,0 +1,287 @@
+"""status, ls, logs, stop, retry: see and steer a sweep from another terminal, by the files in its directory."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from saebench import paths as places
+from saebench.errors import UserError
+from saebench.paths import SweepPaths, TrialPaths, write_json, write_text
+
+if TYPE_CHECKING:
+    from saebench.board import Board
+
+_RUNS = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
+POLL = 0.5
+"""Seconds between two looks at a file that is followed."""
+
+
+def sweeps(runs_dir: str | None) -> list[SweepPaths]:
+    """The sweeps of a directory, the one that changed last first."""
+    root = places.runs_dir(runs_dir)
+    found = [SweepPaths(lock.parent) for lock in root.glob("*/lock.json")]
+    return sorted(found, key=_last_change, reverse=True)
+
+
+def _last_change(paths: SweepPaths) -> float:
+    files = (paths.lock, paths.journal, paths.log, paths.holder)
+    return max(file.stat().st_mtime for file in files if file.exists())
+
+
+def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
+    """A sweep by name or directory; without either the one that changed last. Raises UserError."""
+    if name is None:
+        known = sweeps(runs_dir)
+        if not known:
+            raise UserError(f"{places.runs_dir(runs_dir)}: there are no sweeps")
+        return known[0]
+    for root in (places.runs_dir(runs_dir) / name, Path(name).absolute()):
+        if (root / "lock.json").is_file():
+            return SweepPaths(root)
+    there = ", ".join(paths.name for paths in sweeps(runs_dir)[:8]) or "none"
+    raise UserError(f"{name}: no such sweep in {places.runs_dir(runs_dir)} (there: {there})")
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[SWEEP]")
+@_RUNS
+@click.option("--watch", is_flag=True, help="Keep looking until the sweep ends or Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -> None:
+    """Show how a sweep stands: slots, trials by state, pace, verdicts, failures with reasons.
+
+    SWEEP is a name or a directory; by default the sweep that changed last.
+    """
+    from saebench.lock import holder
+
+    paths = find_sweep(name, runs_dir)
+    if as_json:
+        click.echo(json.dumps(_as_json(paths), indent=1))
+        return
+    if not watch:
+        _print_status(paths)
+        return
+    try:
+        _watch(paths)
+    except KeyboardInterrupt:
+        return
+    if holder(paths) is None:
+        click.echo(_scheduler_line(paths))
+
+
+def _print_status(paths: SweepPaths) -> None:
+    from rich.console import Console
+
+    from saebench.picture import picture
+
+    console = Console()
+    console.print(_scheduler_line(paths), highlight=False, markup=False)
+    console.print(picture(_board(paths), height=1000))
+
+
+def _watch(paths: SweepPaths) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from saebench.lock import holder
+    from saebench.picture import picture
+
+    console = Console()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(picture(_board(paths), console.height), refresh=True)
+            if holder(paths) is None:
+                return
+            time.sleep(1.0)
+
+
+def _board(paths: SweepPaths) -> Board:
+    from saebench.board import read_board
+    from saebench.lock import holder, read_lock
+    from saebench.plan import make_plan
+    from saebench.sweep import spec_of
+
+    lock = read_lock(paths) or {}
+    held = holder(paths)
+    planned = make_plan(spec_of(paths), lock.get("d_in")).n_trials
+    board = read_board(paths, planned, since=held["since"] if held else None)
+    if paths.stop.exists():
+        board.stopping = "saebench stop"
+    return board
+
+
+def _scheduler_line(paths: SweepPaths) -> str:
+    from saebench.lock import describe, holder
+
+    if holder(paths) is not None:
+        return f"{paths.root}: {describe(paths)}"
+    return f"{paths.root}: no scheduler is at work on it"
+
+
+def _as_json(paths: SweepPaths) -> dict[str, Any]:
+    from saebench.lock import holder, read_lock
+    from saebench.state import read_state
+
+    board = _board(paths)
+    lock = read_lock(paths) or {}
+    states = [state for trial in paths.trials() if (state := read_state(trial)) is not None]
+    return {
+        "sweep": paths.name,
+        "root": str(paths.root),
+        "scheduler": holder(paths),
+        "stopping": board.stopping or None,
+        "planned": board.planned,
+        "counts": {state: count for state, count in board.counts.items() if count},
+        "trials_per_minute": board.rate(),
+        "seconds_left": board.eta(),
+        "tracking": lock.get("tracking"),
+        "running": [asdict(row) for row in board.running.values()],
+        "failures": {f"{number:04d}": reason for number, reason in board.failures.items()},
+        "trials": [asdict(state) for state in states],
+    }
+
+
+@click.command()
+@_RUNS
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def ls(runs_dir: str | None, as_json: bool) -> None:
+    """List the sweeps, the one that changed last first."""
+    from saebench.board import read_board
+    from saebench.lock import holder, read_lock
+
+    rows = []
+    for paths in sweeps(runs_dir):
+        lock, held, counts = read_lock(paths) or {}, holder(paths), read_board(paths).counts
+        row = {"sweep": paths.name, "begun": lock.get("created"), "scheduler": held, "counts": dict(counts)}
+        rows.append({**row, "root": str(paths.root), "description": lock.get("description", "")})
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    _print_rows(rows, places.runs_dir(runs_dir))
+
+
+def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        click.echo(f"{root}: there are no sweeps")
+        return
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("sweep", "begun", "scheduler", "trials"):
+        table.add_column(column)
+    for row in rows:
+        held = row["scheduler"]
+        counts = ", ".join(f"{count} {state}" for state, count in row["counts"].items())
+        table.add_row(row["sweep"], row["begun"], f"{held['pid']} on {held['host']}" if held else "", counts)
+    Console().print(table)
+
+
+@click.command()
+@click.argument("trial", metavar="TRIAL")
+@click.option("--sweep", "name", metavar="SWEEP", help="Name or directory (default: the sweep that changed last).")
+@_RUNS
+@click.option("-f", "--follow", is_flag=True, help="Go on printing what is added until the trial ends or Ctrl-C.")
+def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> None:
+    """Print what a trial printed, all attempts. TRIAL is a number, or SWEEP/NUMBER."""
+    before, _, number = trial.rpartition("/")
+    paths = find_sweep(before or name, runs_dir)
+    if not number.isdigit() or not (root := paths.trial(int(number)).root).is_dir():
+        numbers = [int(t.root.name) for t in paths.trials()]
+        there = f"0 to {max(numbers)}" if numbers else "none"
+        raise UserError(f"{paths.name}: there is no trial {number!r} (there: {there})")
+    try:
+        for text in _follow(TrialPaths(root), paths, follow):
+            click.echo(text, nl=False)
+    except KeyboardInterrupt:
+        return
+
+
+def _follow(trial: TrialPaths, paths: SweepPaths, follow: bool) -> Iterator[str]:
+    """The log's text; with `follow` whatever is added, until nobody will add more."""
+    from saebench.lock import holder
+    from saebench.state import read_state
+
+    file: IO[str] | None = None
+    try:
+        while True:
+            state = read_state(trial)
+            over = not follow or (state is not None and state.ended) or holder(paths) is None
+            if file is None and trial.log.exists():
+                file = trial.log.open(encoding="utf-8", errors="replace")
+            if file is not None:
+                yield file.read()
+            if over:
+                return
+            time.sleep(POLL)
+    finally:
+        if file is not None:
+            file.close()
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[SWEEP]")
+@_RUNS
+@click.option("--now", is_flag=True, help="Kill running trials; they go on from their last checkpoint later.")
+def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
+    """Ask a running sweep to stop: no new trials, running ones checkpoint and leave. It can be resumed."""
+    from saebench.lock import describe, holder
+
+    paths = find_sweep(name, runs_dir)
+    if holder(paths) is None:
+        raise UserError(f"{paths.name}: no scheduler is at work on it")
+    write_text(paths.stop, "now" if now else "leave")
+    click.echo(f"{paths.name}: asked {describe(paths)} to stop{' now' if now else ''}")
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[SWEEP]")
+@_RUNS
+@click.option("--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's).")
+@click.option("--failed", "every", is_flag=True, help="All trials that failed (the default).")
+@click.option("--trial", "numbers", multiple=True, type=int, metavar="N", help="This trial; repeatable.")
+@click.option("--plain", is_flag=True, help="Lines with the time in front instead of a live screen.")
+def retry(
+    name: str | None, runs_dir: str | None, cache_dir: str | None, every: bool, numbers: tuple[int, ...], plain: bool
+) -> None:
+    """Give failed trials another chance, with all their retries again.
+
+    A running sweep takes them in; otherwise the sweep is run from here until they (and what else is left) have ended.
+    """
+    from saebench.lock import describe, holder
+    from saebench.sweep import run_sweep, spec_of
+    from saebench.terminal import choose_view
+
+    if every and numbers:
+        raise UserError("--failed and --trial: give one of the two")
+    paths = find_sweep(name, runs_dir)
+    wanted = _failed(paths, numbers)
+    write_json(paths.retry, wanted)
+    if holder(paths) is not None:
+        click.echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trials again")
+        return
+    view = choose_view(plain=plain)
+    result = run_sweep(spec_of(paths), runs_dir=paths.root.parent, cache_dir=cache_dir, view=view)
+    sys.exit(result.exit_code)
+
+
+def _failed(paths: SweepPaths, numbers: tuple[int, ...]) -> list[int]:
+    """The failed trials, or those of `numbers`, all of which must have failed."""
+    from saebench.state import read_state
+
+    states = {s.number: s.state for trial in paths.trials() if (s := read_state(trial)) is not None}
+    wrong = [n for n in numbers if states.get(n) != "failed"]
+    if wrong:
+        raise UserError(f"{paths.name}: trial {wrong[0]}: {states.get(wrong[0], 'is not there')}, not failed")
+    wanted = list(numbers) or sorted(n for n, state in states.items() if state == "failed")
+    if not wanted:
+        raise UserError(f"{paths.name}: no trial has failed")
+    return wanted

@@ -1,0 +1,65 @@
+"""sweep: run a spec, or go on with it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+
+def devices_setting(devices: str) -> str:
+    """`--devices 0,1` as an override of the spec: a list of indices and UUIDs, or auto, cpu, mps."""
+    if devices in ("auto", "cpu", "mps"):
+        return f"run.devices={devices}"
+    return f"run.devices=[{', '.join(part.strip() for part in devices.split(','))}]"
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, such as train.samples=1e5; repeatable.",
+)
+@click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
+@click.option("--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's).")
+@click.option("--devices", metavar="LIST", help="auto, cpu, mps, or GPUs by index or UUID: 0,1. Short for run.devices.")
+@click.option("--per-device", metavar="N", help="Trials at once on one device. Short for run.per_device.")
+@click.option("--extend", is_flag=True, help="Take more seeds, points, devices or budget into a sweep that exists.")
+@click.option("--retry-failed", is_flag=True, help="Give trials that failed another chance.")
+@click.option("--plain", is_flag=True, help="Lines with the time in front instead of a live screen.")
+def sweep(
+    spec: Path,
+    overrides: tuple[str, ...],
+    runs_dir: str | None,
+    cache_dir: str | None,
+    devices: str | None,
+    per_device: str | None,
+    extend: bool,
+    retry_failed: bool,
+    plain: bool,
+) -> None:
+    """Run the sweep of SPEC; the same command again goes on where it stopped.
+
+    Ctrl-C once: running trials checkpoint and leave; twice: now. Exit codes: 0 all well, 2 the spec or the command
+    line, 3 some trials failed, 4 given up, 5 device, data or tracking, 6 another process works on it, 75 stopped but
+    resumable, 130 interrupted.
+    """
+    from saebench.sweep import run_sweep
+    from saebench.terminal import choose_view
+
+    short = [devices_setting(devices)] if devices else []
+    short += [f"run.per_device={per_device}"] if per_device else []
+    result = run_sweep(
+        spec,
+        runs_dir=runs_dir,
+        cache_dir=cache_dir,
+        overrides=[*overrides, *short],
+        extend=extend,
+        retry_failed=retry_failed,
+        view=choose_view(plain=plain),
+    )
+    sys.exit(result.exit_code)

@@ -1,0 +1,69 @@
+"""A target for whole sweeps in real processes: it trains by counting, deterministically, and can be told to die."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from saebench.config import TrialConfig, marks
+from saebench.events import Event, Verdict
+from saebench.paths import TrialPaths, write_json
+
+
+def train(
+    config: TrialConfig,
+    paths: TrialPaths,
+    device: str,
+    report: Callable[[Event], Verdict],
+    *,
+    cache_dir: Path,  # noqa: ARG001 - the signature of a target
+    attempt: int,
+    pending: Callable[[], Verdict],
+) -> None:
+    """An evaluation and a checkpoint at every mark. Waits 10 ms per step, or until the file `go` is there."""
+    file = paths.checkpoint / "samples.json"
+    samples = json.loads(file.read_text()) if file.exists() else 0
+    report(Event("start", samples, info={"pid": os.getpid(), "device": device, "attempt": attempt}))
+    faults = json.loads(os.environ.get("TOY_FAULTS", "{}"))
+    at, total = set(marks(config.train)), config.train.samples
+    while samples < total:
+        time.sleep(float(os.environ.get("TOY_STEP", "0.005")))
+        samples += config.train.batch_size
+        value = 1 / (1 + samples * (config.train.lr or 1) * (1 + config.number))
+        asked = report(Event("step", samples, {"train/fvu": value, "train/loss": value}))
+        _fail(faults.get(f"{config.number}:{attempt}:{samples}"))
+        if samples in at:
+            asked = report(Event("eval", samples, evaluation(value, config)))
+            write_json(file, samples)
+            report(Event("checkpoint", samples))
+        asked = pending() if asked is Verdict.GO else asked
+        if asked is not Verdict.GO and samples < total:
+            write_json(file, samples)
+            report(Event("left", samples, info={"why": asked.value}))
+            return
+    report(Event("done", samples, evaluation(value, config)))
+
+
+def evaluation(value: float, config: TrialConfig) -> dict[str, float]:
+    return {
+        "eval/fvu": value,
+        "eval/explained_variance": 1 - value,
+        "eval/mse": math.sqrt(value),
+        "eval/l0": float(getattr(config.sae, "k", 0)),
+    }
+
+
+def _fail(how: str | None) -> None:
+    if how == "crash":
+        raise RuntimeError("a toy crashed")
+    if how == "diverge":
+        raise FloatingPointError("train/loss is nan")
+    if how == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "import":
+        raise ModuleNotFoundError("No module named 'nothing'")

@@ -1,0 +1,331 @@
+"""Whole sweeps with real processes, Optuna and MLflow; most with a toy for the trial, one with the trial itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from saebench import events
+from saebench.errors import DataError, PreflightError, SpecError
+from saebench.paths import SweepPaths
+from saebench.state import read_state
+from saebench.sweep import SweepResult, run_sweep, spec_of
+
+TOY = "sweep_toys:train"
+
+
+def spec(**changes: Any) -> dict[str, Any]:
+    """Four trials of a toy: 2 strata, 2 seeds. `cache: off` and a known model: nothing is encoded."""
+    found: dict[str, Any] = {
+        "name": "toy",
+        "data": {
+            "model": "all-MiniLM-L6-v2",
+            "dataset": {"path": "text", "data_files": str(Path(__file__))},
+            "num_examples": 1000,
+            "cache": False,
+        },
+        "sae": [{"type": "topk", "k": [4, 8], "dict_size": 64}],
+        "train": {"samples": 400, "batch_size": 10, "eval_every": 100, "lr": 0.01},
+        "seeds": [0, 1],
+        "prune": {"pruner": "none"},
+        "run": {"devices": "cpu", "per_device": 2},
+    }
+    for key, value in changes.items():
+        place = found
+        *path, last = key.split("__")
+        for part in path:
+            place = place.setdefault(part, {})
+        place[last] = value
+    return found
+
+
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow takes seconds to make one."""
+    from mlflow import MlflowClient
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Workers find the toys; MLflow's database lies in tmp_path."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path, empty_database: Path) -> Callable[..., SweepResult]:
+    shutil.copy(empty_database, tmp_path)
+
+    def run(given: dict[str, Any] | None = None, **more: Any) -> SweepResult:
+        return run_sweep(given or spec(), runs_dir=tmp_path / "runs", quiet=True, target=TOY, **more)
+
+    return run
+
+
+def histories(root: Path) -> dict[str, list[tuple[str, int, dict[str, float]]]]:
+    """Every metric point of every trial, without times."""
+    return {
+        trial.root.name: [
+            (e.type, e.samples, e.values) for e, _ in events.read(trial.events) if e.type in ("step", "eval", "done")
+        ]
+        for trial in SweepPaths(root).trials()
+    }
+
+
+def states(root: Path) -> list[str]:
+    found = [read_state(trial) for trial in SweepPaths(root).trials()]
+    return [state.state if state else "?" for state in found]
+
+
+def mlflow_runs(tmp_path: Path) -> dict[str, tuple[str, int]]:
+    """Trial (or 'sweep') -> status of its run and how many metric points it has, from the database itself."""
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        rows = db.execute(
+            "select coalesce(t.value, 'sweep'), r.status,"
+            " (select count(*) from metrics m where m.run_uuid = r.run_uuid)"
+            " from runs r left join tags t on t.run_uuid = r.run_uuid and t.key = 'saebench.trial'"
+        ).fetchall()
+    assert len({name for name, _, _ in rows}) == len(rows), "one run per trial"
+    return {name: (status, count) for name, status, count in rows}
+
+
+def points(root: Path, number: str) -> int:
+    """Metric points of a trial; the last evaluation is also what `done` says."""
+    return len({(key, samples) for _, samples, values in histories(root)[number] for key in values})
+
+
+def test_a_sweep_from_end_to_end_and_again(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:
+    result = sweep()
+    assert result.ok
+    assert (result.exit_code, result.counts) == (0, {"complete": 4})
+    assert states(result.root) == ["complete"] * 4
+    lock = json.loads((result.root / "lock.json").read_text())
+    assert lock["d_in"] == 384
+    assert lock["tracking"] == {
+        **lock["tracking"],
+        "uri": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "run_id": result.run_id,
+    }
+    assert spec_of(SweepPaths(result.root)).plain() == lock["spec"]
+    runs = mlflow_runs(tmp_path)
+    assert {name: status for name, (status, _) in runs.items()} == {
+        "sweep": "FINISHED",
+        **{f"{n:04d}": "FINISHED" for n in range(4)},
+    }
+    assert runs["0002"][1] == points(result.root, "0002")
+    assert not list(result.root.glob("scheduler.json"))
+
+    before = {path: path.stat().st_mtime_ns for path in (result.root / "trials").rglob("*")}
+    again = sweep()
+    assert again.ok
+    assert {path: path.stat().st_mtime_ns for path in (result.root / "trials").rglob("*")} == before
+    assert mlflow_runs(tmp_path) == runs
+
+
+def test_a_worker_killed_by_kill_9_fails_with_its_reason_and_the_rest_finishes(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAULTS", json.dumps({"1:1:200": "kill"}))
+    result = sweep(spec(run__failures={"retries": {"host_oom": 0}}))
+    assert result.exit_code == 3
+    assert states(result.root) == ["complete", "failed", "complete"], "a failed point gets no other seeds"
+    assert result.failures == {
+        1: "killed by SIGKILL (out of memory?): ended by SIGKILL, as the kernel does when memory ends"
+    }
+    assert mlflow_runs(tmp_path)["0001"][0] == "FAILED"
+
+
+def test_a_worker_killed_by_kill_9_goes_on_from_its_checkpoint(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    undisturbed = histories(sweep(spec(name="undisturbed")).root)
+    monkeypatch.setenv("TOY_FAULTS", json.dumps({"1:1:250": "kill", "0:1:150": "crash", "0:2:150": "crash"}))
+    result = sweep()
+    assert result.ok
+    assert histories(result.root) == undisturbed
+    assert mlflow_runs(tmp_path)["0001"][0] == "FINISHED"
+
+
+SCRIPT = """
+import json, sys
+from saebench import run_sweep
+result = run_sweep(json.load(open(sys.argv[1])), runs_dir=sys.argv[2], target="sweep_toys:train")
+sys.exit(result.exit_code)
+"""
+"""No main guard: a worker must never import this."""
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
+    """A script that runs a sweep, as a process."""
+
+    def start(given: dict[str, Any], **environment: str) -> subprocess.Popen[str]:
+        (tmp_path / "script.py").write_text(SCRIPT)
+        (tmp_path / "spec.json").write_text(json.dumps(given))
+        command = [sys.executable, "script.py", "spec.json", str(tmp_path / "runs")]
+        return subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    return start
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
+
+
+def evaluations(root: Path) -> int:
+    return sum(kind == "eval" for trial in histories(root).values() for kind, _, _ in trial)
+
+
+def workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter(["cmdline", "environ"]):
+        command = process.info["cmdline"] or []
+        ours = (process.info["environ"] or {}).get("PYTHONPATH", "").endswith(str(Path(__file__).parent))
+        if "saebench.worker" in command and ours:
+            found.append(process)
+    return found
+
+
+def test_kill_9_of_the_scheduler_and_the_same_command_again(
+    sweep: Callable[..., SweepResult], script: Callable[..., subprocess.Popen[str]], tmp_path: Path
+) -> None:
+    """The histories are those of a sweep that nobody disturbed, and MLflow has every point once."""
+    undisturbed = histories(sweep(spec(name="undisturbed")).root)
+    root = tmp_path / "runs" / "toy"
+    process = script(spec(), TOY_STEP="0.03")
+    wait_for(lambda: evaluations(root) >= 3)
+    process.kill()
+    process.communicate()
+    again = sweep()
+    assert again.ok
+    assert histories(root) == undisturbed
+    assert mlflow_runs_of(tmp_path, "toy") == {name: ("FINISHED", points(root, name)) for name in histories(root)}
+    wait_for(lambda: not workers(), 10)
+
+
+def mlflow_runs_of(tmp_path: Path, name: str) -> dict[str, tuple[str, int]]:
+    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+        rows = db.execute(
+            "select t.value, r.status, (select count(*) from metrics m where m.run_uuid = r.run_uuid) from runs r"
+            " join tags t on t.run_uuid = r.run_uuid and t.key = 'saebench.trial'"
+            " join tags s on s.run_uuid = r.run_uuid and s.key = 'saebench.sweep' and s.value = ?",
+            [name],
+        ).fetchall()
+    assert len({number for number, _, _ in rows}) == len(rows), "one run per trial"
+    return {number: (status, count) for number, status, count in rows}
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)])
+def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
+    sweep: Callable[..., SweepResult],
+    script: Callable[..., subprocess.Popen[str]],
+    tmp_path: Path,
+    sent: str,
+    code: int,
+) -> None:
+    root = tmp_path / "runs" / "toy"
+    process = script(spec(), TOY_STEP="0.05")
+    wait_for(lambda: evaluations(root) >= 1)
+    process.send_signal(getattr(signal, sent))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code, output
+    assert set(states(root)) <= {"interrupted", "complete"}
+    assert "the same command goes on" in output
+    assert sweep().ok
+    assert states(root) == ["complete"] * 4
+
+
+def test_a_changed_spec_is_refused_and_extend_takes_what_may_grow(sweep: Callable[..., SweepResult]) -> None:
+    sweep(spec(seeds=[0]))
+    with pytest.raises(SpecError, match=r"train.samples: 400 -> 500"):
+        sweep(spec(seeds=[0], train__samples=500))
+    with pytest.raises(SpecError, match="--extend takes these changes"):
+        sweep(spec(seeds=[0, 1]))
+    result = sweep(spec(seeds=[0, 1]), extend=True)
+    assert result.counts == {"complete": 4}
+    assert json.loads((result.root / "lock.json").read_text())["extended"][0]["changes"] == {"seeds": [[0], [0, 1]]}
+    assert sweep(spec(seeds=[0, 1])).ok
+
+
+def test_failed_trials_are_tried_again_when_asked(
+    sweep: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOY_FAULTS", json.dumps({"0:1:200": "diverge"}))
+    assert sweep().exit_code == 3
+    monkeypatch.delenv("TOY_FAULTS")
+    assert sweep().exit_code == 3
+    result = sweep(retry_failed=True)
+    assert result.ok
+    assert result.counts == {"complete": 4}
+
+
+def test_a_target_that_cannot_be_imported_stops_at_once(tmp_path: Path) -> None:
+    result = run_sweep(spec(), runs_dir=tmp_path / "runs", quiet=True, target="sweep_toys:nothing")
+    assert result.exit_code == 4
+    assert "sweep_toys:nothing: there is no such function" in result.reason
+    assert len(states(result.root)) <= 2
+
+
+# --- preflight -------------------------------------------------------------------------------------------------------
+
+
+def test_k_not_below_the_width_leaves_nothing_behind(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").unlink()
+    with pytest.raises(SpecError, match="k"):
+        sweep(spec(sae=[{"type": "topk", "k": 4000, "expansion_factor": 4}]))
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_a_server_that_does_not_answer_leaves_nothing_behind(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match=r"127\.0\.0\.1:9") as error:
+        sweep(spec(tracking={"uri": "http://127.0.0.1:9"}))
+    assert error.value.exit_code == 5
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_device_that_is_not_there_leaves_nothing_behind(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:
+    with pytest.raises(PreflightError, match=r"run.devices: 99: no such GPU"):
+        sweep(spec(run={"devices": [99]}))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_column_that_is_not_there_leaves_nothing_behind(
+    sweep: Callable[..., SweepResult], tmp_path: Path, glosses: Path
+) -> None:
+    data = {
+        "model": "all-MiniLM-L6-v2",
+        "dataset": {"path": "parquet", "data_files": str(glosses), "text_column": "body"},
+    }
+    with pytest.raises(DataError, match="body"):
+        sweep(spec(data={**data, "num_examples": 1000}))
+    assert not (tmp_path / "runs").exists()
+    assert not workers()

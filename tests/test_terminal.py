@@ -1,0 +1,178 @@
+"""What a person sees: plain lines, and pictures of which the words are looked at."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from saebench import terminal
+from saebench.board import Board, Running
+from saebench.picture import duration, failure_lines, pace_text, picture
+from saebench.state import TrialState
+from saebench.terminal import LiveView, LoggedView, PlainView, QuietView, choose_view
+
+
+@dataclass
+class Texts:
+    stage: str = "encoding"
+    done: int = 0
+    total: int | None = 1000
+
+
+def a_board() -> Board:
+    board = Board("quickstart", 24)
+    board.counts.update(complete=10, pruned=2, failed=3, running=1, interrupted=0)
+    board.running[12] = Running(12, "topk-k16-n1536", 1, "cpu (1/1)", 2, 1000, samples=250, fvu=0.25, l0=16.0)
+    board.failures = {3: "diverged: loss is nan", 4: "crashed: ended by SIGSEGV", 7: "diverged: loss is nan"}
+    board.verdicts.append("trial 0005 at 500: prune (value 0.4, threshold 0.3)")
+    return board
+
+
+def drawn(board: Board, height: int = 40, width: int = 120) -> str:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    console.print(picture(board, height))
+    return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_the_picture_shows_slots_counts_verdicts_and_failures_with_reasons() -> None:
+    text = drawn(a_board())
+    for words in (
+        "15/24 trials",
+        "10 complete",
+        "2 pruned",
+        "3 failed",
+        "1 running",
+        "0012 #2",
+        "topk-k16-n1536",
+        "250",
+        "0.25",
+        "trial 0005 at 500: prune (value 0.4, threshold 0.3)",
+        "0003, 0007: diverged: loss is nan",
+        "0004: crashed: ended by SIGSEGV",
+    ):
+        assert words in text, words
+    assert "interrupted" not in text
+
+
+def test_many_running_trials_leave_room_for_the_failures() -> None:
+    board = a_board()
+    for n in range(100):
+        board.running[n] = Running(n, "topk", 0, f"slot {n:03d}", 1, 1000)
+    text = drawn(board, height=30)
+    assert text.count("\n") <= 30
+    assert "more running" in text
+    assert "0004: crashed" in text
+
+
+def test_hundreds_of_failures_of_one_reason_take_one_line() -> None:
+    board = Board("x")
+    board.failures = dict.fromkeys(range(300), "out of GPU memory")
+    assert failure_lines(board) == ["0000, 0001, 0002, 0003, 0004, 0005 and 294 more: out of GPU memory"]
+
+
+def test_stopping_and_a_tracking_server_that_is_away_are_said() -> None:
+    board = a_board()
+    board.stopping, board.tracker = "Ctrl-C", "connection refused; 12 events wait on disk"
+    text = drawn(board)
+    assert "stopping: Ctrl-C" in text
+    assert "MLflow: connection refused; 12 events wait on disk" in text
+
+
+def test_eta_counts_the_running_trials_by_their_part() -> None:
+    """2 trials ended and half of a third in 100 s; 7.5 of 10 remain: 300 s."""
+    board = Board("x", 10)
+    board.counts["complete"] = 5
+    board.ended_before = 3
+    board.running[5] = Running(5, "s", 0, "cpu", 1, 100, samples=50)
+    board.started = time.time() - 100
+    eta = board.eta()
+    assert eta is not None
+    assert eta == pytest.approx(100 / 2.5 * 4.5, rel=0.01)
+    assert "about 3:00 to go" in pace_text(board)
+    assert board.rate() == pytest.approx(2 / (100 / 60), rel=0.01)
+
+
+def test_no_pace_before_there_is_a_measure() -> None:
+    board = Board("x", 10)
+    assert board.eta() is None
+    assert board.rate() is None
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61, "1:01"), (3600, "1:00:00"), (90061, "25:01:01")])
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_plain_lines_have_a_time_in_front() -> None:
+    out = io.StringIO()
+    view = PlainView(out)
+    state = TrialState(7, "topk-k16", "p", 1, 1000, "failed", "diverged: loss is nan")
+    state.values = {"eval/fvu": 0.5, "eval/l0": 16.0}
+    view.ended(state)
+    view.say("one\ntwo")
+    lines = out.getvalue().splitlines()
+    assert [line[8] for line in lines] == [" "] * 3
+    assert lines[0][9:] == "trial 0007 topk-k16 seed 1 failed: diverged: loss is nan (fvu 0.5, l0 16)"
+    assert [line[9:] for line in lines[1:]] == ["one", "two"]
+
+
+def test_plain_encoding_is_a_line_per_tenth() -> None:
+    out = io.StringIO()
+    view = PlainView(out)
+    for done in range(0, 1001, 7):
+        view.encoding(Texts(done=done))
+    assert len(out.getvalue().splitlines()) == 10
+    assert "encoding: 0 of 1,000 texts" in out.getvalue()
+
+
+def test_plain_says_how_things_stand_once_a_minute() -> None:
+    out = io.StringIO()
+    now = [0.0]
+    view = PlainView(out, lambda: now[0])
+    for second in range(180):
+        now[0] = float(second)
+        view.show(a_board())
+    assert len(out.getvalue().splitlines()) == 2
+    assert "15/24 trials" in out.getvalue()
+
+
+def test_live_keeps_what_was_said_and_the_last_picture() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
+    with LiveView(console) as view:
+        view.say("sweep quickstart: [brackets] stay")
+        view.note("before the board there are notes")
+        view.encoding(Texts(done=10))
+        view.show(a_board())
+        view.note("this one is the board's business")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "sweep quickstart: [brackets] stay" in text
+    assert "before the board" in text
+    assert "this one" not in text
+    assert "15/24 trials" in text
+
+
+def test_what_is_said_is_logged_too(tmp_path: Path) -> None:
+    inner = QuietView()
+    with LoggedView(inner, tmp_path / "scheduler.log") as view:
+        view.say("a")
+        view.note("b")
+        view.ended(TrialState(1, "s", "p", 0, 10, "complete"))
+    lines = (tmp_path / "scheduler.log").read_text().splitlines()
+    assert [line[20:] for line in lines] == ["a", "b", "trial 0001 s seed 0 complete"]
+
+
+def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
+    with LoggedView(QuietView(), tmp_path / "nowhere" / "scheduler.log") as view:
+        view.say("a")
+
+
+def test_no_live_screen_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert isinstance(choose_view(), PlainView)
+    assert isinstance(choose_view(quiet=True), QuietView)
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
+    assert isinstance(choose_view(plain=True), PlainView)
