@@ -7,6 +7,7 @@ z_hat = latents W_dec + b_dec. An architecture is a file beside this one that sa
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saebench.config import SAEConfig
+from saebench.saes.calibrate import rows_per_chunk, threshold_for
 from saebench.saes.initial import geometric_median, unit_rows
 from saebench.saes.preprocess import Preprocessing, Side
 
@@ -71,18 +73,22 @@ class SAE(nn.Module, ABC):
     """
 
     variance: Tensor
+    offset: Tensor
 
     def __init__(self, config: SAEConfig, d_in: int) -> None:
         super().__init__()
         self.config, self.d_in, self.dict_size = config, d_in, config.width(d_in)
         if self.dict_size < 1:
             raise ValueError(f"dict_size {self.dict_size} must be at least 1")
+        if (getattr(config, "target_l0", None) or 0) >= self.dict_size:
+            raise ValueError(f"target_l0 must be below dict_size {self.dict_size}")
         self.W_enc = nn.Parameter(torch.zeros(self.dict_size, d_in).t())
         self.b_enc = nn.Parameter(torch.zeros(self.dict_size))
         self.W_dec = nn.Parameter(torch.zeros(self.dict_size, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.preprocessing = Preprocessing(config.preprocess, d_in)
         self.register_buffer("variance", torch.ones(()))
+        self.register_buffer("offset", torch.zeros(()))
 
     # --- what an architecture defines ---
 
@@ -97,8 +103,29 @@ class SAE(nn.Module, ABC):
     def initialise_from(self, z: Tensor) -> None:
         """Set what depends on the data, given training rows z (N, d_in) in model space."""
 
+    @torch.no_grad()
     def calibrate(self, rows: Tensor) -> None:
-        """Set what only inference needs from training rows (N, d_in); the same rows give the same."""
+        """Set what only inference needs from training rows (N, d_in); the same rows give the same.
+
+        With `target_l0`: `offset`, so that the mean L0 on the rows is the target exactly. The controller has brought
+        the L0 of training batches there; what remains is that a trained SAE fires a few per cent more on rows it has
+        not seen. Subtracting one number from every bias (or adding it to every threshold) leaves the architecture
+        what it is.
+        """
+        target = getattr(self.config, "target_l0", None)
+        if target is not None and len(rows):
+            margins = (self.margins(pre) for pre in self.pre_activations_of(rows))
+            self.offset.fill_(threshold_for(margins, max(1, round(target * len(rows))), floor=-torch.inf))
+
+    def margins(self, pre: Tensor) -> Tensor:
+        """By how much each pre-activation (B, dict_size) exceeds what makes its latent fire; `offset` not counted."""
+        return pre
+
+    def pre_activations_of(self, rows: Tensor) -> Iterator[Tensor]:
+        """Pre-activations of embeddings (N, d_in), some rows at a time."""
+        for chunk in torch.split(rows, rows_per_chunk(self.dict_size)):
+            z, _ = self.preprocessing(self.check(chunk.to(self.b_dec.device)))
+            yield self.pre_activations(z)
 
     def inference_values(self) -> dict[str, float]:
         """Numbers of the inference rule to record beside the metrics."""

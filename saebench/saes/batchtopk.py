@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
 from saebench.config import BatchTopKConfig, MatryoshkaConfig
 from saebench.saes import sparse
 from saebench.saes.base import NotCalibratedError, Precision
-from saebench.saes.calibrate import rows_per_chunk, threshold_for
+from saebench.saes.calibrate import threshold_for
 from saebench.saes.ksparse import KSparseSAE
 from saebench.saes.sparse import SparseCodes
 
@@ -43,16 +41,11 @@ class BatchSparseSAE(KSparseSAE):
         round(k * N)-th largest pre-activation and the next. The same rows give the same threshold."""
         if len(rows) == 0:
             raise ValueError("no rows to calibrate on")
-        chunks = self._pre_activations_of(rows)
-        self.threshold.fill_(threshold_for(chunks, max(1, round(self.config.k * len(rows)))))
+        count = max(1, round(self.config.k * len(rows)))
+        self.threshold.fill_(threshold_for(self.pre_activations_of(rows), count))
 
     def inference_values(self) -> dict[str, float]:
         return {"eval/threshold": float(self.threshold)}
-
-    def _pre_activations_of(self, rows: Tensor) -> Iterable[Tensor]:
-        for chunk in torch.split(rows, rows_per_chunk(self.dict_size)):
-            z, _ = self.preprocessing(self.check(chunk.to(self.threshold.device)))
-            yield self.pre_activations(z)
 
 
 class BatchTopKSAE(BatchSparseSAE):

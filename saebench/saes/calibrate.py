@@ -21,26 +21,24 @@ def rows_per_chunk(dict_size: int) -> int:
 
 
 @torch.no_grad()
-def threshold_for(pre_activations: Iterable[Tensor], count: int) -> float:
-    """The value that exactly `count` of the positive numbers in the chunks exceed (float32).
+def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> float:
+    """The value that exactly `count` of the numbers above `floor` in the chunks exceed (float32).
 
-    It lies halfway between the count-th largest and the next one; where fewer are positive it is 0, where equal
-    numbers straddle the place the larger set is left out. Keeps at most 2 * count numbers and one chunk.
+    It lies halfway between the count-th largest and the next one; where there are fewer it is `floor`; where equal
+    numbers straddle the place, they are all left out. Keeps at most 2 * count numbers and one chunk.
     """
     if count < 1:
         raise ValueError(f"a threshold that {count} values exceed: at least 1")
-    kept, bound = torch.empty(0), 0.0
-    for chunk in pre_activations:
+    kept, bound = torch.empty(0), floor
+    for chunk in chunks:
         kept = torch.cat([kept.to(chunk), chunk[chunk > bound]])
         if len(kept) > 2 * (count + 1):
             kept = torch.topk(kept, count + 1, sorted=False).values
             bound = float(kept.min())
             kept, tied = kept[kept > bound], kept[kept == bound]
             kept = torch.cat([kept, tied])
-    if len(kept) < count:
-        return 0.0
-    if len(kept) == count:
-        return float(kept.min()) / 2
+    if len(kept) <= count:
+        return floor
     top = torch.topk(kept, count + 1, sorted=False).values.sort().values
     below, at = top[0], top[1]
     middle = below + (at - below) / 2

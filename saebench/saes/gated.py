@@ -27,7 +27,14 @@ class GatedSAE(SAE):
         start_sparse(self, z)
 
     def activate(self, pre: Tensor) -> Tensor:
-        return torch.relu(self.magnitude(pre)) * (pre > 0)
+        return self._gate(pre, pre > self.offset)
+
+    def _gate(self, pre: Tensor, opens: Tensor) -> Tensor:
+        return torch.relu(self.magnitude(pre)) * opens
+
+    def margins(self, pre: Tensor) -> Tensor:
+        """The latent fires where both paths are positive; a closed magnitude path is closed for every offset."""
+        return pre.masked_fill(self.magnitude(pre) <= 0, -torch.inf)
 
     def magnitude(self, gate: Tensor) -> Tensor:
         """The magnitude path shares the gate's directions: gate (B, dict_size) rescaled, with its own bias."""
@@ -36,7 +43,7 @@ class GatedSAE(SAE):
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
         gate = self.pre_activations(z, moment.precision)
-        latents, opened = self.activate(gate), torch.relu(gate)
+        latents, opened = self._gate(gate, gate > 0), torch.relu(gate)
         fvu = self.fvu(z, torch.addmm(self.b_dec, latents, self.W_dec))
         penalty = self.l1(opened)
         via_gate = self.fvu(z, torch.addmm(self.b_dec.detach(), opened, self.W_dec.detach()))

@@ -68,7 +68,10 @@ class JumpReLUSAE(SAE):
         self.threshold.clamp_min_(_SMALLEST)
 
     def activate(self, pre: Tensor) -> Tensor:
-        return pre * (pre > self.threshold)
+        return pre * (pre > (self.threshold + self.offset).clamp_min(_SMALLEST))
+
+    def margins(self, pre: Tensor) -> Tensor:
+        return pre - self.threshold
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)

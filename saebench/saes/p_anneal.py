@@ -26,7 +26,7 @@ class PAnnealSAE(SAE):
         start_sparse(self, z)
 
     def activate(self, pre: Tensor) -> Tensor:
-        return torch.relu(pre)
+        return torch.relu(pre - self.offset)
 
     def exponent(self, progress: Tensor | float) -> Tensor:
         """p at this share of the run."""

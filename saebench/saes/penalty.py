@@ -39,7 +39,7 @@ class SparsityControl:
         self.warmup: float = getattr(config, "sparsity_warmup", 0.0)
         self.memory = max(5.0, _MEMORY * steps)
         self.response = max(_RESPONSE * steps, _TRAVEL / lr) * _ELASTICITY
-        start = 0.1 / self.target
+        start = 0.14 / self.target if hasattr(config, "l0_coeff") else 0.9 / self.target**0.5
         self.integral = torch.tensor(start, device=device).log()
         self.error = torch.zeros((), device=device)
         self.average = torch.zeros((), device=device)

@@ -19,7 +19,7 @@ class VanillaSAE(SAE):
         start_sparse(self, z)
 
     def activate(self, pre: Tensor) -> Tensor:
-        return torch.relu(pre)
+        return torch.relu(pre - self.offset)
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)

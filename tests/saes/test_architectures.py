@@ -1,0 +1,226 @@
+"""What holds for every architecture: the formulas, the constraint, codes of one's own, the errors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import formulas
+import pytest
+import torch
+
+from saebench.config import SAE_CONFIGS
+from saebench.saes import SAE_TYPES, Dead, Moment, NotCalibratedError, make_sae
+
+FIXED_L0 = ("topk", "batchtopk", "matryoshka")
+
+
+def calibrated(kind: str, **fields: Any) -> Any:
+    sae = formulas.small(kind, **fields)
+    sae.calibrate(formulas.cloud(256))
+    return sae
+
+
+def test_every_config_has_its_class() -> None:
+    assert SAE_TYPES.keys() == SAE_CONFIGS.keys()
+
+
+@pytest.mark.parametrize("dead", [None, [0, 3, 5, 7, 11, 20]], ids=["alive", "dead"])
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_loss_and_every_gradient_equal_the_dense_float64_formula(kind: str, dead: list[int] | None) -> None:
+    sae, x = formulas.small(kind), formulas.cloud(32, seed=7)
+    dead_latents = None if dead is None else Dead(torch.tensor(dead), torch.ones(len(dead), dtype=torch.bool))
+    sae.loss(x, Moment(coeff=0.1, dead=dead_latents)).total.backward()
+    params = formulas.double(sae)
+    expected = formulas.loss(sae, params, x, 0.1, dead if kind in FIXED_L0 else None)
+    expected.backward()
+    total = sae.loss(x, Moment(coeff=0.1, dead=dead_latents)).total.detach()
+    assert float(total) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, parameter in sae.named_parameters():
+        reference = params[name].grad
+        assert reference is not None
+        ours = parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)
+        scale = float(reference.abs().max())
+        assert scale > 0, f"{name} has no gradient: the test shows nothing"
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=2e-5 * scale, msg=name)
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_what_a_loss_reports_is_measured_on_the_training_codes(kind: str) -> None:
+    sae, x = formulas.small(kind), formulas.cloud(32, seed=7)
+    result = sae.loss(x, Moment())
+    z = formulas.model_space(sae, x)
+    codes = formulas.codes(sae, formulas.double(sae), z).detach()
+    assert float(result.l0) == pytest.approx(float((codes != 0).sum(1).double().mean()))
+    assert torch.equal(result.fired, (codes != 0).any(0))
+    z_hat = codes @ sae.W_dec.detach().double() + sae.b_dec.detach().double()
+    fvu = float((z - z_hat).square().sum(1).mean() / sae.variance)
+    assert float(result.fvu) == pytest.approx(fvu, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_forward_is_decode_of_encode(kind: str) -> None:
+    sae, x = calibrated(kind), formulas.cloud(20, seed=3)
+    torch.testing.assert_close(sae(x), sae.decode(sae.encode(x)))
+    x_hat, latents = sae.reconstruct(x)
+    assert torch.equal(latents, sae.encode(x))
+    assert torch.equal(x_hat, sae(x))
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_a_code_does_not_depend_on_batch_mates(kind: str) -> None:
+    """In training BatchTopK's does; a sentence looked up alone must get the code it has in a corpus."""
+    sae, x = calibrated(kind), formulas.cloud(20, seed=3)
+    together = sae.encode(x)
+    torch.testing.assert_close(torch.cat([sae.encode(row[None]) for row in x]), together)
+    torch.testing.assert_close(sae.encode(torch.cat([x, 100 * x]))[:20], together)
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_latents_are_never_negative(kind: str) -> None:
+    assert (calibrated(kind).encode(formulas.cloud(200, seed=5)) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_decoder_rows_have_length_one_after_a_step_and_the_step_turned_them(kind: str) -> None:
+    sae = formulas.small(kind)
+    before = sae.W_dec.detach().clone()
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.01)
+    sae.loss(formulas.cloud(32), Moment(coeff=0.1)).total.backward()
+    sae.project_gradient()
+    assert sae.W_dec.grad is not None
+    along = (sae.W_dec.grad * sae.W_dec.detach()).sum(1).abs().max()
+    assert float(along) < 1e-6 * float(sae.W_dec.grad.norm()) + 1e-9
+    optimizer.step()
+    assert (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-5, "the step stretched nothing: the test shows nothing"
+    sae.constrain()
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(24))
+    assert not torch.equal(sae.W_dec, before)
+
+
+@pytest.mark.parametrize("dict_size", [16, 64, 1024])
+def test_the_encoder_starts_as_the_transposed_decoder_whatever_dict_size(dict_size: int) -> None:
+    """An encoder scaled by the fan-in of its transpose shrinks as the dictionary grows."""
+    sae = formulas.small("topk", dict_size=dict_size, stir=False)
+    assert torch.equal(sae.W_enc, sae.W_dec.t())
+    torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.ones(dict_size))
+
+
+def test_the_seed_fixes_the_start_and_the_global_generator_is_left_alone() -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    one, same, other = (formulas.small("topk", seed=s, stir=False).W_dec for s in (5, 5, 6))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_b_dec_starts_at_the_geometric_median_and_the_variance_is_that_of_the_sample() -> None:
+    sae = make_sae(SAE_CONFIGS["topk"](dict_size=16, k=2, preprocess="none"), 8, formulas.cloud(500), 0)  # type: ignore[arg-type]
+    x = formulas.cloud(500).double()
+    spot = sae.b_dec.detach().double()
+    assert all((x - spot).norm(dim=1).sum() <= (x - spot - nudge).norm(dim=1).sum() for nudge in 0.05 * torch.eye(8))
+    assert float(sae.variance) == pytest.approx(float((x - x.mean(0)).square().sum(1).mean()), rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
+def test_an_uncalibrated_threshold_is_an_error_and_never_a_dense_code(kind: str) -> None:
+    sae = formulas.small(kind)
+    with pytest.raises(NotCalibratedError, match="not calibrated"):
+        sae.encode(formulas.cloud(4))
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_bad_input_is_named(kind: str) -> None:
+    sae = calibrated(kind)
+    with pytest.raises(TypeError, match=r"int64: expected floating point"):
+        sae.encode(torch.ones(2, 8, dtype=torch.int64))
+    for shape in [(2, 7), (8,), (2, 3, 8)]:
+        with pytest.raises(ValueError, match=r"expected \(B, 8\)"):
+            sae.encode(torch.ones(shape))
+        with pytest.raises(ValueError, match=r"expected \(B, 8\)"):
+            sae.loss(torch.ones(shape), Moment())
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        x = formulas.cloud(4)
+        x[2, 1] = bad
+        with pytest.raises(ValueError, match="row 2 of the batch holds NaN or inf"):
+            sae.encode(x)
+    with pytest.raises(ValueError, match="empty batch"):
+        sae.loss(torch.empty(0, 8), Moment())
+    with pytest.raises(ValueError, match=r"expected \(B, 24\)"):
+        sae.decode(torch.ones(2, 8))
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_an_empty_batch_has_empty_codes_and_a_batch_of_one_trains(kind: str) -> None:
+    sae = calibrated(kind)
+    assert sae.encode(torch.empty(0, 8)).shape == (0, 24)
+    result = sae.loss(formulas.cloud(1, seed=9), Moment(coeff=0.1, dead=Dead(torch.tensor([1]), torch.tensor([True]))))
+    result.total.backward()
+    assert result.total.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in sae.parameters())
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_are_taken_as_float32(kind: str, dtype: torch.dtype) -> None:
+    sae, x = calibrated(kind), formulas.cloud(4).to(dtype)
+    assert torch.equal(sae.encode(x), sae.encode(x.float()))
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_nan_in_a_training_batch_reaches_the_loss(kind: str) -> None:
+    """A step does not stop to look at its batch; the loss must not swallow what the trainer checks for."""
+    x = formulas.cloud(16)
+    x[3, 2] = torch.nan
+    assert not formulas.small(kind).loss(x, Moment(coeff=0.1)).total.isfinite()
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "message"),
+    [
+        ("topk", {"k": 25}, "k 25 must not exceed dict_size 24"),
+        ("batchtopk", {"k": 24.5}, "k 24.5 must not exceed dict_size 24"),
+        ("matryoshka", {"groups": (0.99, 0.01)}, "leave a level of 24 latents empty"),
+        ("vanilla", {"l1_coeff": None, "target_l0": 24.0}, "target_l0 must be below dict_size 24"),
+    ],
+)
+def test_impossible_values_are_refused(kind: str, fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        formulas.small(kind, **fields)
+
+
+def test_training_rows_without_variance_are_refused() -> None:
+    for rows in (torch.ones(10, 8), torch.ones(1, 8)):
+        with pytest.raises(ValueError, match=r"all the same|at least 2"):
+            make_sae(SAE_CONFIGS["topk"](dict_size=16, k=2), 8, rows, 0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_bfloat16_changes_the_encoders_product_and_nothing_else(kind: str) -> None:
+    sae, x = formulas.small(kind), formulas.cloud(64)
+    exact = sae.loss(x, Moment(coeff=0.1)).total.detach()
+    rough = sae.loss(x, Moment(coeff=0.1, precision="bfloat16")).total
+    assert exact.dtype == rough.dtype == torch.float32
+    assert not torch.equal(rough, exact)
+    torch.testing.assert_close(rough.detach(), exact, rtol=0.05, atol=0)
+    rough.backward()
+    assert all(p.dtype == torch.float32 and p.grad is not None for p in sae.parameters())
+
+
+@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+def test_calibration_to_a_target_l0_hits_it_on_the_rows(kind: str) -> None:
+    config = {"l0_coeff" if kind == "jumprelu" else "l1_coeff": None, "target_l0": 3.0}
+    sae, rows = formulas.small(kind, **config), formulas.cloud(200, seed=4)
+    assert float((sae.encode(rows) != 0).sum(1).double().mean()) != pytest.approx(3.0, abs=0.1)
+    sae.calibrate(rows)
+    assert float((sae.encode(rows) != 0).sum(1).double().mean()) == pytest.approx(3.0, abs=0.011)
+    assert (sae.encode(rows) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+def test_a_fixed_coefficient_leaves_inference_as_trained(kind: str) -> None:
+    sae, rows = formulas.small(kind), formulas.cloud(50)
+    before = sae.encode(rows)
+    sae.calibrate(rows)
+    assert torch.equal(sae.encode(rows), before)
+    assert (before != 0).double().sum(1).mean() == pytest.approx(float(sae.loss(rows, Moment()).l0))
