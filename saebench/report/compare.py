@@ -42,10 +42,12 @@ class Stratum:
     level_name: str
     level: float
     dict_size: float
+    base: str
+    """The arm whose stratum this is."""
+    counterpart: tuple[str, float] | None
+    """Name and value of the other arm's sparsity parameter; None where it was interpolated."""
     l0: float
     """L0 at which the arms are compared: the mean over seeds of the arm that is not interpolated."""
-    interpolated: str
-    """The arm whose FVU was interpolated along log L0, "" where both were measured at this L0."""
     pairs: dict[int, Pair]
     """By seed."""
     mean: float = math.nan
@@ -57,8 +59,9 @@ class Stratum:
     text_high: float = math.nan
 
     @property
-    def name(self) -> str:
-        return f"{self.level_name}={self.level:g} n={self.dict_size:g}"
+    def interpolated(self) -> bool:
+        """Was the other arm's FVU interpolated along log L0?"""
+        return self.counterpart is None
 
     @property
     def l0_gap(self) -> float:
@@ -96,7 +99,7 @@ class Comparison:
 
     @property
     def interpolated(self) -> int:
-        return sum(bool(s.interpolated) for s in self.strata)
+        return sum(s.interpolated for s in self.strata)
 
     @property
     def decided(self) -> bool:
@@ -146,11 +149,11 @@ def _match(base: str, other: str, of_base: Cells, of_other: Cells) -> tuple[list
         for (name, level), runs in sorted(levels.items(), key=lambda item: item[0][1]):
             l0 = float(np.mean([run[1] for run in runs.values()]))
             near = _nearest((name, level), l0, of_other[width])
-            pairs = _direct(runs, near) if near is not None else _interpolated(runs, of_other[width])
+            levels_of_other = of_other[width]
+            pairs = _direct(runs, levels_of_other[near]) if near else _interpolated(runs, levels_of_other)
             place = f"{name}={level:g} n={width:g}"
             if pairs:
-                interpolated = "" if near is not None else other
-                strata.append(Stratum(name, level, width, math.exp(l0), interpolated, pairs))
+                strata.append(Stratum(name, level, width, base, near, math.exp(l0), pairs))
             elif near is not None:
                 left_out.append(f"{place}: no seed that both have completed")
             else:
@@ -160,11 +163,11 @@ def _match(base: str, other: str, of_base: Cells, of_other: Cells) -> tuple[list
 
 def _nearest(
     key: tuple[str, float], l0: float, levels: dict[tuple[str, float], dict[int, Run]]
-) -> dict[int, Run] | None:
+) -> tuple[str, float] | None:
     """The other arm's stratum whose L0 is within TOLERANCE, the one of the same k or target first."""
     gap = {k: abs(float(np.mean([run[1] for run in runs.values()])) - l0) for k, runs in levels.items()}
     close = [k for k in gap if gap[k] <= math.log1p(TOLERANCE)]
-    return levels[min(close, key=lambda k: (k[1] != key[1], gap[k]))] if close else None
+    return min(close, key=lambda k: (k[1] != key[1], gap[k])) if close else None
 
 
 def _direct(base: dict[int, Run], other: dict[int, Run]) -> dict[int, Pair]:

@@ -14,9 +14,10 @@ if TYPE_CHECKING:
 
 CELL = ("group", "arm", "level", "dict_size")
 """Columns that name a cell; `annotate` adds group, arm, level and level_name."""
-_NEVER_DISTINGUISH = {"sweep", "trial", "state", "reason", "type", "stratum", "point", "seed", "dict_size", "d_in",
-                      "attempt", "duration_s", "run_id", "verdict", "expansion_factor", "group", "arm", "level",
-                      "level_name", *(name for names in SPARSITY_PARAMETERS.values() for name in names)}  # fmt: skip
+IDENTITY = {"sweep", "trial", "state", "reason", "type", "stratum", "point", "seed", "dict_size", "d_in", "failure",
+            "attempt", "duration_s", "run_id", "verdict", "group", "arm", "level", "level_name"}  # fmt: skip
+"""Columns that are not parameters somebody could have searched."""
+_SPARSITY = {name for names in SPARSITY_PARAMETERS.values() for name in names}
 _SAME_FOR_ALL = ("samples", "eval_every")
 """Besides data.*: trials that differ in these answer different questions and are never paired."""
 
@@ -69,22 +70,24 @@ def _suffixes(trials: DataFrame) -> dict[str, str]:
     cells = trials.groupby(["level", "dict_size"], dropna=False)["stratum"]
     if cells.nunique().max() <= 1:
         return {}
-    strata = trials.groupby("stratum", sort=False)
-    candidates = [key for key in trials.columns if "/" not in key and not key.startswith("data.")]
-    telling = []
-    for key in candidates:
-        if key in _NEVER_DISTINGUISH:
-            continue
-        text = trials[key].astype(str)
-        if text.nunique() > 1 and text.groupby(trials["stratum"]).nunique().max() == 1:
-            telling.append(key)
+    telling = [key for key in trials.columns if _tells_apart(trials, key)]
     if telling:
-        first = strata.head(1).set_index("stratum")[telling]
+        first = trials.groupby("stratum", sort=False).head(1).set_index("stratum")[telling]
         return {str(s): "".join(f" {key}={_short(row[key])}" for key in telling) for s, row in first.iterrows()}
     order: dict[str, str] = {}
     for _, names in cells:
         order |= {name: f" #{i}" for i, name in enumerate(dict.fromkeys(names), 1)}
     return order
+
+
+def _tells_apart(trials: DataFrame, key: str) -> bool:
+    """A parameter with one value per stratum that differs between strata of the same sparsity and width."""
+    if key in IDENTITY | _SPARSITY or "/" in key or key.startswith("data."):
+        return False
+    text = trials[key].astype(str)
+    if text.nunique() == 1 or text.groupby(trials["stratum"]).nunique().max() > 1:
+        return False
+    return bool(text.groupby([trials["level"], trials["dict_size"]], dropna=False).nunique().max() > 1)
 
 
 def _short(value: Any) -> str:
@@ -131,8 +134,8 @@ def choose(trials: DataFrame, seeds: set[int], objective: str, maximize: bool) -
         score, how = there[there["seed"] == first].groupby("point")[objective].mean(), f"best at seed {first}"
     best = there[there["point"] == (score.idxmax() if maximize else score.idxmin())]
     if trials["point"].nunique() == 1:
-        return best, "the only point"
-    only = "the only point with all seeds" if not full.empty else "the only complete point"
+        return best, "only point"
+    only = "only one with all seeds" if not full.empty else "only complete one"
     return best, f"{how}, of {score.size} points" if score.size > 1 else only
 
 

@@ -59,6 +59,7 @@ def read(sources: Sequence[Source]) -> Record:
     for source in sources:
         rows += _rows(source, record)
     record.frame = to_frame(rows)
+    _say_missing(record.frame, record)
     if len({(s.search("objective", "eval/fvu"), s.search("direction", "minimize")) for s in sources}) > 1:
         record.note(f"the sweeps have different objectives; points are chosen by {record.objective}")
     return record
@@ -97,13 +98,28 @@ def _one_per_trial(rows: list[dict[str, Any]], name: str, record: Record) -> lis
 
 
 def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]], record: Record) -> None:
-    open_trials = [row for row in rows if row["state"] in ("running", "interrupted", "planned")]
-    if status == "RUNNING":
-        record.note(f"{source.name}: still running, or left before its end; this is what it has so far")
-    elif open_trials:
-        record.note(f"{source.name}: ended with {len(open_trials)} trials unfinished; the same command resumes it")
+    from saebench.lock import holder
+
+    unfinished = sum(row["state"] in ("running", "interrupted", "planned") for row in rows)
+    if source.paths is not None and holder(source.paths):
+        record.note(f"{source.name}: still running; this is what it has so far ({unfinished} trials under way)")
+    elif status == "RUNNING" and source.paths is None:
+        record.note(f"{source.name}: not ended ({unfinished} trials under way); this is what it has so far")
+    elif status == "RUNNING" or unfinished:
+        record.note(f"{source.name}: was left with {unfinished} trials unfinished; the same command resumes it")
     if not rows:
         record.note(f"{source.name}: no trials yet")
+
+
+def _say_missing(frame: DataFrame, record: Record) -> None:
+    """Complete trials without a usable value are counted everywhere and compared nowhere."""
+    import numpy as np
+
+    complete = frame[frame["state"] == "complete"]
+    for key in dict.fromkeys((record.objective, "eval/fvu", "eval/l0")):
+        there = np.isfinite(complete[key].astype(float)) if key in complete.columns else np.zeros(len(complete), bool)
+        if missing := int((~there).sum()):
+            record.note(f"{missing} of {len(complete)} complete trials have no finite {key}: they enter no comparison")
 
 
 def _row(run: Any) -> dict[str, Any]:
@@ -135,10 +151,12 @@ def row_of(
         "attempt": _number(tags.get("saebench.attempt", "1")),
         "duration_s": (end - start) / 1000 if start and end else None,
         "run_id": run_id,
-        "verdict": _verdict(tags.get("saebench.verdict", "")),
+        "verdict": _json(tags.get("saebench.verdict", "")),
+        "failure": tags.get("saebench.failure", ""),
         "_start": start,
     }
-    return row | {key: _finite(value) for key, value in metrics.items()}
+    not_finite = _json(tags.get("saebench.nonfinite", ""))  # what MLflow holds of these is of an earlier mark
+    return row | {key: _finite(value) for key, value in metrics.items()} | dict.fromkeys(not_finite, math.nan)
 
 
 def _number(text: str) -> Any:
@@ -147,14 +165,14 @@ def _number(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return {"True": True, "False": False, "None": None}.get(text, text)
+    return {"true": True, "false": False}.get(text.lower(), text)
 
 
 def _finite(value: float) -> float:
     return math.copysign(math.inf, value) if abs(value) >= _BIGGEST else value
 
 
-def _verdict(text: str) -> dict[str, Any]:
+def _json(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text) if text else {}
     except ValueError:
@@ -166,7 +184,7 @@ def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     """Rows as a frame: identity first, then parameters, metrics, and the rest; sorted by sweep and trial."""
     import pandas as pd
 
-    last = ("attempt", "duration_s", "run_id", "verdict")
+    last = ("failure", "attempt", "duration_s", "run_id", "verdict")
     keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("_"))
     sparsity = [name for names in SPARSITY_PARAMETERS.values() for name in names]
     first = [*FIRST, *dict.fromkeys([name for name in sparsity if name in keys]), "dict_size", "lr"]

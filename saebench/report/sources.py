@@ -105,8 +105,18 @@ def _local(root: Path) -> Source:
         found = record.get("tracking") if isinstance(record.get("tracking"), dict) else record
         if isinstance(found, dict) and {"uri", "experiment_id", "run_id"} <= found.keys():
             name = str(lock.get("name") or root.name)
-            return Source(name, str(found["uri"]), str(found["experiment_id"]), str(found["run_id"]), paths, lock)
+            return Source(
+                name, _with_password(str(found["uri"])), str(found["experiment_id"]), str(found["run_id"]), paths, lock
+            )
     raise UserError(f"{root}: neither tracking.json nor lock.json names an MLflow run: the sweep has not started yet")
+
+
+def _with_password(uri: str) -> str:
+    """Passwords are not stored: the environment must have the same URI with its password."""
+    given = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if ":***@" in uri and without_password(given) != uri:
+        raise PreflightError(f"tracking {uri}: passwords are not stored; set MLFLOW_TRACKING_URI to the whole URI")
+    return given if ":***@" in uri else uri
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------

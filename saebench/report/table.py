@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-Row = dict[str, Any]
+Row = dict[Any, Any]
 ENDED = ("complete", "pruned", "failed")
 
 
@@ -21,6 +21,8 @@ class Column:
     key: str
     title: str
     show: Callable[[Row], str] | None = None
+    spare: int = 0
+    """A terminal too narrow for the table leaves the columns with the highest number out first; 0: never."""
 
     def text(self, row: Row) -> str:
         return self.show(row) if self.show else plain(row.get(self.key))
@@ -37,7 +39,7 @@ class Table:
     note: str = ""
 
     def rows(self) -> list[Row]:
-        return [{str(key): value for key, value in row.items()} for row in self.frame.to_dict("records")]
+        return [dict(row) for row in self.frame.to_dict("records")]
 
 
 def make(name: str, title: str, rows: Sequence[Row], columns: Sequence[Column], note: str = "") -> Table:
@@ -63,13 +65,14 @@ def decimals(key: str, digits: int) -> Callable[[Row], str]:
     return lambda row: f"{row[key]:.{digits}f}" if row.get(key) is not None and math.isfinite(row[key]) else "-"
 
 
-def span(low: str, high: str, digits: int = 4) -> Callable[[Row], str]:
-    """Show an interval as "0.4100 to 0.4300"."""
+def plus_minus(mean: str, high: str, digits: int = 4) -> Callable[[Row], str]:
+    """Show a symmetric interval as "0.4556 ± 0.0069", the mean alone where there is no interval."""
 
     def show(row: Row) -> str:
-        if not (math.isfinite(row[low]) and math.isfinite(row[high])):
+        if not math.isfinite(row[mean]):
             return "-"
-        return f"{row[low]:.{digits}f} to {row[high]:.{digits}f}"
+        half = row[high] - row[mean]
+        return f"{row[mean]:.{digits}f}" + (f" ± {half:.{digits}f}" if math.isfinite(half) else "")
 
     return show
 
@@ -82,8 +85,14 @@ def counted(states: Iterable[Any]) -> Row:
 
 
 def trial_counts(row: Row) -> str:
-    """For example: 6 complete, 2 pruned; without the zeros."""
+    """In words, without the zeros: 6 complete, 2 pruned."""
     return ", ".join(f"{row[state]} {state}" for state in (*ENDED, "unfinished") if row.get(state)) or "none"
+
+
+def short_counts(row: Row) -> str:
+    """For example 6/2/0, and (+1) where one is unfinished."""
+    more = f" (+{row['unfinished']})" if row.get("unfinished") else ""
+    return "/".join(str(row.get(state, 0)) for state in ENDED) + more
 
 
 def percentage(value: float) -> str:
@@ -96,9 +105,17 @@ def signed(value: float) -> str:
     return f"{value:+.1f}%" if math.isfinite(value) else "-"
 
 
-def signed_span(low: str, high: str) -> Callable[[Row], str]:
-    """Show an interval as -5.2% to -3.0%."""
-    return lambda r: f"{signed(r[low])} to {signed(r[high])}" if math.isfinite(r[low]) else "-"
+def signed_span(low: str, high: str, mean: str = "") -> Callable[[Row], str]:
+    """Show an interval as "-5.2% to -3.0%", with its mean as "-4.1% (-5.2 to -3.0)"."""
+
+    def show(row: Row) -> str:
+        if not math.isfinite(row[low]):
+            return signed(row[mean]) if mean else "-"
+        if mean:
+            return f"{signed(row[mean])} ({row[low]:+.1f} to {row[high]:+.1f})"
+        return f"{signed(row[low])} to {signed(row[high])}"
+
+    return show
 
 
 def p_value(value: float) -> str:

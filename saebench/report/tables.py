@@ -18,9 +18,9 @@ from saebench.report.table import (
     make,
     p_value,
     percentage,
-    signed,
+    plus_minus,
+    short_counts,
     signed_span,
-    span,
     trial_counts,
 )
 from saebench.report.verdict import percent, sentence
@@ -28,7 +28,7 @@ from saebench.report.verdict import percent, sentence
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-COUNTS = Column("complete", "trials", trial_counts)
+COUNTS = Column("complete", "c/p/f", short_counts)
 
 
 def sparsity(row: Row) -> str:
@@ -38,6 +38,9 @@ def sparsity(row: Row) -> str:
 
 _GROUP, _ARM = Column("group", "data"), Column("arm", "arm")
 _LEVEL, _WIDTH = Column("level", "sparsity", sparsity), Column("dict_size", "latents")
+
+
+FVU_MEAN = Column("fvu", "FVU ± 95%", plus_minus("fvu", "fvu_high"))
 
 
 # --- strata ----------------------------------------------------------------------------------------------------------
@@ -58,14 +61,16 @@ def strata(frame: DataFrame, best: DataFrame) -> Table:
             | counted(trials["state"])
         )
     columns = [
-        _GROUP, _ARM, _LEVEL, _WIDTH, Column("seeds", "seeds"), Column("fvu", "FVU", decimals("fvu", 4)),
-        Column("fvu_std", "std", decimals("fvu_std", 4)),
-        Column("fvu_low", "95% interval", span("fvu_low", "fvu_high")), Column("l0", "L0", decimals("l0", 1)),
-        Column("explained_variance", "expl. var.", decimals("explained_variance", 4)),
-        Column("dead_fraction", "dead", lambda r: percentage(r["dead_fraction"])), COUNTS,
-        Column("chosen_by", "point chosen as"),
+        _GROUP, _ARM, _LEVEL, _WIDTH, Column("seeds", "seeds"), FVU_MEAN,
+        Column("fvu_std", "std", decimals("fvu_std", 4), spare=2), Column("l0", "L0", decimals("l0", 1)),
+        Column("explained_variance", "expl. var.", decimals("explained_variance", 4), spare=4),
+        Column("dead_fraction", "dead", lambda r: percentage(r["dead_fraction"]), spare=1), COUNTS,
+        Column("chosen_by", "point chosen as", spare=5),
     ]  # fmt: skip
-    note = "Best point of each stratum on the hold-out: mean, standard deviation and t interval over its seeds."
+    note = (
+        "Best point of each stratum on the hold-out: mean, standard deviation and t interval over its seeds. "
+        "c/p/f: trials that are complete, pruned and failed, and (+n) unfinished ones."
+    )
     return make("strata", "Strata", rows, columns, note)
 
 
@@ -79,6 +84,9 @@ def over_seeds(trials: DataFrame) -> Row:
         value = trials[f"eval/{key}"].mean() if len(trials) and f"eval/{key}" in trials.columns else math.nan
         row[key] = float(value)
     return row
+
+
+difference = signed_span("low_percent", "high_percent", "difference_percent")
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
@@ -99,8 +107,7 @@ def verdicts(comparisons: Sequence[Comparison]) -> Table:
     ]  # fmt: skip
     columns = [
         _GROUP, Column("a", "arm"), Column("b", "against"),
-        Column("difference_percent", "FVU", lambda r: signed(r["difference_percent"])),
-        Column("low_percent", "95% over seeds", signed_span("low_percent", "high_percent")),
+        Column("difference_percent", "FVU, 95% CI over seeds", difference),
         Column("text_low_percent", "95% over texts", signed_span("text_low_percent", "text_high_percent")),
         Column("p", "p", lambda r: p_value(r["p"])),
         Column("p_holm_over_pairs", "p (Holm, pairs)", lambda r: p_value(r["p_holm_over_pairs"])),
@@ -117,15 +124,14 @@ def arms(frame: DataFrame, comparisons: Sequence[Comparison]) -> Table:
     """A row per pair of arms and stratum: both FVUs at the same L0 and their paired difference."""
     rows = [_side_by_side(frame, c, s) for c in comparisons for s in c.strata]
     columns = [
-        _GROUP, Column("pair", "arms", lambda r: f"{r['a']} vs {r['b']}"), _LEVEL, _WIDTH,
-        Column("l0", "at L0", decimals("l0", 1)), Column("fvu_a", "FVU first", decimals("fvu_a", 4)),
-        Column("fvu_b", "FVU second", decimals("fvu_b", 4)),
-        Column("difference_percent", "difference", lambda r: signed(r["difference_percent"])),
-        Column("low_percent", "95% over seeds", signed_span("low_percent", "high_percent")),
-        Column("text_low_percent", "95% over texts", signed_span("text_low_percent", "text_high_percent")),
-        Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"])), Column("seeds", "seeds"),
-        Column("interpolated", "L0 matched by"), Column("trials_a", "trials first"),
-        Column("trials_b", "trials second"),
+        _GROUP, Column("pair", "arms"), _LEVEL, _WIDTH, Column("l0", "at L0", decimals("l0", 1), spare=1),
+        Column("fvu_a", "FVU first", decimals("fvu_a", 4), spare=3),
+        Column("fvu_b", "FVU second", decimals("fvu_b", 4), spare=3),
+        Column("difference_percent", "difference, 95% CI", difference),
+        Column("text_low_percent", "95% over texts", signed_span("text_low_percent", "text_high_percent"), spare=4),
+        Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"]), spare=2), Column("seeds", "seeds"),
+        Column("l0_matched", "L0", spare=2),
+        Column("trials_a", "c/p/f first"), Column("trials_b", "c/p/f second"),
     ]  # fmt: skip
     note = (
         "Paired over seeds; Holm's correction is over the strata of a pair. Arms whose L0 differs by more than 5% are "
@@ -143,11 +149,13 @@ def _side_by_side(frame: DataFrame, c: Comparison, s: Stratum) -> Row:
     row |= {"text_low_percent": percent(s.text_low), "text_high_percent": percent(s.text_high)}
     row |= {"log_ratio": s.mean, "p": s.p, "p_holm": s.p_holm, "seeds": len(s.pairs)}
     row |= {"l0_difference_percent": percent(s.l0_gap)}
-    row["interpolated"] = f"interpolating {s.interpolated}" if s.interpolated else "measured"
+    row["l0_matched"] = f"{'first' if s.base == c.b else 'second'} interpolated" if s.interpolated else "as measured"
     for arm, key in ((c.a, "trials_a"), (c.b, "trials_b")):
         mine = frame[(frame["arm"] == arm) & (frame["group"] == c.group) & (frame["dict_size"] == s.dict_size)]
-        same = mine[(mine["level"] == s.level) & (mine["level_name"] == s.level_name)]
-        row[key] = trial_counts(counted((mine if arm == s.interpolated or same.empty else same)["state"]))
+        level = (s.level_name, s.level) if arm == s.base else s.counterpart
+        if level is not None:
+            mine = mine[(mine["level_name"] == level[0]) & (mine["level"] == level[1])]
+        row[key] = short_counts(counted(mine["state"]))
     return row
 
 
@@ -203,8 +211,7 @@ def best(frame: DataFrame, chosen: DataFrame, searched: Sequence[str], objective
         )
     shown = [Column(key, key) for key in searched]
     columns = [
-        _GROUP, _ARM, _LEVEL, _WIDTH, *shown, Column("fvu", "FVU", decimals("fvu", 4)),
-        Column("fvu_low", "95% interval", span("fvu_low", "fvu_high")), Column("l0", "L0", decimals("l0", 1)),
+        _GROUP, _ARM, _LEVEL, _WIDTH, *shown, FVU_MEAN, Column("l0", "L0", decimals("l0", 1)),
         Column("seeds", "seeds"), Column("best_trial", "best trial", best_trial), COUNTS,
     ]  # fmt: skip
     return make("best", "Best per arm and sparsity", rows, columns, f"By {objective}, mean over seeds.")
@@ -234,8 +241,7 @@ def seeds(frame: DataFrame, searched: Sequence[str]) -> Table:
                 )
     columns = [
         _GROUP, _ARM, _LEVEL, _WIDTH, *(Column(key, key) for key in searched), Column("seeds", "seeds"),
-        Column("fvu", "FVU", decimals("fvu", 4)), Column("fvu_std", "std", decimals("fvu_std", 4)),
-        Column("fvu_low", "95% interval", span("fvu_low", "fvu_high")), Column("values", "FVU by seed"), COUNTS,
+        FVU_MEAN, Column("fvu_std", "std", decimals("fvu_std", 4), spare=2), Column("values", "FVU by seed"), COUNTS,
     ]  # fmt: skip
     return make("seeds", "Seeds", rows, columns, "Every point that was trained with more than one seed.")
 
@@ -252,9 +258,9 @@ def lost(frame: DataFrame) -> Table:
         numbers = {key: verdict.get(key) for key in ("value", "threshold", "rung", "peers", "pruner")}
         rows.append(kept | {"reason": row["reason"]} | numbers)
     columns = [
-        Column("trial", "trial", trial_name), Column("state", "state"), _ARM, _LEVEL, _WIDTH, Column("seed", "seed"),
-        Column("lr", "lr"), Column("reason", "reason"), Column("value", "value"), Column("threshold", "limit"),
-        Column("rung", "at example"), Column("peers", "peers"), Column("pruner", "pruner"),
+        Column("trial", "trial", trial_name), Column("state", "state"), _ARM, _LEVEL, _WIDTH,
+        Column("seed", "seed", spare=1), Column("lr", "lr", spare=1), Column("reason", "reason"),
+        Column("value", "value"), Column("threshold", "limit"), Column("rung", "at example"), Column("peers", "peers", spare=2), Column("pruner", "pruner", spare=2),
     ]  # fmt: skip
     return make("lost", "Pruned, failed and unfinished trials", rows, columns, trial_counts(counted(frame["state"])))
 
@@ -269,8 +275,9 @@ def trials(frame: DataFrame) -> Table:
     columns = (
         Column("trial", "trial", trial_name), Column("state", "state"), _ARM, _LEVEL, _WIDTH, Column("seed", "seed"),
         Column("lr", "lr"), Column(FVU, "FVU", decimals(FVU, 4)), Column(L0, "L0", decimals(L0, 1)),
-        Column("eval/explained_variance", "expl. var.", decimals("eval/explained_variance", 4)),
-        Column("eval/mse", "MSE"), Column("eval/dead_features", "dead latents"), Column("duration_s", "seconds"),
+        Column("eval/explained_variance", "expl. var.", decimals("eval/explained_variance", 4), spare=4),
+        Column("eval/mse", "MSE", spare=3), Column("eval/dead_features", "dead latents"),
+        Column("duration_s", "seconds", spare=2),
     )  # fmt: skip
     there = tuple(column for column in columns if column.key in frame.columns)
     return Table("trials", "Trials", frame, there, trial_counts(counted(frame["state"])))

@@ -1,0 +1,132 @@
+"""A plot without how it is drawn: `plots.py` draws a Chart with matplotlib, `svg.py` for the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+"""Okabe and Ito's colours, which colour-blind readers tell apart; arms also differ in their markers."""
+MARKERS = ("circle", "square", "triangle", "diamond", "cross", "plus", "star")
+DASHES = ("", "5 3", "1.5 2.5", "8 3 1.5 3")
+"""SVG dash patterns: widths of an arm."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line, cloud or histogram. `tips` are shown when a point (or the line, with one tip) is pointed at."""
+
+    label: str
+    arm: int
+    """Which colour and marker; -1: neutral grey."""
+    kind: Literal["points", "line", "steps"]
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    """Interval of y, NaN where there is none."""
+    tips: Sequence[str] = ()
+    dash: int = 0
+    faint: bool = False
+    ends: bool = False
+    """Mark the last point with a cross: the trial was stopped there."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A vertical axis of parallel coordinates: its title, and labels at heights from 0 to 1."""
+
+    title: str
+    ticks: Sequence[tuple[float, str]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes."""
+
+    title: str
+    x: str
+    y: str
+    series: Sequence[Series]
+    x_log: bool = False
+    y_log: bool = False
+    x_at: Sequence[float] = ()
+    """Where the x axis is labelled; empty: round numbers."""
+    axes: Sequence[Axis] = ()
+    """Parallel coordinates: line i of every series is at x = i, y is a height from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One plot; `note` says how to read it, and is its text for who cannot see it."""
+
+    name: str
+    title: str
+    note: str
+    panels: Sequence[Panel]
+    legend: Sequence[tuple[str, int, int]] = field(default_factory=tuple)
+    """(label, arm, dash)."""
+
+
+FEW = 8
+"""Values up to which an axis is labelled at the values themselves."""
+
+
+def at_values(values: Iterable[float]) -> list[float]:
+    """Labels of an axis: the distinct values if they are few, else none (round numbers)."""
+    distinct = sorted({float(v) for v in values if math.isfinite(v)})
+    return distinct if 1 < len(distinct) <= FEW else []
+
+
+# --- ticks -----------------------------------------------------------------------------------------------------------
+
+
+def ticks(low: float, high: float, log: bool) -> list[float]:
+    """About five round numbers between `low` and `high`; on a logarithmic axis 1, 2, 5, or powers of ten only."""
+    if log:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        wide = math.log10(high / low)
+        steps = (1,) if wide > 2.5 else (1, 2, 5) if wide > 0.7 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+        return [s * 10.0**d for d in decades for s in steps if low * 0.999 <= s * 10.0**d <= high * 1.001]
+    if not high > low:
+        return [low]
+    rough = (high - low) / 5
+    size = 10 ** math.floor(math.log10(rough))
+    step = next(s * size for s in (1, 2, 2.5, 5, 10) if s * size >= rough)
+    first = math.ceil(low / step - 1e-9)
+    return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def x_ticks(panel: Panel, low: float, high: float) -> Sequence[float]:
+    """Where the x axis is labelled."""
+    return panel.x_at or ticks(low, high, panel.x_log)
+
+
+def tick_label(value: float) -> str:
+    """Short: 0.25, 1,536, 50k, 2M, 10^-3."""
+    if value == 0:
+        return "0"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if abs(value) >= size:
+            return f"{value / (1e3 if letter == 'k' else size):g}{letter}"
+    return f"{value:.0e}".replace("e-0", "e-") if abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def limits(panel: Panel) -> tuple[float, float, float, float]:
+    """(x low, x high, y low, y high) around the data, intervals included, with a margin."""
+    xs = [x for s in panel.series for x, y in zip(s.x, s.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    ys = [y for s in panel.series for y in (*s.y, *s.low, *s.high) if math.isfinite(y) and not (panel.y_log and y <= 0)]
+    return (*_margin(xs, panel.x_log, 0.04), *_margin(ys, panel.y_log, 0.06))
+
+
+def _margin(values: Sequence[float], log: bool, share: float) -> tuple[float, float]:
+    low, high = (min(values), max(values)) if values else (1.0, 2.0)
+    if log:
+        factor = (high / low) ** share if high > low else 1.5
+        return low / factor, high * factor
+    if low == high:
+        return low - 0.5 * abs(low or 1), high + 0.5 * abs(high or 1)
+    extra = share * (high - low)
+    return (0.0 if low == 0 else low - extra), high + extra

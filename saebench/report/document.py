@@ -1,0 +1,141 @@
+"""A report as a whole: read once, every table and chart computed when it is first wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.errors import UserError
+from saebench.report import effects, points, tables
+from saebench.report.compare import Comparison, compare, runs_of, with_texts
+from saebench.report.read import Record, evaluations, histories, read
+from saebench.report.sources import find
+from saebench.report.table import Table, counted, trial_counts
+from saebench.report.verdict import sentence
+
+if TYPE_CHECKING:
+    import numpy as np
+    from pandas import DataFrame
+
+CURVES = 300
+"""Most trials whose learning curves are fetched: the chosen ones first."""
+
+
+class Report:
+    """What `saebench report` prints, writes and draws."""
+
+    def __init__(self, record: Record, where: Sequence[str] = ()) -> None:
+        self.record: Record = record
+        self.where = tuple(where)
+        self.frame: DataFrame = keep(points.annotate(record.frame), where)
+
+    @property
+    def name(self) -> str:
+        """The sweeps' names."""
+        return " + ".join(dict.fromkeys(s.name for s in self.record.sources)) or "no sweep"
+
+    @property
+    def counts(self) -> str:
+        """How the trials ended, in words."""
+        return f"{len(self.frame)} trials: {trial_counts(counted(self.frame['state']))}"
+
+    @cached_property
+    def searched(self) -> list[str]:
+        return effects.searched(self.frame)
+
+    @cached_property
+    def chosen(self) -> DataFrame:
+        return points.chosen(self.frame, self.record.objective, self.record.maximize)
+
+    @cached_property
+    def strata(self) -> Table:
+        return tables.strata(self.frame, self.chosen)
+
+    @cached_property
+    def evaluations(self) -> dict[str, dict[str, np.ndarray]]:
+        """evaluation.safetensors of the chosen trials, by run id."""
+        return evaluations(self.record, self.chosen)
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """Every pair of arms, with intervals over seeds and over texts."""
+        found = compare(self.frame, self.chosen)
+        wanted = runs_of(found)
+        errors = {r: e["squared_error"] for r, e in self.evaluations.items() if r in wanted and "squared_error" in e}
+        return [with_texts(c, errors) for c in found]
+
+    @property
+    def sentences(self) -> list[str]:
+        """The verdicts; why there is none where there is none."""
+        if self.comparisons:
+            return [sentence(c) for c in self.comparisons]
+        arms = points.arms(self.frame)
+        return [f"one arm ({arms[0]}): nothing to compare" if arms else "no trials: nothing to compare"]
+
+    @cached_property
+    def curves(self) -> DataFrame:
+        """Learning curves: `run_id`, `samples`, `value` of the objective; at most CURVES trials, the chosen first."""
+        import pandas as pd
+
+        rest = self.frame[~self.frame["run_id"].isin(self.chosen["run_id"]) & (self.frame["state"] != "planned")]
+        wanted = pd.concat([self.chosen, rest]).head(CURVES)
+        if len(rest) + len(self.chosen) > CURVES:
+            self.record.note(
+                f"learning curves of {CURVES} of {len(rest) + len(self.chosen)} trials, chosen points first"
+            )
+        runs = zip(wanted["sweep"], wanted["run_id"], strict=True)
+        rows = [
+            (run, samples, value)
+            for run, curve in histories(self.record, runs, self.record.objective).items()
+            for samples, value in curve
+        ]
+        return pd.DataFrame(rows, columns=["run_id", "samples", "value"])
+
+    def table(self, name: str) -> Table:
+        """One of TABLES."""
+        return TABLES[name](self)
+
+
+TABLES: dict[str, Callable[[Report], Table]] = {
+    "verdict": lambda r: tables.verdicts(r.comparisons),
+    "strata": lambda r: r.strata,
+    "arms": lambda r: tables.arms(r.frame, r.comparisons),
+    "pareto": lambda r: tables.pareto(r.strata),
+    "best": lambda r: tables.best(r.frame, r.chosen, r.searched, r.record.objective, r.record.maximize),
+    "seeds": lambda r: tables.seeds(r.frame, r.searched),
+    "effects": lambda r: effects.effects(r.frame, r.searched, r.record.objective, r.record.maximize),
+    "importances": lambda r: effects.importances(r.record, r.frame),
+    "lost": lambda r: tables.lost(r.frame),
+    "trials": lambda r: tables.trials(r.frame),
+}
+"""Name -> table, in the order in which a document has them."""
+
+
+def load(
+    *sweeps: str | Path, runs_dir: str | Path | None = None, tracking_uri: str | None = None, where: Sequence[str] = ()
+) -> Report:
+    """The report of these sweeps (names or directories; none: the newest), of the trials that `where` keeps."""
+    return Report(read(find(sweeps, runs_dir, tracking_uri)), where)
+
+
+def keep(frame: DataFrame, where: Sequence[str]) -> DataFrame:
+    """Rows for which every KEY=VALUE holds; a key is a column (type, k, lr, state, seed, arm, data.model, ...)."""
+    for condition in where:
+        key, equals, value = condition.partition("=")
+        key = key.strip()
+        if not equals:
+            raise UserError(f"--where {condition}: not KEY=VALUE")
+        if key not in frame.columns:
+            raise UserError(f"--where {condition}: no column {key!r}; there are: {', '.join(map(str, frame.columns))}")
+        frame = frame[[_equal(cell, value.strip()) for cell in frame[key]]]
+    return frame
+
+
+def _equal(cell: Any, text: str) -> bool:
+    """As numbers where both are numbers, else as text."""
+    try:
+        return float(cell) == float(text)
+    except (TypeError, ValueError):
+        return str(cell) == text

@@ -1,0 +1,136 @@
+"""Tables as text and files: csv, json, parquet hold the raw numbers; markdown and latex what is shown."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.report.table import Table
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+    from saebench.report.document import Report
+
+
+def csv(table: Table) -> str:
+    """Raw values; nested ones as JSON."""
+    return str(_flat(table.frame).to_csv(index=False))
+
+
+def _flat(frame: DataFrame) -> DataFrame:
+    """Cells of one type per column: what is nested becomes JSON text."""
+    frame = frame.copy()
+    for key in frame.columns:
+        if any(isinstance(value, dict | list | tuple) for value in frame[key]):
+            frame[key] = [json.dumps(value) if value else "" for value in frame[key]]
+    return frame
+
+
+def to_json(table: Table) -> str:
+    """A list of objects, one per row; null for what is missing, NaN or infinite."""
+    return json.dumps([{key: _jsonable(value) for key, value in row.items()} for row in table.rows()], indent=1) + "\n"
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _jsonable(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(inner) for inner in value]
+    value = value.item() if hasattr(value, "item") else value
+    if value is None or value != value or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return value if isinstance(value, str | int | float | bool) else str(value)
+
+
+def parquet(table: Table, path: Path) -> None:
+    """Raw values; columns of mixed types as text."""
+    frame = _flat(table.frame)
+    for key in frame.columns:
+        kinds = {type(value) for value in frame[key].dropna()}
+        if frame[key].dtype == object and len(kinds) > 1 and not kinds <= {int, float}:
+            frame[key] = frame[key].astype("string")
+        elif frame[key].dtype == object and not kinds:
+            frame[key] = frame[key].astype("float64")
+    frame.to_parquet(path, index=False)
+
+
+# --- documents -------------------------------------------------------------------------------------------------------
+
+
+def markdown_table(table: Table) -> str:
+    """A pipe table with its title and note."""
+    lines = [f"## {table.title}", ""]
+    if table.note:
+        lines += [table.note, ""]
+    if not len(table.frame):
+        return "\n".join([*lines, "None.", ""])
+    cells = [[_pipe(c.text(row)) for c in table.columns] for row in table.rows()]
+    lines.append(_row([_pipe(c.title) for c in table.columns]))
+    lines.append(_row(["---"] * len(table.columns)))
+    return "\n".join([*lines, *map(_row, cells), ""])
+
+
+def _pipe(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def markdown(report: Report, tables: Sequence[Table]) -> str:
+    """The verdicts, notes and tables as one document."""
+    lines = [f"# {report.name}", "", f"{report.counts}.", "", "## Verdicts", ""]
+    lines += [f"- {text}" for text in report.sentences]
+    parts = [markdown_table(table) for table in tables]  # before the notes: reading for a table may add some
+    if report.record.notes:
+        lines += ["", "## Notes", "", *(f"- {note}" for note in report.record.notes)]
+    return "\n".join([*lines, "", *parts])
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def tex(text: str) -> str:
+    """Text with everything that means something to LaTeX escaped; what pdflatex cannot set becomes a question mark."""
+    escaped = re.sub(r"[\\&%$#_{}~^<>]", lambda match: _TEX[match.group()], text)
+    return escaped.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
+
+
+def latex_table(table: Table) -> str:
+    """A longtable with booktabs rules; numbers right, words left."""
+    if not len(table.frame):
+        return f"\\subsection*{{{tex(table.title)}}}\nNone.\n"
+    rows = [[c.text(row) for c in table.columns] for row in table.rows()]
+    sides = "".join("r" if all(re.match(r"^[-+]?[\d.]|^[-<]", cell) for cell in column) else "l"
+                    for column in zip(*rows, strict=True))  # fmt: skip
+    head = " & ".join(f"\\textbf{{{tex(c.title)}}}" for c in table.columns)
+    body = "\n".join(f"{' & '.join(map(tex, row))} \\\\" for row in rows)
+    return (
+        f"\\begin{{longtable}}{{@{{}}{sides}@{{}}}}\n\\caption{{{tex(f'{table.title}. {table.note}'.strip())}}}\\\\\n"
+        f"\\toprule\n{head} \\\\\n\\midrule\n\\endfirsthead\n\\toprule\n{head} \\\\\n\\midrule\n\\endhead\n"
+        f"{body}\n\\bottomrule\n\\end{{longtable}}\n"
+    )
+
+
+def latex(report: Report, tables: Sequence[Table]) -> str:
+    """A document that compiles with pdflatex; copy the longtables from it into a paper."""
+    parts = [latex_table(table) for table in tables]
+    verdicts = "\n".join(f"\\item {tex(text)}" for text in report.sentences)
+    notes = "\n".join(f"\\item {tex(text)}" for text in report.record.notes)
+    notes = f"\\subsection*{{Notes}}\n\\begin{{itemize}}\n{notes}\n\\end{{itemize}}\n" if notes else ""
+    return (
+        "\\documentclass[a4paper,landscape]{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[T1]{fontenc}\n"
+        "\\usepackage[margin=15mm]{geometry}\n\\usepackage{booktabs,longtable}\n\\begin{document}\n\\small\n"
+        f"\\section*{{{tex(report.name)}}}\n{tex(report.counts)}.\n"
+        f"\\subsection*{{Verdicts}}\n\\begin{{itemize}}\n{verdicts}\n\\end{{itemize}}\n{notes}"
+        "\\scriptsize\n" + "\n".join(parts) + "\\end{document}\n"
+    )

@@ -1,0 +1,143 @@
+"""Charts as PNG, SVG or PDF files, with matplotlib's object interface: no global state, no display."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.errors import UserError
+from saebench.report.chart import DASHES, PALETTE, Chart, Panel, Series, limits, tick_label, ticks, x_ticks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MARKERS = ("o", "s", "^", "D", "X", "P", "*")
+_GREY = "#8A8A8A"
+_STYLE: Any = {
+    "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#555555",
+    "axes.titlesize": 9, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.labelcolor": "#333333",
+    "xtick.color": "#333333", "ytick.color": "#333333", "grid.color": "#E4E4E4", "grid.linewidth": 0.7,
+    "svg.fonttype": "none", "svg.hashsalt": "saebench", "legend.frameon": False,
+}  # fmt: skip
+SUFFIXES = (".png", ".svg", ".pdf")
+
+
+def save(chart: Chart, path: Path) -> None:
+    """Draw into `path`; its suffix says the format. Raises UserError for another suffix or an empty chart."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise UserError(f"{path}: plots are written as {', '.join(SUFFIXES)}")
+    if not chart.panels:
+        raise UserError(f"{path}: nothing to draw for {chart.name!r}: no trial has what it shows")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
+    import matplotlib
+
+    with matplotlib.rc_context(_STYLE):
+        figure(chart).savefig(path, dpi=160, bbox_inches="tight", metadata=metadata)
+
+
+def figure(chart: Chart) -> Figure:
+    """The chart as a figure: panels in up to three columns, one legend above them."""
+    from matplotlib.figure import Figure
+
+    across = min(3, len(chart.panels))
+    down = math.ceil(len(chart.panels) / across)
+    wide = bool(chart.panels[0].axes)
+    width, height = (9.0, 4.2) if wide else (6.4, 4.4) if across == 1 else (3.7 * across, 2.9 * down + 0.6)
+    fig = Figure(figsize=(width, height if across > 1 else height * down), layout="constrained")
+    axes = fig.subplots(down, across, squeeze=False)
+    for ax, panel in zip(axes.flat, chart.panels, strict=False):
+        _parallel(ax, panel) if panel.axes else _panel(ax, panel)
+    for ax in axes.flat[len(chart.panels) :]:
+        ax.set_visible(False)
+    fig.suptitle(chart.title, x=0.01, ha="left", fontsize=11, fontweight="bold")
+    _legend(fig, chart)
+    return fig
+
+
+def _legend(fig: Any, chart: Chart) -> None:
+    from matplotlib.lines import Line2D
+
+    marked = any(
+        s.kind in ("points", "line") and not p.axes and len(s.tips) > 1 for p in chart.panels for s in p.series
+    )
+    handles = [
+        Line2D([], [], color=_colour(arm), label=label, linestyle=_dash(dash), marker=_marker(arm) if marked else "",
+               markersize=5)
+        for label, arm, dash in chart.legend
+    ]  # fmt: skip
+    if handles:
+        fig.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), fontsize=8.5)
+
+
+def _panel(ax: Any, panel: Panel) -> None:
+    x_low, x_high, y_low, y_high = limits(panel)
+    for series in panel.series:
+        _draw(ax, series)
+    ax.set(xscale="log" if panel.x_log else "linear", yscale="log" if panel.y_log else "linear")
+    ax.set(xlim=(x_low, x_high), ylim=(y_low, y_high))
+    for axis, at in ((ax.xaxis, x_ticks(panel, x_low, x_high)), (ax.yaxis, ticks(y_low, y_high, panel.y_log))):
+        axis.set_ticks(at, [tick_label(v) for v in at])
+        axis.set_ticks([], minor=True)
+    ax.set_title(panel.title)
+    ax.set_xlabel(panel.x)
+    ax.set_ylabel(panel.y)
+    ax.grid(True)
+    ax.set_axisbelow(True)
+
+
+def _draw(ax: Any, s: Series) -> None:
+    colour = _colour(s.arm)
+    if s.kind == "steps":
+        ax.plot(s.x, s.y, color=colour, linewidth=1.3)
+        ax.fill_between(s.x, s.y, color=colour, alpha=0.10, linewidth=0)
+        return
+    if s.kind == "points":
+        ax.plot(
+            s.x, s.y, linestyle="", marker=_marker(s.arm), markersize=3, color=colour, alpha=0.35, markeredgewidth=0
+        )
+        return
+    if s.arm < 0:
+        ax.plot(s.x, s.y, color=colour, linewidth=7, alpha=0.18, solid_capstyle="round", zorder=1)
+        return
+    single = len(s.tips) <= 1  # one tip for the whole line: a curve, whose points are not marked
+    width, alpha = (0.8, 0.45) if s.faint else (1.6, 1.0)
+    ax.plot(s.x, s.y, color=colour, linewidth=width, alpha=alpha, linestyle=_dash(s.dash),
+            marker="" if single else _marker(s.arm), markersize=5.5, markeredgecolor="white", markeredgewidth=0.6, zorder=2 if s.faint else 3)  # fmt: skip
+    for x, low, high in zip(s.x, s.low, s.high, strict=False):
+        if math.isfinite(low) and math.isfinite(high):
+            ax.errorbar([x], [(low + high) / 2], [(high - low) / 2], color=colour, linewidth=1.2, capsize=3, zorder=3)
+    if s.ends and len(s.x):
+        ax.plot(s.x[-1:], s.y[-1:], marker="x", color=colour, markersize=4, alpha=0.8, linestyle="")
+
+
+def _parallel(ax: Any, panel: Panel) -> None:
+    for series in panel.series:
+        ax.plot(series.x, series.y, color=_colour(series.arm), linewidth=0.9, alpha=0.4)
+    for i, axis in enumerate(panel.axes):
+        ax.axvline(i, color="#555555", linewidth=0.8)
+        for height, label in axis.ticks:
+            ax.annotate(label, (i, height), xytext=(4, 0), textcoords="offset points", fontsize=7.5, va="center",
+                        bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.75})  # fmt: skip
+    ax.set_xticks(range(len(panel.axes)), [axis.title for axis in panel.axes])
+    ax.set_yticks([])
+    ax.set_xlim(-0.1, len(panel.axes) - 0.5)
+    ax.set_ylim(-0.04, 1.04)
+    ax.set_title(panel.title)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(axis="x", length=0, labelsize=9)
+
+
+def _colour(arm: int) -> str:
+    return PALETTE[arm % len(PALETTE)] if arm >= 0 else _GREY
+
+
+def _marker(arm: int) -> str:
+    return _MARKERS[arm % len(_MARKERS)] if arm >= 0 else ""
+
+
+def _dash(dash: int) -> Any:
+    pattern = DASHES[dash % len(DASHES)]
+    return (0, tuple(float(part) for part in pattern.split())) if pattern else "-"
