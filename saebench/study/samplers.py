@@ -45,7 +45,7 @@ def _top(value: Range) -> Any:
     if value.step is None:
         return value.high
     low, high, step = (Decimal(str(number)) for number in (value.low, value.high, value.step))
-    return type(value.high)(low + (high - low) // step * step)
+    return (int if value.integer else float)(low + (high - low) // step * step)
 
 
 def encode(choice: Scalar) -> bool | int | float | str | None:
@@ -55,11 +55,16 @@ def encode(choice: Scalar) -> bool | int | float | str | None:
 
 def decode(stratum: Stratum, params: Mapping[str, Any]) -> dict[str, Scalar]:
     """Optuna's params as values of our fields."""
-    found = {}
-    for name, space in stratum.space.items():
-        listed = {encode(choice): choice for choice in space} if not isinstance(space, Range) else {}
-        found[name] = listed.get(params[name], params[name])
-    return found
+    return {name: _decoded(space, params[name]) for name, space in stratum.space.items()}
+
+
+def _decoded(space: tuple[Scalar, ...] | Range, value: Any) -> Scalar:
+    if not isinstance(space, Range):
+        return {encode(choice): choice for choice in space}[value]
+    if space.integer or space.step is None:
+        return int(value) if space.integer else float(value)
+    low, step = Decimal(str(space.low)), Decimal(str(space.step))
+    return float(low + round((Decimal(str(value)) - low) / step) * step)  # 0.3, not 0.30000000000000004
 
 
 def suggest(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> None:
@@ -126,4 +131,4 @@ def _listed(value: tuple[Scalar, ...] | Range) -> list[Scalar]:
         return list(value)
     low, step = Decimal(str(value.low)), Decimal(str(value.step or 1))
     count = math.floor((Decimal(str(value.high)) - low) / step) + 1
-    return [type(value.low)(low + i * step) for i in range(count)]
+    return [(int if value.integer else float)(low + i * step) for i in range(count)]
