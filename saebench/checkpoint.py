@@ -12,6 +12,7 @@ import os
 import random
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +59,17 @@ def save(folder: Path, samples: int, state: State) -> Path:
     return place
 
 
-def load(folder: Path) -> tuple[State, Path] | None:
-    """The newest checkpoint that is whole, and its folder; damaged ones before it are told of and removed."""
+def load(folder: Path, usable: Callable[[dict[str, Any]], bool] = lambda _: True) -> tuple[State, Path] | None:
+    """The newest checkpoint that is whole and whose JSON is `usable`, and its folder; those before it are told of and
+    removed."""
     for place in _newest_first(folder):
         try:
-            return _read(place), place
+            state = _read(place)
+            if not usable(state[1]):
+                raise ValueError("the trial's record ends before it")
+            return state, place
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            print(f"warning: checkpoint {place.name} is damaged and left out: {error}", file=sys.stderr, flush=True)
+            print(f"warning: checkpoint {place.name} is left out: {error}", file=sys.stderr, flush=True)
             shutil.rmtree(place)
     return None
 
@@ -90,7 +95,7 @@ def _checksum(data: bytes) -> str:
 
 def make_durable(path: Path) -> None:
     """fsync of a file or, where the system has it, of a folder; nothing where there is neither."""
-    if not path.exists() or path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+    if not path.exists() or (path.is_dir() and not hasattr(os, "O_DIRECTORY")):
         return
     handle = os.open(path, os.O_RDONLY)
     try:

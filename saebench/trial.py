@@ -115,6 +115,7 @@ class _Trial:
 
     def run(self, attempt: int) -> None:
         resumed = self._resume()
+        before = self.training.samples
         self.report(Event("start", self.training.samples, info=self._about(attempt, resumed)))
         self.speed = _Speed(self.training.samples)
         verdict = Verdict.GO
@@ -123,7 +124,7 @@ class _Trial:
             metrics = self.training.advance(self.store.next_batch()[: self.budget - before])
             verdict = self._after_step(before, metrics)
         if self.training.samples >= self.budget:
-            self._finish()
+            self._finish([mark for mark in self.marks if mark > before])
         elif verdict is Verdict.PRUNE:
             self._prune()
         else:
@@ -171,10 +172,11 @@ class _Trial:
         self.speed.pause(time.monotonic() - begin)
         return evaluation
 
-    def _finish(self) -> None:
-        """The last mark's verdict changes nothing: the budget is spent."""
+    def _finish(self, passed: list[int]) -> None:
+        """The last verdict changes nothing: the budget is spent."""
         evaluation = self._measure(self.config.extra_metrics)
-        self.report(Event("eval", self.budget, evaluation.values))
+        for mark in passed:
+            self.report(Event("eval", mark, evaluation.values))
         self._save(evaluation)
         self.report(Event("done", self.budget, evaluation.values))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
@@ -207,15 +209,21 @@ class _Trial:
             "store": self.store.state_dict(),
             "generators": drawn,
             "threads": torch.get_num_threads(),
+            "record": self._recorded(),
         }
         place = checkpoint.save(self.paths.checkpoint, self.training.samples, (tensors | generators, values))
         self.report(Event("checkpoint", self.training.samples, info={"name": place.name}))
         self.saved_at = time.monotonic()
         self.speed.pause(self.saved_at - begin)
 
+    def _recorded(self) -> int:
+        """Bytes of the record."""
+        return self.paths.events.stat().st_size if self.paths.events.exists() else 0
+
     def _resume(self) -> str | None:
-        """Go on from the newest checkpoint; its name."""
-        found = checkpoint.load(self.paths.checkpoint)
+        """Go on from the newest checkpoint; its name. One that is ahead of the record would leave a hole in that."""
+        recorded = self._recorded()
+        found = checkpoint.load(self.paths.checkpoint, lambda values: bool(values["record"] <= recorded))
         if found is None:
             return None
         (tensors, values), place = found
