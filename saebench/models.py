@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,9 @@ _HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd")
 def resolve_model(name: str, revision: str | None = None) -> str:
     """What to hand to `SentenceTransformer(...)`: an existing folder as its absolute path, the packaged copy of a model
     where it is installed and no revision is asked for, else `name` as it is (the hub's business)."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return str(folder.absolute())
+    folder = os.path.expanduser(name)
+    if os.path.isdir(folder):  # False, not an error, for a name that no file can have
+        return os.path.abspath(folder)
     if revision is None and name in PACKAGED:
         package, inside = PACKAGED[name]
         found = importlib.util.find_spec(package)
@@ -37,27 +38,19 @@ def resolve_model(name: str, revision: str | None = None) -> str:
 def embedding_width(name: str, revision: str | None = None) -> int | None:
     """Width of the model's embeddings, read from the JSON files of a folder, of the packaged copy or of the hub's local
     cache; None where only loading the model would tell. Opens no connection and imports no torch."""
-    folder = Path(resolve_model(name, revision))
-    if not folder.is_dir():
-        cached = _hub_snapshot(name, revision)
-        if cached is None:
-            return None
-        folder = cached
+    local = resolve_model(name, revision)
     try:
-        return _width_of_folder(folder)
+        folder = Path(local) if os.path.isdir(local) else _hub_snapshot(name, revision)
+        return _width_of_folder(folder) if folder else None
     except (OSError, ValueError, TypeError, KeyError, struct.error):
         return None
 
 
 def _hub_snapshot(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
 
     for repo in (name, f"sentence-transformers/{name}") if "/" not in name else (name,):
-        try:
-            found = try_to_load_from_cache(repo, "modules.json", revision=revision)
-        except HFValidationError:
-            return None
+        found = try_to_load_from_cache(repo, "modules.json", revision=revision)
         if isinstance(found, str):
             return Path(found).parent
     return None

@@ -134,9 +134,9 @@ class Plan:
         found = []
         for point in self.spec.search.enqueue:
             rest = {name: value for name, value in point.items() if name not in stratum.space}
-            inside = all(_contains(stratum.space[name], value) for name, value in point.items() if name not in rest)
-            if inside and all(name in own and own[name] == value for name, value in rest.items()):
-                found.append({name: value for name, value in point.items() if name in stratum.space})
+            params = {name: _inside(stratum.space[name], value) for name, value in point.items() if name not in rest}
+            if None not in params.values() and all(name in own and own[name] == rest[name] for name in rest):
+                found.append({name: inside[0] for name, inside in params.items() if inside})
         return tuple(found)
 
     def prune_from(self, stratum: Stratum) -> int:
@@ -227,7 +227,12 @@ def _highest(spec: SweepSpec, name: str) -> int:
     return max(o for o in options(name, value) if isinstance(o, int))
 
 
-def _contains(space: Choices | Range, value: Scalar) -> bool:
+def _inside(space: Choices | Range, value: Scalar) -> tuple[Scalar] | None:
+    """The value as the space has it (16 as 16.0, say), or None where it lies outside."""
     if isinstance(space, tuple):
-        return value in space
-    return isinstance(value, int | float) and space.low <= value <= space.high
+        return next(((choice,) for choice in space if choice == value), None)
+    if not isinstance(value, int | float) or not space.low <= value <= space.high:
+        return None
+    if not space.integer:
+        return (float(value),)
+    return (int(value),) if value == int(value) else None

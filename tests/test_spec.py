@@ -18,7 +18,7 @@ from saebench.config import SAE_CONFIGS, TrainConfig
 from saebench.errors import SpecError, UserError
 from saebench.forecast import advice, work
 from saebench.plan import make_plan
-from saebench.spec import Arm, Range, SweepSpec, load_spec, parse_spec
+from saebench.spec import Arm, Range, SweepSpec, load_spec, options, parse_spec
 
 BASE = """\
 name: base
@@ -402,7 +402,7 @@ UNREADABLE: list[tuple[bytes, str]] = [
     (b"", "s.yaml: the file is empty: a spec needs at least name, data, sae and train"),
     (b"\n# nothing\n---\n", "s.yaml: the file is empty: a spec needs at least name, data, sae and train"),
     (b"[1, 2]", "s.yaml:1:1: a spec is a mapping (key: value), not [1, 2]"),
-    (b"name: x\ndata:\n\tmodel: y\n", "s.yaml:3:1: not YAML: a tab cannot indent or separate: use spaces (while scanning for the next token)"),
+    (b"name: x\ndata:\n\tmodel: y\n", "s.yaml:3:1: not YAML: a tab cannot indent or separate, use spaces (while scanning for the next token)"),
     (b"name: caf\xe9\n", "s.yaml:1:10: byte 0xe9 is not UTF-8"),
     ("name: x".encode("utf-16"), "s.yaml:1:1: byte 0xff is not UTF-8"),
     (b"name: x\nseeds: [1\ntrain: 2]: 3", "s.yaml:3:6: not YAML: expected ',' or ']', but got ':' (while parsing a flow sequence)"),
@@ -424,9 +424,9 @@ UNREADABLE: list[tuple[bytes, str]] = [
 
 @pytest.mark.parametrize(("content", "line"), UNREADABLE, ids=lambda value: repr(value)[:20])
 def test_what_is_no_spec_gets_one_clean_line_quickly(tmp_path: Path, content: bytes, line: str) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     assert errors(tmp_path, content) == [line]
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
 
 
 def test_an_alias_bomb_is_defused_before_it_grows(tmp_path: Path) -> None:
@@ -487,12 +487,16 @@ def judge(folder: Path, content: bytes, overrides: tuple[str, ...] = ()) -> bool
     """A valid spec that can be planned, or one clean message, in under a second."""
     path = folder / "f.yaml"
     path.write_bytes(content)
-    start = time.perf_counter()
+    start = time.process_time()
     try:
-        plan = make_plan(load_spec(path, overrides))
+        plan = make_plan(load_spec(path, overrides), 384)
         advice(plan)
         work(plan)
-        plan.enqueued(plan.strata[0])
+        for stratum in plan.strata[:3]:
+            plan.enqueued(stratum)
+            for end in (0, -1):  # the ends of every range and list are points that can be trained
+                params = {name: options(name, value)[end] for name, value in stratum.space.items()}
+                assert plan.trial(stratum, params, 0, 0).sae.dict_size
         valid = True
     except UserError as error:
         valid = False
@@ -501,7 +505,7 @@ def judge(folder: Path, content: bytes, overrides: tuple[str, ...] = ()) -> bool
             assert line.isprintable(), line
             assert ": " in line, line
             assert len(line) < 600, line
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     return valid
 
 

@@ -213,14 +213,25 @@ def _enqueue(reader: Reader, node: Node, arms: Sequence[Arm]) -> tuple[dict[str,
         point: dict[str, Any] = {}
         for name, (place, value) in (table.entries if table else {}).items():
             key = join(f"search.enqueue[{i}]", name)
-            model = next((model for model in models if name in model.model_fields), None)
-            if model is None or name in FIXED_TRAIN_FIELDS:
+            owners = [model for model in models if name in model.model_fields]
+            if not owners or name in FIXED_TRAIN_FIELDS:
                 known = {field for model in models for field in model.model_fields} - FIXED_TRAIN_FIELDS
                 reader.unknown(place, f"search.enqueue[{i}]", name, sorted(known))
             else:
-                point[name] = reader.field(model, name, value, key)
+                point[name] = _by_any(reader, owners, name, value, key)
         found.append({name: value for name, value in point.items() if value is not BAD})
     return tuple(found)
+
+
+def _by_any(reader: Reader, models: Sequence[type[Config]], name: str, node: Node, key: str) -> Any:
+    """The value as the first model that takes it reads it: k = 2.5 is one of batchtopk, though not of topk."""
+    attempts = [Reader(node) for _ in models]
+    for attempt, model in zip(attempts, models, strict=True):
+        value = attempt.field(model, name, node, key)
+        if value is not BAD:
+            return value
+    reader.problems += attempts[0].problems
+    return BAD
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -109,6 +109,10 @@ def shown(node: Node, limit: int = 60) -> str:
         text = json.dumps(node.value[: limit + 1], ensure_ascii=False)
     else:
         text = "null" if node.value is None else node.text or str(node.value).lower()
+    return _short(text, limit)
+
+
+def _short(text: str, limit: int) -> str:
     text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -200,10 +204,10 @@ class _Composer:
         mark = error.problem_mark or error.context_mark
         problem = error.problem or error.context or "not YAML"
         if "'\\t'" in problem:
-            problem = "a tab cannot indent or separate: use spaces"
+            problem = "a tab cannot indent or separate, use spaces"
         place = Place(self._file, mark.line + 1, mark.column + 1) if mark else Place(self._file)
         context = f" ({error.context})" if error.context and error.problem else ""
-        return f"{place}: not YAML: " + " ".join(f"{problem}{context}".split())[:200]
+        return f"{place}: not YAML: " + _short(" ".join(f"{problem}{context}".split()), 200)
 
     def _place(self, event: yaml.Event) -> Place:
         mark = event.start_mark
@@ -321,7 +325,7 @@ def from_python(value: Any, label: str, depth: int = 1) -> Node:
 
 def override(root: Table, setting: str) -> Table:
     """`root` with `a.b[0].c=value` applied; the value is YAML. Raises SpecError that names the override."""
-    place = Place(f"--set {setting if len(setting) <= 80 else setting[:77] + '...'}")
+    place = Place(f"--set {_short(setting, 80)}")
     key, equals, text = setting.partition("=")
     if not equals:
         raise SpecError(f"{place}: write KEY=VALUE, such as train.samples=1e5")
