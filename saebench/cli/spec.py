@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
@@ -88,7 +89,7 @@ def init(file: Path) -> None:
         click.echo(text, nl=False)
         return
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", file.stem).strip("._-")[:100] or "my_sweep"
-    text = text.replace("my_sweep", name).replace("FILE", str(file))
+    text = text.replace("my_sweep", name).replace("FILE", shlex.quote(file.name))
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)
@@ -96,7 +97,7 @@ def init(file: Path) -> None:
         raise UserError(f"{file}: is there already, and init never overwrites") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    click.echo(f"{file}: written; next: saebench plan {file}")
+    click.echo(f"{file}: written; next: saebench plan {shlex.quote(str(file))}")
 
 
 # --- what plan shows -------------------------------------------------------------------------------------------------
