@@ -34,7 +34,7 @@ def train(
     while samples < total:
         time.sleep(float(os.environ.get("TOY_STEP", "0.005")))
         samples += config.train.batch_size
-        value = 1 / (1 + samples * (config.train.lr or 1) * (1 + config.number))
+        value = 1 / (1 + samples * (config.train.lr or 1) * (1 + config.seed) * getattr(config.sae, "k", 1))
         asked = report(Event("step", samples, {"train/fvu": value, "train/loss": value}))
         _fail(faults.get(f"{config.number}:{attempt}:{samples}"))
         if samples in at:

@@ -19,8 +19,10 @@ import pytest
 
 from saebench import events
 from saebench.errors import DataError, PreflightError, SpecError
-from saebench.paths import SweepPaths
-from saebench.state import read_state
+from saebench.executors.inprocess import InProcessExecutor
+from saebench.executors.local import LocalExecutor
+from saebench.paths import SweepPaths, TrialPaths
+from saebench.state import read_config, read_state
 from saebench.sweep import SweepResult, run_sweep, spec_of
 
 TOY = "sweep_toys:train"
@@ -70,23 +72,31 @@ def _toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, empty_database: Path) -> Callable[..., SweepResult]:
+def sweep(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SweepResult]:
+    """Run a sweep: with workers in processes, or (where processes are not the point) in threads."""
     shutil.copy(empty_database, tmp_path)
 
-    def run(given: dict[str, Any] | None = None, **more: Any) -> SweepResult:
-        return run_sweep(given or spec(), runs_dir=tmp_path / "runs", quiet=True, target=TOY, **more)
+    def run(given: dict[str, Any] | None = None, *, threads: bool = False, **more: Any) -> SweepResult:
+        monkeypatch.setattr("saebench.sweep.LocalExecutor", InProcessExecutor if threads else LocalExecutor)
+        return run_sweep(given or spec(), runs_dir=tmp_path / "runs", **{"quiet": True, "target": TOY, **more})
 
     return run
 
 
-def histories(root: Path) -> dict[str, list[tuple[str, int, dict[str, float]]]]:
-    """Every metric point of every trial, without times."""
+def histories(root: Path) -> dict[tuple[str, int], list[tuple[str, int, dict[str, float]]]]:
+    """Every metric point of every trial, by stratum and seed (numbers follow the order of starts), without times."""
     return {
-        trial.root.name: [
+        identity(trial): [
             (e.type, e.samples, e.values) for e, _ in events.read(trial.events) if e.type in ("step", "eval", "done")
         ]
         for trial in SweepPaths(root).trials()
     }
+
+
+def identity(trial: TrialPaths) -> tuple[str, int]:
+    config = read_config(trial)
+    assert config is not None
+    return config.stratum, config.seed
 
 
 def states(root: Path) -> list[str]:
@@ -94,25 +104,28 @@ def states(root: Path) -> list[str]:
     return [state.state if state else "?" for state in found]
 
 
-def mlflow_runs(tmp_path: Path) -> dict[str, tuple[str, int]]:
+def mlflow_runs(tmp_path: Path, name: str = "toy") -> dict[str, tuple[str, int]]:
     """Trial (or 'sweep') -> status of its run and how many metric points it has, from the database itself."""
     with sqlite3.connect(tmp_path / "mlflow.db") as db:
         rows = db.execute(
             "select coalesce(t.value, 'sweep'), r.status,"
             " (select count(*) from metrics m where m.run_uuid = r.run_uuid)"
-            " from runs r left join tags t on t.run_uuid = r.run_uuid and t.key = 'saebench.trial'"
+            " from runs r join tags s on s.run_uuid = r.run_uuid and s.key = 'saebench.sweep' and s.value = ?"
+            " left join tags t on t.run_uuid = r.run_uuid and t.key = 'saebench.trial'",
+            [name],
         ).fetchall()
-    assert len({name for name, _, _ in rows}) == len(rows), "one run per trial"
-    return {name: (status, count) for name, status, count in rows}
+    assert len({trial for trial, _, _ in rows}) == len(rows), "one run per trial"
+    return {trial: (status, count) for trial, status, count in rows}
 
 
 def points(root: Path, number: str) -> int:
     """Metric points of a trial; the last evaluation is also what `done` says."""
-    return len({(key, samples) for _, samples, values in histories(root)[number] for key in values})
+    read = events.read(SweepPaths(root).trial(int(number)).events)
+    return len({(key, event.samples) for event, _ in read for key in event.values})
 
 
 def test_a_sweep_from_end_to_end_and_again(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:
-    result = sweep()
+    result = sweep(threads=True)
     assert result.ok
     assert (result.exit_code, result.counts) == (0, {"complete": 4})
     assert states(result.root) == ["complete"] * 4
@@ -133,7 +146,7 @@ def test_a_sweep_from_end_to_end_and_again(sweep: Callable[..., SweepResult], tm
     assert not list(result.root.glob("scheduler.json"))
 
     before = {path: path.stat().st_mtime_ns for path in (result.root / "trials").rglob("*")}
-    again = sweep()
+    again = sweep(threads=True)
     assert again.ok
     assert {path: path.stat().st_mtime_ns for path in (result.root / "trials").rglob("*")} == before
     assert mlflow_runs(tmp_path) == runs
@@ -155,7 +168,7 @@ def test_a_worker_killed_by_kill_9_fails_with_its_reason_and_the_rest_finishes(
 def test_a_worker_killed_by_kill_9_goes_on_from_its_checkpoint(
     sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    undisturbed = histories(sweep(spec(name="undisturbed")).root)
+    undisturbed = histories(sweep(spec(name="undisturbed"), threads=True).root)
     monkeypatch.setenv("TOY_FAULTS", json.dumps({"1:1:250": "kill", "0:1:150": "crash", "0:2:150": "crash"}))
     result = sweep()
     assert result.ok
@@ -217,32 +230,23 @@ def test_kill_9_of_the_scheduler_and_the_same_command_again(
     sweep: Callable[..., SweepResult], script: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
     """The histories are those of a sweep that nobody disturbed, and MLflow has every point once."""
-    undisturbed = histories(sweep(spec(name="undisturbed")).root)
+    undisturbed = histories(sweep(spec(name="undisturbed"), threads=True).root)
     root = tmp_path / "runs" / "toy"
     process = script(spec(), TOY_STEP="0.03")
     wait_for(lambda: evaluations(root) >= 3)
     process.kill()
     process.communicate()
-    again = sweep()
+    again = sweep(threads=True)
     assert again.ok
     assert histories(root) == undisturbed
-    assert mlflow_runs_of(tmp_path, "toy") == {name: ("FINISHED", points(root, name)) for name in histories(root)}
+    assert mlflow_runs(tmp_path) == {
+        "sweep": ("FINISHED", 0),
+        **{f"{n:04d}": ("FINISHED", points(root, f"{n:04d}")) for n in range(4)},
+    }
     wait_for(lambda: not workers(), 10)
 
 
-def mlflow_runs_of(tmp_path: Path, name: str) -> dict[str, tuple[str, int]]:
-    with sqlite3.connect(tmp_path / "mlflow.db") as db:
-        rows = db.execute(
-            "select t.value, r.status, (select count(*) from metrics m where m.run_uuid = r.run_uuid) from runs r"
-            " join tags t on t.run_uuid = r.run_uuid and t.key = 'saebench.trial'"
-            " join tags s on s.run_uuid = r.run_uuid and s.key = 'saebench.sweep' and s.value = ?",
-            [name],
-        ).fetchall()
-    assert len({number for number, _, _ in rows}) == len(rows), "one run per trial"
-    return {number: (status, count) for number, status, count in rows}
-
-
-@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 75), ("SIGUSR1", 75)])
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGUSR1", 75)])
 def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
     sweep: Callable[..., SweepResult],
     script: Callable[..., subprocess.Popen[str]],
@@ -258,36 +262,36 @@ def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
     assert process.returncode == code, output
     assert set(states(root)) <= {"interrupted", "complete"}
     assert "the same command goes on" in output
-    assert sweep().ok
+    assert sweep(threads=True).ok
     assert states(root) == ["complete"] * 4
 
 
 def test_a_changed_spec_is_refused_and_extend_takes_what_may_grow(sweep: Callable[..., SweepResult]) -> None:
-    sweep(spec(seeds=[0]))
+    sweep(threads=True, given=spec(seeds=[0]))
     with pytest.raises(SpecError, match=r"train.samples: 400 -> 500"):
-        sweep(spec(seeds=[0], train__samples=500))
+        sweep(threads=True, given=spec(seeds=[0], train__samples=500))
     with pytest.raises(SpecError, match="--extend takes these changes"):
-        sweep(spec(seeds=[0, 1]))
-    result = sweep(spec(seeds=[0, 1]), extend=True)
+        sweep(threads=True, given=spec(seeds=[0, 1]))
+    result = sweep(threads=True, given=spec(seeds=[0, 1]), extend=True)
     assert result.counts == {"complete": 4}
     assert json.loads((result.root / "lock.json").read_text())["extended"][0]["changes"] == {"seeds": [[0], [0, 1]]}
-    assert sweep(spec(seeds=[0, 1])).ok
+    assert sweep(threads=True, given=spec(seeds=[0, 1])).ok
 
 
 def test_failed_trials_are_tried_again_when_asked(
     sweep: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TOY_FAULTS", json.dumps({"0:1:200": "diverge"}))
-    assert sweep().exit_code == 3
+    assert sweep(threads=True).exit_code == 3
     monkeypatch.delenv("TOY_FAULTS")
-    assert sweep().exit_code == 3
-    result = sweep(retry_failed=True)
+    assert sweep(threads=True).exit_code == 3
+    result = sweep(threads=True, retry_failed=True)
     assert result.ok
     assert result.counts == {"complete": 4}
 
 
-def test_a_target_that_cannot_be_imported_stops_at_once(tmp_path: Path) -> None:
-    result = run_sweep(spec(), runs_dir=tmp_path / "runs", quiet=True, target="sweep_toys:nothing")
+def test_a_target_that_cannot_be_imported_stops_at_once(sweep: Callable[..., SweepResult]) -> None:
+    result = sweep(target="sweep_toys:nothing")
     assert result.exit_code == 4
     assert "sweep_toys:nothing: there is no such function" in result.reason
     assert len(states(result.root)) <= 2

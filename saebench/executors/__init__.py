@@ -68,6 +68,8 @@ class Executor(Protocol):
     def start(self, attempt: Attempt, slot: Slot) -> None:
         """Begin `attempt` on `slot`; returns at once. RuntimeError when the slot is busy or the trial is running.
 
+        A slot is known by its id: the caller may give another memory_fraction, to a trial that has the device alone.
+
         The slot is free again when the attempt's `ExitMessage` has come out of `poll`.
         """
         ...

@@ -95,7 +95,9 @@ class InProcessExecutor:
     def start(self, attempt: Attempt, slot: Slot) -> None:
         if attempt.number in self._running:
             raise RuntimeError(f"trial {attempt.number} is running")
-        if slot not in self._slots or any(thread.slot == slot for thread in self._running.values()):
+        if slot.id not in {known.id for known in self._slots} or any(
+            thread.slot.id == slot.id for thread in self._running.values()
+        ):
             raise RuntimeError(f"slot {slot.name} is not free")
         thread = _Thread(attempt.number, slot, self._messages)
         self._running[attempt.number] = thread

@@ -65,7 +65,9 @@ class LocalExecutor:
     def start(self, attempt: Attempt, slot: Slot) -> None:
         if attempt.number in self._workers:
             raise RuntimeError(f"trial {attempt.number} is running")
-        if slot not in self._slots or any(worker.slot == slot for worker in self._workers.values()):
+        if slot.id not in {known.id for known in self._slots} or any(
+            worker.slot.id == slot.id for worker in self._workers.values()
+        ):
             raise RuntimeError(f"slot {slot.name} is not free")
         ours, theirs = socket.socketpair()
         with theirs:
