@@ -17,8 +17,9 @@ from saebench.config import SAE_CONFIGS, TrainConfig, TrialConfig, marks
 from saebench.errors import SpecError
 from saebench.models import embedding_width
 from saebench.spec import Arm, Range, Scalar, SweepSpec, Value, choices, options
-from saebench.spec.reading import rule_of
-from saebench.spec.rules import Draft, check
+from saebench.spec.accepts import rule_of
+from saebench.spec.draft import Draft
+from saebench.spec.rules import check
 from saebench.spec.strata import axis_names, cross, label, stratum_id
 
 Choices = tuple[Scalar, ...]

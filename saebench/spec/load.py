@@ -12,22 +12,14 @@ from pydantic import ValidationError
 
 from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, SearchConfig, TrainConfig
 from saebench.models import embedding_width
-from saebench.spec import rules
+from saebench.spec.accepts import BAD, did_you_mean, rule_of
+from saebench.spec.draft import Draft
 from saebench.spec.grammar import Arm, SweepSpec, Value, options
-from saebench.spec.reading import BAD, Reader, did_you_mean, rule_of
-from saebench.spec.source import (
-    Items,
-    Leaf,
-    Node,
-    Place,
-    Problem,
-    Table,
-    complaint,
-    from_python,
-    join,
-    override,
-    read_file,
-)
+from saebench.spec.nodes import Items, Leaf, Node, Place, Problem, Table, complaint, from_python, join
+from saebench.spec.overrides import override
+from saebench.spec.reading import Reader
+from saebench.spec.rules import check
+from saebench.spec.source import read_file
 
 BUILDERS = frozenset({"parquet", "json", "csv", "text", "arrow", "xml"})
 """Dataset paths that name a file format: their data_files are files of ours, not of a repository."""
@@ -84,11 +76,11 @@ def _read(root: Table, problems: Sequence[Problem], folder: Path) -> SweepSpec:
 
 def _rules(reader: Reader, values: dict[str, Any], arms: Sequence[tuple[int, Arm]]) -> None:
     unread = frozenset(problem.key for problem in reader.problems)
-    draft = rules.Draft(SweepSpec.model_construct(**values), tuple(arms), unread=unread)
+    draft = Draft(SweepSpec.model_construct(**values), tuple(arms), unread=unread)
     model, revision = draft.get("data", "model"), draft.get("data", "revision")
     if isinstance(model, str):
         draft = replace(draft, d_in=embedding_width(model, revision))
-    for key, rule in rules.check(draft):
+    for key, rule in check(draft):
         if key not in unread:
             reader.broken(key, rule)
 

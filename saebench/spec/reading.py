@@ -6,30 +6,15 @@ hundred thousand for `samples` and a commit for `revision`. Every function appen
 
 from __future__ import annotations
 
-import math
-import types
 from collections.abc import Iterable
-from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import lru_cache
-from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
+from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
-from pydantic.fields import FieldInfo
+from pydantic import ValidationError
 
 from saebench.config import Config
+from saebench.spec.accepts import BAD, Bad, accepts, adapter, did_you_mean, field_type, rule_of
 from saebench.spec.grammar import Range, Value
-from saebench.spec.source import MAX_SHOWN, Items, Leaf, Node, Place, Problem, Table, join, shown
-
-
-class _Bad:
-    """Marks a value that could not be read; its problem is on the list."""
-
-
-BAD: Final = _Bad()
-LARGEST = 2**53
-"""Largest whole number that every reader of JSON keeps exact."""
-_TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off"})
+from saebench.spec.nodes import MAX_SHOWN, Items, Leaf, Node, Place, Problem, Table, join, shown
 
 
 class Reader:
@@ -39,11 +24,11 @@ class Reader:
         self.problems: list[Problem] = []
         self.nodes: dict[str, Node] = {"": root}
 
-    def complain(self, place: Place, key: str, rule: str, value: str = "") -> _Bad:
+    def complain(self, place: Place, key: str, rule: str, value: str = "") -> Bad:
         self.problems.append(Problem(place, key, rule, value))
         return BAD
 
-    def refuse(self, node: Node, key: str, rule: str) -> _Bad:
+    def refuse(self, node: Node, key: str, rule: str) -> Bad:
         """`complain` about a value, which is shown."""
         return self.complain(node.place, key, rule, shown(node))
 
@@ -124,7 +109,7 @@ class Reader:
         except ValidationError as error:
             return self.refuse(node, key, rule_of(error))
 
-    def searchable(self, model: type[Config], name: str, node: Node, key: str) -> Value | _Bad:
+    def searchable(self, model: type[Config], name: str, node: Node, key: str) -> Value | Bad:
         """A fixed value, a list of choices or a range, each value checked against the field."""
         annotation = field_type(model, name)
         takes = accepts(annotation)
@@ -133,10 +118,10 @@ class Reader:
             return self.range(annotation, node, key)
         if isinstance(node, Items) and (takes.item is None or any(isinstance(item, Items) for item in node.items)):
             return self.choices(annotation, node, key)
-        found: Value | _Bad = self.value(annotation, node, key)
+        found: Value | Bad = self.value(annotation, node, key)
         return found
 
-    def choices(self, annotation: Any, node: Items, key: str) -> Value | _Bad:
+    def choices(self, annotation: Any, node: Items, key: str) -> Value | Bad:
         if not node.items:
             return self.refuse(node, key, "a list of choices needs at least one")
         values = [self.value(annotation, item, f"{key}[{i}]") for i, item in enumerate(node.items)]
@@ -146,7 +131,7 @@ class Reader:
                 values[i] = BAD
         return BAD if any(value is BAD for value in values) else tuple(values)
 
-    def range(self, annotation: Any, node: Table, key: str) -> Value | _Bad:
+    def range(self, annotation: Any, node: Table, key: str) -> Value | Bad:
         takes = accepts(annotation)
         if not takes.numeric:
             return self.refuse(node, key, f"{takes.rule(node)}: only numbers have ranges")
@@ -195,147 +180,3 @@ def _range_rule(found: Range) -> str | None:
     if abs(steps - round(steps)) > 1e-9 * max(1.0, steps):
         return f"high - low must be a multiple of step, but {high - low:g} is {steps:g} steps of {step:g}"
     return None
-
-
-# --- what a field accepts --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Accepts:
-    """The shape of a field's type, as far as YAML can tell shapes apart."""
-
-    kinds: frozenset[type] = frozenset()
-    """bool, int, float, str, NoneType."""
-    words: tuple[str, ...] = ()
-    """The words of a Literal."""
-    item: Any = None
-    """Type of the items, of a list."""
-    model: type[Config] | None = None
-
-    @property
-    def bound(self) -> Any:
-        """Type of the ends of a range."""
-        return float if float in self.kinds else int
-
-    @property
-    def numeric(self) -> bool:
-        return bool(self.kinds & {int, float})
-
-    def scalar(self, leaf: Leaf) -> Any:
-        """The leaf as one of the accepted types, before constraints; BAD where it is none."""
-        value = leaf.value
-        if value is None:
-            return None if type(None) in self.kinds else BAD
-        if bool in self.kinds and (isinstance(value, bool) or (leaf.plain and leaf.text in _words(leaf))):
-            return value if isinstance(value, bool) else leaf.text is not None and leaf.text.lower() in _TRUE
-        if isinstance(value, bool):
-            return BAD
-        if isinstance(value, int | float) and self.numeric:
-            return self._numeric(value)
-        text = leaf.text if leaf.text is not None else value
-        return text if text in self.words or (str in self.kinds and isinstance(text, str)) else BAD
-
-    def _numeric(self, value: int | float) -> Any:
-        if not math.isfinite(value):
-            return BAD
-        if float in self.kinds:
-            return float(value) if abs(value) < 1e300 else BAD
-        return int(value) if value == int(value) and abs(value) <= LARGEST else BAD
-
-    def rule(self, node: Node) -> str:
-        """What the field accepts, in words; with a suggestion where the value is a misspelt word."""
-        value = node.value if isinstance(node, Leaf) else None
-        if isinstance(value, int | float) and not isinstance(value, bool) and self.numeric:
-            if not math.isfinite(value) or abs(value) >= 1e300:
-                return "must be finite"
-            if float not in self.kinds and abs(value) > LARGEST:
-                return f"must be at most {LARGEST}"
-        kinds = [*(words for kind, words in _IN_WORDS.items() if kind in self.kinds), _one_of(self.words)]
-        if {int, float} <= self.kinds:
-            kinds.remove(_IN_WORDS[int])
-        kinds += ["a list"] * (self.item is not None) + ["null"] * (type(None) in self.kinds)
-        hint = did_you_mean(value, self.words) if isinstance(value, str) else ""
-        if isinstance(value, str) and isinstance(node, Leaf) and not node.plain and node.text is not None and not hint:
-            hint = "it is in quotes, which make it text" * bool(self.kinds & {int, float, bool})
-        return "must be " + " or ".join(kind for kind in kinds if kind) + (f" ({hint})" if hint else "")
-
-
-_IN_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "on or off", str: "text"}
-
-
-def _words(leaf: Leaf) -> tuple[str, ...]:
-    """The spellings of the leaf's text that YAML 1.1 knows as booleans: on, On, ON."""
-    text = leaf.text or ""
-    return (text,) if text.lower() in _TRUE | _FALSE and text in (text.lower(), text.upper(), text.capitalize()) else ()
-
-
-def _one_of(words: tuple[str, ...]) -> str:
-    quoted = [f'"{word}"' for word in words]
-    return quoted[0] if len(quoted) == 1 else "one of " + ", ".join(quoted) if quoted else ""
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean "k"?`, or nothing."""
-    known = list(known)
-    close = get_close_matches(name.lower(), known, 1, 0.6) if len(name) <= 40 else []
-    if not close and len(name) == 2 and name[0] == name[1] and name[0] in known:
-        close = [name[0]]
-    return f'did you mean "{close[0]}"?' if close else ""
-
-
-def field_type(model: type[Config], name: str) -> Any:
-    """The type of a field with its constraints."""
-    return _field_type(model.model_fields[name])
-
-
-def _field_type(field: FieldInfo) -> Any:
-    metadata = tuple(field.metadata)
-    return Annotated[field.annotation, *metadata] if metadata else field.annotation
-
-
-@lru_cache(maxsize=512)
-def accepts(annotation: Any) -> Accepts:
-    """The shape of a type."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return accepts(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return _union([accepts(part) for part in get_args(annotation)])
-    if origin is Literal:
-        return Accepts(words=get_args(annotation))
-    if origin in (tuple, list):
-        return Accepts(item=get_args(annotation)[0])
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return Accepts(model=annotation)
-    return Accepts(frozenset({annotation}))
-
-
-def _union(parts: list[Accepts]) -> Accepts:
-    return Accepts(
-        frozenset().union(*(part.kinds for part in parts)),
-        words=tuple(word for part in parts for word in part.words),
-        item=next((part.item for part in parts if part.item is not None), None),
-        model=next((part.model for part in parts if part.model is not None), None),
-    )
-
-
-@lru_cache(maxsize=512)
-def adapter(annotation: Any) -> TypeAdapter[Any]:
-    """pydantic's check of a type."""
-    return TypeAdapter(annotation)
-
-
-_RULES = {
-    "greater_than": "must be above {gt:g}",
-    "greater_than_equal": "must be at least {ge:g}",
-    "less_than": "must be below {lt:g}",
-    "less_than_equal": "must be at most {le:g}",
-    "value_error": "{error}",
-}
-
-
-def rule_of(error: ValidationError) -> str:
-    """pydantic's first complaint as a rule of ours."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    rule = _RULES.get(first["type"])
-    return rule.format(**first.get("ctx", {})) if rule else first["msg"][:1].lower() + first["msg"][1:]

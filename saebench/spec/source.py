@@ -7,135 +7,18 @@ Size, depth and aliases are bounded, so that no file takes longer than a moment.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from saebench.errors import SpecError
+from saebench.spec.nodes import MAX_DEPTH, Items, Leaf, Node, Place, Problem, Table, join, plain_value, short, shown
 
 MAX_BYTES = 64 * 1024
 MAX_NODES = 10_000
-MAX_DEPTH = 24
-MAX_SHOWN = 50
-"""Problems listed before "and N more"."""
 
-_INT = re.compile(r"[-+]?[0-9][0-9_]{0,99}")
-_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]{0,99}\.?[0-9_]{0,99}|\.[0-9][0-9_]{0,99})(?:[eE][-+]?[0-9]{1,4})?")
-_SPECIAL = re.compile(r"([-+]?)\.?(inf|nan)(?:inity)?", re.IGNORECASE)
-_NULL = frozenset({"", "~", "null", "Null", "NULL"})
-_NAME = r"[A-Za-z_][A-Za-z0-9_-]*"
-_KEY = re.compile(rf"{_NAME}(?:\.{_NAME}|\[[0-9]{{1,4}}\])*")
-_STEP = re.compile(rf"({_NAME})|\[([0-9]+)\]")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where something stands; lines and columns count from 1, 0 where there are none (an override, a dict)."""
-
-    file: str
-    line: int = 0
-    column: int = 0
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: `place: key: value: rule`."""
-
-    place: Place
-    key: str
-    rule: str
-    value: str = ""
-
-    def __str__(self) -> str:
-        return ": ".join(part for part in (str(self.place), self.key, self.value, self.rule) if part)
-
-
-def complaint(problems: Sequence[Problem]) -> SpecError:
-    """One error with all of them, in the order of the file."""
-    found = sorted(set(problems), key=lambda p: (p.place.line, p.place.column, p.key, p.rule))
-    lines = [str(problem) for problem in found[:MAX_SHOWN]]
-    if len(found) > MAX_SHOWN:
-        lines.append(f"... and {len(found) - MAX_SHOWN} more problems")
-    return SpecError("\n".join(lines))
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A scalar. `value` is None, a number or text (from Python also a bool); a plain word stays text."""
-
-    place: Place
-    value: Any
-    text: str | None = None
-    """As it was written; None where it comes from Python."""
-    plain: bool = True
-    """Without quotes."""
-
-
-@dataclass(frozen=True)
-class Items:
-    """A list."""
-
-    place: Place
-    items: tuple[Node, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A mapping: key -> (place of the key, value)."""
-
-    place: Place
-    entries: dict[str, tuple[Place, Node]] = field(default_factory=dict)
-
-
-Node = Leaf | Items | Table
-
-
-def shown(node: Node, limit: int = 60) -> str:
-    """The value as one short line."""
-    if isinstance(node, Table):
-        text = "{" + ", ".join(node.entries) + "}"
-    elif isinstance(node, Items):
-        text = "[" + ", ".join(shown(item, limit) for item in node.items[:limit]) + "]"
-    elif isinstance(node.value, str):
-        text = json.dumps(node.value[: limit + 1], ensure_ascii=False)
-    else:
-        text = "null" if node.value is None else node.text or str(node.value).lower()
-    return _short(text, limit)
-
-
-def _short(text: str, limit: int) -> str:
-    text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def join(key: str, name: str) -> str:
-    """The dotted key of an entry of `key`."""
-    name = name if name.isidentifier() and len(name) <= 60 else shown(Leaf(Place(""), name), 60)
-    return f"{key}.{name}" if key else name
-
-
-def plain_value(text: str) -> Any:
-    """None, a number or the text itself: `010` is ten, `1_000` a thousand, `1e-3` a number, `1:30` and `on` text."""
-    if text in _NULL:
-        return None
-    if _INT.fullmatch(text):
-        return int(text.replace("_", ""))
-    if _FLOAT.fullmatch(text):
-        return float(text.replace("_", ""))
-    special = _SPECIAL.fullmatch(text)
-    return float(special[1] + special[2]) if special else text
-
-
-# --- reading a file --------------------------------------------------------------------------------------------------
 
 
 def read_file(path: Path) -> tuple[Table, list[Problem]]:
@@ -161,7 +44,7 @@ def read_file(path: Path) -> tuple[Table, list[Problem]]:
 
 def compose(text: str, file: str) -> tuple[Table, list[Problem]]:
     """`read_file` of text that is at hand."""
-    node, problems = _Composer(text, file).document()
+    node, problems = Composer(text, file).document()
     if node is None or (isinstance(node, Leaf) and node.value is None):
         raise SpecError(f"{file}: the file is empty: a spec needs at least name, data, sae and train")
     if not isinstance(node, Table):
@@ -169,7 +52,7 @@ def compose(text: str, file: str) -> tuple[Table, list[Problem]]:
     return node, problems
 
 
-class _Composer:
+class Composer:
     """Events -> nodes, with every bound kept while it goes."""
 
     def __init__(self, text: str, file: str) -> None:
@@ -207,7 +90,7 @@ class _Composer:
             problem = "a tab cannot indent or separate, use spaces"
         place = Place(self._file, mark.line + 1, mark.column + 1) if mark else Place(self._file)
         context = f" ({error.context})" if error.context and error.problem else ""
-        return f"{place}: not YAML: " + _short(" ".join(f"{problem}{context}".split()), 200)
+        return f"{place}: not YAML: " + short(" ".join(f"{problem}{context}".split()), 200)
 
     def _place(self, event: yaml.Event) -> Place:
         mark = event.start_mark
@@ -299,76 +182,3 @@ class _Composer:
                     entries.setdefault(name, entry)
             else:
                 self._problems.append(Problem(base.place, key, "<< takes a mapping or a list of them", shown(base)))
-
-
-# --- other ways in ---------------------------------------------------------------------------------------------------
-
-
-def from_python(value: Any, label: str, depth: int = 1) -> Node:
-    """Plain Python data as nodes, for a spec that is written in Python."""
-    place = Place(label)
-    if depth > MAX_DEPTH:
-        raise SpecError(f"{place}: nested more than {MAX_DEPTH} deep")
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str):
-                raise SpecError(str(Problem(place, "", "a key must be text", repr(name)[:60])))
-        return Table(place, {name: (place, from_python(item, label, depth + 1)) for name, item in value.items()})
-    if isinstance(value, list | tuple):
-        return Items(place, tuple(from_python(item, label, depth + 1) for item in value))
-    if value is None or isinstance(value, bool | int | float | str):
-        return Leaf(place, value)
-    raise SpecError(
-        str(Problem(place, "", "must be a mapping, a list, text, a number, a bool or None", repr(value)[:60]))
-    )
-
-
-def override(root: Table, setting: str) -> Table:
-    """`root` with `a.b[0].c=value` applied; the value is YAML. Raises SpecError that names the override."""
-    place = Place(f"--set {_short(setting, 80)}")
-    key, equals, text = setting.partition("=")
-    if not equals:
-        raise SpecError(f"{place}: write KEY=VALUE, such as train.samples=1e5")
-    if len(text) > MAX_BYTES:
-        raise SpecError(f"{place}: too large")
-    node, problems = _Composer(text, str(place)).document()
-    if problems:
-        raise complaint(problems)
-    value = _moved(node if node is not None else Leaf(place, None, ""), place)
-    changed = _put(root, tuple(_steps(key.strip(), place)), value, "")
-    assert isinstance(changed, Table)
-    return changed
-
-
-def _steps(key: str, place: Place) -> Iterator[str | int]:
-    if not _KEY.fullmatch(key):
-        raise SpecError(f"{place}: {key[:60]!r} is not a key such as train.lr or sae[1].k")
-    for step in _STEP.finditer(key):
-        yield step[1] or int(step[2])
-
-
-def _moved(node: Node, place: Place) -> Node:
-    if isinstance(node, Table):
-        return Table(place, {name: (place, _moved(value, place)) for name, (_, value) in node.entries.items()})
-    if isinstance(node, Items):
-        return Items(place, tuple(_moved(item, place) for item in node.items))
-    return replace(node, place=place)
-
-
-def _put(node: Node, steps: tuple[str | int, ...], value: Node, key: str) -> Node:
-    if not steps:
-        return value
-    step, rest = steps[0], steps[1:]
-    if isinstance(step, int):
-        if not isinstance(node, Items):
-            raise SpecError(str(Problem(value.place, key, "is not a list", shown(node))))
-        if step >= len(node.items):
-            raise SpecError(str(Problem(value.place, f"{key}[{step}]", f"there are only {len(node.items)} entries")))
-        changed = _put(node.items[step], rest, value, f"{key}[{step}]")
-        return Items(node.place, (*node.items[:step], changed, *node.items[step + 1 :]))
-    if isinstance(node, Leaf) and node.value is None:
-        node = Table(value.place)
-    if not isinstance(node, Table):
-        raise SpecError(str(Problem(value.place, key, f'has no key "{step}"', shown(node))))
-    below = node.entries[step][1] if step in node.entries else Table(value.place)
-    return Table(node.place, {**node.entries, step: (value.place, _put(below, rest, value, join(key, step)))})

@@ -1,0 +1,141 @@
+"""Nodes that know where they stand, and problems that say it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from saebench.errors import SpecError
+
+MAX_DEPTH = 24
+MAX_SHOWN = 50
+"""Problems listed before "and N more"."""
+
+_INT = re.compile(r"[-+]?[0-9][0-9_]{0,99}")
+_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]{0,99}\.?[0-9_]{0,99}|\.[0-9][0-9_]{0,99})(?:[eE][-+]?[0-9]{1,4})?")
+_SPECIAL = re.compile(r"([-+]?)\.?(inf|nan)(?:inity)?", re.IGNORECASE)
+_NULL = frozenset({"", "~", "null", "Null", "NULL"})
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something stands; lines and columns count from 1, 0 where there are none (an override, a dict)."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong: `place: key: value: rule`."""
+
+    place: Place
+    key: str
+    rule: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (str(self.place), self.key, self.value, self.rule) if part)
+
+
+def complaint(problems: Sequence[Problem]) -> SpecError:
+    """One error with all of them, in the order of the file."""
+    found = sorted(set(problems), key=lambda p: (p.place.line, p.place.column, p.key, p.rule))
+    lines = [str(problem) for problem in found[:MAX_SHOWN]]
+    if len(found) > MAX_SHOWN:
+        lines.append(f"... and {len(found) - MAX_SHOWN} more problems")
+    return SpecError("\n".join(lines))
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A scalar. `value` is None, a number or text (from Python also a bool); a plain word stays text."""
+
+    place: Place
+    value: Any
+    text: str | None = None
+    """As it was written; None where it comes from Python."""
+    plain: bool = True
+    """Without quotes."""
+
+
+@dataclass(frozen=True)
+class Items:
+    """A list."""
+
+    place: Place
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A mapping: key -> (place of the key, value)."""
+
+    place: Place
+    entries: dict[str, tuple[Place, Node]] = field(default_factory=dict)
+
+
+Node = Leaf | Items | Table
+
+
+def shown(node: Node, limit: int = 60) -> str:
+    """The value as one short line."""
+    if isinstance(node, Table):
+        text = "{" + ", ".join(node.entries) + "}"
+    elif isinstance(node, Items):
+        text = "[" + ", ".join(shown(item, limit) for item in node.items[:limit]) + "]"
+    elif isinstance(node.value, str):
+        text = json.dumps(node.value[: limit + 1], ensure_ascii=False)
+    else:
+        text = "null" if node.value is None else node.text or str(node.value).lower()
+    return short(text, limit)
+
+
+def short(text: str, limit: int) -> str:
+    """One printable line of at most `limit` characters."""
+    text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def join(key: str, name: str) -> str:
+    """The dotted key of an entry of `key`."""
+    name = name if name.isidentifier() and len(name) <= 60 else shown(Leaf(Place(""), name), 60)
+    return f"{key}.{name}" if key else name
+
+
+def plain_value(text: str) -> Any:
+    """None, a number or the text itself: `010` is ten, `1_000` a thousand, `1e-3` a number, `1:30` and `on` text."""
+    if text in _NULL:
+        return None
+    if _INT.fullmatch(text):
+        return int(text.replace("_", ""))
+    if _FLOAT.fullmatch(text):
+        return float(text.replace("_", ""))
+    special = _SPECIAL.fullmatch(text)
+    return float(special[1] + special[2]) if special else text
+
+
+def from_python(value: Any, label: str, depth: int = 1) -> Node:
+    """Plain Python data as nodes, for a spec that is written in Python."""
+    place = Place(label)
+    if depth > MAX_DEPTH:
+        raise SpecError(f"{place}: nested more than {MAX_DEPTH} deep")
+    if isinstance(value, Mapping):
+        for name in value:
+            if not isinstance(name, str):
+                raise SpecError(str(Problem(place, "", "a key must be text", repr(name)[:60])))
+        return Table(place, {name: (place, from_python(item, label, depth + 1)) for name, item in value.items()})
+    if isinstance(value, list | tuple):
+        return Items(place, tuple(from_python(item, label, depth + 1) for item in value))
+    if value is None or isinstance(value, bool | int | float | str):
+        return Leaf(place, value)
+    raise SpecError(
+        str(Problem(place, "", "must be a mapping, a list, text, a number, a bool or None", repr(value)[:60]))
+    )
