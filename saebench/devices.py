@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
@@ -11,9 +10,9 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from saebench.config import RunConfig
+from saebench.cores import count_cores
 from saebench.errors import PreflightError
 
 CORES_PER_CPU_SLOT = 2
@@ -193,18 +192,3 @@ def uses_gpu(pid: int, device: str) -> bool:
 def has_mps() -> bool:
     """Whether this is a Mac whose GPU torch can use."""
     return sys.platform == "darwin" and platform.machine() == "arm64"
-
-
-def count_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its cgroup (a container's `--cpus`)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, math.ceil(_cgroup_quota(Path("/sys/fs/cgroup/cpu.max")))))
-
-
-def _cgroup_quota(path: Path) -> float:
-    """Cores of a cgroup-2 `cpu.max` ("200000 100000" = 2); a large number where there is no limit."""
-    try:
-        quota, period = path.read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):
-        return float(1 << 20)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from saebench import cores as cores_of_this_process
 from saebench import devices
 from saebench.config import RunConfig
 from saebench.errors import PreflightError
@@ -172,5 +173,5 @@ def test_cpu_slots_share_the_cores(
 )
 def test_a_containers_quota_counts(tmp_path: Path, text: str, cores: float) -> None:
     (tmp_path / "cpu.max").write_text(text)
-    assert devices._cgroup_quota(tmp_path / "cpu.max") == cores
-    assert devices._cgroup_quota(tmp_path / "absent") == 2**20
+    assert cores_of_this_process.cgroup_quota(tmp_path / "cpu.max") == cores
+    assert cores_of_this_process.cgroup_quota(tmp_path / "absent") == 2**20
