@@ -47,7 +47,7 @@ def pareto(report: Report) -> Chart:
             mine = mine[np.isfinite(mine["l0"]) & np.isfinite(mine["fvu"])].sort_values("l0")
             tips = [_stratum_tip(row) for row in mine.to_dict("records")]
             x, y, low, high = (mine[key].tolist() for key in ("l0", "fvu", "fvu_low", "fvu_high"))
-            i, dash = arms.index(arm), widths.index(width)
+            i, dash = arms.index(str(arm)), widths.index(width)
             series.append(Series(f"{arm} n={width:g}", i, "line", x, y, low, high, tips, dash))
         series = [s for s in series if len(s.x)]
         if series:

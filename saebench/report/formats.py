@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench.report.table import Table
+from saebench.report.table import Table, missing
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -33,17 +33,21 @@ def _flat(frame: DataFrame) -> DataFrame:
 
 def to_json(table: Table) -> str:
     """A list of objects, one per row; null for what is missing, NaN or infinite."""
-    return json.dumps([{key: _jsonable(value) for key, value in row.items()} for row in table.rows()], indent=1) + "\n"
+    rows = [{str(key): _jsonable(value, "/" not in str(key)) for key, value in row.items()} for row in table.rows()]
+    return json.dumps(rows, indent=1) + "\n"
 
 
-def _jsonable(value: Any) -> Any:
+def _jsonable(value: Any, whole: bool = False) -> Any:
+    """`whole`: a parameter, whose 16.0 is the 16 of the spec (pandas makes floats of integers beside missing ones)."""
     if isinstance(value, dict):
         return {str(key): _jsonable(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_jsonable(inner) for inner in value]
     value = value.item() if hasattr(value, "item") else value
-    if value is None or value != value or (isinstance(value, float) and not math.isfinite(value)):
+    if missing(value) or (isinstance(value, float) and not math.isfinite(value)):
         return None
+    if whole and isinstance(value, float) and value.is_integer():
+        return int(value)
     return value if isinstance(value, str | int | float | bool) else str(value)
 
 

@@ -231,13 +231,14 @@ def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.nda
 
 
 def _evaluation(record: Record, row: dict[str, Any]) -> dict[str, np.ndarray] | None:
+    import pandas as pd
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     source = next((s for s in record.sources if s.name == row["sweep"]), None)
     if source is None:
         return None
-    if source.paths is not None and row["trial"] == row["trial"]:
+    if source.paths is not None and not pd.isna(row["trial"]):
         local = source.paths.trial(int(row["trial"])).evaluation
         if local.is_file():
             try:

@@ -58,15 +58,18 @@ def find(sweeps: Sequence[str | Path], runs: str | Path | None = None, tracking_
 
 
 def local_sweeps(folder: Path) -> list[Path]:
-    """Directories in `folder` that a sweep has begun to fill, oldest first."""
+    """Directories in `folder` that a sweep has begun to fill, the one that changed last at the end."""
     if not folder.is_dir():
         return []
-    found = [p for p in folder.iterdir() if _record(SweepPaths(p)) is not None]
-    return sorted(found, key=lambda p: _record(SweepPaths(p)).stat().st_mtime)  # type: ignore[union-attr]
+    return sorted((p for p in folder.iterdir() if _files(SweepPaths(p))), key=lambda p: _last_change(SweepPaths(p)))
 
 
-def _record(paths: SweepPaths) -> Path | None:
-    return next((p for p in (paths.tracking, paths.lock, paths.spec) if p.is_file()), None)
+def _files(paths: SweepPaths) -> list[Path]:
+    return [p for p in (paths.tracking, paths.lock, paths.spec) if p.is_file()]
+
+
+def _last_change(paths: SweepPaths) -> float:
+    return max(p.stat().st_mtime for p in (*_files(paths), paths.journal, paths.log) if p.is_file())
 
 
 def _newest(folder: Path) -> Path:
@@ -78,7 +81,7 @@ def _newest(folder: Path) -> Path:
 
 def _named(sweep: str, folder: Path) -> Source:
     for path in (Path(sweep), folder / sweep):
-        if path.is_dir() and _record(SweepPaths(path.absolute())):
+        if path.is_dir() and _files(SweepPaths(path.absolute())):
             return _local(path.absolute())
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return _on_server([sweep], folder, uri)[0]

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 if TYPE_CHECKING:
     from pandas import DataFrame
 
@@ -44,16 +46,19 @@ class Table:
 
 def make(name: str, title: str, rows: Sequence[Row], columns: Sequence[Column], note: str = "") -> Table:
     """A table of these rows; a column that is empty throughout is not shown."""
-    import pandas as pd
-
     keys = list(dict.fromkeys([*(key for row in rows for key in row), *(c.key for c in columns)]))
     shown = [c for c in columns if not rows or any(c.text(row) not in ("", "-") for row in rows)]
     return Table(name, title, pd.DataFrame(rows, columns=keys), tuple(shown), note)
 
 
+def missing(value: Any) -> bool:
+    """None, NaN or pandas' NA."""
+    return value is None or value is pd.NA or value != value
+
+
 def plain(value: Any) -> str:
     """Four significant digits for a float, a dash for what is not there."""
-    if value is None or value != value:
+    if missing(value):
         return "-"
     if isinstance(value, float):
         return f"{value:.4g}" if not value.is_integer() or abs(value) >= 1e6 else f"{value:.0f}"

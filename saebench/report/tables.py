@@ -16,6 +16,7 @@ from saebench.report.table import (
     counted,
     decimals,
     make,
+    missing,
     p_value,
     percentage,
     plus_minus,
@@ -117,7 +118,7 @@ def verdicts(comparisons: Sequence[Comparison]) -> Table:
         Column("left_out", "left out"),
     ]  # fmt: skip
     note = "FVU: relative difference of the first arm from the second, mean over strata; below 0 the first is better."
-    return make("verdict", "Verdict", rows, columns, note)
+    return make("verdict", "Verdicts in numbers", rows, columns, note)
 
 
 def arms(frame: DataFrame, comparisons: Sequence[Comparison]) -> Table:
@@ -125,13 +126,12 @@ def arms(frame: DataFrame, comparisons: Sequence[Comparison]) -> Table:
     rows = [_side_by_side(frame, c, s) for c in comparisons for s in c.strata]
     columns = [
         _GROUP, Column("pair", "arms"), _LEVEL, _WIDTH, Column("l0", "at L0", decimals("l0", 1), spare=1),
-        Column("fvu_a", "FVU first", decimals("fvu_a", 4), spare=3),
-        Column("fvu_b", "FVU second", decimals("fvu_b", 4), spare=3),
+        Column("fvu_a", "FVU first", decimals("fvu_a", 4), spare=3), Column("trials_a", "c/p/f first"),
+        Column("fvu_b", "FVU second", decimals("fvu_b", 4), spare=3), Column("trials_b", "c/p/f second"),
         Column("difference_percent", "difference, 95% CI", difference),
         Column("text_low_percent", "95% over texts", signed_span("text_low_percent", "text_high_percent"), spare=4),
         Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"]), spare=2), Column("seeds", "seeds"),
         Column("l0_matched", "L0", spare=2),
-        Column("trials_a", "c/p/f first"), Column("trials_b", "c/p/f second"),
     ]  # fmt: skip
     note = (
         "Paired over seeds; Holm's correction is over the strata of a pair. Arms whose L0 differs by more than 5% are "
@@ -260,14 +260,15 @@ def lost(frame: DataFrame) -> Table:
     columns = [
         Column("trial", "trial", trial_name), Column("state", "state"), _ARM, _LEVEL, _WIDTH,
         Column("seed", "seed", spare=1), Column("lr", "lr", spare=1), Column("reason", "reason"),
-        Column("value", "value"), Column("threshold", "limit"), Column("rung", "at example"), Column("peers", "peers", spare=2), Column("pruner", "pruner", spare=2),
+        Column("value", "value"), Column("threshold", "limit"), Column("rung", "at example"),
+        Column("peers", "peers", spare=2), Column("pruner", "pruner", spare=2),
     ]  # fmt: skip
     return make("lost", "Pruned, failed and unfinished trials", rows, columns, trial_counts(counted(frame["state"])))
 
 
 def trial_name(row: Row) -> str:
     """For example demo/7, as `saebench export` takes it."""
-    return f"{row['sweep']}/{row['trial']}" if row["trial"] == row["trial"] else "-"
+    return f"{row['sweep']}/{row['trial']}" if not missing(row["trial"]) else "-"
 
 
 def trials(frame: DataFrame) -> Table:

@@ -1,0 +1,282 @@
+"""report, best, export, ui: what a sweep says, and taking things out of it."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saebench.errors import UserError
+
+if TYPE_CHECKING:
+    from saebench.report.document import Report
+    from saebench.report.table import Table
+
+FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
+SUFFIXES = {".csv": "csv", ".md": "markdown", ".json": "json", ".html": "html", ".tex": "latex", ".parquet": "parquet"}
+NAMES = ("verdict", "strata", "arms", "pareto", "best", "seeds", "effects", "importances", "lost", "trials")
+"""report.TABLES, spelled out so that --help needs no pandas; a test compares."""
+PLOTS = ("pareto", "curves", "dead", "density", "l0", "parallel")
+"""report.charts.CHARTS, likewise."""
+_PIPED_WIDTH = 140
+
+_RUNS = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
+_URI = click.option("--tracking-uri", metavar="URI", help="Read this MLflow server instead of the sweep's own.")
+_WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only trials with this value; repeatable.")
+
+
+@click.command()
+@click.argument("sweeps", nargs=-1, metavar="[SWEEP]...")
+@click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
+@click.option("--table", "names", multiple=True, type=click.Choice([*NAMES, "all"]), help="Only these tables.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a plot (.png, .svg, .pdf).")
+@click.option("--chart", default="pareto", type=click.Choice([*PLOTS, "all"]), help="Which plot (default: pareto).")
+@click.option("--log", is_flag=True, help="Attach the page and all plots to the sweep's run in MLflow.")
+@_WHERE
+@_RUNS
+@_URI
+def report(
+    sweeps: tuple[str, ...],
+    kind: str | None,
+    out: Path | None,
+    names: tuple[str, ...],
+    plot: Path | None,
+    chart: str,
+    log: bool,
+    where: tuple[str, ...],
+    runs_dir: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Say what SWEEP found: a verdict with intervals, tables, plots.
+
+    SWEEP is a name or a directory, the newest by default; several are reported together. csv, json and parquet hold
+    one table (default: trials, a row per trial) with raw numbers, the other formats the whole report. How to read it:
+    docs/report.md.
+    """
+    from saebench.report import load
+
+    document = load(*sweeps, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
+    kind = kind or (SUFFIXES.get(out.suffix.lower(), "table") if out else "table")
+    if plot:
+        for path in _plots(document, plot, chart):
+            click.echo(f"plot: {path}", err=True)
+    if not plot or out or names:
+        _write(document, kind, out, tuple(NAMES) if "all" in names else names)
+    if log:
+        click.echo(f"attached to MLflow: {', '.join(_log(document))}", err=True)
+    if kind not in ("table", "markdown", "latex", "html"):
+        for note in document.record.notes:
+            click.echo(f"note: {note}", err=True)
+
+
+def _plots(document: Report, path: Path, chart: str) -> list[Path]:
+    from saebench.report.charts import CHARTS
+    from saebench.report.plots import save
+
+    if chart != "all":
+        save(CHARTS[chart](document), path)
+        return [path]
+    drawn = {path.with_stem(f"{path.stem}-{name}"): CHARTS[name](document) for name in PLOTS}
+    drawn = {place: made for place, made in drawn.items() if made.panels}
+    for place, made in drawn.items():
+        save(made, place)
+    return list(drawn)
+
+
+def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]) -> None:
+    if kind == "table":
+        _print_tables(document, out, names)
+        return
+    if kind in ("csv", "json", "parquet") and len(names) > 1:
+        raise UserError(f"--format {kind} holds one table; give one --table")
+    if kind == "parquet" or (kind == "html" and out is None):
+        out = out or _default_file(document, kind)
+    if kind == "parquet" and out:
+        from saebench.report.formats import parquet
+
+        _parent(out)
+        parquet(document.table(names[0] if names else "trials"), out)
+    else:
+        _emit(_text(document, kind, names), out)
+    if out:
+        click.echo(f"written: {out}", err=True)
+
+
+def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
+    from saebench.report import formats
+
+    if kind == "html":
+        from saebench.report.html import page
+
+        return page(document)
+    if kind in ("csv", "json"):
+        table = document.table(names[0] if names else "trials")
+        return formats.csv(table) if kind == "csv" else formats.to_json(table)
+    tables = [document.table(name) for name in names or NAMES]
+    return formats.markdown(document, tables) if kind == "markdown" else formats.latex(document, tables)
+
+
+def _print_tables(document: Report, out: Path | None, names: tuple[str, ...]) -> None:
+    from rich.console import Console
+
+    from saebench.report.text import show
+
+    tables: list[Table] | None = [document.table(name) for name in names] if names else None
+    if out is None:
+        console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+        show(document, console, tables)
+        return
+    _parent(out)
+    with out.open("w", encoding="utf-8") as file:
+        show(document, Console(file=file, width=_PIPED_WIDTH), tables)
+    click.echo(f"written: {out}", err=True)
+
+
+def _emit(text: str, out: Path | None) -> None:
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        _parent(out)
+        out.write_text(text, encoding="utf-8")
+
+
+def _parent(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out}: {error.strerror}") from error
+
+
+def _default_file(document: Report, kind: str) -> Path:
+    paths = document.record.sources[0].paths
+    if paths is None:
+        raise UserError(f"--format {kind} needs --out FILE: this sweep has no directory here")
+    return paths.report / ("report.html" if kind == "html" else "trials.parquet")
+
+
+def _log(document: Report) -> list[str]:
+    """The page and every plot as artifacts of each sweep's parent run, in the folder report."""
+    import tempfile
+
+    from saebench.report.html import page
+    from saebench.report.sources import connect, speaking_to
+
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "report.html").write_text(page(document), encoding="utf-8")
+        _plots(document, Path(folder, "plot.png"), "all")
+        for source in document.record.sources:
+            client = connect(source.uri)
+            with speaking_to(source.uri):
+                client.log_artifacts(source.run_id, folder, "report")
+        return sorted(f"report/{path.name}" for path in Path(folder).iterdir())
+
+
+@click.command()
+@click.argument("sweep", required=False, metavar="[SWEEP]")
+@_WHERE
+@click.option("--register", metavar="NAME", help="Register the best trial's SAE in MLflow's model registry.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
+@_RUNS
+@_URI
+def best(
+    sweep: str | None,
+    where: tuple[str, ...],
+    register: str | None,
+    as_json: bool,
+    runs_dir: str | None,
+    tracking_uri: str | None,
+) -> None:
+    """Show the best trial per arm and sparsity of SWEEP, the best of all first.
+
+    FVU falls as L0 grows: narrow with --where k=32 (or type=batchtopk, dict_size=3072, ...) to compare like with like.
+    """
+    from rich.console import Console
+
+    from saebench.report import formats, load, pick
+    from saebench.report.table import Table
+    from saebench.report.text import rich_table
+
+    document = load(*([sweep] if sweep else []), runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
+    rows = pick.best(document)
+    shown = document.table("best")
+    table = Table(shown.name, shown.title, rows, shown.columns, shown.note)
+    if as_json:
+        click.echo(formats.to_json(table), nl=False)
+    else:
+        console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+        console.print(rich_table(table, console.width))
+        click.echo(_best_of_all(document, table.rows()[0]))
+    if register:
+        version, what = pick.register(document, table.rows()[0], register)
+        click.echo(f"registered {what} as {register}, version {version}", err=True)
+        if len(rows) > 1:
+            click.echo(f"note: it is the best of {len(rows)} levels of arm and sparsity; --where narrows", err=True)
+
+
+def _best_of_all(document: Report, row: dict[str, Any]) -> str:
+    source = next(s for s in document.record.sources if s.name == row["sweep"])
+    place = f"; {source.paths.trial(row['best_trial']).sae}" if source.paths else ""
+    what = f"{row['arm']}, {row['level_name']}={row['level']:g}, n={row['dict_size']:g}"
+    return f"best: {row['sweep']}/{row['best_trial']} ({what}){place}"
+
+
+@click.command()
+@click.argument("trial")
+@click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.")
+@click.option(
+    "--format",
+    "kind",
+    default="saebench",
+    type=click.Choice(["saebench", "saelens", "dictionary_learning"]),
+    help="Whose layout (default: saebench: sae.safetensors and sae.json).",
+)
+@_RUNS
+@_URI
+def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: str | None) -> None:
+    """Copy the SAE of TRIAL out of its sweep: SWEEP/NUMBER, a trial's directory, or an MLflow run id."""
+    from saebench.report.pick import export as write
+
+    for path in write(trial, to, kind, runs=runs_dir, tracking_uri=tracking_uri):
+        click.echo(path)
+
+
+@click.command()
+@click.argument("sweep", required=False, metavar="[SWEEP]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: 5000, or the next that is free.")
+@_RUNS
+@_URI
+def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: str | None) -> None:
+    """Open MLflow's own pages on SWEEP's record: starts `mlflow ui` on 127.0.0.1 and says where. Ctrl-C ends it."""
+    from saebench.report.sources import find, without_password
+
+    source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
+    page = f"/#/experiments/{source.experiment_id}"
+    if source.uri.startswith(("http://", "https://")):
+        click.echo(f"{without_password(source.uri).rstrip('/')}{page}")
+        return
+    port = _port(port)
+    click.echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", source.uri, "--workers", "1"]
+    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)])
+    try:
+        sys.exit(server.wait())
+    except KeyboardInterrupt:
+        server.wait()
+
+
+def _port(wanted: int | None) -> int:
+    """`wanted` if it is free, else a UserError; without a wish the first free one from 5000 on."""
+    for port in [wanted] if wanted else range(5000, 5100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"--port {wanted}: in use" if wanted else "ports 5000 to 5099 are in use; give --port")

@@ -1,0 +1,164 @@
+"""Taking results out of a sweep: the best trials, their files, MLflow's registry."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from saebench.errors import UserError
+from saebench.paths import SweepPaths, TrialPaths, runs_dir
+from saebench.report.document import Report
+from saebench.report.read import download, read
+from saebench.report.sources import Source, connect, find, speaking_to
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+ExportFormat = Literal["saebench", "saelens", "dictionary_learning"]
+WEIGHTS = "sae.safetensors"
+
+
+def best(report: Report) -> DataFrame:
+    """The best trial of every arm and sparsity, best objective first; raises UserError where none is complete."""
+    table = report.table("best").frame
+    if not len(table):
+        raise UserError(f"{report.name}: no complete trial{' that --where keeps' if report.where else ''}")
+    return table.sort_values("objective", ascending=not report.record.maximize, ignore_index=True)
+
+
+def register(report: Report, row: dict[str, Any], name: str) -> tuple[str, str]:
+    """Register a trial's SAE in MLflow's model registry; returns (version, what was registered).
+
+    The logged model where the sweep logged one (`tracking.log_model`), else the plain folder of weights, which can be
+    downloaded from the registry but not served.
+    """
+    source = next(s for s in report.record.sources if s.name == row["sweep"])
+    frame = report.frame
+    trial = frame[(frame["sweep"] == row["sweep"]) & (frame["trial"] == row["best_trial"])].iloc[0]
+    client = connect(source.uri)
+    with speaking_to(source.uri):
+        run = client.get_run(trial["run_id"])
+        uri, what = _model_uri(client, run)
+        known = {model.name for model in client.search_registered_models(filter_string=f"name = '{_safe(name)}'")}
+        if name not in known:
+            client.create_registered_model(name)
+        tags = {"saebench.sweep": row["sweep"], "saebench.trial": str(row["best_trial"])}
+        version = client.create_model_version(name, uri, run_id=trial["run_id"], tags=tags)
+    return str(version.version), what
+
+
+def _safe(name: str) -> str:
+    if not re.fullmatch(r"[^'/:.%\"]+", name):
+        raise UserError(f"--register {name}: a model's name has no quotes, slashes, colons, dots or percent signs")
+    return name
+
+
+def _model_uri(client: Any, run: Any) -> tuple[str, str]:
+    models = run.outputs.model_outputs if run.outputs else []
+    if models:
+        return f"models:/{models[-1].model_id}", "its logged model"
+    folders = [item.path for item in client.list_artifacts(run.info.run_id) if item.is_dir]
+    for folder in folders:
+        if any(Path(inner.path).name == "MLmodel" for inner in client.list_artifacts(run.info.run_id, folder)):
+            return f"{run.info.artifact_uri}/{folder}", "its logged model"
+    if "sae" not in folders:
+        raise UserError(f"run {run.info.run_id}: neither a logged model nor a folder sae among its artifacts")
+    return f"{run.info.artifact_uri}/sae", "its weights (set tracking.log_model for a model that can be served)"
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a trial's files may be had."""
+
+    name: str
+    """SWEEP/NUMBER, or the run id."""
+    local: TrialPaths | None
+    source: Source | None = None
+    run_id: str = ""
+
+
+def export(
+    trial: str, to: Path, kind: ExportFormat = "saebench", *, runs: str | None = None, tracking_uri: str | None = None
+) -> list[Path]:
+    """Write the SAE of `trial` into folder `to`; returns the files.
+
+    `trial` is SWEEP/NUMBER, a trial's directory, or an MLflow run id. The weights come from the sweep's directory,
+    else from MLflow. Raises UserError where there are none, or where `to` has files already.
+    """
+    if to.is_dir() and any(to.iterdir()):
+        raise UserError(f"{to}: not empty; give a new folder")
+    writer = None if kind == "saebench" else _writer(kind)
+    with _weights(_locate(trial, runs, tracking_uri)) as folder:
+        if writer is None:
+            to.mkdir(parents=True, exist_ok=True)
+            for file in sorted(folder.iterdir()):
+                shutil.copyfile(file, to / file.name)
+        else:
+            writer(folder, to)
+    return sorted(path for path in to.rglob("*") if path.is_file())
+
+
+def _writer(kind: str) -> Any:
+    """`export(folder, to)` of saebench.compat.<kind>."""
+    name = f"saebench.compat.{kind}"
+    if importlib.util.find_spec("saebench.compat") is None or importlib.util.find_spec(name) is None:
+        raise UserError(f"--format {kind}: this installation of saebench has no {name}")
+    return importlib.import_module(name).export
+
+
+def _locate(trial: str, runs: str | None, tracking_uri: str | None) -> Place:
+    directory = Path(trial)
+    if (directory / "config.json").is_file() or (directory / "sae").is_dir():
+        return Place(trial, TrialPaths(directory.absolute()))
+    if re.fullmatch(r"[0-9a-f]{32}", trial):
+        return _run(trial, runs, tracking_uri)
+    sweep, _, number = trial.rpartition("/")
+    if not number.isdigit():
+        raise UserError(f"{trial}: not a trial; give SWEEP/NUMBER, a trial's directory or an MLflow run id")
+    if not tracking_uri:
+        for root in (Path(sweep), runs_dir(runs) / sweep):
+            paths = SweepPaths(root.absolute()).trial(int(number))
+            if sweep and (paths.sae / WEIGHTS).is_file():
+                return Place(trial, paths)
+    source = find([sweep] if sweep else [], runs, tracking_uri)[0]
+    frame = read([source]).frame
+    found = frame[frame["trial"] == int(number)]
+    if found.empty:
+        numbers = f"0 to {frame['trial'].max()}" if len(frame) else "none"
+        raise UserError(f"{source.name}: no trial {int(number)} (trials: {numbers})")
+    local = source.paths.trial(int(number)) if source.paths else None
+    return Place(f"{source.name}/{int(number)}", local, source, found.iloc[0]["run_id"])
+
+
+def _run(run_id: str, runs: str | None, tracking_uri: str | None) -> Place:
+    """A run id is looked up on the given server, else on the newest sweep's."""
+    import os
+
+    uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or find([], runs)[0].uri
+    return Place(run_id, None, Source("", uri, "", run_id), run_id)
+
+
+@contextmanager
+def _weights(place: Place) -> Iterator[Path]:
+    """A folder with sae.safetensors and sae.json, for as long as the context lasts."""
+    if place.local is not None and (place.local.sae / WEIGHTS).is_file():
+        yield place.local.sae
+        return
+    if place.source is None:
+        raise UserError(f"{place.name}: no {WEIGHTS} (the trial has not ended, or its weights were deleted)")
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = download(place.source, place.run_id, "sae", Path(scratch))
+        if not (folder / WEIGHTS).is_file():
+            raise UserError(f"{place.name}: the artifact sae has no {WEIGHTS}")
+        yield folder
