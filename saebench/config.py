@@ -108,9 +108,9 @@ class _AuxConfig(SAEConfig):
 
 class _PenaltyConfig(SAEConfig):
     target_l0: PositiveFloat | None = None
-    """Held-out L0 that a controller steers to."""
+    """L0 that a controller steers to; calibration then takes the last few per cent on rows set aside."""
     sparsity_warmup: Fraction = 0.1
-    """Share of the run over which the penalty ramps up."""
+    """Share of the run over which the penalty ramps up, or the controller's set point falls to the target."""
 
 
 class _L1Config(_PenaltyConfig):
@@ -154,8 +154,8 @@ class JumpReLUConfig(_PenaltyConfig):
     """Weight of the L0 penalty in FVU units; give this or target_l0."""
     bandwidth: PositiveFloat = 0.1
     """Width of the estimator's kernel, in units of the pre-activations' standard deviation."""
-    threshold_lr_factor: PositiveFloat = 5.0
-    """Learning rate of the thresholds over that of the weights."""
+    threshold_lr_factor: PositiveFloat = 1.0
+    """Learning rate of the thresholds over that of the weights; at 5, L0 swings once lr is above 1e-3."""
 
     @model_validator(mode="after")
     def _one_penalty(self) -> Self:
@@ -246,7 +246,7 @@ class TrainConfig(Config):
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     dead_after: PositiveInt | None = None
-    """Examples without firing after which a latent is dead; null: min(one epoch, 100,000)."""
+    """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None
     """Examples between two evaluations on the hold-out; null: a twentieth of the budget."""
     log_every: PositiveInt | None = None
