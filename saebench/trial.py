@@ -43,6 +43,13 @@ def go_on() -> Verdict:
     return Verdict.GO
 
 
+def warm_up() -> None:
+    """Import what a trial imports on its way; called in the process that workers are forked from, so no CUDA."""
+    import torch._dynamo  # noqa: F401 (torch.optim does at its first step: 2 s)
+
+    stores.open_store  # noqa: B018 (importing it is the point)
+
+
 def run_trial(
     config: TrialConfig,
     paths: TrialPaths,

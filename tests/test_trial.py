@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,14 @@ SPARSITY = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "matryoshka": {"k": 4}}
 
 
 @pytest.fixture(autouse=True)
-def _rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def _rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A store without texts; one thread, because more of them take turns where the tests share two cores."""
     monkeypatch.setattr(stores, "open_store", open_rows)
     monkeypatch.setattr("os.fsync", lambda _: None)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def config(kind: str = "topk", **train: Any) -> TrialConfig:
@@ -235,15 +240,11 @@ def test_the_default_checkpoints_are_some_time_apart(tmp_path: Path, monkeypatch
 
 
 def test_a_checkpoint_remembers_the_threads_that_its_bits_depend_on(tmp_path: Path) -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        run(config(), tmp_path, leave_at(500))
-        torch.set_num_threads(1)
-        told = run(config(), tmp_path)
-        assert told[0].info["threads"] == torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
+    torch.set_num_threads(2)
+    run(config(), tmp_path, leave_at(500))
+    torch.set_num_threads(1)
+    told = run(config(), tmp_path)
+    assert told[0].info["threads"] == torch.get_num_threads() == 2
 
 
 def test_a_trial_that_diverges_says_so(tmp_path: Path) -> None:
