@@ -114,7 +114,7 @@ def _pruner(plan: Plan) -> Iterator[str]:
         if first >= plan.samples:
             yield f"{stratum.id}: {prune.pruner} never acts: warm-up, ramps and the first dead window last to the end"
             continue
-        if prune.warmup is not None and _mark_after(plan, prune.warmup) < first:
+        if prune.warmup is not None and plan.mark_after(prune.warmup) < first:
             yield (
                 f"{stratum.id}: first verdict at {first:,} examples, not at prune.warmup: lr warm-up, penalty ramp and "
                 "the first dead window come first"
@@ -127,10 +127,6 @@ def _pruner(plan: Plan) -> Iterator[str]:
                 if prune.pruner == "median"
                 else f"{prune.pruner} never acts in strata of {stratum.points} point: it compares at least two"
             )
-
-
-def _mark_after(plan: Plan, samples: int) -> int:
-    return next((mark for mark in plan.marks() if mark >= samples), plan.samples)
 
 
 _OWNERS = {

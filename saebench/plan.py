@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -149,14 +150,18 @@ class Plan:
         ramps = max(_maximum(stratum, "warmup") or 0, _maximum(stratum, "sparsity_warmup") or 0) * self.samples
         given = self.spec.prune.warmup
         floor = max(ramps, window, PRUNE_SHARE * self.samples if given is None else given)
-        return next((mark for mark in self.marks() if mark >= floor), self.samples)
+        return self.mark_after(floor)
+
+    def mark_after(self, samples: float) -> int:
+        """The first mark at which `samples` examples were seen; the last one, where there is none."""
+        return self._marks[min(bisect_left(self._marks, samples), len(self._marks) - 1)]
 
     def rungs(self, stratum: Stratum) -> tuple[int, ...]:
         """Examples at the rungs of asha and hyperband: the marks at `prune_from` times the powers of the reduction
         factor, the end left out."""
         target, found = self.prune_from(stratum), []
         while target < self.samples:
-            mark = next(mark for mark in self.marks() if mark >= target)
+            mark = self.mark_after(target)
             if mark < self.samples and mark not in found:
                 found.append(mark)
             target *= self.spec.prune.reduction_factor

@@ -51,22 +51,22 @@ def _nulls(draft: Draft) -> Found:
 
 def _axes(draft: Draft) -> Found:
     """search.strata names fields that there are and that have levels."""
-    given = draft.get("search", "strata")
+    named = draft.get("search", "strata")
     fields = {name for _, arm in draft.arms for name in SAE_CONFIGS[arm.type].model_fields}
     known = sorted(fields | TrainConfig.model_fields.keys() - FIXED_TRAIN_FIELDS)
-    for i, name in enumerate(given or ()):
+    for i, name in enumerate(named or ()):
         if name in FIXED_TRAIN_FIELDS:
             yield f"search.strata[{i}]", "is the same for every trial"
         elif name not in known and draft.arms:
             hint = did_you_mean(name, known)
             yield f"search.strata[{i}]", "is a parameter of no arm" + (f" ({hint})" if hint else "")
-        if name in given[:i]:
+        if name in named[:i]:
             yield f"search.strata[{i}]", "is in the list twice"
-    if given is not None and "type" not in given:
+    if named is not None and "type" not in named:
         yield "search.strata", 'must name "type": arms of different types have different parameters'
     for key, name, value in _searched(draft, axes=True):
         if isinstance(value, Range):
-            yield key, f"{name} is a stratum axis, so it takes a value or a list{_INSTEAD if given is None else ''}"
+            yield key, f"{name} is a stratum axis, so it takes a value or a list{_INSTEAD if named is None else ''}"
 
 
 _INSTEAD = "; to search it, leave it out of search.strata"

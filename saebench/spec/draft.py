@@ -18,7 +18,6 @@ class Draft:
     arms: tuple[tuple[int, Arm], ...]
     d_in: int | None = None
     """Width of the embeddings, where it is known without loading the model."""
-
     unread: frozenset[str] = frozenset()
     """Keys with problems: defaults may stand in their place, and mean nothing."""
 
@@ -43,6 +42,7 @@ Found = Iterator[tuple[str, str]]
 
 
 def given(name: str, value: Value) -> tuple[Any, ...]:
+    """Every value that a field can take, nulls left out."""
     return tuple(option for option in options(name, value) if option is not None)
 
 

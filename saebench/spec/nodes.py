@@ -134,6 +134,8 @@ def from_python(value: Any, label: str, depth: int = 1) -> Node:
         return Table(place, {name: (place, from_python(item, label, depth + 1)) for name, item in value.items()})
     if isinstance(value, list | tuple):
         return Items(place, tuple(from_python(item, label, depth + 1) for item in value))
+    if isinstance(value, int) and abs(value) > 10**100:
+        raise SpecError(str(Problem(place, "", "a number of more than 100 digits")))
     if value is None or isinstance(value, bool | int | float | str):
         return Leaf(place, value)
     raise SpecError(

@@ -144,10 +144,7 @@ class Reader:
             if name not in node.entries:
                 self.complain(node.place, join(key, name), "is missing: a range has low and high")
             else:
-                bounds[name] = self.value(takes.bound, node.entries[name][1], join(key, name))
-                if bounds[name] is not BAD:
-                    checked = self.value(annotation, node.entries[name][1], join(key, name))
-                    bounds[name] = checked
+                bounds[name] = self._bound(annotation, node.entries[name][1], join(key, name))
         log = self.value(bool, node.entries["log"][1], join(key, "log")) if "log" in node.entries else False
         step = None
         if "step" in node.entries and not _is_null(node.entries["step"][1]):
@@ -157,6 +154,11 @@ class Reader:
         found = Range(bounds["low"], bounds["high"], log, step)
         rule = _range_rule(found)
         return self.refuse(node, key, rule) if rule else found
+
+    def _bound(self, annotation: Any, node: Node, key: str) -> Any:
+        """An end of a range: a number, even where the field takes null, and one that the field takes."""
+        read = self.value(accepts(annotation).bound, node, key)
+        return read if read is BAD else self.value(annotation, node, key)
 
 
 def _is_null(node: Node) -> bool:

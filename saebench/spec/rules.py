@@ -14,7 +14,7 @@ from saebench.spec.draft import Draft, Found, at
 
 MAX_MARKS = 10_000
 LARGEST_SEED = 2**32 - 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check(draft: Draft) -> list[tuple[str, str]]:
@@ -24,7 +24,7 @@ def check(draft: Draft) -> list[tuple[str, str]]:
 
 def _name_is_a_directory(draft: Draft) -> Found:
     name = draft.get("name")
-    if isinstance(name, str) and not _NAME.fullmatch(name):
+    if isinstance(name, str) and not NAME.fullmatch(name):
         yield "name", "must be letters, digits, dots, dashes and underscores, at most 100, a letter or digit first"
 
 
@@ -95,7 +95,7 @@ def _schedule(draft: Draft) -> Found:
 def _prune(draft: Draft) -> Found:
     pruner, warmup = draft.get("prune", "pruner"), draft.get("prune", "warmup")
     samples, lower, upper = draft.get("train", "samples"), draft.get("prune", "lower"), draft.get("prune", "upper")
-    if isinstance(warmup, int) and isinstance(samples, int) and warmup >= samples:
+    if pruner != "none" and isinstance(warmup, int) and isinstance(samples, int) and warmup >= samples:
         yield "prune.warmup", f"must be below train.samples, which is {samples}: nothing could be stopped early"
     if pruner == "threshold" and lower is None and upper is None:
         yield "prune.pruner", "needs prune.lower or prune.upper"

@@ -9,6 +9,7 @@ from typing import Any
 
 from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, SPARSITY_PARAMETERS, Config, TrainConfig
 from saebench.spec.grammar import LIST_FIELDS, SweepSpec
+from saebench.spec.rules import LARGEST_SEED, NAME
 from saebench.spec.strata import WIDTH
 
 Schema = dict[str, Any]
@@ -24,7 +25,7 @@ def schema() -> Schema:
         if name in ("sae", "train", "seeds"):
             continue
         properties[name] = {**_field(SweepSpec, name, definitions), "description": field.description}
-    properties["name"]["pattern"] = "^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+    properties["name"]["pattern"] = f"^{NAME.pattern}$"
     properties["sae"] = {
         "description": SweepSpec.model_fields["sae"].description,
         "type": "array",
@@ -37,7 +38,7 @@ def schema() -> Schema:
         "type": "array",
         "minItems": 1,
         "uniqueItems": True,
-        "items": {"type": "integer", "minimum": 0},
+        "items": {"type": "integer", "minimum": 0, "maximum": LARGEST_SEED},
     }
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

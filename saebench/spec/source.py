@@ -19,6 +19,7 @@ MAX_BYTES = 64 * 1024
 MAX_NODES = 10_000
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
+_NO_CHARACTER = re.compile(r"\\U(?!000[0-9A-Fa-f]|0010)[0-9A-Fa-f]{8}")
 
 
 def read_file(path: Path) -> tuple[Table, list[Problem]]:
@@ -75,12 +76,12 @@ class Composer:
         except yaml.MarkedYAMLError as error:
             raise SpecError(self._syntax(error)) from None
         except yaml.reader.ReaderError as error:
-            before = self._text[: error.position]
-            place = Place(self._file, before.count("\n") + 1, len(before) - before.rfind("\n"))
             code = ord(error.character) if isinstance(error.character, str) else error.character
-            raise SpecError(f"{place}: character U+{code:04X} is not allowed in YAML") from None
-        except (ValueError, OverflowError):  # an escape such as "\UFFFFFFFF"
-            raise SpecError(f"{self._file}: not YAML: an escape names no character") from None
+            raise SpecError(f"{self._at(error.position)}: character U+{code:04X} is not allowed in YAML") from None
+        except (ValueError, OverflowError):  # from chr()
+            found = _NO_CHARACTER.search(self._text)
+            place = self._at(found.start()) if found else Place(self._file)
+            raise SpecError(f"{place}: not YAML: an escape that names no character") from None
         return node, self._problems
 
     def _syntax(self, error: yaml.MarkedYAMLError) -> str:
@@ -91,6 +92,10 @@ class Composer:
         place = Place(self._file, mark.line + 1, mark.column + 1) if mark else Place(self._file)
         context = f" ({error.context})" if error.context and error.problem else ""
         return f"{place}: not YAML: " + short(" ".join(f"{problem}{context}".split()), 200)
+
+    def _at(self, position: int) -> Place:
+        before = self._text[:position]
+        return Place(self._file, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
     def _place(self, event: yaml.Event) -> Place:
         mark = event.start_mark
