@@ -1,0 +1,80 @@
+"""What the k-sparse architectures share: training through (values, indices), AuxK for dead latents."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+
+from saebench.config import BatchTopKConfig, MatryoshkaConfig, TopKConfig
+from saebench.saes import sparse
+from saebench.saes.base import SAE, Dead, Loss, Moment, Precision
+from saebench.saes.sparse import SparseCodes
+
+
+def default_k_aux(d_in: int) -> int:
+    """The power of two nearest d_in / 2, on the scale of exponents (Gao et al. 2024, A.2)."""
+    half = max(1, d_in // 2)
+    low = 1 << (half.bit_length() - 1)
+    return low if half * half <= 2 * low * low else 2 * low
+
+
+class KSparseSAE(SAE):
+    """loss = FVU + aux_coeff * AuxK; no tensor of shape (B, dict_size) is kept."""
+
+    config: TopKConfig | BatchTopKConfig | MatryoshkaConfig
+
+    def __init__(self, config: TopKConfig | BatchTopKConfig | MatryoshkaConfig, d_in: int) -> None:
+        super().__init__(config, d_in)
+        if config.k > self.dict_size:
+            raise ValueError(f"k {config.k:g} must not exceed dict_size {self.dict_size}")
+        self.k_aux = config.k_aux or default_k_aux(d_in)
+
+    @abstractmethod
+    def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
+        """Training codes of centred = z - b_dec (B, d_in)."""
+
+    def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor]:
+        """(reconstruction term of the loss, reconstruction z_hat (B, d_in) by all codes)."""
+        z_hat = sparse.decode(codes, self.W_dec, self.b_dec)
+        return self.fvu(z, z_hat), z_hat
+
+    def loss(self, x: Tensor, moment: Moment) -> Loss:
+        z = self.training_input(x)
+        centred = z - self.b_dec
+        codes = self.select(centred, moment.precision)
+        error, z_hat = self.errors(z, codes)
+        residual = (z - z_hat).detach()
+        total, parts = error, {}
+        if moment.dead is not None and self.config.aux_coeff > 0:
+            aux = self.auxk(centred, residual, moment.dead, moment.precision)
+            total, parts["train/aux_loss"] = error + self.config.aux_coeff * aux, aux.detach()
+        firing = codes.firing()
+        return Loss(
+            total=total,
+            fvu=residual.square().sum() / (len(z) * self.variance),
+            l0=firing.sum() / len(z),
+            fired=firing > 0,
+            parts=parts,
+        )
+
+    def auxk(self, centred: Tensor, residual: Tensor, dead: Dead, precision: Precision = "float32") -> Tensor:
+        """Share of the residual's variance that the k_aux strongest dead latents leave unexplained.
+
+        The residual (B, d_in) is a constant; dead latents rebuild it without b_dec, from pre-activations of their own,
+        so that the gradient reaches their encoder columns. They enter with their sign: a latent whose pre-activation
+        is negative everywhere would otherwise get no gradient and never come back. 0 where no latent is dead.
+        """
+        if dead.index.numel() == 0:
+            return residual.new_zeros(())
+        bias = self.b_enc[dead.index].masked_fill(~dead.still, -torch.inf)
+        k = min(self.k_aux, dead.index.numel())
+        codes = sparse.encode_topk(centred, self.W_enc[:, dead.index], bias, k, precision, signed=True)
+        values = torch.where(codes.values.isneginf(), 0.0, codes.values)
+        rebuilt = sparse.decode(
+            SparseCodes(values, codes.indices, codes.offsets, codes.dict_size), self.W_dec[dead.index]
+        )
+        spread = (residual - residual.mean(0)).square().sum()
+        share = (residual - rebuilt).square().sum() / spread.clamp_min(1e-12 * len(residual) * float(1))
+        return torch.where(dead.still.any(), share, 0.0)

@@ -1,0 +1,116 @@
+"""An SAE on disk: bit for bit, enough to encode, and a clear error for everything else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import formulas
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import saebench
+from saebench.errors import UserError
+from saebench.saes import NotCalibratedError, SAEFileError, load_sae, save_sae
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    sae = formulas.small("batchtopk")
+    sae.calibrate(formulas.cloud(64))
+    return save_sae(sae, tmp_path / "sae")
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_every_type_comes_back_bit_for_bit_and_encodes(kind: str, tmp_path: Path) -> None:
+    sae, x = formulas.small(kind), formulas.cloud(30)
+    sae.calibrate(x)
+    loaded = saebench.load_sae(save_sae(sae, tmp_path / "deep" / "sae"))
+    assert type(loaded) is type(sae)
+    assert loaded.config == sae.config
+    ours, theirs = sae.state_dict(), loaded.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[n], theirs[n]) and ours[n].dtype == theirs[n].dtype for n in ours)
+    assert torch.equal(loaded.encode(x), sae.encode(x).detach())
+    assert torch.equal(loaded(x), sae(x).detach())
+
+
+def test_a_folder_holds_two_files_and_no_leavings(folder: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == ["sae.json", "sae.safetensors"]
+    assert {"threshold", "preprocessing.shift", "W_enc"} <= load_file(folder / "sae.safetensors").keys()
+
+
+def test_an_uncalibrated_sae_is_still_uncalibrated_after_loading(tmp_path: Path) -> None:
+    loaded = load_sae(save_sae(formulas.small("batchtopk"), tmp_path))
+    with pytest.raises(NotCalibratedError):
+        loaded.encode(formulas.cloud(2))
+
+
+def test_saving_again_replaces(folder: Path) -> None:
+    other = formulas.small("topk", seed=9)
+    save_sae(other, folder)
+    assert torch.equal(load_sae(folder).W_dec, other.W_dec)
+
+
+@pytest.mark.parametrize("name", ["sae.json", "sae.safetensors"])
+def test_a_missing_file_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=name):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("name", ["sae.json", "sae.safetensors"])
+@pytest.mark.parametrize("keep", [0, 10, 0.5, 0.99])
+def test_a_truncated_file_is_refused(folder: Path, name: str, keep: float) -> None:
+    data = (folder / name).read_bytes()
+    (folder / name).write_bytes(data[: int(keep if keep >= 1 else keep * len(data))])
+    with pytest.raises(SAEFileError, match=name):
+        load_sae(folder)
+
+
+def edit(folder: Path, **changes: object) -> None:
+    path = folder / "sae.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_newer_format_says_so(folder: Path) -> None:
+    edit(folder, format_version=2, saebench="9.9")
+    with pytest.raises(SAEFileError, match=r"format_version: 2, this saebench reads up to 1 \(written by saebench 9\.9"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("text", ['{"d_in": 4}', "[1, 2]", '{"format": "other"}', "\\ud800", "null"])
+def test_a_foreign_file_is_refused(folder: Path, text: str) -> None:
+    (folder / "sae.json").write_text(text)
+    with pytest.raises(SAEFileError, match=r"sae\.json"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("config", [None, {"type": "mystery"}, {"type": "topk"}, {"type": "topk", "k": 99, "dict_size": 3}])
+def test_an_impossible_config_is_refused(folder: Path, config: object) -> None:
+    edit(folder, config=config)
+    with pytest.raises(SAEFileError, match="config"):
+        load_sae(folder)
+
+
+def test_tensors_that_do_not_belong_are_named(folder: Path) -> None:
+    path = folder / "sae.safetensors"
+    whole = load_file(path)
+    for change, message in [
+        ({"threshold": None}, "threshold: missing"),
+        ({"stranger": torch.ones(2)}, "stranger: unknown tensor"),
+        ({"b_enc": torch.ones(3)}, r"b_enc: torch.float32 \(3,\), expected torch.float32 \(24,\)"),
+        ({"b_enc": torch.ones(24).double()}, r"b_enc: torch.float64 \(24,\), expected"),
+    ]:
+        save_file({n: t for n, t in {**whole, **change}.items() if t is not None}, path)
+        with pytest.raises(SAEFileError, match=message):
+            load_sae(folder)
+
+
+def test_the_error_is_one_a_command_line_can_print(folder: Path) -> None:
+    edit(folder, format="x")
+    with pytest.raises(UserError):
+        load_sae(folder)
+    with pytest.raises(ValueError, match="not written by saebench"):
+        load_sae(folder)
