@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from saebench import events
 from saebench.events import Event
@@ -82,14 +84,18 @@ class Board:
         return (time.time() - self.started) / done * left
 
 
-def verdict_line(number: int, samples: int, verdict: dict[str, object]) -> str:
+_SAID_OTHERWISE = frozenset({"verdict", "samples", "pruner"})
+
+
+def verdict_line(number: int, samples: int, verdict: Mapping[str, Any]) -> str:
     """A verdict and its numbers, for people."""
     numbers = ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in verdict.items()
-        if key != "verdict" and value is not None
+        if key not in _SAID_OTHERWISE and value is not None
     )
-    return f"trial {number:04d} at {samples:,}: {verdict.get('verdict', '?')}" + (f" ({numbers})" if numbers else "")
+    by = f"{verdict['pruner']}: " if verdict.get("pruner") else ""
+    return f"trial {number:04d} at {samples:,}: {verdict.get('verdict', '?')} ({by}{numbers})"
 
 
 def read_board(paths: SweepPaths, planned: int = 0, since: float | None = None) -> Board:

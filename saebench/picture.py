@@ -71,6 +71,13 @@ def ended_line(state: TrialState) -> str:
     )
 
 
+def bar_line(done: float, total: float | None, text: str) -> RenderableType:
+    """A bar and some words on one line."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_row(ProgressBar(total or None, done, width=40), Text(text, "dim", no_wrap=True))
+    return grid
+
+
 def running_table(rows: Iterable[Running]) -> Table:
     """Slots and the trials on them."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
@@ -98,10 +105,10 @@ def _number(value: float | None) -> str:
 
 def picture(board: Board, height: int = 40) -> RenderableType:
     """The whole screen, at most about `height` lines of it."""
-    head = Text.assemble((board.name, "bold"), "  ", counts_text(board), "  ", (pace_text(board), "dim"))
-    parts: list[RenderableType] = [head]
-    if board.planned:
-        parts.append(ProgressBar(board.planned, board.ended, width=60))
+    parts: list[RenderableType] = [
+        Text.assemble((board.name, "bold"), "  ", counts_text(board)),
+        bar_line(board.ended, board.planned, pace_text(board)),
+    ]
     if board.stopping:
         parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and leave", "magenta"))
     if board.tracker:
@@ -112,8 +119,9 @@ def picture(board: Board, height: int = 40) -> RenderableType:
         *_section("failed", failure_lines(board), 8),
     ]
     rows = sorted(board.running.values(), key=lambda row: row.slot)
-    room = max(3, height - len(parts) - len(below) - 4)
-    parts.append(running_table(rows[:room]))
+    room = max(3, height - len(parts) - len(below) - 5)
+    if rows:
+        parts.append(running_table(rows[:room]))
     if len(rows) > room:
         parts.append(Text(f"and {len(rows) - room} more running", "dim"))
     return Group(*parts, *below)

@@ -208,7 +208,7 @@ class Scheduler:
     def _judge(self, active: Active, event: Event) -> Verdict:
         verdict = self._ledger.judge(active.number, event)
         if verdict == Verdict.PRUNE:
-            self._note(self._board.verdicts[-1])
+            self._view.note(self._board.verdicts[-1])
         if verdict == Verdict.GO and active.leaving is not None and event.samples < self._total(active.number):
             return Verdict.LEAVE
         return verdict

@@ -23,7 +23,7 @@ from saebench.ledger import Ledger
 from saebench.lock import agree, at_work_on, now, provenance, read_lock
 from saebench.models import embedding_width
 from saebench.paths import SweepPaths, write_json, write_text
-from saebench.picture import counts_text, failure_lines
+from saebench.picture import counts_text, duration, failure_lines
 from saebench.plan import make_plan
 from saebench.recovery import await_orphans, recover
 from saebench.scheduler import Halt, Scheduler
@@ -258,7 +258,9 @@ class _Sweep:
         say = self._view.say
         if lag.unsent:
             say(f"{lag.unsent} events wait for MLflow ({lag.error}); the same command sends them")
-        say(counts_text(board).plain)
+        if halt is None:
+            board.planned = board.ended  # replicates of points that were stopped have never been due
+        say(f"{counts_text(board).plain} in {duration(time.time() - board.started)}")
         for line in failure_lines(board):
             say(f"failed {line}")
         if halt is not None:

@@ -10,14 +10,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Protocol, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.text import Text
 
 from saebench.board import Board
-from saebench.picture import EncodingProgress, counts_text, encoding_line, ended_line, pace_text, picture
+from saebench.picture import EncodingProgress, bar_line, counts_text, encoding_line, ended_line, pace_text, picture
 from saebench.state import TrialState
 
 FRAME = 0.2
@@ -140,11 +138,11 @@ class LoggedView(QuietView):
 
 
 class LiveView(QuietView):
-    """One picture that is drawn over and over; what was said stays above it."""
+    """One picture that is drawn over and over; what was said stays above it, and when it is gone."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._live = Live(console=self._console, auto_refresh=False, transient=False, vertical_overflow="crop")
+        self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._drawn = 0.0
         self._board: Board | None = None
 
@@ -153,8 +151,6 @@ class LiveView(QuietView):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if self._board is not None:
-            self._live.update(self._picture(self._board), refresh=True)
         self._live.stop()
 
     def note(self, text: str) -> None:
@@ -166,8 +162,7 @@ class LiveView(QuietView):
         self._live.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def encoding(self, progress: EncodingProgress) -> None:
-        bar = ProgressBar(progress.total, progress.done, width=40)
-        self._draw(lambda: Group(Text(encoding_line(progress)), bar))
+        self._draw(lambda: bar_line(progress.done, progress.total, encoding_line(progress)))
 
     def show(self, board: Board) -> None:
         self._board = board

@@ -205,9 +205,11 @@ def script(tmp_path: Path) -> Callable[..., subprocess.Popen[str]]:
     return start
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None = None, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"it ended early: {process.communicate()[0]}")
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.02)
 
@@ -233,7 +235,7 @@ def test_kill_9_of_the_scheduler_and_the_same_command_again(
     undisturbed = histories(sweep(spec(name="undisturbed"), threads=True).root)
     root = tmp_path / "runs" / "toy"
     process = script(spec(), TOY_STEP="0.03")
-    wait_for(lambda: evaluations(root) >= 3)
+    wait_for(lambda: evaluations(root) >= 3, process)
     process.kill()
     process.communicate()
     again = sweep(threads=True)
@@ -243,7 +245,7 @@ def test_kill_9_of_the_scheduler_and_the_same_command_again(
         "sweep": ("FINISHED", 0),
         **{f"{n:04d}": ("FINISHED", points(root, f"{n:04d}")) for n in range(4)},
     }
-    wait_for(lambda: not workers(), 10)
+    wait_for(lambda: not workers(), seconds=10)
 
 
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGUSR1", 75)])
@@ -256,7 +258,7 @@ def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
 ) -> None:
     root = tmp_path / "runs" / "toy"
     process = script(spec(), TOY_STEP="0.05")
-    wait_for(lambda: evaluations(root) >= 1)
+    wait_for(lambda: evaluations(root) >= 1, process)
     process.send_signal(getattr(signal, sent))
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output

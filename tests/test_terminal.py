@@ -141,7 +141,8 @@ def test_plain_says_how_things_stand_once_a_minute() -> None:
     assert "15/24 trials" in out.getvalue()
 
 
-def test_live_keeps_what_was_said_and_the_last_picture() -> None:
+def test_live_draws_the_board_and_keeps_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal, "FRAME", 0.0)
     console = Console(file=io.StringIO(), force_terminal=True, width=120, height=40)
     with LiveView(console) as view:
         view.say("sweep quickstart: [brackets] stay")

@@ -82,7 +82,7 @@ def _print_status(paths: SweepPaths) -> None:
 
     from saebench.picture import picture
 
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(_scheduler_line(paths), highlight=False, markup=False)
     console.print(picture(_board(paths), height=1000))
 
