@@ -16,6 +16,7 @@ LAYERS = [
     {"events", "paths", "models"},
     {"spec"},
     {"plan"},
+    {"forecast"},
     {"metrics", "saes", "stores", "optim"},
     {"trainer"},
     {"trial"},

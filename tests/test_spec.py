@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
 from saebench.config import SAE_CONFIGS, TrainConfig
@@ -89,6 +89,8 @@ def test_a_mapping_is_read_as_a_file_is() -> None:
     assert parse_spec(values).train["lr"] == Range(1e-3, 1.0, log=True)
     with pytest.raises(SpecError, match=r"^spec: train\.samples: -1: must be above 0$"):
         parse_spec({**values, "train": {"samples": -1}})
+    with pytest.raises(SpecError, match=r"^spec: a number of more than 100 digits$"):
+        parse_spec({**values, "train": {"samples": 10**400}})
     with pytest.raises(
         SpecError, match=r"^here: <object .*>: must be a mapping, a list, text, a number, a bool or None"
     ):
@@ -409,7 +411,7 @@ UNREADABLE: list[tuple[bytes, str]] = [
     (b"a: b: c", "s.yaml:1:5: not YAML: mapping values are not allowed here"),
     (b"name: a\0b", "s.yaml:1:8: character U+0000 is not allowed in YAML"),
     (b'name: "\\ud800"', "s.yaml:1:7: character U+D800 is not allowed"),
-    (b'name: "\\UFFFFFFFF"', "s.yaml: not YAML: an escape names no character"),
+    (b'name: "\\UFFFFFFFF"', "s.yaml:1:8: not YAML: an escape that names no character"),
     (b"name: x\n---\nname: y\n", "s.yaml:2:1: a second document: a spec is one"),
     (b"a: *b", "s.yaml:1:4: a: *b: no anchor of that name is complete above it"),
     (b"a: &a [*a]", "s.yaml:1:8: a[0]: *a: no anchor of that name is complete above it"),
@@ -427,6 +429,19 @@ def test_what_is_no_spec_gets_one_clean_line_quickly(tmp_path: Path, content: by
     start = time.process_time()
     assert errors(tmp_path, content) == [line]
     assert time.process_time() - start < 1
+
+
+def test_a_pruner_that_is_off_has_no_warm_up_to_check(tmp_path: Path) -> None:
+    """So that a short trial run of a long spec needs no more than a few overrides."""
+    text = BASE + "prune: {warmup: 9_000}\n"
+    assert errors(tmp_path, text, "train.samples=1000") == [
+        "s.yaml:16:17: prune.warmup: 9_000: must be below train.samples, which is 1000: nothing could be stopped early"
+    ]
+    load(tmp_path, text, "train.samples=1000", "prune.pruner=none")
+
+
+def test_cmaes_takes_ranges_inside_strata_and_lists_as_their_axes(tmp_path: Path) -> None:
+    assert load(tmp_path, BASE, "search.sampler=cmaes").sae[0].params["k"] == (16, 32)
 
 
 def test_an_alias_bomb_is_defused_before_it_grows(tmp_path: Path) -> None:
@@ -569,7 +584,7 @@ def test_the_fuzz_starts_from_a_valid_spec(folder: Path) -> None:
 @settings(fuzz, max_examples=2500)
 @given(content=replaced_values())
 def test_fuzz_values(folder: Path, content: bytes) -> None:
-    judge(folder, content)
+    event("valid" if judge(folder, content) else "refused")
     assert not (Path.cwd() / "pwned").exists()
 
 
@@ -577,13 +592,13 @@ def test_fuzz_values(folder: Path, content: bytes) -> None:
 @settings(fuzz, max_examples=1500)
 @given(content=broken_bytes())
 def test_fuzz_bytes(folder: Path, content: bytes) -> None:
-    judge(folder, content)
+    event("valid" if judge(folder, content) else "refused")
 
 
 @settings(fuzz, max_examples=600)
 @given(key=st.sampled_from(KEYS), value=VALUES)
 def test_fuzz_overrides(folder: Path, key: str, value: object) -> None:
-    judge(folder, FUZZ_BASE.encode(), (f"{key}={json.dumps(value)}",))
+    event("valid" if judge(folder, FUZZ_BASE.encode(), (f"{key}={json.dumps(value)}",)) else "refused")
 
 
 @settings(fuzz, max_examples=400)
