@@ -116,11 +116,18 @@ def seeds_needed(difference: float, sd: float, power: float = 0.8, level: float 
     and one seed's standard deviation is `sd`. None: no difference, no spread known, or more than MAX_SEEDS."""
     if not (math.isfinite(difference) and math.isfinite(sd) and difference and sd > 0):
         return None
-    n = np.arange(2, MAX_SEEDS + 1)
-    shift = abs(difference) / sd * np.sqrt(n)
+    few, many = 1, MAX_SEEDS + 1
+    while many - few > 1:  # power grows with the number of seeds
+        middle = (few + many) // 2
+        few, many = (few, middle) if _power(abs(difference) / sd, middle, level) >= power else (middle, many)
+    return many if many <= MAX_SEEDS else None
+
+
+def _power(effect: float, n: int, level: float) -> float:
+    """Chance that a t interval from n draws of mean `effect` and standard deviation 1 lies above 0."""
+    shift = effect * math.sqrt(n)
     bound = stats.t.ppf(0.5 + level / 2, n - 1)
-    reached = np.nan_to_num(stats.nct.sf(bound, n - 1, shift), nan=1.0) >= power  # nct overflows where power is 1
-    return int(n[reached.argmax()]) if reached.any() else None
+    return 1.0 if shift > bound + 30 else float(stats.nct.sf(bound, n - 1, shift))
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,24 @@ def database(path: Path) -> str:
     uri = f"sqlite:///{path}"
     MlflowClient(tracking_uri=uri).search_experiments()
     return uri
+
+
+@dataclass(frozen=True)
+class Store:
+    """A tracking store, and the folder with the sweeps' directories."""
+
+    uri: str
+    runs: Path
+    trials: list
+    parent: str
+
+
+def make_store(root: Path) -> Store:
+    trials = simulate(arms={"topk": 1.0, "batchtopk": 0.96, "jumprelu": 1.02}, points=3)
+    trials[4] = with_state(trials[4], "failed", "cuda_oom: out of memory & <more>")
+    uri = database(root / "mlflow.db")
+    parent = log_sweep(uri, trials, root / "runs", root / "artifacts")
+    return Store(uri, root / "runs", trials, parent)
 
 
 def log_sweep(uri, trials, runs: Path, artifacts: Path, *, evaluations=True, parent_status="FINISHED"):
