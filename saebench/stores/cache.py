@@ -26,7 +26,7 @@ from saebench.errors import DataError
 from saebench.paths import write_json
 from saebench.stores import keys
 from saebench.stores.build import Build
-from saebench.stores.entry import CacheEntry, File, Manifest, has_content, has_size
+from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, has_content, has_size
 from saebench.stores.progress import Progress, Tell
 from saebench.stores.texts import one_line
 
@@ -63,7 +63,7 @@ def build(
     """The complete entry for `data`, encoded now where it is not there. Raises DataError in one line.
 
     `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each. A build that is killed goes on where it was
-    at the next call, from the last piece of 4,096 texts.
+    at the next call, from the last piece of 1,024 texts.
     """
     tell = on_progress or _no_one
     folder = entry_folder(data, cache_dir)
@@ -254,7 +254,7 @@ def gc(
 
 
 def _remove_entry(folder: Path) -> None:
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: half an entry must not look like one
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
     shutil.rmtree(folder, ignore_errors=True)
     for suffix in (".lock", ".used", ".verified"):
         _beside(folder, suffix).unlink(missing_ok=True)
@@ -262,8 +262,7 @@ def _remove_entry(folder: Path) -> None:
 
 def _leftovers(listed: Listed, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
     assert listed.manifest is not None
-    needed = {"manifest.json", *(file.name for shard in listed.manifest.shards for file in shard.files())}
-    keep = needed if listed.complete else needed | {"parts"}
+    keep = listed.manifest.names() | (set() if listed.complete else {"parts"})
     for path in sorted(listed.folder.iterdir()):
         if path.name not in keep:
             size = sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())

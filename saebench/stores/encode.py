@@ -42,8 +42,8 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
             continue
         rows = encoder.assemble(texts, batches)
         batches.clear()
-        meter.flush()
         name = write_part(folder / "parts", job, rows, encoder.data.dtype)
+        meter.flush()
         reply({"type": "done", "job": job, "name": name})
 
 
@@ -70,9 +70,7 @@ def write_part(folder: Path, job: Message, rows: Tensor, dtype: str) -> str:
     """Write (n, d_in) rows aside, then rename; the name ends with the beginning of the content's checksum."""
     stored = rows.to(getattr(torch, dtype))
     if not bool(torch.isfinite(stored).all()):
-        raise DataError(
-            f"embeddings reach {float(rows.abs().max()):.3g}, which {dtype} cannot hold; use dtype: float32"
-        )
+        raise DataError(f"embeddings reach {float(rows.abs().max()):.3g}, more than {dtype} holds; use dtype: float32")
     buffer = io.BytesIO()
     np.save(buffer, stored.numpy())
     name = f"{part_name(job)}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:12]}.npy"

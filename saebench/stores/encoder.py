@@ -62,7 +62,7 @@ class SentenceEncoder:
         if len(bad):
             text = texts[int(bad[0])]
             raise DataError(
-                f"model {self.data.model}: gives NaN or infinity ({len(bad)} texts), first for {text[:60]!r}"
+                f"model {self.data.model}: gives NaN or infinity for {len(bad)} texts, such as {text[:50]!r}"
             )
         return out
 

@@ -5,7 +5,7 @@
         00000-texts-<sha>.parquet           texts (and labels) of rows 0 to 65,535, in the order of the stream
         00000-hashes-<sha>.npy              uint64 hash of each text
         00000-rows-<sha>.npy                (rows, d_in) embeddings
-        parts/                              while it is being encoded: pieces of 4,096 rows, each with its digest
+        parts/                              while it is being encoded: pieces of 1,024 rows, each with its digest
     <cache>/embeddings/<key>.lock           held while the entry is being built
     <cache>/embeddings/<key>.verified       which files were read against their checksum since the machine started
     <cache>/embeddings/<key>.used           its time is that of the last use
@@ -32,7 +32,7 @@ from saebench.paths import write_text
 from saebench.stores.texts import Text, threshold
 
 ROWS_PER_SHARD = 65_536
-ROWS_PER_PART = 4_096
+ROWS_PER_PART = 1_024
 MANIFEST = "manifest.json"
 
 Rows = npt.NDArray[Any]
@@ -97,6 +97,10 @@ class Manifest(Config):
         if labels not in (None, self.label_column) or (self.count >= self.cap and data.num_examples > self.count):
             return None
         return min(data.num_examples, self.count)
+
+    def names(self) -> set[str]:
+        """Files that belong to the entry."""
+        return {MANIFEST, *(file.name for shard in self.shards for file in shard.files())}
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:

@@ -1,0 +1,104 @@
+"""Pieces of a shard: who encodes which, and putting them together. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saebench.stores.children import Child
+from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, File, Shard, digest_of, read_hashes
+from saebench.stores.read import settle
+
+Job = dict[str, Any]
+"""{shard, start, stop, digest, texts}: rows start to stop of a shard, encoded from a file of texts."""
+
+IN_FLIGHT = 2
+"""Jobs an encoder has at a time: it prepares the second while it computes the first."""
+
+
+def cut(folder: Path, number: int, shard: Shard, limit: int) -> list[Job]:
+    """What is not encoded yet of a shard's first rows (up to row `limit` of the entry), cut at multiples of 1,024."""
+    end = min(shard.count, limit - number * ROWS_PER_SHARD)
+    if shard.encoded >= end:
+        return []
+    hashes = read_hashes(folder, [shard])
+    first = (shard.encoded // ROWS_PER_PART + 1) * ROWS_PER_PART
+    cuts = [shard.encoded, *range(first, end, ROWS_PER_PART), end]
+    return [
+        {"shard": number, "start": a, "stop": b, "digest": digest_of(hashes[a:b]), "texts": shard.texts.name}
+        for a, b in pairwise(cuts)
+    ]
+
+
+class Work:
+    """Which pieces are to do, in whose hands, and done."""
+
+    def __init__(self, jobs: Sequence[Job], find: Callable[[Job], str | None]) -> None:
+        self._parts: dict[int, dict[int, str | None]] = {}
+        """Shard -> first row -> file of the piece, once it is there."""
+        self._todo: deque[Job] = deque()
+        self._hands: dict[Child, list[Job]] = {}
+        for job in jobs:
+            found = find(job)
+            self._parts.setdefault(job["shard"], {})[job["start"]] = found
+            if found is None:
+                self._todo.append(job)
+        self.rows = sum(job["stop"] - job["start"] for job in self._todo)
+        """Rows that had to be encoded when the work began."""
+
+    @property
+    def unfinished(self) -> bool:
+        return bool(self._parts)
+
+    def hand_out(self, child: Child) -> None:
+        hand = self._hands.setdefault(child, [])
+        while self._todo and len(hand) < IN_FLIGHT:
+            hand.append(self._todo.popleft())
+            child.send(hand[-1])
+
+    def finish(self, child: Child, job: Job, name: str) -> None:
+        self._hands[child].remove(job)
+        self._parts[job["shard"]][job["start"]] = name
+
+    def give_back(self, child: Child) -> None:
+        """What a lost encoder had is to do again."""
+        self._todo.extendleft(reversed(self._hands.pop(child, [])))
+
+    def whole(self) -> list[int]:
+        """Shards whose pieces are all there."""
+        return [number for number, pieces in self._parts.items() if None not in pieces.values()]
+
+    def take(self, number: int) -> list[str]:
+        """Files of a whole shard's pieces, in order; the shard is off the list then."""
+        return [name for _, name in sorted(self._parts.pop(number).items()) if name is not None]
+
+
+def is_sound(path: Path) -> bool:
+    """Whether a piece's content is what the end of its name says."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rpartition("-")[2])
+    except OSError:
+        return False
+
+
+def join(sources: Sequence[Path], aside: Path) -> tuple[int, File]:
+    """Concatenate the rows of .npy files into one; returns their number and the new file, already in its place."""
+    arrays = [np.load(path, mmap_mode="r") for path in sources]
+    rows = sum(len(array) for array in arrays)
+    dtype = np.lib.format.dtype_to_descr(arrays[0].dtype)
+    header = {"descr": dtype, "fortran_order": False, "shape": (rows, arrays[0].shape[1])}
+    with aside.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for array in arrays:
+            file.write(np.ascontiguousarray(array).data)
+        file.flush()
+        os.fsync(file.fileno())
+    return rows, settle(aside, ".npy")

@@ -1,0 +1,429 @@
+"""The embedding cache: what an entry holds, what makes another one, and what survives accidents."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from corpora import HashModel, sentences, tree
+
+from saebench.config import DataConfig
+from saebench.errors import DataError
+from saebench.stores import cache
+from saebench.stores.progress import Progress
+from saebench.stores.texts import hash_text, threshold
+
+pytestmark = pytest.mark.usefixtures("inline")
+
+Corpus = Callable[..., DataConfig]
+
+
+def rows_of(entry: cache.CacheEntry) -> np.ndarray[Any, Any]:
+    return np.concatenate(entry.rows())[: entry.count]
+
+
+def expected(texts: list[str], model: HashModel) -> np.ndarray[Any, Any]:
+    return torch.stack([model.row(text) for text in texts]).numpy()
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_entry_holds_every_distinct_text_in_the_order_of_the_stream(
+    corpus: Corpus, cache_dir: Path, inline: HashModel
+) -> None:
+    texts = sentences(300)
+    data = corpus([*texts[:200], *texts[50:150], *texts[200:]])
+    assert cache.find(data, cache_dir) is None
+    entry = cache.build(data, cache_dir)
+    assert (rows_of(entry) == expected(texts, inline)).all()
+    assert [text.text for text in entry.texts()] == texts
+    assert (entry.count, entry.d_in, entry.info["duplicate"], entry.info["read"]) == (300, 8, 100, 400)
+    assert sorted(p.name for p in entry.directory.iterdir()) == sorted(entry.manifest.names())
+
+
+def test_the_hold_out_is_decided_by_the_text_alone(corpus: Corpus, cache_dir: Path) -> None:
+    """The same texts, shuffled and with duplicates, are held out; about the share that was asked for."""
+    texts = sentences(2_000)
+    entries = [
+        cache.build(corpus(rows, name, holdout=0.2), cache_dir)
+        for name, rows in (("a.jsonl", texts), ("b.jsonl", [*texts[1_000:], *texts[::-1]]))
+    ]
+    for entry in entries:
+        held = {text.text for place, text in enumerate(entry.texts()) if place in set(entry.holdout_index.tolist())}
+        assert held == {text for text in texts if hash_text(text) < threshold(0.2)}
+        assert entry.num_train + entry.num_holdout == 2_000
+        assert abs(entry.num_holdout - 400) < 80
+        assert not set(entry.train_index.tolist()) & set(entry.holdout_index.tolist())
+
+
+def test_unusable_texts_are_skipped_and_counted(corpus: Corpus, cache_dir: Path) -> None:
+    rows: list[Any] = ["one", None, "", "  \t\n ", " one ", "two\n words", "x" * 1_000_000]
+    data = corpus([{"text": row} for row in rows])
+    entry = cache.build(data, cache_dir)
+    kept = [text.text for text in entry.texts()]
+    assert kept == ["one", "two words", "x" * 1_000_000]
+    counts = {key: entry.info[key] for key in ("read", "kept", "duplicate", "empty", "non_string")}
+    assert counts == {"read": 7, "kept": 3, "duplicate": 1, "empty": 3, "non_string": 0}
+
+
+def test_values_that_are_not_strings_are_skipped_and_counted(tmp_path: Path, corpus: Corpus, cache_dir: Path) -> None:
+    path = tmp_path / "mixed.csv"
+    path.write_text("text,n\nword,1\nother,2\n")
+    data = corpus([], dataset={"path": "csv", "data_files": str(path), "text_column": "n"})
+    with pytest.raises(DataError, match=r"no text in it \(2 rows read: 0 empty, 2 not strings\)"):
+        cache.build(data, cache_dir)
+
+
+def test_the_cap_counts_distinct_texts(corpus: Corpus, cache_dir: Path) -> None:
+    texts = sentences(50)
+    entry = cache.build(corpus([*texts[:20], *texts[:20], *texts[20:]], num_examples=30), cache_dir)
+    assert [text.text for text in entry.texts()] == texts[:30]
+
+
+# --- one entry, many views -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_growing_encodes_only_what_is_new_and_shrinking_nothing(
+    corpus: Corpus, cache_dir: Path, inline: HashModel
+) -> None:
+    texts = sentences(400)
+    small = cache.build(corpus(texts, num_examples=100), cache_dir)
+    before = len(inline.seen)
+    grown = cache.build(corpus(texts, num_examples=250), cache_dir)
+    new = [text for text in inline.seen[before:] if text in texts]
+    assert sorted(new) == sorted(texts[100:250])
+    assert grown.directory == small.directory
+    assert (rows_of(grown) == expected(texts[:250], inline)).all()
+    found = cache.find(corpus(texts, num_examples=40), cache_dir)
+    assert found is not None
+    assert (found.count, found.num_train + found.num_holdout) == (40, 40)
+    assert (rows_of(small) == expected(texts[:100], inline)).all(), "an open view outlives the growth"
+    everything = cache.build(corpus(texts), cache_dir)
+    assert (everything.count, cache.find(corpus(texts, num_examples=999_999), cache_dir) is not None) == (400, True)
+
+
+def test_another_share_of_hold_out_needs_no_encoding(corpus: Corpus, cache_dir: Path) -> None:
+    texts = sentences(100)
+    cache.build(corpus(texts, holdout=0.1), cache_dir)
+    entry = cache.find(corpus(texts, holdout=0.5), cache_dir)
+    assert entry is not None
+    assert entry.num_holdout == sum(hash_text(text) < threshold(0.5) for text in texts)
+
+
+def test_labels_are_kept_and_asking_for_them_later_encodes_nothing(
+    corpus: Corpus, cache_dir: Path, inline: HashModel
+) -> None:
+    texts = sentences(200)
+    plain = cache.build(corpus(texts), cache_dir)
+    assert plain.labels(plain.holdout_index) is None
+    seen = len(inline.seen)
+    labelled = cache.build(corpus(texts, dataset={"label_column": "label"}), cache_dir)
+    assert labelled.directory == plain.directory
+    assert not set(inline.seen[seen:]) & set(texts)
+    assert labelled.labels(labelled.holdout_index) == [len(texts[i]) for i in labelled.holdout_index]
+
+
+def test_a_finished_entry_is_found_without_reading_texts_or_loading_the_model(
+    corpus: Corpus, cache_dir: Path, inline: HashModel
+) -> None:
+    data = corpus(sentences(50))
+    cache.build(data, cache_dir)
+    seen = list(inline.seen)
+    told: list[Progress] = []
+    cache.build(data, cache_dir, on_progress=told.append)
+    assert (inline.seen, told) == (seen, [])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "another"},
+        {"revision": "v2"},
+        {"prompt": "query: "},
+        {"normalize": True},
+        {"max_seq_length": 64},
+        {"dtype": "float16"},
+        {"precision": "bfloat16"},
+        {"dataset": {"text_column": "other"}},
+        {"dataset": {"split": "test"}},
+        {"dataset": {"name": "de"}},
+        {"dataset": {"revision": "abc"}},
+        {"dataset": {"path": "text"}},
+    ],
+    ids=str,
+)
+def test_each_field_of_the_key_makes_another_entry(corpus: Corpus, cache_dir: Path, change: dict[str, Any]) -> None:
+    texts = sentences(3)
+    assert cache.entry_folder(corpus(texts), cache_dir) != cache.entry_folder(corpus(texts, **change), cache_dir)
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_examples": 7}, {"holdout": 0.3}, {"encode_batch_size": 8}, {"dataset": {"label_column": "label"}}]
+)
+def test_what_does_not_change_the_rows_is_not_in_the_key(
+    corpus: Corpus, cache_dir: Path, change: dict[str, Any]
+) -> None:
+    texts = sentences(3)
+    assert cache.entry_folder(corpus(texts), cache_dir) == cache.entry_folder(corpus(texts, **change), cache_dir)
+
+
+def test_local_files_and_model_folders_count_by_content(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:
+    texts = sentences(5)
+    here = cache.entry_folder(corpus(texts), cache_dir)
+    assert cache.entry_folder(corpus(texts, "moved.jsonl"), cache_dir) == here
+    assert cache.entry_folder(corpus([*texts, "more"]), cache_dir) != here
+    for name, content in (("m1", "a"), ("m2", "a"), ("m3", "b")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(content)
+    one, two, three = (
+        cache.entry_folder(corpus(texts, model=str(tmp_path / name)), cache_dir) for name in ("m1", "m2", "m3")
+    )
+    assert one == two != three
+
+
+# --- accidents -------------------------------------------------------------------------------------------------------
+
+
+def forget_checks(cache_dir: Path) -> None:
+    """As after a restart of the machine: no checksum has been read."""
+    for path in (cache_dir / "embeddings").glob("*.verified"):
+        path.unlink()
+
+
+def flip(path: Path, place: int = -5) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("kind", ["rows", "texts", "hashes"])
+@pytest.mark.parametrize("how", ["flipped bit", "truncated", "missing"])
+def test_a_damaged_file_is_noticed_and_made_again(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, kind: str, how: str
+) -> None:
+    texts = sentences(200)
+    data = corpus(texts)
+    entry = cache.build(data, cache_dir)
+    good = tree(entry.directory)
+    victim = sorted(entry.directory.glob(f"*-{kind}-*"))[1]
+    if how == "flipped bit":
+        flip(victim)
+        forget_checks(cache_dir)
+    elif how == "truncated":
+        victim.write_bytes(victim.read_bytes()[:-8])
+        assert cache.find(data, cache_dir) is None
+    else:
+        victim.unlink()
+    assert next(bad for _, bad in cache.verify(cache_dir))[0].startswith(victim.name)
+    before = len(inline.seen)
+    told: list[Progress] = []
+    cache.build(data, cache_dir, on_progress=told.append)
+    assert tree(entry.directory) == good
+    assert any(p.warning and victim.name in p.message for p in told)
+    encoded = [text for text in inline.seen[before:] if text in texts]
+    assert sorted(encoded) == (sorted(texts[64:128]) if kind == "rows" else [])
+
+
+def test_a_warning_reaches_the_log_where_nobody_watches(
+    corpus: Corpus, cache_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = corpus(sentences(20))
+    entry = cache.build(data, cache_dir)
+    flip(next(entry.directory.glob("*-rows-*")))
+    forget_checks(cache_dir)
+    cache.build(data, cache_dir)
+    assert "is damaged: 20 texts are encoded again" in caplog.text
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_changed_dataset_under_the_same_name_is_encoded_again_where_it_changed(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a hub dataset without a revision may do: the key stays, the texts do not."""
+    texts = sentences(150)
+    key = {"format": 1, "dataset": "hub"}
+    monkeypatch.setattr("saebench.stores.keys.describe", lambda _data, _cache: key)
+    cache.build(corpus(texts, num_examples=120), cache_dir)
+    changed = [*texts[:70], "a new one", *texts[71:]]
+    told: list[Progress] = []
+    entry = cache.build(corpus(changed, num_examples=130), cache_dir, on_progress=told.append)
+    assert (rows_of(entry) == expected(changed[:130], inline)).all()
+    assert [p.message for p in told if p.warning] == ["the dataset has changed: 56 texts are encoded again"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "changes", "message"),
+    [
+        (["a"], {"dataset": {"text_column": "body"}}, "text_column: body: no such column (there are: text, label)"),
+        (["a"], {"dataset": {"label_column": "y"}}, "label_column: y: no such column (there are: text, label)"),
+        ([], {}, "no text in it (0 rows read: 0 empty, 0 not strings)"),
+        ([{"text": " "}], {}, "no text in it (1 rows read: 1 empty, 0 not strings)"),
+        (["a"], {"dataset": {"split": "tset"}}, "Bad split: tset"),
+        (["a", "b nan c"], {}, "model hash-model: gives NaN or infinity for 1 texts, such as 'b nan c'"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    corpus: Corpus, cache_dir: Path, rows: list[Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError) as raised:
+        cache.build(corpus(rows, **changes), cache_dir)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert not [p for p in (cache_dir / "embeddings").iterdir() if p.is_dir()]
+
+
+def test_malformed_json_and_a_dataset_that_dies_half_way(
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = corpus(["a"])
+    (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": "b"\n')
+    with pytest.raises(DataError, match=r"t\.jsonl \[train\]: .*JSON parse error"):
+        cache.build(data, cache_dir)
+
+    class Dying:
+        column_names = None
+
+        def __iter__(self) -> Any:
+            yield from ({"text": text} for text in sentences(30))
+            raise ConnectionResetError("the line went dead")
+
+    monkeypatch.setattr("saebench.stores.texts._load", lambda _: Dying())
+    with pytest.raises(DataError, match="failed after 30 rows: the line went dead"):
+        cache.build(data, cache_dir)
+    assert not [p for p in (cache_dir / "embeddings").iterdir() if p.is_dir()]
+
+
+def test_a_missing_file_is_named(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:
+    data = corpus(["a"])
+    (tmp_path / "t.jsonl").unlink()
+    with pytest.raises(DataError, match=r"t\.jsonl: no such file"):
+        cache.find(data, cache_dir)
+
+
+def test_a_model_of_another_width_does_not_grow_an_entry(corpus: Corpus, cache_dir: Path, inline: HashModel) -> None:
+    texts = sentences(40)
+    cache.build(corpus(texts, num_examples=20), cache_dir)
+    inline.d_in = 5
+    with pytest.raises(DataError, match=r"its rows have 8 values, but model hash-model gives 5; .*cache gc"):
+        cache.build(corpus(texts), cache_dir)
+    assert cache.find(corpus(texts, num_examples=20), cache_dir) is not None
+
+
+def test_float16_that_overflows_is_refused(corpus: Corpus, cache_dir: Path, inline: HashModel) -> None:
+    inline.row = lambda _text: torch.full((8,), 1e6)  # type: ignore[method-assign]
+    with pytest.raises(DataError, match=r"embeddings reach 1e\+06, more than float16 holds"):
+        cache.build(corpus(["a"], dtype="float16"), cache_dir)
+
+
+def test_a_full_disk_is_noticed_before_encoding(
+    corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage("/")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=10_000))
+    with pytest.raises(DataError, match=r"50 embeddings need 0\.3 GB, 0\.0 GB are free"):
+        cache.build(corpus(sentences(50)), cache_dir)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(corpus: Corpus, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"cannot be written: .*Not a directory"):
+        cache.build(corpus(["a"]), tmp_path / "file" / "cache")
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_lost_encoder_is_replaced_by_the_others(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts, died = sentences(300), threading.Event()
+    plain = inline.preprocess
+
+    def dies_once(batch: list[str], prompt: str | None = None) -> dict[str, Any]:
+        if texts[40] in batch and not died.is_set():
+            died.set()
+            raise MemoryError("gone")
+        return plain(batch, prompt)
+
+    monkeypatch.setattr(inline, "preprocess", dies_once)
+    monkeypatch.setattr("saebench.stores.encoders.count_cores", lambda: 2)
+    told: list[Progress] = []
+    entry = cache.build(corpus(texts), cache_dir, on_progress=told.append)
+    assert died.is_set()
+    assert [p.message for p in told if p.warning] != []
+    assert (rows_of(entry) == expected(texts, inline)).all()
+
+
+# --- several at once -------------------------------------------------------------------------------------------------
+
+
+def test_two_builds_at_once_encode_once_and_the_second_says_that_it_waits(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = sentences(60)
+    data = corpus(texts)
+    plain = inline.preprocess
+
+    def slow(batch: list[str], prompt: str | None = None) -> dict[str, Any]:
+        time.sleep(0.6)
+        return plain(batch, prompt)
+
+    monkeypatch.setattr(inline, "preprocess", slow)
+    told: list[Progress] = []
+    built: list[cache.CacheEntry] = []
+
+    def build() -> None:
+        built.append(cache.build(data, cache_dir, on_progress=told.append))
+
+    threads = [threading.Thread(target=build) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [entry.count for entry in built] == [60, 60]
+    assert sorted(text for text in inline.seen if text in texts) == sorted(texts)
+    assert any(p.stage == "waiting" and "another process builds" in p.message for p in told)
+
+
+# --- opening and tidying ---------------------------------------------------------------------------------------------
+
+
+def test_gc_removes_leftovers_and_named_entries_only(corpus: Corpus, cache_dir: Path) -> None:
+    keep = cache.build(corpus(sentences(20)), cache_dir)
+    drop = cache.build(corpus(sentences(20), prompt="x"), cache_dir)
+    (keep.directory / "parts").mkdir()
+    (keep.directory / "parts" / "00000-x.npy").write_bytes(b"123")
+    broken = cache_dir / "embeddings" / ("0" * 20)
+    broken.mkdir()
+    would = [(path.name, why) for path, _, why in cache.gc(cache_dir, [drop.key[:8]], dry_run=True)]
+    assert sorted(would) == sorted([("parts", "left over"), (drop.key, "named"), ("0" * 20, "no readable manifest")])
+    assert broken.exists()
+    assert drop.directory.exists()
+    list(cache.gc(cache_dir, [drop.key[:8]]))
+    assert [listed.folder for listed in cache.entries(cache_dir)] == [keep.directory]
+    assert [bad for _, bad in cache.verify(cache_dir)] == [[]]
+    assert list(cache.gc(cache_dir, unused_days=1)) == []
+    assert [why for _, _, why in cache.gc(cache_dir, unused_days=0)] == ["not used for 0 days"]
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_unfinished_entry_keeps_its_pieces(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = sentences(100)
+    bad = [*texts[:90], "nan", *texts[90:]]
+    with pytest.raises(DataError, match="NaN"):
+        cache.build(corpus(bad), cache_dir)
+    [listed] = cache.entries(cache_dir)
+    assert not listed.complete
+    assert list(cache.gc(cache_dir)) == []
+    before = len(inline.seen)
+    monkeypatch.setattr(inline, "row", lambda _text: torch.zeros(8))
+    cache.build(corpus(bad), cache_dir)
+    assert len([text for text in inline.seen[before:] if text in bad]) < 50
