@@ -484,6 +484,11 @@ NASTY = [
     "{a: " * 40, "a" * 3000, "[1e3, 1000]", "[null, 1]", "dict_size: 3", "expansion_factor: 1e18", "strata: [type]", "points: 1e15",
     "eval_every: 1", "samples: 9007199254740992", "name: [x]", "1:30", "2024-01-01", "0x10", "0b1", "-0", "+5", "5.", ".5",
 ]  # fmt: skip
+PLAUSIBLE = [
+    "1", "2", "3", "8", "64", "100", "256", "1000", "5e3", "9_000", "0.1", "0.5", "1e-3", "[1, 2]", "[8, 16, 64]", "[0.1, 0.2]", "[100, 200]",
+    "{low: 1, high: 8}", "{low: 1e-3, high: 0.5, log: on}", "{low: 64, high: 128, step: 32}", "topk", "vanilla", "batchtopk", "tpe", "grid",
+    "random", "cmaes", "median", "none", "hyperband", "pareto", "beta1", "beta2", "warmup", "dead_after", "eval_every", "replicate: all, seeds",
+]  # fmt: skip
 FUZZ_BASE = """\
 name: fuzz
 data: {model: nowhere/none, dataset: {path: a/b}, num_examples: 1000}
@@ -526,12 +531,14 @@ def judge(folder: Path, content: bytes, overrides: tuple[str, ...] = ()) -> bool
 
 @st.composite
 def replaced_values(draw: st.DrawFn) -> bytes:
-    """One to three words of a good spec replaced by something nasty, repeated or left out."""
+    """One to three words of a good spec replaced by something plausible or nasty, repeated or left out."""
     text = FUZZ_BASE
     for start, end in sorted(
         draw(st.lists(st.sampled_from(TOKENS), min_size=1, max_size=3, unique=True)), reverse=True
     ):
-        new = draw(st.sampled_from(NASTY) | st.just(f"{text[start:end]}, {text[start:end]}"))
+        new = draw(
+            st.sampled_from(PLAUSIBLE) | st.sampled_from(NASTY) | st.just(f"{text[start:end]}, {text[start:end]}")
+        )
         text = text[:start] + new + text[end:]
     return text.encode("utf-8", "surrogatepass")
 
@@ -596,9 +603,40 @@ def test_fuzz_bytes(folder: Path, content: bytes) -> None:
 
 
 @settings(fuzz, max_examples=600)
-@given(key=st.sampled_from(KEYS), value=VALUES)
+@given(key=st.sampled_from(KEYS), value=VALUES | st.sampled_from(PLAUSIBLE))
 def test_fuzz_overrides(folder: Path, key: str, value: object) -> None:
-    event("valid" if judge(folder, FUZZ_BASE.encode(), (f"{key}={json.dumps(value)}",)) else "refused")
+    text = value if value in PLAUSIBLE else json.dumps(value)
+    event("valid" if judge(folder, FUZZ_BASE.encode(), (f"{key}={text}",)) else "refused")
+
+
+ALTERNATIVES = {
+    "sae[0]": ["{type: batchtopk, k: 2.5, dict_size: [64, 128]}", "{type: gated, target_l0: [4, 9], expansion_factor: 0.5}",
+               "{type: matryoshka, k: 8, expansion_factor: {low: 1, high: 4}, groups: [0.5, 0.5]}", "{type: p_anneal, l1_coeff: {low: 1e-3, high: 1, log: on}, dict_size: 99}"],
+    "sae[1].l1_coeff": ["[0.1, 0.2]", "{low: 0, high: 1}"],
+    "sae[1].sparsity_warmup": ["0", "[0.1, 0.9]", "1"],
+    "train.samples": ["128", "1e6", "9_001"],
+    "train.batch_size": ["1", "[64, 128]", "{low: 64, high: 128, step: 32}", "900"],
+    "train.lr": ["null", "[null, 1e-3]", "1"],
+    "train.eval_every": ["128", "9000", "1234"],
+    "train.dead_after": ["1", "1e9", "{low: 10, high: 1000, log: yes}"],
+    "train.warmup": ["0", "{low: 0, high: 0.8}", "[0, 0.5, 0.8]"],
+    "seeds": ["[0]", "[5, 4, 3, 2, 1]"],
+    "search.sampler": ["grid", "cmaes", "tpe", "random"],
+    "search.points": ["null", "1", "20"],
+    "search.enqueue": ["[]", "[{k: 16}, {l1_coeff: 0.1, lr: 5e-3}, {type: topk, dict_size: 512}]"],
+    "search.strata": ["[type]", "[type, k, dict_size, batch_size]", "[type, l1_coeff, lr, sparsity_warmup]", "[type, dict_size, groups]"],
+    "search.objective": ["eval/mse", "eval/l0"],
+    "prune": ["{pruner: none}", "{pruner: median, warmup: 100, startup_trials: 0}", "{pruner: hyperband, reduction_factor: 2}", "{pruner: pareto, margin: 0}",
+              "{pruner: threshold, upper: 1}"],
+}  # fmt: skip
+
+
+@settings(fuzz, max_examples=500)
+@given(choice=st.dictionaries(st.sampled_from(sorted(ALTERNATIVES)), st.integers(0, 9), max_size=5))
+def test_fuzz_combinations_of_good_values(folder: Path, choice: dict[str, int]) -> None:
+    """What passes the rules can be planned, and every end of its space can be trained."""
+    settings = tuple(f"{key}={ALTERNATIVES[key][i % len(ALTERNATIVES[key])]}" for key, i in choice.items())
+    event("valid" if judge(folder, FUZZ_BASE.encode(), settings) else "refused")
 
 
 @settings(fuzz, max_examples=400)
