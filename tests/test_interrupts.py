@@ -1,0 +1,64 @@
+"""Signals: the first asks to leave, the second to leave now, and a third is not argued with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from saebench.interrupts import Interrupts
+
+
+def send(name: str) -> None:
+    os.kill(os.getpid(), getattr(signal, name))
+
+
+@pytest.mark.parametrize(("name", "code", "why"), [("SIGINT", 130, "Ctrl-C"), ("SIGTERM", 75, "SIGTERM")])
+def test_levels_and_exit_codes(name: str, code: int, why: str) -> None:
+    with Interrupts() as signals:
+        signals.patient = True
+        assert (signals.level, signals.why) == (0, "")
+        send(name)
+        assert (signals.level, signals.exit_code, signals.why) == (1, code, why)
+        send(name)
+        assert signals.level == 2
+        with pytest.raises(KeyboardInterrupt):
+            send(name)
+
+
+def test_usr1_of_slurm_is_resumable_and_ctrl_c_after_it_is_ctrl_c() -> None:
+    with Interrupts() as signals:
+        signals.patient = True
+        send("SIGUSR1")
+        assert (signals.level, signals.exit_code) == (1, 75)
+        send("SIGINT")
+        assert (signals.level, signals.exit_code) == (2, 130)
+
+
+def test_before_the_trials_a_signal_ends_what_is_going_on() -> None:
+    with Interrupts() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            send("SIGTERM")
+        assert signals.exit_code == 75
+
+
+def test_handlers_are_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupts():
+        assert signal.getsignal(signal.SIGINT) != before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_outside_the_main_thread_there_are_no_handlers() -> None:
+    before, seen = signal.getsignal(signal.SIGINT), []
+
+    def elsewhere() -> None:
+        with Interrupts() as signals:
+            seen.append((signals.level, signal.getsignal(signal.SIGINT) is before))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [(0, True)]
