@@ -1,6 +1,6 @@
 """The k-sparse step: encode and select, decode, and both gradients, through (values, indices) only.
 
-    codes = encode_topk(x, W_enc, b_enc, k)            # exactly k latents per row
+    codes = encodeselect.topk(x, W_enc, b_enc, k)            # exactly k latents per row
     codes = encode_batchtopk(x, W_enc, b_enc, k)       # round(k * rows) latents in the whole batch
     x_hat = decode(codes, W_dec, b_dec)                # (rows, d_in)
 
@@ -25,14 +25,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, max_pool1d
+from torch.nn.functional import embedding_bag
 
-from saebench.saes.kernels import Precision, affine_no_grad
-
-CHUNK_ROWS = 256
-"""Rows whose pre-activations exist at a time, halved until a chunk holds at most CHUNK_ELEMENTS of them."""
-CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""32 MiB of float32 on a CPU, where a chunk should stay in the cache; on a GPU, few large launches."""
+from saebench.saes import kernels_select as select
+from saebench.saes.kernels import Precision, affine
 
 
 class ByLatent(NamedTuple):
@@ -72,6 +68,16 @@ class SparseCodes:
         every = torch.arange(self.dict_size + 1, device=latents.device)
         return ByLatent(order, torch.searchsorted(latents, every))
 
+    def with_values(self, values: Tensor) -> SparseCodes:
+        """The same pairs with other values; what was computed about the pairs is kept."""
+        codes = SparseCodes(values, self.indices, self.offsets, self.dict_size)
+        codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent")})
+        return codes
+
+    def spread(self, per_latent: Tensor) -> Tensor:
+        """A number per latent (dict_size,) as a number per pair (pairs,)."""
+        return _Spread.apply(per_latent, self)  # type: ignore[no-any-return, no-untyped-call]
+
     def l0(self) -> Tensor:
         """(rows,) int64: latents that fire per example."""
         running = torch.zeros(self.indices.numel() + 1, dtype=torch.int64, device=self.indices.device)
@@ -92,7 +98,39 @@ class SparseCodes:
 
     def prefix(self, width: int) -> SparseCodes:
         """The same pairs with only the first `width` latents kept, the rest set to 0."""
-        return SparseCodes(self.values * (self.indices < width), self.indices, self.offsets, self.dict_size)
+        return self.with_values(self.values * (self.indices < width))
+
+
+@dataclass(frozen=True, eq=False)
+class DenseCodes:
+    """What `encode_above` gives where pairs would be too many: every pre-activation, under the same methods."""
+
+    values: Tensor
+    """(rows, dict_size) float32."""
+
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def dict_size(self) -> int:
+        return self.values.shape[1]
+
+    def with_values(self, values: Tensor) -> DenseCodes:
+        return DenseCodes(values)
+
+    def spread(self, per_latent: Tensor) -> Tensor:
+        """(dict_size,) as it is: it broadcasts over the rows."""
+        return per_latent
+
+    def l0(self) -> Tensor:
+        return (self.values.detach() != 0).sum(1)
+
+    def firing(self) -> Tensor:
+        return (self.values.detach() != 0).sum(0).float()
+
+    def dense(self) -> Tensor:
+        return self.values
 
 
 def encode_topk(
@@ -115,10 +153,12 @@ def encode_topk(
         raise ValueError(f"k = {k}: must be between 1 and dict_size = {W_enc.shape[1]}")
     with torch.no_grad():
         if among is None:
-            values, indices = _topk(x, W_enc, b_enc, k, precision, signed)
+            values, indices = select.topk(x, W_enc, b_enc, k, precision, signed)
         else:
             allowed = among.nonzero().squeeze(1)
-            values, indices = _topk(x, W_enc[:, allowed], b_enc[allowed], min(k, allowed.numel()), precision, signed)
+            values, indices = select.topk(
+                x, W_enc[:, allowed], b_enc[allowed], min(k, allowed.numel()), precision, signed
+            )
             indices = allowed[indices]
         values = values if signed else values.relu()
         offsets = torch.arange(x.shape[0] + 1, device=x.device) * values.shape[1]
@@ -134,8 +174,8 @@ def encode_batchtopk(
     if not 1 <= pairs <= x.shape[0] * W_enc.shape[1]:
         raise ValueError(f"k = {k}: {pairs} pairs of {x.shape[0]} rows x {W_enc.shape[1]} latents")
     with torch.no_grad():
-        keys = _batchtopk(x, W_enc, b_enc, pairs, precision)
-        places, order = _places(keys).sort()
+        keys = select.batchtopk(x, W_enc, b_enc, pairs, precision)
+        places, order = select.places_of(keys).sort()
         values = ((keys[order] + places) >> 32).int().view(torch.float32)
         dict_size = W_enc.shape[1]
         starts = torch.arange(x.shape[0] + 1, device=x.device) * dict_size
@@ -143,10 +183,38 @@ def encode_batchtopk(
     return _with_gradient(x, W_enc, b_enc, values, places % dict_size, offsets)
 
 
-def decode(codes: SparseCodes, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
+MOST_PAIRS = 1 / 24
+"""Share of the latents above which pairs cost more than dense products."""
+
+
+def encode_above(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: Tensor | float = 0.0, precision: Precision = "float32"
+) -> SparseCodes | DenseCodes:
+    """The pre-activations x @ W_enc + b_enc above `floor`, a scalar or one per latent (dict_size,), for architectures
+    with a threshold: a loss that is 0 at and below it, and so is its gradient, needs no others.
+
+    Dense codes hold every pre-activation, those below the floor too: apply the threshold to `values` either way.
+    They come where pairs would cost more, and on a GPU, which would have to wait for their number.
+    """
+    _check(x, W_enc, b_enc)
+    found = None
+    if x.device.type == "cpu":
+        with torch.no_grad():
+            found = select.above(x, W_enc, b_enc, torch.as_tensor(floor, dtype=x.dtype), MOST_PAIRS, precision)
+    if found is None:
+        return DenseCodes(affine(x, W_enc, b_enc, precision))
+    values, places = found
+    dict_size = W_enc.shape[1]
+    offsets = torch.searchsorted(places, torch.arange(x.shape[0] + 1) * dict_size)
+    return _with_gradient(x, W_enc, b_enc, values, places % dict_size, offsets, padded=False)
+
+
+def decode(codes: SparseCodes | DenseCodes, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
     """(rows, d_in): the decoder's rows summed with the codes as weights; W_dec (dict_size, d_in)."""
     if W_dec.shape[0] != codes.dict_size:
         raise ValueError(f"W_dec has {W_dec.shape[0]} rows, the codes have {codes.dict_size} latents")
+    if isinstance(codes, DenseCodes):
+        return affine(codes.values, W_dec, W_dec.new_zeros(W_dec.shape[1]) if b_dec is None else b_dec)
     x_hat: Tensor = _Decode.apply(codes.values, W_dec, codes)  # type: ignore[no-untyped-call]
     return x_hat if b_dec is None else x_hat + b_dec
 
@@ -160,126 +228,23 @@ def _check(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> None:
         raise TypeError(f"x, W_enc and b_enc must have one dtype, not {x.dtype}, {W_enc.dtype}, {b_enc.dtype}")
 
 
-# --- selection -------------------------------------------------------------------------------------------------------
-#
-# A chunk is cut into groups of adjacent latents. The k best pairs lie in the k groups with the best maxima, because a
-# pair outside of them has k better ones, one in each. So a pass over the chunk for the maxima and two small choices
-# replace one choice among all of it. Choices are made among int64 keys that order like (value, lower place first): no
-# two are equal, so the result does not depend on algorithm, thread count, chunking or device.
-
-
-def _keys(values: Tensor, places: Tensor, signed: bool = False) -> Tensor:
-    """Keys of float32 values; places are below 2^32. Without `signed` negative values count as 0."""
-    if not signed:
-        return ((values.relu().view(torch.int32) & 0x7FFFFFFF).long() << 32) - places
-    bits = values.view(torch.int32).long()
-    return (torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF)) << 32) - places
-
-
-def _places(keys: Tensor) -> Tensor:
-    return -keys & 0xFFFFFFFF
-
-
-def _group_size(dict_size: int, k: float) -> int:
-    """A power of two that divides dict_size and balances the number of groups with the number of their members."""
-    size = 1
-    while dict_size % (2 * size) == 0 and 2 * k * (2 * size) ** 2 <= 3 * dict_size:
-        size *= 2
-    return size
-
-
-def _chunks(x: Tensor, dict_size: int) -> tuple[Tensor, ...]:
-    rows = CHUNK_ROWS if x.device.type == "cpu" else 1 << 30
-    most = CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS["cuda"])
-    while rows > 1 and min(rows, x.shape[0]) * dict_size > most:
-        rows //= 2
-    return torch.split(x, rows)
-
-
-def _topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, signed: bool) -> tuple[Tensor, Tensor]:
-    """Values (rows, k) and latents (rows, k)."""
-    size = _group_size(W_enc.shape[1], k)
-    groups = torch.arange(W_enc.shape[1] // size, device=x.device)
-    members = torch.arange(size, device=x.device)
-    values, latents = [], []
-    for chunk in _chunks(x, W_enc.shape[1]):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision)
-        among = None
-        if size > 1:
-            maxima = max_pool1d(pre, size)
-            best = _keys(maxima, groups, signed).topk(k, dim=1, sorted=False).indices
-            among = (best.unsqueeze(2) * size + members).flatten(1)
-            pre = pre.gather(1, among)
-        best = _keys(pre, groups if among is None else among, signed).topk(k, dim=1, sorted=False).indices
-        values.append(pre.gather(1, best))
-        latents.append(best if among is None else among.gather(1, best))
-    return torch.cat(values), torch.cat(latents)
-
-
-def _batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor:
-    """Keys of the best pairs of the batch, by place = row * dict_size + latent."""
-    if x.device.type == "cpu":
-        keys = _above_a_guess(x, W_enc, b_enc, pairs, precision)
-        if keys is not None:
-            return keys
-    size = _group_size(W_enc.shape[1], pairs / x.shape[0])
-    members = torch.arange(size, device=x.device)
-    kept, first = torch.empty(0, dtype=torch.int64, device=x.device), 0
-    for chunk in _chunks(x, W_enc.shape[1]):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size)
-        groups = torch.arange(pre.shape[0], device=x.device)
-        if pairs < pre.shape[0]:
-            groups = _best(_keys(max_pool1d(pre, size).flatten(), groups), pairs, True)
-        places = first + groups.unsqueeze(1) * size + members
-        kept = _best(torch.cat([kept, _keys(pre[groups], places).flatten()]), pairs)
-        first += pre.numel()
-    return kept
-
-
-def _best(keys: Tensor, count: int, as_places: bool = False) -> Tensor:
-    best = keys.topk(min(count, keys.numel()), sorted=False).values
-    return _places(best) if as_places else best
-
-
-def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor | None:
-    """The same keys from the pairs above a threshold that the first chunk suggests; None where it was too high."""
-    dict_size = W_enc.shape[1]
-    size = _group_size(dict_size, pairs / x.shape[0])
-    members = torch.arange(size)
-    found: list[Tensor] = []
-    guess, first = 0.0, 0
-    for chunk in _chunks(x, dict_size):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size)
-        if not found:
-            guess = _quantile(pre, 1.3 * pairs / (x.shape[0] * dict_size))
-        groups = (max_pool1d(pre, size).flatten() <= guess).logical_not().nonzero().squeeze(1)
-        near = pre[groups]
-        row, member = (near <= guess).logical_not().nonzero(as_tuple=True)
-        found.append(_keys(near[row, member], first + groups[row] * size + members[member]))
-        first += pre.numel()
-    keys = torch.cat(found)
-    return _best(keys, pairs) if keys.numel() >= pairs or guess == 0.0 else None
-
-
-def _quantile(pre: Tensor, share: float) -> float:
-    """A value that about `share` of pre exceeds, at least 0, from one row in sixteen."""
-    sample = pre.flatten()[:: 17 if pre.numel() > 1 << 16 else 1]
-    rank = min(sample.numel(), int(share * sample.numel()) + 1)
-    return max(0.0, float(sample.topk(rank, sorted=False).values.min()))
-
-
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
 def _with_gradient(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, values: Tensor, indices: Tensor, offsets: Tensor
+    x: Tensor,
+    W_enc: Tensor,
+    b_enc: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    padded: bool = True,
 ) -> SparseCodes:
     chosen = SparseCodes(values, indices, offsets, W_enc.shape[1])
-    with_grad: Tensor = _Encode.apply(x, W_enc, b_enc, chosen)  # type: ignore[no-untyped-call]
-    codes = SparseCodes(with_grad, indices, offsets, W_enc.shape[1])
-    if torch.is_grad_enabled():
-        codes.__dict__["by_latent"] = chosen.by_latent  # one sort for the encoder and the decoder
-    return codes
+    with_grad: Tensor = _Encode.apply(x, W_enc, b_enc, chosen, padded)  # type: ignore[no-untyped-call]
+    if with_grad.requires_grad:
+        _ = chosen.by_latent, chosen.row_of_pair  # one sort for the encoder and the decoder
+    return chosen.with_values(with_grad)
 
 
 def _bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -291,16 +256,16 @@ class _Encode(torch.autograd.Function):
     """Selected values as a function of x, W_enc and b_enc; the choice itself has no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, W_enc: Tensor, _b_enc: Tensor, chosen: SparseCodes) -> Tensor:
+    def forward(ctx: Any, x: Tensor, W_enc: Tensor, _b_enc: Tensor, chosen: SparseCodes, padded: bool) -> Tensor:
         ctx.save_for_backward(x, W_enc, chosen.values)
-        ctx.chosen = chosen
+        ctx.chosen, ctx.padded = chosen, padded
         return chosen.values.clone()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, W_enc, values = ctx.saved_tensors
         chosen: SparseCodes = ctx.chosen
-        grad = torch.where(values != 0, grads[0], 0.0)
+        grad = torch.where(values != 0, grads[0], 0.0) if ctx.padded else grads[0].contiguous()
         for_x = for_W = for_b = None
         if ctx.needs_input_grad[0]:
             for_x = _bags(chosen.indices, W_enc.t().contiguous(), chosen.offsets, grad)
@@ -308,8 +273,23 @@ class _Encode(torch.autograd.Function):
             order, bounds = chosen.by_latent
             for_W = _bags(chosen.row_of_pair[order], x, bounds, grad[order]).t()
         if ctx.needs_input_grad[2]:
-            for_b = grad.new_zeros(chosen.dict_size).index_add_(0, chosen.indices, grad)
-        return for_x, for_W, for_b, None
+            for_b = _sum_by_latent(grad, chosen)
+        return for_x, for_W, for_b, None, None
+
+
+def _sum_by_latent(per_pair: Tensor, codes: SparseCodes) -> Tensor:
+    return per_pair.new_zeros(codes.dict_size).index_add_(0, codes.indices, per_pair)
+
+
+class _Spread(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, per_latent: Tensor, codes: SparseCodes) -> Tensor:
+        ctx.codes = codes
+        return per_latent[codes.indices]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return _sum_by_latent(grads[0], ctx.codes), None
 
 
 class _Decode(torch.autograd.Function):
@@ -317,21 +297,22 @@ class _Decode(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, codes: SparseCodes) -> Tensor:
-        ctx.save_for_backward(values, W_dec)
+        ctx.save_for_backward(values)
         ctx.codes = codes
-        return _bags(codes.indices, W_dec, codes.offsets, values)
+        ctx.free = values.detach().requires_grad_(values.requires_grad)
+        with torch.enable_grad():
+            ctx.inner = _bags(codes.indices, W_dec.detach(), codes.offsets, ctx.free)
+        x_hat: Tensor = ctx.inner.detach()
+        return x_hat
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        values, W_dec = ctx.saved_tensors
+        (values,) = ctx.saved_tensors
         codes: SparseCodes = ctx.codes
         grad = grads[0].contiguous()
         for_values = for_W = None
         if ctx.needs_input_grad[0]:
-            with torch.enable_grad():
-                free = values.detach().requires_grad_()
-                again = _bags(codes.indices, W_dec.detach(), codes.offsets, free)
-                (for_values,) = torch.autograd.grad(again, free, grad)
+            (for_values,) = torch.autograd.grad(ctx.inner, ctx.free, grad, retain_graph=True)
         if ctx.needs_input_grad[1]:
             order, bounds = codes.by_latent
             for_W = _bags(codes.row_of_pair[order], grad, bounds, values[order])
