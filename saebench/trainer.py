@@ -19,8 +19,10 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-from saebench.config import TrainConfig, TrialConfig
+from saebench import probing
+from saebench.config import TrialConfig
 from saebench.metrics import Evaluation, Extras, Sums
+from saebench.optim import adam, default_lr, schedule
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.calibrate import rows_per_chunk
 from saebench.saes.penalty import SparsityControl, wants_penalty
@@ -41,7 +43,9 @@ class Store(Protocol):
     def num_train(self) -> int: ...
     def next_batch(self) -> Tensor: ...
     def sample(self, n: int) -> Tensor: ...
+    def train_labels(self, n: int) -> list[Any] | None: ...
     def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]: ...
+    def holdout_labels(self) -> list[Any] | None: ...
 
 
 class DivergedError(FloatingPointError):
@@ -81,7 +85,7 @@ class Training:
         self.lr = train.lr or default_lr(sae.dict_size)
         self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
         self.step = self.samples = 0
-        self.optimizer = make_optimizer(sae, train, self.lr)
+        self.optimizer = adam(sae.named_parameters(), sae.learning_rate_factors(), train, self.lr)
         self.control = SparsityControl(config.sae, self.steps, self.lr, self.device)
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -135,7 +139,10 @@ class Training:
 
     @torch.no_grad()
     def _without_calibration(self, x: Tensor) -> Tensor:
-        """x with each row that is set aside for calibration replaced by the row before it that is not."""
+        """x with each row that is set aside for calibration replaced by the row before it that is not (a batch
+        of such rows alone stays as it is)."""
+        if len(x) == 0:
+            return x
         held = torch.isin(_row_keys(x), self._held)
         place = torch.arange(len(x), device=x.device).masked_fill(held, -1).cummax(0).values
         return x[torch.where(place < 0, held.int().argmin(), place)]
@@ -175,7 +182,12 @@ class Training:
         tensors |= {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
         tensors |= {"since_fired": self.since_fired, "dead_index": self.dead_index}
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-        return copies, {"version": STATE_VERSION, "step": self.step, "samples": self.samples}
+        return copies, {
+            "version": STATE_VERSION,
+            "type": self.config.sae.type,
+            "step": self.step,
+            "samples": self.samples,
+        }
 
     @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -184,7 +196,11 @@ class Training:
             raise ValueError(f"checkpoint version {meta.get('version')!r}: this saebench reads {STATE_VERSION}")
         ours = self.sae.state_dict()
         theirs = {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
-        if ours.keys() != theirs.keys() or any(ours[name].shape != theirs[name].shape for name in ours):
+        if (
+            meta.get("type") != self.config.sae.type
+            or ours.keys() != theirs.keys()
+            or any(ours[name].shape != theirs[name].shape for name in ours)
+        ):
             raise ValueError("the checkpoint is of another architecture or width")
         self.sae.load_state_dict(theirs)
         for name, parameter in self.sae.named_parameters():
@@ -217,7 +233,7 @@ def train(training: Training, store: Store) -> Iterator[Step]:
 @torch.no_grad()
 def evaluate(sae: SAE, store: Store, extra: Sequence[str] = ()) -> Evaluation:
     """Metrics on the whole hold-out, by the rule of inference, in the original space; changes nothing in `sae`."""
-    sums, extras = Sums(), Extras(extra)
+    sums, extras = Sums(), Extras([name for name in extra if name != "probing"])
     for batch in store.holdout():
         for x in torch.split(batch.to(sae.b_dec.device), rows_per_chunk(sae.dict_size)):
             x_hat, latents = sae.reconstruct(x)
@@ -225,33 +241,33 @@ def evaluate(sae: SAE, store: Store, extra: Sequence[str] = ()) -> Evaluation:
             extras.update(x, x_hat)
     result = sums.result()
     result.values.update(sae.inference_values() | extras.values())
+    if "probing" in extra:
+        result.values.update(probe(sae, store))
     return result
 
 
-def default_lr(dict_size: int) -> float:
-    """2e-4 / sqrt(dict_size / 2^14) (Gao et al. 2024: lr falls as the square root of the width)."""
-    return float(2e-4 / (dict_size / 2**14) ** 0.5)
+def probe(sae: SAE, store: Store) -> dict[str, float]:
+    """k-sparse probing of the codes, of the raw embeddings and of their principal components; empty without labels."""
+    here = store.sample(probing.TRAIN_ROWS)
+    train_labels, test_labels = store.train_labels(probing.TRAIN_ROWS), store.holdout_labels()
+    if train_labels is None or test_labels is None:
+        return {}
+    there = next(iter(store.holdout(probing.TEST_ROWS)))
+    components = probing.principal_components(here.cpu(), there.cpu())
+    train = {"": _codes(sae, here), "_raw": here, "_pca": components[0]}
+    test = {"": _codes(sae, there), "_raw": there, "_pca": components[1]}
+    return probing.probing(train, train_labels, test, test_labels[: len(there)])
+
+
+def _codes(sae: SAE, x: Tensor) -> Tensor:
+    return torch.cat(
+        [sae.encode(part.to(sae.b_dec.device)).cpu() for part in torch.split(x, rows_per_chunk(sae.dict_size))]
+    )
 
 
 def default_dead_after(num_train: int, batch_size: int) -> int:
     """min(one epoch, 100,000) examples, but at least five steps: fewer say nothing about a latent."""
     return max(min(num_train, 100_000), 5 * batch_size)
-
-
-def schedule(before: float, after: float, train: TrainConfig) -> float:
-    """Factor of the learning rate for the step that takes the run from share `before` to `after`: a rise from 0 that
-    the first step is part of, and a fall to 0 that the last step is part of; neither is ever 0."""
-    rise = min(1.0, after / train.warmup) if train.warmup else 1.0
-    fall = min(1.0, (1 - before) / train.decay) if train.decay else 1.0
-    return rise * fall
-
-
-def make_optimizer(sae: SAE, train: TrainConfig, lr: float) -> torch.optim.Adam:
-    """Adam, fused where there is such a kernel; each group's `factor` multiplies the learning rate."""
-    factors = sae.learning_rate_factors()
-    groups = [{"params": [p], "factor": factors.get(name, 1.0)} for name, p in sae.named_parameters()]
-    fused = sae.b_dec.device.type in ("cpu", "cuda")
-    return torch.optim.Adam(groups, lr=lr, betas=(train.beta1, train.beta2), eps=train.eps, fused=fused)
 
 
 def calibration_rows(sample: Tensor, num_train: int) -> Tensor:

@@ -76,7 +76,7 @@ def edit(folder: Path, **changes: object) -> None:
 
 def test_a_newer_format_says_so(folder: Path) -> None:
     edit(folder, format_version=2, saebench="9.9")
-    with pytest.raises(SAEFileError, match=r"format_version: 2, this saebench reads up to 1 \(written by saebench 9\.9"):
+    with pytest.raises(SAEFileError, match=r"format_version: 2, .* up to 1 \(written by saebench 9\.9"):
         load_sae(folder)
 
 
@@ -87,7 +87,10 @@ def test_a_foreign_file_is_refused(folder: Path, text: str) -> None:
         load_sae(folder)
 
 
-@pytest.mark.parametrize("config", [None, {"type": "mystery"}, {"type": "topk"}, {"type": "topk", "k": 99, "dict_size": 3}])
+IMPOSSIBLE = [None, {"type": "mystery"}, {"type": "topk"}, {"type": "topk", "k": 99, "dict_size": 3}]
+
+
+@pytest.mark.parametrize("config", IMPOSSIBLE)
 def test_an_impossible_config_is_refused(folder: Path, config: object) -> None:
     edit(folder, config=config)
     with pytest.raises(SAEFileError, match="config"):

@@ -71,7 +71,7 @@ def test_it_starts_at_three_times_the_target() -> None:
 def test_the_bandwidth_is_in_units_of_the_pre_activations() -> None:
     small, large = made("none", l0_coeff=0.1), made("none", 100.0, l0_coeff=0.1)
     assert float(large.bandwidth) == pytest.approx(100 * float(small.bandwidth), rel=1e-3)
-    assert float(large.threshold.detach().mean()) == pytest.approx(100 * float(small.threshold.detach().mean()), rel=0.01)
+    torch.testing.assert_close(large.threshold, 100 * small.threshold, rtol=0.01, atol=0)
 
 
 def test_the_threshold_is_raw_float32_positive_and_learns_faster() -> None:

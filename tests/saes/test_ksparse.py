@@ -145,19 +145,15 @@ def test_auxk_ignores_entries_that_fire_again() -> None:
 
 def test_auxk_target_has_no_bias() -> None:
     """With b_dec added to what the dead latents rebuild, the aux loss of a perfect rebuild is not 0.
-    x = (3, 1) - and (1, 3) - about b_dec = (10, 20): TopK keeps the larger, the residual is the smaller, which the
-    twin latents 2 and 3 rebuild exactly."""
-    sae = identity("topk", 2, k=1)
-    wide = SAE_TYPES["topk"](SAE_CONFIGS["topk"](dict_size=4, k=1, k_aux=1, preprocess="none"), 2)
+    About b_dec = (10, 20) the examples are (3, 1) and (4, 2): TopK keeps latent 0, the residuals (0, 1) and (0, 2) are
+    what latent 3, a dead twin of latent 1, rebuilds exactly."""
+    sae = SAE_TYPES["topk"](SAE_CONFIGS["topk"](dict_size=4, k=1, k_aux=1, preprocess="none"), 2)
     with torch.no_grad():
-        wide.b_dec.copy_(torch.tensor([10.0, 20.0]))
-        wide.W_dec.copy_(torch.cat([sae.W_dec, sae.W_dec]))
-        wide.W_enc.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0]]))
-        wide.W_enc[:, 2:] = torch.tensor([[0.0, 1.0], [1.0, 0.0]]).flip(0)
-        wide.W_enc[:, 2] = torch.tensor([0.0, 0.0])
-        wide.W_enc[:, 3] = torch.tensor([0.0, 1.0])
-    x = torch.tensor([[13.0, 21.0], [14.0, 22.0]])  # codes (3, 0), (4, 0); residuals (0, 1), (0, 2); latent 3 = 1, 2
-    result = wide.loss(x, Moment(dead=alive(3)))
+        sae.b_dec.copy_(torch.tensor([10.0, 20.0]))
+        sae.W_dec.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]]))
+        sae.W_enc.copy_(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 1]]))
+    x = torch.tensor([[13.0, 21.0], [14.0, 22.0]])
+    result = sae.loss(x, Moment(dead=alive(3)))
     assert result.parts["train/aux_loss"].item() == pytest.approx(0, abs=1e-6)
 
 
