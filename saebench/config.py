@@ -307,6 +307,12 @@ EVAL_METRICS: dict[str, Literal["minimize", "maximize"] | None] = {
     "eval/dead_fraction": "minimize",
 }
 """Metrics of every evaluation on the hold-out, and which way is better (None: it depends on what is asked)."""
+FINAL_METRICS: dict[str, tuple[str, ...]] = {
+    "knn_overlap_at_10": ("eval/knn_overlap_at_10",),
+    "similarity_rank_correlation": ("eval/similarity_rank_correlation",),
+    "probing": ("eval/probing_auc_k1", "eval/probing_auc_k5", "eval/probing_auc_k20"),
+}
+"""Entry of `eval.metrics` -> what it adds to the last evaluation; of all of them, more is better."""
 
 
 class SearchConfig(Config):

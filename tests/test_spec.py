@@ -320,8 +320,9 @@ WRONG: list[tuple[str, str, str]] = [
     ("points: 3}", "points: 3, enqueue: [{bandwidth: 1}]}", "s.yaml:15:49: search.enqueue[0].bandwidth: unknown key"),
     ("points: 3}", "points: 3, enqueue: {lr: 1}}", "s.yaml:15:47: search.enqueue: {lr}: must be a list of points, such as [{lr: 1e-3}]"),
     # objective
-    ("points: 3}", "points: 3, objective: eval/fuv}", 's.yaml:15:49: search.objective: "eval/fuv": is not a metric of this sweep (did you mean "eval/fvu"?)'),
+    ("points: 3}", "points: 3, objective: eval/fuv}", 's.yaml:15:49: search.objective: "eval/fuv": is not a metric (did you mean "eval/fvu"?)'),
     ("points: 3}", "points: 3, objective: eval/explained_variance}", 's.yaml:15:49: search.objective: "eval/explained_variance": is better when it is larger: set search.direction to maximize'),
+    ("points: 3}", "points: 3, objective: eval/probing_auc_k5, direction: maximize}\nprune: {pruner: none}", 's.yaml:15:49: search.objective: "eval/probing_auc_k5": is not measured in this sweep: add probing to eval.metrics'),
     ("points: 3}", "points: 3, objective: eval/knn_overlap_at_10, direction: maximize}", 's.yaml:15:49: search.objective: "eval/knn_overlap_at_10": is measured only at the end of a trial: set prune.pruner to none'),
     # sizes that do not fit each other
     ("samples: 10_000", "samples: 100", "s.yaml:12:12: train.samples: 100: must be at least one batch, which is 128"),

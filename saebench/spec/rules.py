@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from saebench.config import EVAL_METRICS
+from saebench.config import EVAL_METRICS, FINAL_METRICS
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
 from saebench.spec.draft import Draft, Found, at
@@ -105,22 +105,21 @@ def _prune(draft: Draft) -> Found:
 
 def _objective(draft: Draft) -> Found:
     objective, direction = draft.get("search", "objective"), draft.get("search", "direction")
-    final = [f"eval/{name}" for name in draft.get("eval", "metrics") or () if draft.get("eval", "extra") == "final"]
+    final = {key: name for name, keys in FINAL_METRICS.items() for key in keys}
     if not isinstance(objective, str):
         return
-    if objective in final:
-        if draft.get("prune", "pruner") != "none":
-            yield "search.objective", "is measured only at the end of a trial: set prune.pruner to none"
-        better: str | None = "maximize"
-    elif objective in EVAL_METRICS:
-        better = EVAL_METRICS[objective]
-    else:
-        known = [*EVAL_METRICS, *final]
-        hint = did_you_mean(objective, known)
-        yield "search.objective", "is not a metric of this sweep" + (f" ({hint})" if hint else f": {', '.join(known)}")
+    if objective not in EVAL_METRICS and objective not in final:
+        hint = did_you_mean(objective, [*EVAL_METRICS, *final]) or ", ".join([*EVAL_METRICS, *final])
+        yield "search.objective", f"is not a metric ({hint})"
         return
+    better = EVAL_METRICS.get(objective, "maximize")
     if better is not None and direction != better:
         yield "search.objective", f"is better when it is {_COMPARATIVE[better]}: set search.direction to {better}"
+    if objective in final:
+        if draft.get("eval", "extra") != "final" or final[objective] not in (draft.get("eval", "metrics") or ()):
+            yield "search.objective", f"is not measured in this sweep: add {final[objective]} to eval.metrics"
+        if draft.get("prune", "pruner") != "none":
+            yield "search.objective", "is measured only at the end of a trial: set prune.pruner to none"
 
 
 _COMPARATIVE = {"minimize": "smaller", "maximize": "larger"}
