@@ -1,8 +1,8 @@
 """Mini-batches out of a cache entry: a permutation per epoch, a memory map (or the GPU) underneath.
 
 What is served is a function of (entry, num_examples, holdout, seed, batch_size, position) and nothing else: not of the
-device, the number of workers, or what was read before. Inside a batch, rows stand in the order of the stream; which
-rows are in it is what the permutation decides.
+device, the number of workers, or what was read before. Inside a batch, the rows of an epoch stand in the
+order of the stream, which reads the file once from front to back; which rows are in it is what the permutation decides.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CachedRows:
                 self._coming = ahead(self._pinned(self._position), PREFETCH)
             batch = next(self._coming).to(self.device, non_blocking=True)
         else:
-            batch = self._take(np.sort(self._places(self._position)))
+            batch = self._take(self._places(self._position))
         self._position += self.batch_size
         return batch
 
@@ -85,16 +85,16 @@ class CachedRows:
 
     # --- which rows --------------------------------------------------------------------------------------------------
 
-    def _places(self, position: int) -> Index:
-        """(batch_size,) numbers of training rows (0 to num_train - 1) that the batch at `position` holds."""
+    def _places(self, position: int) -> list[Index]:
+        """Which training rows (0 to num_train - 1) the batch at `position` holds: one ascending run per epoch."""
         found: list[Index] = []
         missing = self.batch_size
         while missing:
             epoch, offset = divmod(position, self.num_train)
-            found.append(self._permutation(epoch)[offset : offset + missing])
+            found.append(np.sort(self._permutation(epoch)[offset : offset + missing]))
             position += len(found[-1])
             missing -= len(found[-1])
-        return np.concatenate(found) if len(found) > 1 else found[0]
+        return found
 
     def _permutation(self, epoch: int) -> Index:
         """A function of the seed, the epoch and num_train."""
@@ -106,10 +106,17 @@ class CachedRows:
 
     # --- where from --------------------------------------------------------------------------------------------------
 
-    def _take(self, places: Index) -> Tensor:
+    def _take(self, runs: list[Index]) -> Tensor:
         if self._resident is not None:
-            return self._resident[torch.from_numpy(places).to(self.device)].float()
-        return self._gather(self.entry.train_index[places]).to(self.device)
+            return self._resident[torch.from_numpy(np.concatenate(runs)).to(self.device)].float()
+        return self._batch(runs, torch.empty(self.batch_size, self.d_in)).to(self.device)
+
+    def _batch(self, runs: list[Index], out: Tensor) -> Tensor:
+        start = 0
+        for run in runs:
+            self._gather(self.entry.train_index[run], out[start : start + len(run)])
+            start += len(run)
+        return out
 
     def _gather(self, index: Index, out: Tensor | None = None) -> Tensor:
         """(len(index), d_in) float32 rows of the entry; `index` ascending, so that each shard is visited once."""
@@ -129,8 +136,8 @@ class CachedRows:
 
     def _pinned(self, position: int) -> Iterator[Tensor]:
         while True:
-            index = self.entry.train_index[np.sort(self._places(position))]
-            yield self._gather(index, torch.empty(self.batch_size, self.d_in, pin_memory=True))
+            out = torch.empty(self.batch_size, self.d_in, pin_memory=True)
+            yield self._batch(self._places(position), out)
             position += self.batch_size
 
     def _fits(self) -> bool:

@@ -1,0 +1,339 @@
+"""ActivationsStoreSBERT: the mapping's way, the stream's way and the cache's way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from corpora import HashModel, sentences, write_jsonl
+from torch import Tensor
+
+from saebench.config import DataConfig
+from saebench.errors import DataError
+from saebench.stores import ActivationsStoreSBERT, DataExhausted, cache, open_store
+from saebench.stores.texts import hash_text, threshold
+
+Corpus = Callable[..., DataConfig]
+
+
+def mapping(tmp_path: Path, texts: list[Any], **changes: Any) -> dict[str, Any]:
+    """The seed's keys."""
+    path = write_jsonl(tmp_path / "texts.jsonl", texts)
+    base = {"dataset_path": "json", "data_files": str(path), "model_batch_size": 8, "device": "cpu"}
+    return {**base, "num_batches_in_buffer": 4, "num_examples": 100_000, "batch_size": 16, **changes}
+
+
+def rows_set(rows: Tensor) -> list[tuple[float, ...]]:
+    return sorted(tuple(row) for row in rows.tolist())
+
+
+def serve_all(store: ActivationsStoreSBERT) -> list[Tensor]:
+    batches: list[Tensor] = []
+    while True:
+        try:
+            batches.append(store.next_batch())
+        except DataExhausted:
+            return batches
+
+
+# --- the mapping -----------------------------------------------------------------------------------------------------
+
+
+def test_the_snippet_runs_as_it_stands(tmp_path: Path) -> None:
+    sbert, config = HashModel(), mapping(tmp_path, sentences(100))
+    store = ActivationsStoreSBERT(model=sbert, cfg=config)
+    batch = store.next_batch()
+    assert (batch.shape, batch.dtype) == ((16, 8), torch.float32)
+    weight = torch.ones(8, 2, requires_grad=True)
+    (batch @ weight).sum().backward()  # an inference tensor would raise here
+    assert store.examples_used == 16
+
+
+@pytest.mark.parametrize("count", [1, 7, 31, 32, 33, 64, 70, 100])
+@pytest.mark.parametrize(("model_batch", "buffered", "batch"), [(8, 4, 16), (32, 1, 7), (5, 3, 64)])
+def test_every_row_is_served_once(tmp_path: Path, count: int, model_batch: int, buffered: int, batch: int) -> None:
+    model, texts = HashModel(), sentences(count)
+    cfg = mapping(tmp_path, texts, model_batch_size=model_batch, num_batches_in_buffer=buffered, batch_size=batch)
+    store = ActivationsStoreSBERT(model, cfg)
+    batches = serve_all(store)
+    assert rows_set(torch.cat(batches)) == rows_set(model.encode(texts))
+    assert all(len(one) == batch for one in batches[:-1]), "only the last is short"
+    assert store.examples_used == count
+
+
+@pytest.mark.parametrize("model_batch", [8, 32, 64])
+def test_a_cap_of_fifty_serves_fifty(tmp_path: Path, model_batch: int) -> None:
+    store = ActivationsStoreSBERT(
+        HashModel(), mapping(tmp_path, sentences(200), num_examples=50, model_batch_size=model_batch)
+    )
+    assert sum(map(len, serve_all(store))) == 50
+    with pytest.raises(RuntimeError, match="every text has been"):
+        store.next_batch()
+
+
+def test_the_methods_of_the_seed_keep_their_names(tmp_path: Path) -> None:
+    texts, model = sentences(70), HashModel()
+    store = ActivationsStoreSBERT(model, mapping(tmp_path, texts))
+    assert store.get_batch_tokens() == texts[:8]
+    assert torch.equal(store.get_activations(["a", "b"]), model.encode(["a", "b"]))
+    assert torch.equal(store._fill_buffer(), model.encode(texts[8:40]))
+    loader = store._get_dataloader()
+    assert [batch.shape for (batch,) in loader] == [(15, 8)], "half of the 30 texts that were left"
+    with pytest.raises(DataExhausted):
+        store.get_batch_tokens()
+
+
+def test_empty_texts_are_skipped_and_duplicates_served(tmp_path: Path) -> None:
+    rows: list[Any] = [{"text": text} for text in ["a", None, " ", "a", "b"]]
+    store = ActivationsStoreSBERT(HashModel(), mapping(tmp_path, rows))
+    assert sum(map(len, serve_all(store))) == 3
+    assert store.counts.empty == 2
+
+
+def test_a_mapping_holds_texts_out_when_asked(tmp_path: Path) -> None:
+    texts, model = sentences(200), HashModel()
+    store = ActivationsStoreSBERT(model, mapping(tmp_path, texts, holdout=0.3))
+    held = [text for text in texts if hash_text(text) < threshold(0.3)]
+    assert torch.equal(torch.cat(list(store.holdout(7))), model.encode(held))
+    assert sum(map(len, serve_all(store))) == store.num_train == 200 - len(held)
+    assert store.num_holdout == len(held)
+
+
+def test_the_seed_of_the_store_decides_and_the_global_generator_does_not(tmp_path: Path) -> None:
+    def first(seed: int, global_seed: int) -> Tensor:
+        torch.manual_seed(global_seed)
+        return ActivationsStoreSBERT(HashModel(), mapping(tmp_path, sentences(100), seed=seed)).next_batch()
+
+    assert torch.equal(first(0, 1), first(0, 2))
+    assert not torch.equal(first(0, 1), first(1, 1))
+    state = torch.random.get_rng_state()
+    first(0, 1)
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    ActivationsStoreSBERT(HashModel(), mapping(tmp_path, sentences(100))).next_batch()
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.random.set_rng_state(state)
+
+
+def test_rows_mix_across_refills(tmp_path: Path) -> None:
+    """A buffer holds 32 rows; what is served first holds rows of the first buffer only, later pools of two."""
+    texts, model = sentences(200), HashModel()
+    place = {tuple(row): i for i, row in enumerate(model.encode(texts).tolist())}
+    store = ActivationsStoreSBERT(model, mapping(tmp_path, texts))
+    served = [place[tuple(row)] // 32 for batch in serve_all(store) for row in batch.tolist()]
+    assert set(served[:16]) == {0}
+    assert set(served[16:48]) == {0, 1}
+    assert all(served[i] <= i // 32 + 1 for i in range(200)), "no row waits longer than one buffer"
+
+
+@pytest.mark.parametrize("missing", ["dataset_path", "batch_size"])
+def test_a_missing_key_is_named(tmp_path: Path, missing: str) -> None:
+    cfg = mapping(tmp_path, ["a"])
+    del cfg[missing]
+    with pytest.raises(DataError, match=f"cfg: {missing}: missing"):
+        ActivationsStoreSBERT(HashModel(), cfg)
+
+
+def test_an_error_of_the_model_is_not_hidden(tmp_path: Path) -> None:
+    """The seed took any AttributeError for the end of the data."""
+
+    class Broken(HashModel):
+        def encode(self, *_: Any, **__: Any) -> Tensor:
+            raise AttributeError("no such layer")
+
+    with pytest.raises(AttributeError, match="no such layer"):
+        ActivationsStoreSBERT(Broken(), mapping(tmp_path, ["a"])).next_batch()
+
+
+def test_a_real_sentence_transformer(tmp_path: Path, static_model: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    sbert, texts = SentenceTransformer(static_model, device="cpu"), sentences(40)
+    store = ActivationsStoreSBERT(model=sbert, cfg=mapping(tmp_path, texts))
+    assert rows_set(torch.cat(serve_all(store))) == rows_set(torch.from_numpy(sbert.encode(texts)))
+
+
+# --- a typed configuration, three ways -------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["cached", "streamed"])
+def opened(request: pytest.FixtureRequest, corpus: Corpus, cache_dir: Path, inline: HashModel) -> Callable[..., Any]:
+    """Open a store over 300 texts, out of the cache or from the stream."""
+
+    def make(seed: int = 0, batch_size: int = 32, **changes: Any) -> ActivationsStoreSBERT:
+        changes = {"dataset": {"label_column": "label"}, "encode_batch_size": 4, **changes}
+        data = corpus(sentences(300), cache=request.param == "cached", **changes)
+        return open_store(data, batch_size=batch_size, seed=seed, device="cpu", cache_dir=cache_dir)
+
+    make.model = inline  # type: ignore[attr-defined]
+    return make
+
+
+def test_an_epoch_is_every_training_row_once_and_epochs_differ(opened: Callable[..., Any]) -> None:
+    store = opened(batch_size=30)
+    texts = [text for text in sentences(300) if hash_text(text) >= threshold(0.1)]
+    everything = rows_set(opened.model.encode(texts))  # type: ignore[attr-defined]
+    assert (store.num_train, store.num_holdout, store.d_in) == (len(texts), 300 - len(texts), 8)
+    rows = torch.cat([store.next_batch() for _ in range(40)])
+    epochs = [rows[i * len(texts) : (i + 1) * len(texts)] for i in range(3)]
+    assert len(texts) % 30, "batches cross the ends of epochs"
+    for epoch in epochs:
+        assert rows_set(epoch) == everything
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_batches_depend_on_the_seed_and_on_nothing_else(opened: Callable[..., Any]) -> None:
+    one, two, other = opened(seed=5), opened(seed=5), opened(seed=6)
+    list(two.holdout())  # reading in between changes nothing
+    two.sample(10)
+    for _ in range(25):
+        batch = one.next_batch()
+        assert torch.equal(batch, two.next_batch())
+        assert not torch.equal(batch, other.next_batch())
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2, 5, 9, 10, 28])
+def test_resuming_is_exact(opened: Callable[..., Any], taken: int) -> None:
+    store = opened()
+    for _ in range(taken):
+        store.next_batch()
+    state = json.loads(json.dumps(store.state_dict()))
+    ahead = [store.next_batch() for _ in range(15)]
+    again = opened()
+    again.next_batch()
+    again.load_state_dict(state)
+    assert again.examples_used == taken * 32
+    for batch in ahead:
+        assert torch.equal(again.next_batch(), batch)
+
+
+def test_a_state_of_other_settings_is_refused(opened: Callable[..., Any]) -> None:
+    state = opened(seed=1).state_dict()
+    with pytest.raises(DataError, match=r"saved position: seed: 1, but this store has 0"):
+        opened().load_state_dict(state)
+
+
+def test_sample_is_a_function_of_the_data_only(opened: Callable[..., Any]) -> None:
+    texts = [text for text in sentences(300) if hash_text(text) >= threshold(0.1)]
+    lowest = sorted(texts, key=hash_text)[:20]
+    in_order = [text for text in texts if text in lowest]
+    for seed in (0, 1):
+        store = opened(seed=seed)
+        store.next_batch()
+        assert torch.equal(store.sample(20), opened.model.encode(in_order))  # type: ignore[attr-defined]
+        assert store.train_labels(20) == [len(text) for text in in_order]
+        assert len(store.sample(10_000)) == store.num_train
+
+
+def test_the_hold_out_comes_in_the_order_of_the_stream_with_its_labels(opened: Callable[..., Any]) -> None:
+    held = [text for text in sentences(300) if hash_text(text) < threshold(0.1)]
+    store = opened()
+    batches = list(store.holdout(7))
+    assert [len(batch) for batch in batches[:-1]] == [7] * (len(batches) - 1)
+    assert torch.equal(torch.cat(batches), opened.model.encode(held))  # type: ignore[attr-defined]
+    assert store.holdout_labels() == [len(text) for text in held]
+
+
+def test_without_a_label_column_there_are_no_labels(opened: Callable[..., Any]) -> None:
+    store = opened(dataset={})
+    assert store.holdout_labels() is None
+    assert store.train_labels(5) is None
+
+
+def test_the_texts_can_be_read_beside_the_batches(opened: Callable[..., Any]) -> None:
+    texts = [text for text in sentences(300) if hash_text(text) >= threshold(0.1)]
+    store = opened()
+    assert store.get_batch_tokens() == texts[:4]
+    assert torch.equal(store.get_activations(texts[:2]), opened.model.encode(texts[:2]))  # type: ignore[attr-defined]
+
+
+def test_both_ways_serve_the_same_texts(corpus: Corpus, cache_dir: Path, inline: HashModel) -> None:  # noqa: ARG001
+    texts = [*sentences(150), *sentences(150)[:50], "  ", *sentences(100, seed=1)]
+    stores = [
+        open_store(corpus(texts, cache=way), batch_size=64, seed=0, device="cpu", cache_dir=cache_dir)
+        for way in (True, False)
+    ]
+    assert stores[0].num_train == stores[1].num_train
+    assert torch.equal(stores[0].sample(50), stores[1].sample(50))
+    assert torch.equal(*[torch.cat(list(store.holdout())) for store in stores])
+
+
+# --- out of the cache ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.usefixtures("small_pieces")
+def test_batches_out_of_many_shards_are_the_permutation_read_by_brute_force(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, dtype: str
+) -> None:
+    """Shards of 64 rows; expected: rows of the training texts, permuted by PCG64([seed, epoch]); inside a batch, each
+    epoch's rows ascend."""
+    data = corpus(sentences(300), dtype=dtype)
+    store = open_store(data, batch_size=100, seed=7, device="cpu", cache_dir=cache_dir)
+    texts = [text for text in sentences(300) if hash_text(text) >= threshold(0.1)]
+    rows = inline.encode(texts).to(getattr(torch, dtype)).float()
+    epochs = [np.random.Generator(np.random.PCG64([7, e])).permutation(len(texts)) for e in range(4)]
+    order = np.concatenate(epochs)
+    which = np.repeat(range(4), len(texts))
+    for start in range(0, 900, 100):
+        places = np.arange(start, start + 100)
+        expected = rows[torch.from_numpy(order[places[np.lexsort((order[places], which[places]))]])]
+        assert torch.equal(store.next_batch(), expected)
+
+
+def test_a_complete_entry_is_served_without_a_model(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = corpus(sentences(100))
+    cache.build(data, cache_dir)
+    seen = len(inline.seen)
+    monkeypatch.setattr("saebench.stores.encoder._load", lambda *_: pytest.fail("the model was loaded"))
+    store = open_store(data, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
+    store.next_batch(), store.sample(4), list(store.holdout())
+    assert len(inline.seen) == seen
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_open_store_outlives_the_growth_of_its_entry(corpus: Corpus, cache_dir: Path) -> None:
+    texts, changes = sentences(200), {"dataset": {"label_column": "label"}}
+    small = corpus(texts, num_examples=80, **changes)
+    store = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
+    twin = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
+    expected = [twin.next_batch() for _ in range(10)]
+    labels = twin.holdout_labels()
+    cache.build(corpus(texts, **changes), cache_dir)
+    assert all(torch.equal(store.next_batch(), batch) for batch in expected)
+    assert store.holdout_labels() == labels
+    reopened = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
+    assert all(torch.equal(reopened.next_batch(), batch) for batch in expected)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_corpus_smaller_than_a_batch_is_refused(corpus: Corpus, cache_dir: Path) -> None:
+    with pytest.raises(DataError, match=r"\d training texts do not fill one batch of 64"):
+        open_store(corpus(sentences(10)), batch_size=64, seed=0, device="cpu", cache_dir=cache_dir)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("fraction", [0.25, 0.0], ids=["resident", "pinned"])
+@pytest.mark.usefixtures("inline")
+def test_a_gpu_gets_the_same_batches(
+    corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, fraction: float
+) -> None:
+    monkeypatch.setattr("saebench.stores.rows.RESIDENT_FRACTION", fraction)
+    data = corpus(sentences(300))
+    on_cpu = open_store(data, batch_size=100, seed=7, device="cpu", cache_dir=cache_dir)
+    on_gpu = open_store(data, batch_size=100, seed=7, device="cuda:0", cache_dir=cache_dir)
+    for _ in range(12):
+        assert torch.equal(on_gpu.next_batch().cpu(), on_cpu.next_batch())
+    state = on_gpu.state_dict()
+    ahead = list(islice(iter(on_gpu.next_batch, None), 3))
+    on_gpu.load_state_dict(state)
+    assert all(torch.equal(on_gpu.next_batch(), batch) for batch in ahead)
