@@ -1,0 +1,48 @@
+"""Cleaning, telling apart and holding out texts."""
+
+from __future__ import annotations
+
+import pytest
+from corpora import sentences
+from hypothesis import given
+from hypothesis import strategies as st
+
+from saebench.stores.texts import Counts, clean, hash_text, select, threshold
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"), [("  a\t\nb  ", "a b"), ("a\u00a0b", "a b"), ("\ud800x", "?x"), (" \n", ""), ("é", "é")]
+)
+def test_whitespace_is_one_space_and_surrogates_are_question_marks(raw: str, cleaned: str) -> None:
+    assert clean(raw) == cleaned
+
+
+@given(st.lists(st.one_of(st.none(), st.integers(), st.text(max_size=4))), st.integers(1, 10))
+def test_every_row_is_accounted_for(values: list[object], cap: int) -> None:
+    counts = Counts()
+    kept = [text.text for text in select(((value, None) for value in values), counts, cap)]
+    assert counts.read == counts.kept + counts.duplicate + counts.empty + counts.non_string
+    assert len(kept) == counts.kept == len(set(kept)) <= cap
+    distinct = list(dict.fromkeys(clean(v) for v in values if isinstance(v, str) and clean(v)))
+    assert kept == distinct[:cap]
+
+
+def test_the_stream_is_not_read_beyond_the_cap() -> None:
+    rows = iter([("a", 1), ("b", 2), ("c", 3)])
+    assert [(text.text, text.label) for text in select(rows, Counts(), 2)] == [("a", 1), ("b", 2)]
+    assert next(rows) == ("c", 3)
+
+
+def test_the_share_held_out_is_the_share_of_hashes_below_the_threshold() -> None:
+    """5,000 texts at 0.1: 500 expected, standard deviation sqrt(5000 * 0.1 * 0.9) = 21."""
+    hashes = [hash_text(text) for text in sentences(5_000)]
+    assert abs(sum(h < threshold(0.1) for h in hashes) - 500) < 85
+    assert threshold(0.0) == 0
+    assert all(h < 2**64 for h in hashes)
+    held = [h for h in hashes if h < threshold(0.1)]
+    assert all(h < threshold(0.2) for h in held), "a larger hold-out contains a smaller one"
+
+
+def test_the_hash_of_a_text_never_changes() -> None:
+    """BLAKE2b-128 of the UTF-8, first 8 bytes, big-endian: entries and splits of earlier versions rest on it."""
+    assert hash_text("abc") == 0xCF4AB791C62B8D2B
