@@ -183,13 +183,14 @@ def encode_batchtopk(
     return _with_gradient(x, W_enc, b_enc, values, places % dict_size, offsets)
 
 
+Codes = SparseCodes | DenseCodes
 MOST_PAIRS = 1 / 24
 """Share of the latents above which pairs cost more than dense products."""
 
 
 def encode_above(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: Tensor | float = 0.0, precision: Precision = "float32"
-) -> SparseCodes | DenseCodes:
+) -> Codes:
     """The pre-activations x @ W_enc + b_enc above `floor`, a scalar or one per latent (dict_size,), for architectures
     with a threshold: a loss that is 0 at and below it, and so is its gradient, needs no others.
 
@@ -209,7 +210,7 @@ def encode_above(
     return _with_gradient(x, W_enc, b_enc, values, places % dict_size, offsets, padded=False)
 
 
-def decode(codes: SparseCodes | DenseCodes, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
+def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
     """(rows, d_in): the decoder's rows summed with the codes as weights; W_dec (dict_size, d_in)."""
     if W_dec.shape[0] != codes.dict_size:
         raise ValueError(f"W_dec has {W_dec.shape[0]} rows, the codes have {codes.dict_size} latents")
