@@ -50,6 +50,12 @@ class RowsStore:
     def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
         yield from self._holdout.split(batch_size)
 
+    def train_labels(self, _: int) -> None:
+        return None
+
+    def holdout_labels(self) -> None:
+        return None
+
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self._epoch, "at": self._at}
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"spec"},
     {"plan"},
     {"forecast"},
-    {"metrics", "saes", "stores", "optim"},
+    {"metrics", "saes", "stores", "checkpoint", "optim"},
     {"trainer"},
     {"trial"},
     {"worker", "devices"},

@@ -206,7 +206,7 @@ class LocalExecutor:
         end = time.monotonic() + DRAIN
         for number in list(self._workers):
             self.stop(number, "kill")
-        while self._workers and time.monotonic() < end:
+        while any(worker.pid for worker in self._workers.values()) and time.monotonic() < end:
             self._look(TICK)
         for worker in self._workers.values():
             worker.channel.close()

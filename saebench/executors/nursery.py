@@ -190,17 +190,16 @@ class Forking:
         self._pids = {}
 
     def close(self) -> None:
-        process = self._process
-        if process is None:
+        """At once, even while it still imports; a worker whose birth it could not tell any more ends with it."""
+        if self._process is None:
             return
-        if any(pid is not None for pid in self._pids.values()):
-            process.kill()
-        self._channel.close()
-        try:
-            process.wait(CLOSE_WAIT)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        self._process.kill()
+        self._process.wait()
+        with contextlib.suppress(OSError):
+            while data := self._channel.recv(1 << 16, socket.MSG_DONTWAIT):
+                notice = self._understand(json.loads(data))
+                if isinstance(notice, Born):
+                    end_group(notice.pid)
         self._end()
 
 

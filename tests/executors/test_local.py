@@ -254,6 +254,16 @@ def test_nothing_runs_after_close(tmp_path: Path, nursery: Callable[..., Nursery
     assert not [pid for pid in pids if lives(pid)]
 
 
+def test_closing_at_once_does_not_wait_for_imports(tmp_path: Path) -> None:
+    executor = LocalExecutor(RunConfig(devices="cpu", per_device=2), tmp_path / "cache", "toys:play")
+    executor.start(trial(tmp_path, "sleeps"), executor.slots[0])
+    zygote = zygote_of(executor).pid
+    begin = time.monotonic()
+    executor.close()
+    assert time.monotonic() - begin < 1
+    assert not lives(zygote)
+
+
 SCRIPT = """
 import sys
 print("the caller's main module runs", flush=True)

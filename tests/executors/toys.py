@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 # ruff: noqa: ARG001 (every toy has the signature of a target)
-from saebench.config import BatchTopKConfig, DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
+from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.errors import DataError
 from saebench.events import Event, Verdict
 from saebench.paths import TrialPaths, write_json
@@ -125,19 +125,3 @@ def sleeps(config: TrialConfig, paths: TrialPaths, device: str, report: Report, 
 def done_then_killed(config: TrialConfig, paths: TrialPaths, device: str, report: Report, **_: Any) -> None:
     report(Event("done", 1))
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def trains(config: TrialConfig, paths: TrialPaths, device: str, report: Report, **others: Any) -> None:
-    """The real `run_trial`, on rows that need no texts."""
-    from rows import open_rows
-
-    from saebench import stores, trial
-
-    stores.open_store = open_rows
-    config = config.model_copy(
-        update={
-            "sae": BatchTopKConfig(k=4, dict_size=48),
-            "train": TrainConfig(samples=4000, batch_size=64, lr=3e-3, eval_every=500, checkpoint_every=300),
-        }
-    )
-    trial.run_trial(config, paths, device, report, **others)
