@@ -56,7 +56,7 @@ def sweep(tmp_path: Path) -> SweepPaths:
 
 
 def tracker(sweep: SweepPaths, uri: str, **more: Any) -> Tracker:
-    return Tracker(sweep, TrackingConfig(uri=uri, **more), "toy", interval=0.02)
+    return Tracker(sweep, TrackingConfig(uri=uri, **more), "toy", interval=0.02, share=1.0)
 
 
 def started(sweep: SweepPaths, uri: str, **more: Any) -> Tracker:
@@ -506,7 +506,7 @@ from saebench.tracking import Tracker
 from test_tracking import evaluation, make_trial
 
 paths, uri = SweepPaths(Path(sys.argv[1])), sys.argv[2]
-made = Tracker(paths, TrackingConfig(uri=uri), "toy", interval=0.0)
+made = Tracker(paths, TrackingConfig(uri=uri), "toy", interval=0.0, share=1.0)
 made.start({})
 print("started", flush=True)
 logs = {number: EventLog(paths.trial(number).events) for number in range(6)}
@@ -601,74 +601,67 @@ class Server:
         self._process.wait()
 
 
-@pytest.fixture(scope="module")
-def shared_server(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    served = Server(folder, f"sqlite:///{shutil.copy(empty_database, folder / 'mlflow.db')}")
+@pytest.fixture
+def mlflow_server(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    served = Server(tmp_path, database)
     served.start()
     yield served
     served.kill()
 
 
-@pytest.fixture
-def mlflow_server(shared_server: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    return shared_server
-
-
 @pytest.mark.slow
-def test_a_server_killed_and_restarted_midway_has_every_point_once(sweep: SweepPaths, mlflow_server: Server) -> None:
-    made = started(sweep, mlflow_server.uri)
+def test_a_server_killed_and_restarted_has_every_point_once(
+    sweep: SweepPaths, tmp_path: Path, mlflow_server: Server
+) -> None:
+    """One sweep goes on all the while, another ends while the server is away and is sent by its next scheduler."""
+    made, backend = started(sweep, mlflow_server.uri), mlflow_server.backend
     logs = []
     for number in range(4):
         made.open(make_trial(sweep, number))
         logs.append(EventLog(sweep.trial(number).events))
+    ends = SweepPaths(tmp_path / "runs" / "ends")
+    ending = started(ends, mlflow_server.uri)
+    ending.open(make_trial(ends, 0))
+    wait_for(lambda: bool(ending._streams[0].sent.run_id))
+
     for samples in range(10, 410, 10):
         for number, log in enumerate(logs):
             log.append(evaluation(samples, number))
         if samples == 150:
             mlflow_server.kill()
             wait_for(lambda: made.lag().error is not None)
-        if samples == 250:
-            assert made.lag().unsent > 0
-            mlflow_server.start()
         time.sleep(0.01)
     for log in logs:
         log.close()
     sweep.trial(0).log.write_text("over http\n")
     for number in range(4):
         made.close_trial(number, "complete")
+    assert made.lag().unsent > 0
+
+    work(ends.trial(0))
+    finish(ends.trial(0), ending, 0)
+    begin = time.monotonic()
+    lag = ending.close(patience=1.0)
+    assert time.monotonic() - begin < 5
+    assert lag.unsent == POINTS + 1
+    assert lag.error is not None
+
+    mlflow_server.start()
     assert made.close(patience=60) == (0, None)
-    runs = children(mlflow_server.backend, made.run_id)
+    runs = children(backend, made.run_id)
     assert len(runs) == 4
     for number in range(4):
-        points = history(mlflow_server.backend, runs[f"{number:04d}"])
+        points = history(backend, runs[f"{number:04d}"])
         assert len(points) == 40 * METRICS
         assert points == expected(sweep.trial(number))
     assert server.connect(mlflow_server.uri).list_artifacts(runs["0000"].info.run_id)
 
-
-@pytest.mark.slow
-def test_closing_while_the_server_is_away_is_bounded_and_the_next_scheduler_sends_the_rest(
-    sweep: SweepPaths, mlflow_server: Server
-) -> None:
-    made = started(sweep, mlflow_server.uri)
-    made.open(make_trial(sweep, 0))
-    wait_for(lambda: bool(made._streams[0].sent.run_id))
-    mlflow_server.kill()
-    work(sweep.trial(0))
-    finish(sweep.trial(0), made, 0)
-    begin = time.monotonic()
-    lag = made.close(patience=1.0)
-    assert time.monotonic() - begin < 5
-    assert lag.unsent == POINTS + 1
-    assert lag.error is not None
-    mlflow_server.start()
-    again = started(sweep, mlflow_server.uri)
+    again = started(ends, mlflow_server.uri)
     assert again.close() == (0, None)
-    (run,) = children(mlflow_server.backend, made.run_id).values()
+    (run,) = children(backend, ending.run_id).values()
     assert run.info.status == "FINISHED"
-    assert history(mlflow_server.backend, run) == expected(sweep.trial(0))
+    assert history(backend, run) == expected(ends.trial(0))
 
 
 @pytest.fixture

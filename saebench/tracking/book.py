@@ -22,6 +22,8 @@ class Sent:
     run_id: str = ""
     offset: int = 0
     """Bytes of events.jsonl that the server has acknowledged."""
+    described: bool = False
+    """Params and dataset are logged."""
     closed: str | None = None
     """State in which the run was closed; None while it is open."""
     refused: str | None = None
@@ -68,4 +70,4 @@ class Book:
 
 
 def _short(sent: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in sent.items() if value not in (None, {}, 0, "")}
+    return {key: value for key, value in sent.items() if value not in (None, {}, 0, "", False)}

@@ -63,9 +63,19 @@ class Tracker:
     equal key, timestamp, step and value. So neither a killed scheduler nor a lost answer loses or doubles a point.
     """
 
-    def __init__(self, paths: SweepPaths, tracking: TrackingConfig, name: str, *, interval: float = 3.0) -> None:
-        """`interval`: seconds between two looks at the trials' files."""
-        self._paths, self._tracking, self._name, self._interval = paths, tracking, name, interval
+    def __init__(
+        self,
+        paths: SweepPaths,
+        tracking: TrackingConfig,
+        name: str,
+        *,
+        interval: float = 3.0,
+        share: float = 0.02,
+    ) -> None:
+        """`interval`: seconds between two looks at the trials' files; up to ten times as many where sending takes more
+        than `share` of one core (fewer, larger requests cost less per point)."""
+        self._paths, self._tracking, self._name = paths, tracking, name
+        self._interval, self._share = interval, share
         self.uri = ""
         self._info: Mapping[str, Any] = {}
         self._streams: dict[int, _Stream] = {}
@@ -225,11 +235,12 @@ class Tracker:
         stream.unsure = True
         if found is None:
             first = next((event.ts for event, _ in events.read(stream.paths.events)), None)
-            tags["saebench.state"] = "running"
-            run = client.create_run(self.experiment_id, start_time=first, tags=tags, run_name=tags["mlflow.runName"])
-            found = run.info.run_id
-        client.log_batch(found, params=record.as_params(record.params(config, self._info)))
-        client.log_inputs(found, record.dataset_inputs(config.data, self._info))
+            with self._lock:
+                tags = {"saebench.state": "running", **tags, **stream.tags}
+            name = tags["mlflow.runName"]
+            found = client.create_run(self.experiment_id, start_time=first, tags=tags, run_name=name).info.run_id
+            with self._lock:
+                stream.tags = {key: value for key, value in stream.tags.items() if tags.get(key) != value}
         stream.sent.run_id = found
 
     # --- the thread ---
@@ -237,7 +248,7 @@ class Tracker:
     def _run(self) -> None:
         failures = 0
         while True:
-            began = time.monotonic()
+            began, busy = time.monotonic(), time.thread_time()
             closing = self._closing.is_set()
             try:
                 self._cycle(closing)
@@ -249,11 +260,13 @@ class Tracker:
             except Exception as error:  # whatever a driver raises, the trials' metrics wait for the server
                 failures += 1
                 self._error = server.one_line(error)
-            pause = min(0.5 * 2.0**failures, _LONGEST_PAUSE) if failures else self._interval
             if closing:
-                time.sleep(min(pause, 1.0) if failures else 0.0)
+                time.sleep(min(0.5 * failures, 1.0))
+            elif failures:
+                self._closing.wait(min(0.5 * 2.0**failures, _LONGEST_PAUSE))
             else:
-                self._closing.wait(max(pause, time.monotonic() - began))
+                wanted = max(time.monotonic() - began, (time.thread_time() - busy) / self._share)
+                self._closing.wait(max(self._interval, min(wanted, 10 * self._interval)))
 
     def _cycle(self, closing: bool) -> None:
         """Every stream once, starting after the one that failed last, so that none keeps the others waiting."""
@@ -302,17 +315,22 @@ class Tracker:
         self._log(stream, [], {})
 
     def _log(self, stream: _Stream, metrics: list[Metric], said: dict[str, str]) -> None:
+        sent, params = stream.sent, []
+        if not sent.described:
+            params = record.as_params(record.params(stream.config, self._info))
+            self._client.log_inputs(sent.run_id, record.dataset_inputs(stream.config.data, self._info))
         with self._lock:
             wanted, stream.tags = stream.tags, {}
-        tags = {**said, **wanted}
-        if not metrics and not tags:
+        tags = record.as_tags({**said, **wanted})
+        if not metrics and not tags and not params:
             return
         try:
-            self._client.log_batch(stream.sent.run_id, metrics=metrics, tags=record.as_tags(tags))
+            self._client.log_batch(sent.run_id, metrics=metrics, params=params, tags=tags)
         except Exception:
             with self._lock:
                 stream.tags = wanted | stream.tags
             raise
+        sent.described = True
 
     def _finish(self, stream: _Stream, end: str) -> None:
         if stream.sent.closed != end:
