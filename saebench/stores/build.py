@@ -33,6 +33,7 @@ from saebench.stores.entry import (
 from saebench.stores.pieces import Job, Work, cut, is_sound, join
 from saebench.stores.progress import Progress, Tell
 from saebench.stores.read import ENVIRONMENT as READER_ENVIRONMENT
+from saebench.stores.texts import place
 
 SPARE_BYTES = 256 << 20
 """Kept free on the disk."""
@@ -106,6 +107,7 @@ class Build:
         kept = dict(enumerate(old.shards)) if old else {}
         manifest = Manifest(
             key=self.key,
+            named={"model": self.data.model, "dataset": place(self.data.dataset).removeprefix("dataset ")},
             label_column=self.data.dataset.label_column,
             cap=cap,
             counts=found["counts"],

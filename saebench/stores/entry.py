@@ -66,6 +66,8 @@ class Manifest(Config):
     """What an entry holds."""
 
     key: dict[str, Any]
+    named: dict[str, str]
+    """Model and dataset as they were called, for people: the key may know them by their content only."""
     label_column: str | None
     cap: int
     """num_examples when the texts were read."""

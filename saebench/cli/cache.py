@@ -1,0 +1,147 @@
+"""cache ls, build, verify, gc: the embeddings that sweeps share."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import click
+
+from saebench import paths
+from saebench.errors import DataError, UserError
+from saebench.stores import cache as store
+from saebench.stores.cache import Listed, Progress
+
+_CACHE = click.option("--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's).")
+
+
+@click.group()
+def cache() -> None:
+    """The embeddings that sweeps share: every corpus is encoded once."""
+
+
+@cache.command()
+@_CACHE
+@click.option("--json", "as_json", is_flag=True, help="A list of objects.")
+def ls(cache_dir: str | None, as_json: bool) -> None:
+    """List what is in the cache, most recently used first."""
+    folder = paths.cache_dir(cache_dir)
+    rows = [_row(listed) for listed in store.entries(folder)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    columns = ("key", "model", "dataset", "texts", "d_in", "type", "size", "state", "used")
+    table = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    for line in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    total = sum(row["bytes"] for row in rows)
+    click.echo(f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}, {_size(total)} in {folder}")
+
+
+@cache.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, such as data.num_examples=1e5; repeatable.",
+)
+@_CACHE
+def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None:
+    """Encode the corpus of SPEC now, on the devices that its `run` section names."""
+    from saebench.devices import find_devices
+    from saebench.spec import load_spec
+
+    loaded = load_spec(spec, overrides)
+    devices = [device for device, _ in find_devices(loaded.run.devices)]
+    entry = store.build(loaded.data, paths.cache_dir(cache_dir), devices, _Lines())
+    parts = f"{entry.num_train:,} to train on, {entry.num_holdout:,} held out"
+    click.echo(f"{entry.directory}: {entry.count:,} texts ({parts}), {entry.d_in} values each")
+
+
+@cache.command()
+@_CACHE
+def verify(cache_dir: str | None) -> None:
+    """Read every file against its checksum; exit code 5 where one is damaged (the next sweep makes it again)."""
+    damaged = 0
+    for folder, problems in store.verify(paths.cache_dir(cache_dir)):
+        click.echo(f"{folder.name}: {'sound' if not problems else f'{len(problems)} damaged'}")
+        for problem in problems:
+            click.echo(f"  {problem}")
+        damaged += len(problems)
+    if damaged:
+        raise DataError(f"{damaged} damaged {'file' if damaged == 1 else 'files'} in the cache")
+
+
+@cache.command()
+@click.argument("keys", nargs=-1, metavar="[KEY]...")
+@click.option("--unused-for", type=click.FloatRange(0), metavar="DAYS", help="Also entries not used for so many days.")
+@click.option("--dry-run", is_flag=True, help="Say what would be removed, remove nothing.")
+@_CACHE
+def gc(keys: tuple[str, ...], unused_for: float | None, dry_run: bool, cache_dir: str | None) -> None:
+    """Remove leftovers and unreadable entries, and the entries whose key begins with a KEY."""
+    folder = paths.cache_dir(cache_dir)
+    there = [listed.folder.name for listed in store.entries(folder)]
+    for key in keys:
+        if not key or not any(name.startswith(key) for name in there):
+            raise UserError(f"{key or repr(key)}: no entry of the cache in {folder} begins so")
+    total = 0
+    for path, size, why in store.gc(folder, keys, unused_for, dry_run):
+        click.echo(f"{path.relative_to(folder)}: {_size(size)}: {why}")
+        total += size
+    click.echo(f"{_size(total)} {'would be freed' if dry_run else 'freed'}")
+
+
+@dataclass
+class _Lines:
+    """Progress as plain lines: every stage when it begins, then every five seconds, and every message once."""
+
+    every: float = 5.0
+    _stage: str = ""
+    _last: float = 0.0
+    _said: set[str] = field(default_factory=set)
+
+    def __call__(self, now: Progress) -> None:
+        if now.message:
+            if now.message not in self._said:
+                click.echo(f"{'warning: ' if now.warning else ''}{now.message}", err=True)
+            self._said.add(now.message)
+            return
+        if now.stage == self._stage and time.monotonic() - self._last < self.every:
+            return
+        self._stage, self._last = now.stage, time.monotonic()
+        of = f" of {now.total:,}" if now.total else ""
+        rate = f", {now.rate:,.0f}/s" if now.rate else ""
+        click.echo({"loading": "loading the model"}.get(now.stage, f"{now.stage}: {now.done:,}{of}{rate}"), err=True)
+
+
+def _row(listed: Listed) -> dict[str, Any]:
+    row: dict[str, Any] = {"key": listed.folder.name, "bytes": listed.bytes, "size": _size(listed.bytes)}
+    row["used"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.last_used))
+    if listed.manifest is None:
+        return {**row, **dict.fromkeys(("model", "dataset", "texts", "d_in", "type"), "?"), "state": "unreadable"}
+    manifest = listed.manifest
+    whole = "complete" if listed.complete else f"{manifest.encoded / max(manifest.count, 1):.0%} encoded"
+    return {
+        **row,
+        "model": manifest.named.get("model", "?"),
+        "dataset": manifest.named.get("dataset", "?"),
+        "texts": manifest.count,
+        "d_in": manifest.d_in,
+        "type": manifest.key.get("dtype", "?"),
+        "state": "being built" if listed.building else whole,
+    }
+
+
+def _size(size: float) -> str:
+    """Bytes for people: powers of 1,000."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

@@ -1,0 +1,95 @@
+"""saebench cache ls | build | verify | gc."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from corpora import sentences
+
+from saebench.cli import cli
+from saebench.config import DataConfig
+from saebench.errors import DataError, UserError
+from saebench.stores import cache
+
+pytestmark = pytest.mark.usefixtures("inline")
+
+SPEC = """
+name: small
+data:
+  model: hash-model
+  dataset: {path: json, data_files: t.jsonl, text_column: text}
+  num_examples: 100
+sae: [{type: topk, k: 4, dict_size: 32}]
+train: {samples: 1000, batch_size: 16}
+run: {devices: cpu}
+"""
+
+
+@pytest.fixture
+def saebench(cache_dir: Path) -> Callable[..., Result]:
+    """Run `saebench cache ...` on the test's cache."""
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["cache", *arguments, "--cache-dir", str(cache_dir)])
+
+    return run
+
+
+@pytest.fixture
+def built(corpus: Callable[..., DataConfig], cache_dir: Path) -> cache.CacheEntry:
+    return cache.build(corpus(sentences(60)), cache_dir)
+
+
+def test_build_encodes_the_corpus_of_a_spec_once(
+    tmp_path: Path, corpus: Callable[..., DataConfig], saebench: Callable[..., Result]
+) -> None:
+    corpus(sentences(150))
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    result = saebench("build", str(tmp_path / "spec.yaml"), "--set", "data.num_examples=80")
+    assert result.exit_code == 0, result.output
+    assert "80 texts (" in result.stdout
+    assert "texts: 0 of 80" in result.stderr
+    again = saebench("build", str(tmp_path / "spec.yaml"), "--set", "data.num_examples=80")
+    assert (again.stdout, again.stderr) == (result.stdout, "")
+
+
+def test_ls_shows_entries_with_their_sizes(saebench: Callable[..., Result], built: cache.CacheEntry) -> None:
+    [row] = json.loads(saebench("ls", "--json").stdout)
+    size = sum(path.stat().st_size for path in built.directory.rglob("*"))
+    assert (row["key"], row["texts"], row["d_in"], row["bytes"], row["state"]) == (built.key, 60, 8, size, "complete")
+    lines = saebench("ls").stdout.splitlines()
+    assert built.key in lines[1]
+    assert "hash-model" in lines[1]
+    assert lines[2].startswith("1 entry, ")
+
+
+def test_an_empty_cache_has_no_entries(saebench: Callable[..., Result]) -> None:
+    assert saebench("ls").stdout.splitlines()[-1].startswith("0 entries, 0 B in ")
+    assert saebench("verify").exit_code == 0
+
+
+def test_verify_names_the_damaged_file(saebench: Callable[..., Result], built: cache.CacheEntry) -> None:
+    assert saebench("verify").stdout == f"{built.key}: sound\n"
+    victim = next(built.directory.glob("*-rows-*"))
+    victim.write_bytes(victim.read_bytes()[:-1] + b"\x77")
+    result = saebench("verify")
+    assert f"  {victim.name}: the content has another checksum" in result.stdout
+    assert isinstance(result.exception, DataError)
+    assert str(result.exception) == "1 damaged file in the cache"
+
+
+def test_gc_removes_what_is_named_and_only_says_so_in_a_dry_run(
+    saebench: Callable[..., Result], built: cache.CacheEntry
+) -> None:
+    dry = saebench("gc", built.key[:6], "--dry-run").stdout
+    assert f"embeddings/{built.key}: " in dry
+    assert "would be freed" in dry
+    assert built.directory.exists()
+    assert saebench("gc").stdout == "0 B freed\n"
+    assert saebench("gc", built.key[:6]).exit_code == 0
+    assert not built.directory.exists()
+    assert isinstance(saebench("gc", "nothing").exception, UserError)
