@@ -12,8 +12,8 @@ from saebench.report import points
 from saebench.report.chart import Axis, Chart, Panel, Series, at_values
 from saebench.report.compare import FVU, L0
 from saebench.report.points import usable
-from saebench.report.table import Row, plain
-from saebench.report.tables import on_front, trial_name
+from saebench.report.table import Row, percentage, plain, trial_counts
+from saebench.report.tables import on_front, sparsity, trial_name
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,7 +44,7 @@ def pareto(report: Report) -> Chart:
     for group, rows in _grouped(report.strata.frame):
         series = [_other_trials(report, group, arm, i) for i, arm in enumerate(arms)]
         for (arm, width), mine in rows.groupby(["arm", "dict_size"], sort=False):
-            mine = mine[np.isfinite(mine["l0"]) & np.isfinite(mine["fvu"])].sort_values("l0")
+            mine = mine[(mine["l0"] > 0) & (mine["fvu"] > 0)].sort_values("l0")
             tips = [_stratum_tip(row) for row in mine.to_dict("records")]
             x, y, low, high = (mine[key].tolist() for key in ("l0", "fvu", "fvu_low", "fvu_high"))
             i, dash = arms.index(str(arm)), widths.index(width)
@@ -77,34 +77,31 @@ def _stratum_tip(row: Row) -> str:
     half = row["fvu_high"] - row["fvu"]
     interval = f" ± {half:.4f}" if math.isfinite(half) else ""
     return (
-        f"{row['arm']}, {row['level_name']}={row['level']:g}, n={row['dict_size']:g}\n"
-        f"FVU {row['fvu']:.4f}{interval} ({row['seeds']} seeds), L0 {row['l0']:.1f}\n"
-        f"dead {100 * row['dead_fraction']:.1f}%\n"
-        f"{row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed"
+        f"{row['arm']}, {sparsity(row)}, n={plain(row['dict_size'])}\n"
+        f"FVU {plain(row['fvu'])}{interval} ({row['seeds']} seeds), L0 {plain(row['l0'])}\n"
+        f"dead {percentage(row['dead_fraction'])}\n{trial_counts(row)}"
     )
 
 
 def _other_trials(report: Report, group: str, arm: str, index: int) -> Series:
     frame = report.frame
     mine = frame[(frame["group"] == group) & (frame["arm"] == arm) & usable(frame, FVU) & usable(frame, L0)]
-    mine = mine[~mine["run_id"].isin(report.chosen["run_id"])]
+    mine = mine[~mine["run_id"].isin(report.chosen["run_id"]) & (mine[FVU] > 0) & (mine[L0] > 0)]
     tips = [_trial_tip(row) for row in mine.to_dict("records")]
-    x, y = (mine[key].tolist() if key in mine.columns else [] for key in (L0, FVU))
-    return Series(arm, index, "points", x, y, tips=tips, faint=True)
+    return Series(arm, index, "points", mine[L0].tolist(), mine[FVU].tolist(), tips=tips, faint=True)
 
 
 def _trial_tip(row: Row) -> str:
-    level = f"{row['level_name']}={row['level']:g}, " if row["level_name"] else ""
     return (
         f"{trial_name(row)} {row['state']}: {row['arm']}\n"
-        f"{level}n={row['dict_size']:g}, seed {row['seed']}, lr {plain(row['lr'])}\n"
-        f"FVU {plain(row.get(FVU))}, L0 {plain(row.get(L0))}"
+        f"{sparsity(row)}, n={plain(row['dict_size'])}, seed {plain(row['seed'])}, lr {plain(row['lr'])}\n"
+        f"FVU {plain(row[FVU])}, L0 {plain(row[L0])}"
     )
 
 
 def _front(rows: DataFrame) -> list[Series]:
-    points_ = list(zip(rows["l0"], rows["fvu"], strict=True))
-    front = sorted(p for p, on in zip(points_, on_front(points_), strict=True) if on)
+    found = list(zip(rows["l0"], rows["fvu"], strict=True))
+    front = sorted(p for p, on in zip(found, on_front(found), strict=True) if on and min(p) > 0)
     if len(front) < 2:
         return []
     return [Series("Pareto front", -1, "line", [x for x, _ in front], [y for _, y in front], faint=True)]
@@ -120,7 +117,7 @@ def _panels(trials: DataFrame) -> Iterator[tuple[str, DataFrame]]:
     for shown, ((group, width, name, level), mine) in enumerate(kinds):
         if shown == PANELS:
             return
-        title = f"{name}={level:g}, n={width:g}" if name else f"n={width:g}"
+        title = f"{name}={level:g}, n={plain(width)}" if name else f"n={plain(width)}"
         yield (f"{group}: {title}" if group else title), mine
 
 
@@ -152,6 +149,8 @@ def dead(report: Report) -> Chart:
     """Dead latents against width, a panel per sparsity."""
     arms, panels = points.arms(report.frame), []
     rows = report.strata.frame
+    if rows.empty:
+        return Chart("dead", "Dead latents against width", "", [])
     rows = rows[np.isfinite(rows["dead_fraction"].astype(float))]
     names = rows["level_name"].where(~rows["level_name"].isin(["k", "target_l0"]), "k")
     for (group, name, level), mine in rows.groupby(["group", names, "level"], sort=True):
@@ -245,8 +244,8 @@ def parallel(report: Report) -> Chart:
     frame, arms = report.frame, points.arms(report.frame)
     panels = []
     for group, trials in _grouped(frame[usable(frame, FVU)]):
-        results = [key for key in (L0, "eval/dead_fraction", FVU) if key in trials.columns]
-        keys = ["level", "dict_size", *[k for k in report.searched if k not in ("level", "dict_size")], *results]
+        keys = ["level", "dict_size", *report.searched, L0, "eval/dead_fraction", FVU]
+        keys = [key for key in keys if trials[key].notna().any()]
         scaled = [_scale(trials[key], _TITLES.get(key, key)) for key in keys]
         scaled = [(axis, heights) for axis, heights in scaled if len(axis.ticks)]
         rows = trials.to_dict("records")
@@ -275,9 +274,9 @@ def _scale(values: Any, title: str) -> tuple[Axis, Any]:
         at = [(math.log(v / low) / math.log(high / low) if log else (v - low) / (high - low)) for v in shown]
         heights = np.log(numbers / low) / math.log(high / low) if log else (numbers - low) / (high - low)
         return Axis(title, [(height, f"{v:.4g}") for height, v in zip(at, shown, strict=True)]), heights
-    words = sorted(set(map(str, values)))
+    words = sorted(set(map(plain, values)))
     place = {word: i / (len(words) - 1) if len(words) > 1 else 0.5 for i, word in enumerate(words)}
-    return Axis(title, [(height, word) for word, height in place.items()]), np.array([place[str(v)] for v in values])
+    return Axis(title, [(height, word) for word, height in place.items()]), np.array([place[plain(v)] for v in values])
 
 
 CHARTS = {

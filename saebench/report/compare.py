@@ -122,7 +122,7 @@ def _cells(trials: DataFrame) -> Cells:
     cells: Cells = {}
     columns = ["dict_size", "level_name", "level", "seed", FVU, L0, "run_id"]
     for width, name, level, seed, fvu, l0, run in trials[columns].itertuples(index=False, name=None):
-        if fvu > 0 and l0 > 0 and level == level:
+        if fvu > 0 and l0 > 0 and level == level and width == width:
             runs = cells.setdefault(float(width), {}).setdefault((name, level), {})
             runs[int(seed)] = (math.log(fvu), math.log(l0), run)
     return cells

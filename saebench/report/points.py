@@ -18,13 +18,18 @@ IDENTITY = {"sweep", "trial", "state", "reason", "type", "stratum", "point", "se
             "attempt", "duration_s", "run_id", "verdict", "group", "arm", "level", "level_name"}  # fmt: skip
 """Columns that are not parameters somebody could have searched."""
 _SPARSITY = {name for names in SPARSITY_PARAMETERS.values() for name in names}
+METRICS = ("eval/fvu", "eval/l0", "eval/dead_fraction", "eval/explained_variance")
+"""What tables and charts count on."""
 _SAME_FOR_ALL = ("samples", "eval_every")
 """Besides data.*: trials that differ in these answer different questions and are never paired."""
 
 
 def annotate(frame: DataFrame) -> DataFrame:
-    """The frame with `arm` (label), `level` and `level_name` (sparsity), `group` (same data and budget)."""
+    """The frame with `arm` (label), `level` and `level_name` (sparsity), `group` (same data and budget); metrics that
+    no trial has become columns of NaN."""
     frame = frame.copy()
+    for key in METRICS:
+        frame[key] = frame[key].astype(float) if key in frame.columns else np.nan
     named = [_sparsity(row) for row in frame.to_dict("records")]
     frame["level_name"] = [name for name, _ in named]
     frame["level"] = np.array([value for _, value in named], dtype=float)

@@ -197,16 +197,15 @@ def best(frame: DataFrame, chosen: DataFrame, searched: Sequence[str], objective
     """Per arm and sparsity the best width and point, with its parameters and its best trial."""
     rows = []
     for (group, arm, level), trials in chosen.groupby(["group", "arm", "level"], sort=False, dropna=False):
-        means = trials.groupby("dict_size")[objective].mean()
-        width: Any = means.idxmax() if maximize else means.idxmin()
-        mine = trials[trials["dict_size"] == width]
+        widths = [mine for _, mine in trials.groupby("dict_size", sort=False, dropna=False)]
+        mine = (max if maximize else min)(widths, key=lambda width: float(width[objective].mean()))
         tried = frame[(frame["group"] == group) & (frame["arm"] == arm) & (frame["level"] == level)]
         top = mine.sort_values(objective, ascending=not maximize).iloc[0]
         rows.append(
-            {"group": group, "arm": arm, "level_name": top["level_name"], "level": level, "dict_size": width}
+            {"group": group, "arm": arm, "level_name": top["level_name"], "level": level, "dict_size": top["dict_size"]}
             | {key: top[key] for key in searched}
             | over_seeds(mine)
-            | {"objective": float(means[width]), "sweep": top["sweep"], "best_trial": int(top["trial"])}
+            | {"objective": float(mine[objective].mean()), "sweep": top["sweep"], "best_trial": int(top["trial"])}
             | counted(tried["state"])
         )
     shown = [Column(key, key) for key in searched]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import uuid
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,15 +164,13 @@ class Store:
     uri: str
     runs: Path
     trials: list
-    parent: str
 
 
 def make_store(root: Path) -> Store:
     trials = simulate(arms={"topk": 1.0, "batchtopk": 0.96, "jumprelu": 1.02}, points=3)
     trials[4] = with_state(trials[4], "failed", "cuda_oom: out of memory & <more>")
-    uri = database(root / "mlflow.db")
-    parent = log_sweep(uri, trials, root / "runs", root / "artifacts")
-    return Store(uri, root / "runs", trials, parent)
+    uri = log_many(root / "mlflow.db", trials, root / "runs", evaluations=True)
+    return Store(uri, root / "runs", trials)
 
 
 def log_sweep(uri, trials, runs: Path, artifacts: Path, *, evaluations=True, parent_status="FINISHED"):
@@ -219,7 +218,7 @@ def write_evaluation(path: Path, trial, texts=400):
     rng = np.random.default_rng(trial["trial"])
     error = hard * rng.gamma(50, 1 / 50, texts)
     error *= trial["metrics"]["eval/fvu"] * texts / error.sum()
-    width, level = trial["params"]["dict_size"], trial["metrics"]["eval/l0"]
+    width, level = trial["params"]["dict_size"], trial["metrics"].get("eval/l0", 16)
     firing = np.clip(rng.lognormal(np.log(texts * level / width), 1, width), 0, texts).astype(np.int64)
     firing[: round(width * trial["metrics"]["eval/dead_fraction"])] = 0
     l0 = np.full(texts, int(level)) if trial["type"] == "topk" else rng.poisson(level, texts)
@@ -227,38 +226,48 @@ def write_evaluation(path: Path, trial, texts=400):
     save_file(tensors, path)
 
 
-def log_many(path: Path, trials, runs: Path, *, points=20, keys=8) -> str:
-    """The same for thousands of trials, written into the tables directly: only the reader is to be timed."""
+def log_many(path: Path, trials, runs: Path, *, points=None, keys=None, evaluations=False) -> str:
+    """Writes what `log_sweep` writes into the tables of a new store directly: thousands of trials in seconds.
+    `points` given: that many of every metric, else the trial's own curve; `keys`: so many metrics."""
     uri, name = database(path), trials[0]["sweep"]
-    parent, experiment = uuid.uuid4().hex, 77
-    with sqlite3.connect(path) as db:
-        place = f"file://{path.parent}/artifacts"
-        columns = "experiment_id,name,artifact_location,lifecycle_stage"
-        db.execute(f"insert into experiments({columns}) values(?,?,?,'active')", (experiment, name, place))
-        tables = {"runs": [], "tags": [], "params": [], "metrics": [], "latest_metrics": []}
-        runs_of = {parent: None} | {uuid.uuid4().hex: trial for trial in trials}
-        for run, trial in runs_of.items():
-            tags = _tags(trial, parent) if trial else {"saebench.kind": "sweep", "saebench.sweep": name}
-            status = STATUS[trial["state"]] if trial else "FINISHED"
-            tables["runs"].append((run, run[:8], "LOCAL", "", "", "u", status, START, START + 60_000, "", "active",
-                                   f"{place}/{run}/artifacts", experiment))  # fmt: skip
-            tables["tags"] += [(key, value, run) for key, value in tags.items()]
-            if trial:
-                tables["params"] += [(key, value, run) for key, value in _texts(trial["params"]).items()]
-                for key, value in list(trial["metrics"].items())[:keys]:
-                    steps = [SAMPLES * (i + 1) // points for i in range(points)]
-                    tables["metrics"] += [(key, value, START + s, run, s, 0) for s in steps]
-                    tables["latest_metrics"].append((key, value, START + steps[-1], steps[-1], 0, run))
-        columns = {
-            "runs": "run_uuid,name,source_type,source_name,entry_point_name,user_id,status,start_time,end_time,"
-            "source_version,lifecycle_stage,artifact_uri,experiment_id",
-            "tags": "key,value,run_uuid",
-            "params": "key,value,run_uuid",
-            "metrics": "key,value,timestamp,run_uuid,step,is_nan",
-            "latest_metrics": "key,value,timestamp,step,is_nan,run_uuid",
-        }
-        for table, rows in tables.items():
-            marks = ",".join("?" * len(rows[0]))
-            db.executemany(f"insert into {table}({columns[table]}) values({marks})", rows)
+    parent, experiment, place = uuid.uuid4().hex, 77, f"file://{path.parent}/artifacts"
+    runs_of = {parent: None} | {uuid.uuid4().hex: trial for trial in trials}
+    rows = {table: [] for table in COLUMNS}
+    rows["experiments"].append((experiment, name, place, "active"))
+    for run, trial in runs_of.items():
+        tags = _tags(trial, parent) if trial else {"saebench.kind": "sweep", "saebench.sweep": name}
+        status = STATUS[trial["state"]] if trial else "FINISHED"
+        times = (START, START + 60_000)
+        rows["runs"].append((run, run[:8], "LOCAL", "", "", "u", status, *times, "", "active",
+                             f"{place}/{run}/artifacts", experiment))  # fmt: skip
+        rows["tags"] += [(key, value, run) for key, value in tags.items()]
+        if trial:
+            rows["params"] += [(key, value, run) for key, value in _texts(trial["params"]).items()]
+            for key, value in list(trial["metrics"].items())[:keys]:
+                curve = {SAMPLES: value} if key != "eval/fvu" else trial["curve"]
+                curve = {SAMPLES * (i + 1) // points: value for i in range(points)} if points else curve
+                rows["metrics"] += [(key, v, START + step, run, step, 0) for step, v in curve.items()]
+                rows["latest_metrics"].append((key, value, START + max(curve), max(curve), 0, run))
+            if evaluations and trial["state"] == "complete":
+                file = runs / name / "trials" / f"{trial['trial']:04d}" / "evaluation.safetensors"
+                write_evaluation(file, trial)
+                artifact = path.parent / "artifacts" / run / "artifacts" / file.name
+                artifact.parent.mkdir(parents=True)
+                artifact.write_bytes(file.read_bytes())
+    with closing(sqlite3.connect(path)) as db, db:
+        for table, values in rows.items():
+            marks = ",".join("?" * len(values[0]))
+            db.executemany(f"insert into {table}({COLUMNS[table]}) values({marks})", values)
     write_directory(runs / name, uri, str(experiment), parent)
     return uri
+
+
+COLUMNS = {
+    "experiments": "experiment_id,name,artifact_location,lifecycle_stage",
+    "runs": "run_uuid,name,source_type,source_name,entry_point_name,user_id,status,start_time,end_time,"
+    "source_version,lifecycle_stage,artifact_uri,experiment_id",
+    "tags": "key,value,run_uuid",
+    "params": "key,value,run_uuid",
+    "metrics": "key,value,timestamp,run_uuid,step,is_nan",
+    "latest_metrics": "key,value,timestamp,step,is_nan,run_uuid",
+}

@@ -13,7 +13,7 @@ from saebench.report.compare import compare, runs_of, with_texts
 from saebench.report.verdict import percent, sentence
 
 
-def compared(trials, **conditions):
+def compared(trials):
     frame = points.annotate(frame_of(trials))
     return compare(frame, points.chosen(frame, "eval/fvu", False))
 
