@@ -151,8 +151,8 @@ def test_importances_come_from_the_sweep_s_journal(tmp_path) -> None:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
-    for name in ("demo/topk-k16-n1536", "demo/topk-k32-n1536", "demo/topk-k16-n1536/replicates"):
-        study = optuna.create_study(storage=storage, study_name=name, sampler=optuna.samplers.RandomSampler(seed=1))
+    for seed, name in enumerate(("demo/topk-k16-n1536", "demo/topk-k32-n1536", "demo/topk-k16-n1536/replicates")):
+        study = optuna.create_study(storage=storage, study_name=name, sampler=optuna.samplers.RandomSampler(seed))
         for _ in range(15):
             trial = study.ask()
             lr, batch = trial.suggest_float("lr", 1e-4, 1e-2, log=True), trial.suggest_int("batch_size", 1024, 4096)
