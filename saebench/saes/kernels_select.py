@@ -37,7 +37,7 @@ def places_of(keys: Tensor) -> Tensor:
 def _group_size(dict_size: int, k: float) -> int:
     """A power of two that divides dict_size and balances the number of groups with the number of their members."""
     size = 1
-    while dict_size % (2 * size) == 0 and 2 * k * (2 * size) ** 2 <= 3 * dict_size:
+    while k > 0 and dict_size % (2 * size) == 0 and 2 * k * (2 * size) ** 2 <= 3 * dict_size:
         size *= 2
     return size
 
@@ -50,24 +50,24 @@ def chunks(x: Tensor, dict_size: int) -> tuple[Tensor, ...]:
     return torch.split(x, rows)
 
 
+# Each chunk is handed straight to a function, so that it is gone before the next one is computed.
+
+
 def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, signed: bool) -> tuple[Tensor, Tensor]:
     """Values (rows, k) and latents (rows, k)."""
-    size = _group_size(W_enc.shape[1], k)
-    groups = torch.arange(W_enc.shape[1] // size, device=x.device)
-    members = torch.arange(size, device=x.device)
-    values, latents = [], []
-    for chunk in chunks(x, W_enc.shape[1]):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision)
-        among = None
-        if size > 1:
-            maxima = max_pool1d(pre, size)
-            best = keys_of(maxima, groups, signed).topk(k, dim=1, sorted=False).indices
-            among = (best.unsqueeze(2) * size + members).flatten(1)
-            pre = pre.gather(1, among)
-        best = keys_of(pre, groups if among is None else among, signed).topk(k, dim=1, sorted=False).indices
-        values.append(pre.gather(1, best))
-        latents.append(best if among is None else among.gather(1, best))
-    return torch.cat(values), torch.cat(latents)
+    found = [_topk_of(affine_no_grad(c, W_enc, b_enc, precision), k, signed) for c in chunks(x, W_enc.shape[1])]
+    return torch.cat([values for values, _ in found]), torch.cat([latents for _, latents in found])
+
+
+def _topk_of(pre: Tensor, k: int, signed: bool) -> tuple[Tensor, Tensor]:
+    size = _group_size(pre.shape[1], k)
+    latents = torch.arange(pre.shape[1] // size, device=pre.device).expand(pre.shape[0], -1)
+    if size > 1:
+        best = keys_of(max_pool1d(pre, size), latents, signed).topk(k, dim=1, sorted=False).indices
+        latents = (best.unsqueeze(2) * size + torch.arange(size, device=pre.device)).flatten(1)
+        pre = pre.gather(1, latents)
+    best = keys_of(pre, latents, signed).topk(k, dim=1, sorted=False).indices
+    return pre.gather(1, best), latents.gather(1, best)
 
 
 def batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor:
@@ -77,46 +77,50 @@ def batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Pr
         if keys is not None:
             return keys
     size = _group_size(W_enc.shape[1], pairs / x.shape[0])
-    members = torch.arange(size, device=x.device)
     kept, first = torch.empty(0, dtype=torch.int64, device=x.device), 0
     for chunk in chunks(x, W_enc.shape[1]):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size)
-        groups = torch.arange(pre.shape[0], device=x.device)
-        if pairs < pre.shape[0]:
-            groups = _best(keys_of(max_pool1d(pre, size).flatten(), groups), pairs, True)
-        places = first + groups.unsqueeze(1) * size + members
-        kept = _best(torch.cat([kept, keys_of(pre[groups], places).flatten()]), pairs)
-        first += pre.numel()
+        fresh = _batchtopk_of(affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size), pairs, first)
+        kept = _best(torch.cat([kept, fresh]), pairs)
+        first += chunk.shape[0] * W_enc.shape[1]
     return kept
 
 
-def _best(keys: Tensor, count: int, as_places: bool = False) -> Tensor:
-    best = keys.topk(min(count, keys.numel()), sorted=False).values
-    return places_of(best) if as_places else best
+def _batchtopk_of(pre: Tensor, pairs: int, first: int) -> Tensor:
+    groups, size = torch.arange(pre.shape[0], device=pre.device), pre.shape[1]
+    if pairs < pre.shape[0]:
+        groups = places_of(_best(keys_of(max_pool1d(pre, size).flatten(), groups), pairs))
+    places = first + groups.unsqueeze(1) * size + torch.arange(size, device=pre.device)
+    return keys_of(pre[groups], places).flatten()
+
+
+def _best(keys: Tensor, count: int) -> Tensor:
+    return keys.topk(min(count, keys.numel()), sorted=False).values
 
 
 def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor | None:
     """The same keys from the pairs above a threshold that the first chunk suggests; None where it was too high."""
-    dict_size = W_enc.shape[1]
+    dict_size, guess, found = W_enc.shape[1], -1.0, []
     size = _group_size(dict_size, pairs / x.shape[0])
-    members = torch.arange(size)
-    found: list[Tensor] = []
-    guess, first = 0.0, 0
-    for chunk in chunks(x, dict_size):
+    for number, chunk in enumerate(parts := chunks(x, dict_size)):
         pre = affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size)
-        if not found:
+        if guess < 0:
             guess = _quantile(pre, 1.3 * pairs / (x.shape[0] * dict_size))
-        groups = (max_pool1d(pre, size).flatten() <= guess).logical_not().nonzero().squeeze(1)
-        near = pre[groups]
-        row, member = (near <= guess).logical_not().nonzero(as_tuple=True)
-        found.append(keys_of(near[row, member], first + groups[row] * size + members[member]))
-        first += pre.numel()
+        found.append(_near(pre, guess, number * parts[0].shape[0] * dict_size))
+        del pre
     keys = torch.cat(found)
     return _best(keys, pairs) if keys.numel() >= pairs or guess == 0.0 else None
 
 
+def _near(pre: Tensor, guess: float, first: int) -> Tensor:
+    size = pre.shape[1]
+    groups = (max_pool1d(pre, size).flatten() <= guess).logical_not_().nonzero().squeeze(1)
+    near = pre[groups]
+    row, member = (near <= guess).logical_not_().nonzero(as_tuple=True)
+    return keys_of(near[row, member], first + groups[row] * size + member)
+
+
 def _quantile(pre: Tensor, share: float) -> float:
-    """A value that about `share` of pre exceeds, at least 0, from one row in sixteen."""
+    """A value that about `share` of pre exceeds, at least 0, from a seventeenth of it."""
     sample = pre.flatten()[:: 17 if pre.numel() > 1 << 16 else 1]
     rank = min(sample.numel(), int(share * sample.numel()) + 1)
     return max(0.0, float(sample.topk(rank, sorted=False).values.min()))
@@ -127,13 +131,17 @@ def above(
 ) -> tuple[Tensor, Tensor] | None:
     """Pre-activations above `floor` (dict_size,) or (), and their places = row * dict_size + latent, in order; None
     where they are more than the share `most` of a chunk."""
-    values, found, first = [], [], 0
+    values, places, first = [], [], 0
     for chunk in chunks(x, W_enc.shape[1]):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision)
-        place = (pre <= floor).logical_not_().flatten().nonzero().squeeze(1)
-        if place.numel() > most * pre.numel():
+        fresh, place = _above_of(affine_no_grad(chunk, W_enc, b_enc, precision), floor)
+        if place.numel() > most * chunk.shape[0] * W_enc.shape[1]:
             return None
-        values.append(pre.flatten()[place])
-        found.append(place + first)
-        first += pre.numel()
-    return torch.cat(values), torch.cat(found)
+        values.append(fresh)
+        places.append(place + first)
+        first += chunk.shape[0] * W_enc.shape[1]
+    return torch.cat(values), torch.cat(places)
+
+
+def _above_of(pre: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
+    place = (pre <= floor).logical_not_().flatten().nonzero().squeeze(1)
+    return pre.flatten()[place], place

@@ -173,6 +173,8 @@ def encode_batchtopk(
     pairs = round(k * x.shape[0])
     if not 1 <= pairs <= x.shape[0] * W_enc.shape[1]:
         raise ValueError(f"k = {k}: {pairs} pairs of {x.shape[0]} rows x {W_enc.shape[1]} latents")
+    if x.shape[0] * W_enc.shape[1] >= 1 << 32:
+        raise ValueError(f"{x.shape[0]} rows x {W_enc.shape[1]} latents: a batch must have fewer than 2^32 pairs")
     with torch.no_grad():
         keys = select.batchtopk(x, W_enc, b_enc, pairs, precision)
         places, order = select.places_of(keys).sort()

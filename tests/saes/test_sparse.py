@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from saebench.saes import sparse
+from saebench.saes import kernels, kernels_select, sparse
+
+SHAPES = [(1, 4, 8, 3), (37, 16, 96, 5), (64, 8, 61, 61), (3, 5, 7, 1), (300, 8, 1024, 4), (20, 8, 1000, 3)]
 
 
 def _weights(d_in: int, dict_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -16,6 +24,12 @@ def _weights(d_in: int, dict_size: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def _rows(rows: int, d_in: int, seed: int = 1) -> Tensor:
     return torch.randn(rows, d_in, generator=torch.Generator().manual_seed(seed))
+
+
+def _integers(rows: int, d_in: int, dict_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Small whole numbers: products are exact whatever the order of summation, and equal values are everywhere."""
+    x, (W, b) = _rows(rows, d_in), _weights(d_in, dict_size)
+    return x.round().clamp(-2, 2), W.round().clamp(-1, 1), (10 * b).round()
 
 
 def _topk_by_sort(pre: Tensor, k: int) -> Tensor:
@@ -30,34 +44,309 @@ def _batchtopk_by_sort(pre: Tensor, pairs: int) -> Tensor:
     return torch.zeros_like(flat).scatter(0, best, flat[best].relu()).view_as(pre)
 
 
-@pytest.mark.parametrize(
-    ("rows", "d_in", "dict_size", "k"), [(1, 4, 8, 3), (37, 16, 96, 5), (64, 8, 61, 61), (3, 5, 7, 1)]
-)
+def _kept(codes: sparse.Codes) -> Tensor:
+    return codes.dense().detach() != 0
+
+
+@pytest.mark.parametrize(("rows", "d_in", "dict_size", "k"), SHAPES)
 def test_topk_keeps_the_set_of_a_full_sort(rows: int, d_in: int, dict_size: int, k: int) -> None:
     x, (W, b) = _rows(rows, d_in), _weights(d_in, dict_size)
-    torch.testing.assert_close(sparse.encode_topk(x, W, b, k).dense(), _topk_by_sort(x @ W + b, k))
+    codes, want = sparse.encode_topk(x, W, b, k), _topk_by_sort(x @ W + b, k)
+    assert torch.equal(_kept(codes), want != 0)
+    torch.testing.assert_close(codes.dense(), want)
+    assert torch.equal(codes.l0(), (want != 0).sum(1))
+    assert torch.equal(codes.firing(), (want != 0).sum(0).float())
+
+
+@pytest.mark.parametrize(("rows", "d_in", "dict_size", "k"), [*SHAPES, (37, 16, 96, 5.3), (9, 5, 7, 0.5)])
+def test_batchtopk_keeps_the_set_of_a_full_sort(rows: int, d_in: int, dict_size: int, k: float) -> None:
+    x, (W, b) = _rows(rows, d_in), _weights(d_in, dict_size)
+    codes, want = sparse.encode_batchtopk(x, W, b, k), _batchtopk_by_sort(x @ W + b, round(k * rows))
+    assert torch.equal(_kept(codes), want != 0)
+    torch.testing.assert_close(codes.dense(), want)
+    assert torch.equal(codes.l0(), (want != 0).sum(1))
+
+
+@pytest.mark.parametrize("dict_size", [96, 1024, 61])
+def test_among_equals_the_lower_latent_wins_and_in_a_batch_the_lower_row(dict_size: int) -> None:
+    x, W, b = _integers(70, 6, dict_size)
+    assert torch.equal(sparse.encode_topk(x, W, b, 5).dense(), _topk_by_sort(x @ W + b, 5))
+    assert torch.equal(sparse.encode_batchtopk(x, W, b, 5).dense(), _batchtopk_by_sort(x @ W + b, 350))
+
+
+def test_the_choice_without_a_guess_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path of a GPU, and of a batch whose first rows mislead the guess."""
+    x, W, b = _integers(300, 6, 256)
+    want = sparse.encode_batchtopk(x, W, b, 3).dense()
+    monkeypatch.setattr(kernels_select, "_above_a_guess", lambda *_: None)
+    assert torch.equal(sparse.encode_batchtopk(x, W, b, 3).dense(), want)
+
+
+def test_a_first_chunk_unlike_the_rest_does_not_mislead_batchtopk() -> None:
+    x, (W, b) = _rows(600, 8), _weights(8, 256)
+    x[:256] *= 100.0
+    want = _batchtopk_by_sort(x @ W + b, 600 * 100)
+    assert torch.equal(_kept(sparse.encode_batchtopk(x, W, b, 100)), want != 0)
+    x[:256] /= 10_000.0
+    want = _batchtopk_by_sort(x @ W + b, 1200)
+    assert torch.equal(_kept(sparse.encode_batchtopk(x, W, b, 2)), want != 0)
+
+
+@pytest.mark.parametrize("encode", [sparse.encode_topk, sparse.encode_batchtopk])
+def test_negative_pre_activations_never_fire(encode: Callable[..., sparse.SparseCodes]) -> None:
+    x, (W, _) = _rows(5, 4).abs(), _weights(4, 32)
+    W, b = (-W.abs()).requires_grad_(), torch.zeros(32)
+    codes = encode(x, W, b, 3)
+    assert codes.l0().tolist() == [0] * 5
+    x_hat = sparse.decode(codes, torch.ones(32, 4), torch.full((4,), 2.0))
+    assert torch.equal(x_hat, torch.full((5, 4), 2.0))
+    x_hat.sum().backward()
+    assert W.grad is not None
+    assert not W.grad.any()
+
+
+def test_fewer_positives_than_k_are_all_kept() -> None:
+    """Row 0 has one positive value, row 1 has two: k = 3 keeps 1 and 2 of them."""
+    W, b = torch.eye(4), torch.zeros(4)
+    x = torch.tensor([[5.0, -1.0, -2.0, -3.0], [-1.0, 2.0, 0.0, 7.0]])
+    want = x.relu()
+    assert torch.equal(sparse.encode_topk(x, W, b, 3).dense(), want)
+    assert torch.equal(sparse.encode_batchtopk(x, W, b, 3).dense(), want)
+
+
+def test_batchtopk_by_hand() -> None:
+    """k = 2 of two rows: the four largest are 8, 6, 3, 1; k = 1.5 keeps three."""
+    x = torch.tensor([[1.0, -2.0, 3.0, -4.0], [-5.0, 6.0, -7.0, 8.0]])
+    W, b = torch.eye(4), torch.zeros(4)
+    assert sparse.encode_batchtopk(x, W, b, 2).dense().tolist() == [[1, 0, 3, 0], [0, 6, 0, 8]]
+    assert sparse.encode_batchtopk(x, W, b, 1.5).dense().tolist() == [[0, 0, 3, 0], [0, 6, 0, 8]]
+
+
+def test_auxk_chooses_among_the_dead_and_keeps_signs() -> None:
+    x, (W, b) = _rows(6, 5), _weights(5, 40)
+    dead = torch.zeros(40, dtype=torch.bool)
+    dead[[3, 8, 21, 30]] = True
+    codes = sparse.encode_topk(x, W, b, 2, among=dead, signed=True)
+    pre = (x @ W + b).masked_fill(~dead, -torch.inf)
+    best = pre.topk(2, dim=1).indices
+    torch.testing.assert_close(codes.dense(), torch.zeros_like(pre).scatter(1, best, pre.gather(1, best)))
+    assert (codes.values < 0).any()
+    every = sparse.encode_topk(x, W, b, 9, among=dead, signed=True)
+    torch.testing.assert_close(every.dense(), (x @ W + b) * dead)
+    assert sparse.encode_topk(x, W, b, 9, among=torch.zeros(40, dtype=torch.bool)).dense().abs().sum() == 0
+
+
+def test_nan_is_never_hidden() -> None:
+    for sign in (1.0, -1.0):
+        x, (W, b) = _rows(3, 4), _weights(4, 64)
+        b = b.index_fill(0, torch.tensor([17]), torch.nan) * sign
+        assert sparse.encode_topk(x, W, b, 2).dense().isnan().any()
+        assert sparse.encode_batchtopk(x, W, b, 2).dense().isnan().any()
+        assert sparse.encode_above(x, W, b, 0.5).dense().isnan().any()
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+def _loss(x: Tensor, W: Tensor, b: Tensor, D: Tensor, d: Tensor, encode: Callable[..., Tensor]) -> Tensor:
+    return (encode(x - d, W, b, D, d) - _rows(x.shape[0], D.shape[1], 7).to(x.dtype)).square().sum()
+
+
+def _compare(ours: Callable[..., Tensor], dense: Callable[..., Tensor], rows: int = 37) -> None:
+    x, (W, b), D, d = _rows(rows, 16), _weights(16, 512), _weights(16, 512, 3)[0].t().contiguous(), _rows(1, 16, 4)[0]
+    leaves = [t.clone().requires_grad_() for t in (x, W, b, D, d)]
+    _loss(*leaves, ours).backward()
+    exact = [t.double().requires_grad_() for t in (x, W, b, D, d)]
+    _loss(*exact, dense).backward()
+    for name, a, e in zip(("x", "W_enc", "b_enc", "W_dec", "b_dec"), leaves, exact, strict=True):
+        assert a.grad is not None, name
+        assert e.grad is not None, name
+        assert (a.grad.double() - e.grad).abs().max() <= 2e-5 * e.grad.abs().max(), name
+
+
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_gradients_of_topk_equal_dense_float64_autograd(k: int) -> None:
+    def ours(x: Tensor, W: Tensor, b: Tensor, D: Tensor, d: Tensor) -> Tensor:
+        return sparse.decode(sparse.encode_topk(x, W, b, k), D, d)
+
+    def dense(x: Tensor, W: Tensor, b: Tensor, D: Tensor, d: Tensor) -> Tensor:
+        return _topk_by_sort(x @ W + b, k) @ D + d
+
+    _compare(ours, dense, rows=290)
+
+
+@pytest.mark.parametrize("k", [0.3, 5, 60])
+def test_gradients_of_batchtopk_equal_dense_float64_autograd(k: float) -> None:
+    def ours(x: Tensor, W: Tensor, b: Tensor, D: Tensor, d: Tensor) -> Tensor:
+        return sparse.decode(sparse.encode_batchtopk(x, W, b, k), D, d)
+
+    def dense(x: Tensor, W: Tensor, b: Tensor, D: Tensor, d: Tensor) -> Tensor:
+        return _batchtopk_by_sort(x @ W + b, round(k * x.shape[0])) @ D + d
+
+    _compare(ours, dense)
+
+
+@pytest.mark.parametrize("floor", [12.0, 0.0])
+def test_gradients_above_a_threshold_equal_dense_float64_autograd(floor: float) -> None:
+    """Few pairs (floor 12) and so many that the codes are dense (floor 0)."""
+    scale = torch.linspace(0.5, 2.0, 512)
+    kinds = set()
+
+    def ours(x: Tensor, W: Tensor, b: Tensor, D: Tensor, d: Tensor) -> Tensor:
+        codes = sparse.encode_above(x, W, b, torch.full((512,), floor))
+        kinds.add(type(codes))
+        return sparse.decode(codes.with_values((codes.values - floor).relu() * codes.spread(scale)), D, d)
+
+    def dense(x: Tensor, W: Tensor, b: Tensor, D: Tensor, d: Tensor) -> Tensor:
+        return ((x @ W + b - floor).relu() * scale) @ D + d
+
+    _compare(ours, dense)
+    assert kinds == {sparse.SparseCodes if floor else sparse.DenseCodes}
+
+
+def test_spread_has_the_gradient_of_a_sum_over_pairs() -> None:
+    x, (W, b) = _rows(9, 4), _weights(4, 32)
+    factor = torch.rand(32).requires_grad_()
+    codes = sparse.encode_topk(x, W, b, 3)
+    (codes.spread(factor) * codes.values).sum().backward()
+    torch.testing.assert_close(factor.grad, codes.dense().sum(0))
+
+
+def test_prefix_drops_the_latents_behind_it() -> None:
+    x, (W, b) = _rows(9, 4), _weights(4, 32)
+    codes = sparse.encode_batchtopk(x, W, b, 3)
+    want = codes.dense()
+    want[:, 10:] = 0
+    assert torch.equal(codes.prefix(10).dense(), want)
+
+
+def test_the_encoder_gradient_has_the_strides_of_a_transposed_parameter() -> None:
+    W = torch.nn.Parameter(torch.randn(64, 8).t())
+    sparse.encode_topk(_rows(5, 8), W, torch.zeros(64), 3).values.sum().backward()
+    assert W.grad is not None
+    assert W.grad.stride() == W.stride() == (1, 8)
+
+
+# --- repeatability and memory ----------------------------------------------------------------------------------------
+
+
+def _step(encode: Callable[..., sparse.SparseCodes]) -> list[Tensor]:
+    x, (W, b) = _rows(520, 24), _weights(24, 1536)
+    D = W.t().contiguous().requires_grad_()
+    W, b = W.clone().requires_grad_(), b.clone().requires_grad_()
+    codes = encode(x, W, b, 8)
+    sparse.decode(codes, D).square().sum().backward()
+    return [codes.values.detach(), codes.indices, codes.offsets, *(t.grad for t in (W, b, D) if t.grad is not None)]
+
+
+@pytest.mark.parametrize("encode", [sparse.encode_topk, sparse.encode_batchtopk])
+def test_a_repeat_gives_the_same_bits(encode: Callable[..., sparse.SparseCodes]) -> None:
+    first = _step(encode)
+    assert len(first) == 6
+    for _ in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(first, _step(encode), strict=True))
+
+
+@pytest.mark.parametrize("encode", [sparse.encode_topk, sparse.encode_batchtopk])
+def test_the_number_of_threads_does_not_change_the_codes(encode: Callable[..., sparse.SparseCodes]) -> None:
+    """Exact products in, so that only the choice and the sums of the gradients are at stake."""
+    x, W, b = _integers(520, 24, 1536)
+    before, seen = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            D = W.t().clone().requires_grad_()
+            codes = encode(x, W, b, 8)
+            sparse.decode(codes, D).square().sum().backward()
+            seen.append([codes.values, codes.indices, D.grad])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
+
+
+class _Live(TorchDispatchMode):
+    """Peak bytes of tensors that exist at once, of those made under it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: dict[int, int] = {}
+        self.holders: dict[int, int] = {}
+        self.peak = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        for t in tree_leaves(result):
+            where = t.untyped_storage().data_ptr() if isinstance(t, Tensor) else 0
+            if where and (where in self.sizes or where not in known):
+                self.sizes[where] = t.untyped_storage().nbytes()
+                self.holders[where] = self.holders.get(where, 0) + 1
+                weakref.finalize(t, self._let_go, where)
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return result
+
+    def _let_go(self, where: int) -> None:
+        self.holders[where] -= 1
+        if not self.holders[where]:
+            self.sizes.pop(where, None)
+
+
+@pytest.mark.parametrize("encode", [sparse.encode_topk, sparse.encode_batchtopk])
+def test_a_step_needs_little_more_than_a_chunk_of_pre_activations(
+    encode: Callable[..., sparse.SparseCodes],
+) -> None:
+    """2048 rows, 6144 latents: 1.3 chunks of 6 MiB, the three gradients, and the batch-sized d_in-wide tensors that
+    any loss has; a dense code would be 48 MiB."""
+    x, (W, b) = _rows(2048, 16), _weights(16, 6144)
+    D, W, b = W.t().clone().requires_grad_(), W.clone().requires_grad_(), b.clone().requires_grad_()
+    chunk = 4 * kernels_select.chunks(x, 6144)[0].shape[0] * 6144
+    pairs = 2048 * 32
+    with _Live() as live:
+        sparse.decode(encode(x, W, b, 32), D).square().sum().backward()
+    wide = 4 * 4 * x.numel() + 2 * 4 * D.numel()
+    assert live.peak < 1.3 * chunk + wide + 8 * 8 * pairs
+
+
+# --- products and bad input ------------------------------------------------------------------------------------------
+
+
+def test_affine_equals_addmm_forward_and_backward() -> None:
+    x, (W, b) = _rows(33, 12), _weights(12, 50)
+    for weight in (W, W.contiguous()):
+        ours = [t.clone().requires_grad_() for t in (x, weight, b)]
+        plain = [t.clone().requires_grad_() for t in (x, weight, b)]
+        kernels.affine(*ours).square().sum().backward()
+        torch.addmm(plain[2], plain[0], plain[1]).square().sum().backward()
+        for a, e in zip(ours, plain, strict=True):
+            assert a.grad is not None
+            torch.testing.assert_close(a.grad, e.grad, rtol=1e-4, atol=1e-3)
+
+
+def test_bfloat16_touches_the_product_alone() -> None:
+    x, (W, b) = _rows(40, 64), _weights(64, 256)
+    codes = sparse.encode_topk(x, W, b, 8, "bfloat16")
+    assert codes.values.dtype == torch.float32
+    torch.testing.assert_close(codes.dense().sum(), _topk_by_sort(x @ W + b, 8).sum(), rtol=1e-2, atol=0)
+    assert sparse.encode_above(x, W, b, 0.0, "bfloat16").values.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
-    ("rows", "d_in", "dict_size", "k"), [(1, 4, 8, 3), (37, 16, 96, 5.3), (64, 8, 61, 61), (9, 5, 7, 0.5)]
+    ("call", "says"),
+    [
+        (lambda x, W, b: sparse.encode_topk(x, W, b, 0), "k = 0"),
+        (lambda x, W, b: sparse.encode_topk(x, W, b, 9), "dict_size = 8"),
+        (lambda x, W, b: sparse.encode_batchtopk(x, W, b, 9), "45 pairs"),
+        (lambda x, W, b: sparse.encode_topk(x[:0], W, b, 1), "rows >= 1"),
+        (lambda x, W, b: sparse.encode_batchtopk(x[:, :3], W, b, 1), r"expected \(rows >= 1, 4\)"),
+        (lambda x, W, b: sparse.encode_above(x, W, b[:3]), "b_enc"),
+        (lambda x, W, b: sparse.decode(sparse.encode_topk(x, W, b, 1), torch.ones(7, 4)), "8 latents"),
+    ],
 )
-def test_batchtopk_keeps_the_set_of_a_full_sort(rows: int, d_in: int, dict_size: int, k: float) -> None:
-    x, (W, b) = _rows(rows, d_in), _weights(d_in, dict_size)
-    want = _batchtopk_by_sort(x @ W + b, round(k * rows))
-    torch.testing.assert_close(sparse.encode_batchtopk(x, W, b, k).dense(), want)
+def test_bad_shapes_are_refused(call: Callable[..., Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call(_rows(5, 4), *_weights(4, 8))
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
-def test_gradients_equal_dense_float64_autograd(kind: str) -> None:
-    x, (W, b), D = _rows(37, 16), _weights(16, 96), _weights(16, 96, 3)[0].t().contiguous()
-    leaves = [t.clone().requires_grad_() for t in (x, W, b, D)]
-    codes = (sparse.encode_topk if kind == "topk" else sparse.encode_batchtopk)(*leaves[:3], 5)
-    target = _rows(37, 16, 7)
-    (sparse.decode(codes, leaves[3]) - target).square().sum().backward()
-    exact = [t.double().requires_grad_() for t in (x, W, b, D)]
-    pre = exact[0] @ exact[1] + exact[2]
-    kept = (codes.dense().detach() != 0).double()
-    ((pre * kept) @ exact[3] - target.double()).square().sum().backward()
-    for ours, dense in zip(leaves, exact, strict=True):
-        assert ours.grad is not None
-        torch.testing.assert_close(ours.grad.double(), dense.grad, rtol=1e-4, atol=1e-3)
+def test_mixed_types_are_refused() -> None:
+    with pytest.raises(TypeError, match="one dtype"):
+        sparse.encode_topk(_rows(5, 4).double(), *_weights(4, 8), 2)
