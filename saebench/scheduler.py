@@ -101,9 +101,7 @@ class Scheduler:
         for number in self._waiting.numbers():
             self._ledger.interrupt(number, self._ledger.states[number].reason or self._board.stopping)
         if self.halt is None and (late := self._ledger.numbers("interrupted")):
-            self.halt = Halt(
-                f"{len(late)} trials reached budget.trial_minutes; more of it and --extend let them go on", 75
-            )
+            self.halt = Halt(f"{len(late)} trials reached budget.trial_minutes; --extend with more lets them go on", 75)
         return self.halt
 
     # --- being told to stop ------------------------------------------------------------------------------------------
@@ -224,9 +222,10 @@ class Scheduler:
         kind: FailureKind | None = "stall" if active.stalled else message.kind
         if kind is None and active.end is None:
             kind = "crash"
-        if kind is None and active.end is not None and active.end.info.get("why") == "leave" and not active.why:
+        asked = bool(active.why or self.halt)
+        if kind is None and active.end is not None and active.end.info.get("why") == "leave" and not asked:
             kind, message = "killed", replace(message, detail="it left without being asked to (a signal?)")
-        if kind is None or kind == "killed":
+        if kind is None or (kind == "killed" and asked):
             self._ended(active)
         else:
             self._failed(active, kind, message.detail or "it ended without a result")
@@ -251,8 +250,8 @@ class Scheduler:
         shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
         state.close_attempt(kind, detail)
         again = may_retry(kind, state, self._failures.retries, shared=shared)
-        then = "tried again" + (" alone on its device" if kind == "cuda_oom" else "") if again else "it has failed"
-        self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then if not self.halt else 'left as it is'}")
+        then = ("tried again" if not self.halt else "it goes on next time") if again else "it has failed"
+        self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then}")
         if not again:
             self._ledger.finish(number, "failed", reason_of(kind, detail), kind)
             self._view.ended(state)

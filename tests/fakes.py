@@ -61,6 +61,10 @@ def toy_worker(attempt: Attempt, faults: Mapping[tuple[int, int, int], FailureKi
         fault = faults.get((number, attempt.attempt, samples))
         while fault == "stall":
             yield None
+        if fault == "killed":  # by somebody's SIGTERM
+            write_json(file, samples)
+            yield make("left", info={"why": "leave"})
+            return
         if fault:
             raise Fault(fault)
         samples += STEP

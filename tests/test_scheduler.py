@@ -208,6 +208,13 @@ def test_silence_is_a_stall(world: Callable[..., World]) -> None:
     assert 30 < w.seconds < 60
 
 
+def test_a_worker_that_leaves_unasked_goes_on(world: Callable[..., World]) -> None:
+    w = world(3, faults={(1, 1, 30): "killed"})
+    assert w.run() is None
+    assert w.states() == ["complete"] * 3
+    assert [a.kind for a in w.state(1).attempts] == ["killed", None]
+
+
 def test_a_worker_that_ends_without_a_result_has_crashed(
     world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,7 +86,8 @@ class Sweep:
         return [sys.executable, str(HERE / "sweep_once.py"), self.name, *paths]
 
     def start(self) -> None:
-        environment = {**os.environ, MARK: str(self._work), "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"}
+        code = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+        environment = {**os.environ, MARK: str(self._work), "PYTHONPATH": code, "OMP_NUM_THREADS": "1"}
         with (self._work / f"{self.name}.log").open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(), stdout=log, stderr=log, env=environment, start_new_session=True
