@@ -81,9 +81,12 @@ def talk(serve: Serve) -> None:
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()
     threading.Thread(target=_hear, args=(requests,), daemon=True).start()
 
+    turn = threading.Lock()
+
     def reply(message: Message) -> None:
-        replies.write(json.dumps(message) + "\n")
-        replies.flush()
+        with turn:
+            replies.write(json.dumps(message) + "\n")
+            replies.flush()
 
     try:
         serve(iter(requests.get, None), reply)

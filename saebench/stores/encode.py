@@ -7,6 +7,7 @@ import io
 import os
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +36,24 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
     folder = Path(setup["folder"])
     batches: list[tuple[Any, Tensor]] = []
     meter = _Meter(reply)
-    for job, texts, batch in ahead(_pieces(encoder, requests, folder), AHEAD):
-        if batch is not None:
-            batches.append((batch[0], encoder.forward(batch[1])))
-            meter.add(len(batch[0]))
-            continue
-        rows = encoder.assemble(texts, batches)
-        batches.clear()
-        name = write_part(folder / "parts", job, rows, encoder.data.dtype)
-        meter.flush()
-        reply({"type": "done", "job": job, "name": name})
+
+    def finish(job: Message, texts: list[str], rows: list[tuple[Any, Tensor]]) -> None:
+        try:
+            name = write_part(folder / "parts", job, encoder.assemble(texts, rows), encoder.data.dtype)
+            reply({"type": "done", "job": job, "name": name})
+        except Exception as error:  # whatever it is, the parent must hear of it: it waits for this piece
+            message = str(error) if isinstance(error, DataError) else f"the encoder: {one_line(error)}"
+            reply({"type": "error", "message": message})
+
+    with ThreadPoolExecutor(1) as writer:  # the device goes on while a piece is checked and written
+        for job, texts, batch in ahead(_pieces(encoder, requests, folder), AHEAD):
+            if batch is not None:
+                batches.append((batch[0], encoder.forward(batch[1])))
+                meter.add(len(batch[0]))
+                continue
+            meter.flush()
+            writer.submit(finish, job, texts, batches)
+            batches = []
 
 
 def _pieces(encoder: SentenceEncoder, jobs: Iterator[Message], folder: Path) -> Iterator[Piece]:
