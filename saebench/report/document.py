@@ -34,7 +34,7 @@ class Report:
     @property
     def name(self) -> str:
         """The sweeps' names."""
-        return " + ".join(dict.fromkeys(s.name for s in self.record.sources)) or "no sweep"
+        return " + ".join(dict.fromkeys([*(s.name for s in self.record.sources), *self.frame["sweep"]])) or "no sweep"
 
     @property
     def counts(self) -> str:

@@ -1,0 +1,125 @@
+"""Formats: raw numbers come back, text is escaped, LaTeX compiles."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from rich.console import Console
+from sweep_data import frame_of, simulate, with_state
+
+from saebench.report import TABLES, formats
+from saebench.report.document import Report
+from saebench.report.read import Record
+from saebench.report.text import show
+
+
+@pytest.fixture(scope="module")
+def report() -> Report:
+    trials = simulate(arms={"topk": 1.0, "jumprelu": 0.95}, points=3)
+    trials[4] = with_state(trials[4], "failed", 'cuda_oom: 50% of "memory" & <more>_in {use} | x ~ ^ \\ # $')
+    return Report(Record(frame_of(trials), notes=["a note_with 100% of & everything"]))
+
+
+def test_json_is_a_list_of_objects_with_the_promised_keys(report: Report) -> None:
+    rows = json.loads(formats.to_json(report.table("trials")))
+    assert len(rows) == len(report.frame)
+    keys = {"trial", "state", "type", "k", "dict_size", "seed", "lr", "eval/fvu", "eval/mse", "eval/l0"}
+    assert all(keys <= row.keys() for row in rows)
+    first, failed = rows[0], rows[4]
+    assert (first["trial"], first["state"], first["type"], first["seed"]) == (0, "complete", "topk", 0)
+    assert type(first["k"]) is int
+    assert first["target_l0"] is None
+    assert (failed["state"], failed["eval/fvu"]) == ("failed", None)
+    assert rows[-1]["verdict"]["pruner"] == "median"
+
+
+def test_csv_and_parquet_hold_the_raw_numbers(report: Report, tmp_path: Path) -> None:
+    for name in TABLES:
+        table = report.table(name)
+        formats.parquet(table, tmp_path / "t.parquet")
+        back = pd.read_parquet(tmp_path / "t.parquet")
+        assert len(back) == len(table.frame)
+        assert list(back.columns) == list(table.frame.columns)
+    table = report.table("trials")
+    back = pd.read_csv(io.StringIO(formats.csv(table)))
+    assert back["eval/fvu"].tolist() == pytest.approx(table.frame["eval/fvu"].tolist(), nan_ok=True, rel=1e-12)
+    assert json.loads(back["verdict"].dropna().iloc[0])["threshold"] == 0.52
+
+
+def test_markdown_cells_do_not_break_their_rows(report: Report) -> None:
+    text = formats.markdown_table(report.table("lost"))
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
+    assert "<more>_in {use} \\| x" in text
+
+
+def test_markdown_has_the_verdict_before_the_tables(report: Report) -> None:
+    text = formats.markdown(report, [report.table("strata")])
+    assert text.index("jumprelu reconstructs better than topk") < text.index("## Strata")
+    assert "- a note_with 100%" in text
+
+
+def test_tex_escapes_everything_that_means_something() -> None:
+    assert formats.tex("50% & _x_ {a} #1 $2 ~ ^ \\ < >") == (
+        r"50\% \& \_x\_ \{a\} \#1 \$2 \textasciitilde{} \textasciicircum{} \textbackslash{} \textless{} \textgreater{}"
+    )
+    assert formats.tex("é ± 木") == "é ± ?"
+
+
+def test_latex_is_balanced(report: Report) -> None:
+    text = formats.latex(report, [report.table(name) for name in TABLES])
+    body = text.replace(r"\{", "").replace(r"\}", "")
+    assert body.count("{") == body.count("}")
+    for kind in ("document", "itemize", "longtable"):
+        assert text.count(f"\\begin{{{kind}}}") == text.count(f"\\end{{{kind}}}") > 0
+
+
+@pytest.mark.slow
+def test_latex_compiles(report: Report, tmp_path: Path) -> None:
+    if not shutil.which("pdflatex"):
+        pytest.skip("pdflatex is not installed")
+    text = formats.latex(report, [report.table(name) for name in TABLES])
+    (tmp_path / "report.tex").write_text(text)
+    done = subprocess.run(
+        ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if "not found" in done.stdout and ".sty" in done.stdout:
+        pytest.skip("this TeX has no booktabs or longtable")
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "report.pdf").stat().st_size > 10_000
+
+
+def shown(report: Report, width: int, names: tuple[str, ...] = ()) -> str:
+    out = io.StringIO()
+    show(report, Console(file=out, width=width), [report.table(name) for name in names] or None)
+    return out.getvalue()
+
+
+def test_the_terminal_begins_with_counts_and_the_verdict(report: Report) -> None:
+    lines = shown(report, 140).splitlines()
+    assert lines[0] == "demo  60 trials: 48 complete, 11 pruned, 1 failed"
+    assert lines[1].startswith("• jumprelu reconstructs better than topk at equal L0: FVU ")
+    assert "note: a note_with 100% of & everything" in lines
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_no_number_is_cut_however_narrow_the_terminal(report: Report, width: int) -> None:
+    text = shown(report, width, ("strata", "arms"))
+    row = report.table("strata").rows()[0]
+    assert f"{row['fvu']:.4f} ± {row['fvu_high'] - row['fvu']:.4f}" in text
+    assert "4/0/1" in text  # what did not survive stands beside what did
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_few_trials_are_listed_and_many_are_offered(report: Report) -> None:
+    assert "--table seeds|effects|importances|trials" in shown(report, 140)
+    few = Report(Record(frame_of(simulate(levels=(16,), widths=(1536,), points=1))))
+    assert "Trials" in shown(few, 140).split()

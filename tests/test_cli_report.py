@@ -1,0 +1,291 @@
+"""report, best, export, ui: from the command line to files and exit codes."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+from report import sweep_data
+from report.sweep_data import Store
+from safetensors.numpy import save_file
+
+from saebench.cli import cli
+from saebench.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The sweep `demo`, with weights for trial 0 in its directory and as artifacts for trial 1."""
+    store = sweep_data.make_store(tmp_path_factory.mktemp("store"))
+    _weights(store.runs / "demo" / "trials" / "0000" / "sae")
+    return store
+
+
+def _weights(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    save_file({"W_dec": np.eye(3, dtype=np.float32)}, folder / "sae.safetensors")
+    (folder / "sae.json").write_text('{"type": "topk"}')
+    return folder
+
+
+def call(store: Store, *arguments: object) -> Result:
+    return CliRunner().invoke(cli, [*map(str, arguments), "--runs-dir", str(store.runs)])
+
+
+def done(store: Store, *arguments: object) -> Result:
+    result = call(store, *arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def test_json_has_an_object_per_trial(store: Store) -> None:
+    rows = json.loads(done(store, "report", "demo", "--format", "json").stdout)
+    assert len(rows) == 90
+    assert {"trial", "state", "type", "k", "dict_size", "seed", "lr", "eval/fvu"} <= rows[0].keys()
+    assert {row["state"] for row in rows} == {"complete", "pruned", "failed"}
+
+
+def test_the_default_is_the_newest_sweep_in_the_terminal(store: Store) -> None:
+    lines = done(store, "report").stdout.splitlines()
+    assert lines[0] == "demo  90 trials: 72 complete, 17 pruned, 1 failed"
+    assert lines[1].startswith("• batchtopk reconstructs better than topk at equal L0: FVU ")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "md", "json", "html", "tex", "parquet", "txt"])
+def test_the_format_follows_the_file_s_name(store: Store, tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / "deep" / f"report.{suffix}"
+    result = done(store, "report", "demo", "--out", out)
+    assert f"written: {out}" in result.stderr
+    begins = {"csv": b"sweep,trial,", "md": b"# demo", "json": b"[\n", "html": b"<!DOCTYPE html>",
+              "tex": b"\\documentclass", "parquet": b"PAR1", "txt": b"demo  90 trials"}  # fmt: skip
+    assert out.read_bytes().startswith(begins[suffix])
+
+
+def test_one_table_in_raw_numbers(store: Store, tmp_path: Path) -> None:
+    done(store, "report", "demo", "--table", "arms", "--out", tmp_path / "arms.csv")
+    assert len(pd.read_csv(tmp_path / "arms.csv")) == 18
+    with pytest.raises(UserError, match="holds one table"):
+        _raise(call(store, "report", "--table", "arms", "--table", "strata", "--format", "csv"))
+
+
+def _raise(result: Result) -> None:
+    assert result.exception is not None
+    raise result.exception
+
+
+def test_where_narrows_everything(store: Store) -> None:
+    rows = json.loads(done(store, "report", "--where", "type=batchtopk", "--where", "k=16", "--format", "json").stdout)
+    assert {(row["type"], row["k"]) for row in rows} == {("batchtopk", 16)}
+
+
+def test_plots_go_where_they_are_told(store: Store, tmp_path: Path) -> None:
+    result = done(store, "report", "--plot", tmp_path / "p.png")
+    assert result.stdout == ""
+    assert (tmp_path / "p.png").read_bytes()[1:4] == b"PNG"
+    done(store, "report", "--plot", tmp_path / "q.svg", "--chart", "all")
+    assert {p.name for p in tmp_path.glob("q-*.svg")} == {
+        f"q-{name}.svg" for name in ("pareto", "curves", "dead", "density", "l0", "parallel")
+    }
+
+
+def test_the_page_goes_into_the_sweep_s_directory_unless_told_otherwise(store: Store) -> None:
+    result = done(store, "report", "--format", "html")
+    page = store.runs / "demo" / "report" / "report.html"
+    assert str(page) in result.stderr
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+def test_the_page_and_plots_can_be_attached_to_the_run(store: Store) -> None:
+    from mlflow import MlflowClient
+
+    from saebench.report.sources import find
+
+    assert "report/report.html" in done(store, "report", "--log", "--table", "verdict").stderr
+    run = find(["demo"], store.runs)[0].run_id
+    attached = {item.path for item in MlflowClient(tracking_uri=store.uri).list_artifacts(run, "report")}
+    assert {"report/report.html", "report/plot-pareto.png", "report/plot-curves.png"} <= attached
+
+
+def main(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own."""
+    code = "import sys; from saebench.cli import main; sys.argv[0] = 'saebench'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_sweep_that_is_not_there_is_one_line_and_exit_code_2(store: Store) -> None:
+    result = main("report", "nosuch", "--runs-dir", store.runs)
+    assert result.returncode == 2
+    assert result.stderr == f"saebench: nosuch: no such sweep in {store.runs}; there are: demo\n"
+
+
+def test_a_server_that_is_not_there_is_one_line_and_exit_code_5(store: Store) -> None:
+    result = main("report", "demo", "--tracking-uri", "http://127.0.0.1:9", "--runs-dir", store.runs)
+    assert result.returncode == 5
+    assert result.stderr.startswith("saebench: tracking http://127.0.0.1:9: the server does not answer")
+    assert result.stderr.count("\n") == 1
+
+
+def test_no_command_of_this_file_imports_torch(store: Store) -> None:
+    code = (
+        "import sys; from saebench.cli import cli\n"
+        f"cli(['report', 'demo', '--runs-dir', {str(store.runs)!r}, '--table', 'all'], standalone_mode=False)\n"
+        "assert 'torch' not in sys.modules, 'torch'"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+# --- best ------------------------------------------------------------------------------------------------------------
+
+
+def test_best_names_the_best_trial_and_where_it_lies(store: Store) -> None:
+    result = done(store, "best", "demo", "--where", "type=batchtopk", "--where", "k=32")
+    last = result.stdout.strip().splitlines()[-1]
+    rows = json.loads(done(store, "best", "demo", "--where", "type=batchtopk", "--where", "k=32", "--json").stdout)
+    assert len(rows) == 1
+    assert last.startswith(f"best: demo/{rows[0]['best_trial']} (batchtopk, k=32, n=3072); {store.runs}/demo/trials/")
+
+
+def test_best_of_all_comes_first(store: Store) -> None:
+    rows = json.loads(done(store, "best", "--json").stdout)
+    assert [row["objective"] for row in rows] == sorted(row["objective"] for row in rows)
+    assert len(rows) == 9
+
+
+def test_best_of_nothing_says_so(store: Store) -> None:
+    with pytest.raises(UserError, match="no complete trial that --where keeps"):
+        _raise(call(store, "best", "demo", "--where", "type=gated"))
+
+
+def test_best_registers_the_weights_that_mlflow_has(store: Store) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store.uri)
+    row = json.loads(done(store, "best", "--where", "k=32", "--where", "type=topk", "--json").stdout)[0]
+    frame = pd.DataFrame(json.loads(done(store, "report", "--format", "json").stdout))
+    run = frame.loc[frame["trial"] == row["best_trial"], "run_id"].item()
+    arguments = ("best", "--where", "k=32", "--where", "type=topk", "--register", "demo-topk-32")
+    with pytest.raises(UserError, match="neither a logged model nor a folder sae"):
+        _raise(call(store, *arguments))
+    folder = Path(client.get_run(run).info.artifact_uri.removeprefix("file://")) / "sae"
+    _weights(folder)
+    for version in ("1", "2"):
+        assert f"as demo-topk-32, version {version}" in done(store, *arguments).stderr
+    found = client.get_model_version("demo-topk-32", "1")
+    assert (found.run_id, found.tags["saebench.sweep"]) == (run, "demo")
+
+
+def test_a_model_s_name_is_checked_before_anything_is_made(store: Store) -> None:
+    with pytest.raises(UserError, match="a model's name has no"):
+        _raise(call(store, "best", "--where", "k=32", "--where", "type=topk", "--register", "a/b'c"))
+
+
+# --- export ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["demo/0", "demo/0000"])
+def test_export_copies_the_weights(store: Store, tmp_path: Path, name: str) -> None:
+    result = done(store, "export", name, "--to", tmp_path / "out")
+    assert result.stdout.splitlines() == [str(tmp_path / "out" / f) for f in ("sae.json", "sae.safetensors")]
+    original = store.runs / "demo" / "trials" / "0000" / "sae" / "sae.safetensors"
+    assert (tmp_path / "out" / "sae.safetensors").read_bytes() == original.read_bytes()
+
+
+def test_export_takes_a_trial_s_directory(store: Store, tmp_path: Path) -> None:
+    done(store, "export", store.runs / "demo" / "trials" / "0000", "--to", tmp_path / "out")
+    assert (tmp_path / "out" / "sae.json").is_file()
+
+
+def test_export_gets_from_mlflow_what_is_not_here(store: Store, tmp_path: Path) -> None:
+    from mlflow import MlflowClient
+
+    frame = pd.DataFrame(json.loads(done(store, "report", "--format", "json").stdout))
+    run = frame.loc[frame["trial"] == 1, "run_id"].item()
+    with pytest.raises(UserError, match="no artifact sae"):
+        _raise(call(store, "export", "demo/1", "--to", tmp_path / "early"))
+    MlflowClient(tracking_uri=store.uri).log_artifacts(run, str(_weights(tmp_path / "w")), "sae")
+    done(store, "export", "demo/1", "--to", tmp_path / "by number")
+    done(store, "export", run, "--to", tmp_path / "by run")
+    for name in ("by number", "by run"):
+        assert {p.name for p in (tmp_path / name).iterdir()} == {"sae.json", "sae.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("trial", "said"),
+    [
+        ("demo/999", r"demo: no trial 999 \(trials: 0 to 89\)"),
+        ("nosuch/1", "nosuch: no such sweep"),
+        ("demo", r"demo: not a trial; give SWEEP/NUMBER"),
+    ],
+)
+def test_export_of_what_is_not_there(store: Store, tmp_path: Path, trial: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        _raise(call(store, "export", trial, "--to", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_export_overwrites_nothing(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("mine")
+    with pytest.raises(UserError, match="not empty"):
+        _raise(call(store, "export", "demo/0", "--to", tmp_path))
+
+
+def test_a_layout_that_is_not_installed_is_said(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, p=None: None if "compat" in n else real(n, p))
+    with pytest.raises(UserError, match=r"has no saebench\.compat\.saelens"):
+        _raise(call(store, "export", "demo/0", "--to", tmp_path / "out", "--format", "saelens"))
+
+
+# --- ui --------------------------------------------------------------------------------------------------------------
+
+
+class Started:
+    """In place of `subprocess.Popen`: remembers the command, ends at once."""
+
+    commands: ClassVar[list[list[str]]] = []
+
+    def __init__(self, command: list[str]) -> None:
+        self.commands.append(command)
+
+    def wait(self) -> int:
+        return 0
+
+
+def test_ui_starts_mlflow_on_loopback_with_the_sweep_s_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.cli import cli as mlflow
+
+    monkeypatch.setattr(subprocess, "Popen", Started)
+    result = done(store, "ui", "demo")
+    python, dash_m, module, command, *options = Started.commands[-1]
+    assert (python, dash_m, module, command) == (sys.executable, "-m", "mlflow", "ui")
+    with mlflow.make_context("mlflow", ["ui", *options]) as context:  # MLflow's own parser takes them
+        found = mlflow.get_command(context, "ui").make_context("ui", list(options)).params
+    assert (found["backend_store_uri"], found["host"], found["workers"]) == (store.uri, "127.0.0.1", 1)
+    assert result.stdout.startswith(f"http://127.0.0.1:{found['port']}/#/experiments/77")
+
+
+def test_ui_of_a_server_is_its_address(tmp_path: Path) -> None:
+    sweep_data.write_directory(tmp_path / "there", "http://me:secret@tracking.example:5000/", "7", "f" * 32)
+    result = CliRunner().invoke(cli, ["ui", "there", "--runs-dir", str(tmp_path)])
+    assert result.stdout == "http://me:***@tracking.example:5000/#/experiments/7\n"
+
+
+def test_ui_does_not_take_a_port_that_is_taken(store: Store) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(UserError, match="in use"):
+            _raise(call(store, "ui", "demo", "--port", taken.getsockname()[1]))
