@@ -2,7 +2,7 @@
 
 It knows nothing of other trials, of Optuna or of MLflow. It reports events, may be told to stop, and goes on from its
 newest checkpoint so that every number is the one an undisturbed run would have given: to the last bit on the CPU (with
-the same number of threads, which a checkpoint therefore remembers) and on CUDA with `deterministic: true`.
+the number of threads of its first attempt, which it therefore keeps) and on CUDA with `deterministic: true`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
@@ -65,10 +65,13 @@ def run_trial(
     report: takes every event and returns the verdict on an `eval`. pending: what is asked of the trial right now,
     looked at after every step. A trial whose end is on record already says it again and does nothing else.
     """
-    end = recorded_end(paths)
-    if end is not None:
+    recorded = [event for event, _ in read(paths.events)]
+    end = recorded_end(recorded)
+    if end is not None and (paths.sae / "sae.json").exists():
         report(end)
         return
+    if device == "cpu":
+        torch.set_num_threads(recorded_threads(recorded) or torch.get_num_threads())
     with exact(config, device):
         checkpoint.seed_generators(config.seed)
         data, train = config.data, config.train
@@ -78,12 +81,16 @@ def run_trial(
         _Trial(config, paths, report, pending, Training.start(config, store, device), store).run(attempt)
 
 
-def recorded_end(paths: TrialPaths) -> Event | None:
-    """The `done` or the `left` for pruning that the trial's record ends with, where the SAE it speaks of is there."""
-    events = [event for event, _ in read(paths.events)]
+def recorded_end(events: Sequence[Event]) -> Event | None:
+    """The `done`, or the `left` for pruning, that a trial's record ends with."""
     done = next((event for event in events if event.type == "done"), None)
     pruned = events[-1] if events and events[-1].type == "left" and events[-1].info.get("why") == "prune" else None
-    return (done or pruned) if (paths.sae / "sae.json").exists() else None
+    return done or pruned
+
+
+def recorded_threads(events: Iterable[Event]) -> int | None:
+    """Threads of the first attempt: sums are split by threads, and their last bits depend on it."""
+    return next((event.info["threads"] for event in events if event.type == "start" and "threads" in event.info), None)
 
 
 @contextlib.contextmanager
@@ -215,7 +222,6 @@ class _Trial:
             "training": training,
             "store": self.store.state_dict(),
             "generators": drawn,
-            "threads": torch.get_num_threads(),
             "record": self._recorded(),
         }
         place = checkpoint.save(self.paths.checkpoint, self.training.samples, (tensors | generators, values))
@@ -239,8 +245,6 @@ class _Trial:
         )
         self.store.load_state_dict(values["store"])
         checkpoint.restore_generators(tensors, values["generators"], self.training.device)
-        if self.training.device.type == "cpu" and torch.get_num_threads() != values["threads"]:
-            torch.set_num_threads(values["threads"])  # sums are split by threads, and their bits depend on it
         return place.name
 
     def _about(self, attempt: int, resumed: str | None) -> dict[str, Any]:

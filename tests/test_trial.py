@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -239,9 +240,13 @@ def test_the_default_checkpoints_are_some_time_apart(tmp_path: Path, monkeypatch
     assert [event.samples for event in told if event.type == "checkpoint"] == [512, 1024, 1536]
 
 
-def test_a_checkpoint_remembers_the_threads_that_its_bits_depend_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mark", [0, 500])
+def test_an_attempt_keeps_the_threads_that_its_bits_depend_on(tmp_path: Path, mark: int) -> None:
+    """Whether it goes on from a checkpoint or begins again."""
     torch.set_num_threads(2)
-    run(config(), tmp_path, leave_at(500))
+    run(config(), tmp_path, leave_at(mark), pending=lambda: Verdict.GO if mark else Verdict.LEAVE)
+    if mark == 0:
+        shutil.rmtree(tmp_path / "checkpoint")
     torch.set_num_threads(1)
     told = run(config(), tmp_path)
     assert told[0].info["threads"] == torch.get_num_threads() == 2
