@@ -228,6 +228,7 @@ def workers() -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow
 def test_kill_9_of_the_scheduler_and_the_same_command_again(
     sweep: Callable[..., SweepResult], script: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ def test_kill_9_of_the_scheduler_and_the_same_command_again(
     wait_for(lambda: not workers(), seconds=10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGUSR1", 75)])
 def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
     sweep: Callable[..., SweepResult],
