@@ -398,7 +398,7 @@ class FailuresConfig(Config):
 class RunConfig(Config):
     """Where trials run."""
 
-    executor: Literal["local", "ray"] = "local"
+    executor: Literal["local"] = "local"
     """local: processes on this machine."""
     devices: Literal["auto", "cpu", "mps"] | tuple[int | str, ...] = "auto"
     """auto: CUDA, then MPS, then CPU; a list names GPUs by index or UUID."""
