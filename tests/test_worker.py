@@ -19,6 +19,7 @@ from saebench.events import Event, EventLog, Verdict, read
 from saebench.paths import TrialPaths
 from saebench.worker import Request, classify, failure, one_line, resolve, work
 from saebench.worker.process import Lifeline
+from saebench.worker.zygote import Zygote
 
 
 class OutOfMemoryError(RuntimeError):
@@ -240,3 +241,22 @@ def test_a_worker_that_does_not_leave_is_ended_after_its_grace() -> None:
     begin = time.monotonic()
     assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 1
     assert time.monotonic() - begin < 30
+
+
+def no_fork() -> int:
+    raise OSError(11, "Resource temporarily unavailable")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux alone")
+def test_a_fork_that_fails_is_one_trials_misfortune(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    far, lifeline = socket.socketpair()
+    zygote = Zygote.__new__(Zygote)
+    zygote._channel, zygote._children, zygote._requests = theirs, {}, 0
+    monkeypatch.setattr("os.fork", no_fork)
+    socket.send_fds(ours, [request(tmp_path, "a:b").to_json()], [lifeline.fileno()])
+    assert zygote._serve(), "it ended"
+    said = json.loads(ours.recv(1000))
+    assert said == {"refused": 1, "why": "[Errno 11] Resource temporarily unavailable"}
+    for end in (ours, theirs, lifeline, far):
+        end.close()

@@ -13,7 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import psutil
 
@@ -116,7 +116,8 @@ class Forking:
             env=_environment(),
         )
         theirs.close()
-        self._channel.send(json.dumps({"warm": self._target, "sys_path": search_path()}).encode())
+        with contextlib.suppress(OSError):  # it has just died: `notices` says so
+            self._channel.send(json.dumps({"warm": self._target, "sys_path": search_path()}).encode())
 
     @property
     def channel(self) -> socket.socket:
@@ -147,7 +148,7 @@ class Forking:
                 found.append(notice)
         return found
 
-    def _understand(self, message: dict[str, int]) -> Notice | None:
+    def _understand(self, message: dict[str, Any]) -> Notice | None:
         if "forked" in message:
             ticket = self._first + message["forked"]
             self._pids[ticket] = message["pid"]
@@ -156,6 +157,10 @@ class Forking:
             ticket = self._first + message["ended"]
             self._pids.pop(ticket, None)
             return Died(ticket, os.waitstatus_to_exitcode(message["status"]))
+        if "refused" in message:
+            ticket = self._first + message["refused"]
+            self._pids.pop(ticket, None)
+            return Died(ticket, None, "host_oom", f"no process could be made: {message['why']}")
         self._ready = True
         return None
 

@@ -34,7 +34,6 @@ class Lifeline:
         self._verdict_wait = verdict_wait
         self._grace = grace
         self._pending = Verdict.GO
-        self._alone = False
         self._answers: queue.SimpleQueue[tuple[int, Verdict]] = queue.SimpleQueue()
         threading.Thread(target=self._listen, name="lifeline", daemon=True).start()
 

@@ -16,14 +16,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from saebench.worker import GRACE, Request
-from saebench.worker.process import run_worker
+from saebench.worker.process import FAILED, run_worker
 
 
 class Zygote:
     """Forks a worker per request, reaps it, kills what is left of its process group, and says how it ended.
 
     Datagrams in: {"warm": target, "sys_path": [...]}, or a Request with the worker's end of its lifeline.
-    Datagrams out: {"ready": true}, {"forked": n, "pid": pid}, {"ended": n, "status": waitpid's}; n counts requests.
+    Datagrams out: {"ready": true}, {"forked": n, "pid": pid}, {"refused": n, "why": text}, {"ended": n, "status":
+    waitpid's}; n counts requests.
     """
 
     def __init__(self, channel: socket.socket) -> None:
@@ -59,19 +60,26 @@ class Zygote:
             return True
         self._requests += 1
         with socket.socket(fileno=handles[0]) as lifeline:
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as error:  # no memory or no process left: this worker's misfortune, not everybody's
+                self._say(refused=self._requests, why=str(error))
+                return True
             if pid == 0:
-                self._child(Request.from_json(data), lifeline)
+                self._child(data, lifeline)
         self._children[pid] = self._requests
         self._say(forked=self._requests, pid=pid)
         return True
 
-    def _child(self, request: Request, lifeline: socket.socket) -> NoReturn:
-        signal.set_wakeup_fd(-1)
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        for end in (self._channel, self._awake, self._wake):
-            end.close()
-        run_worker(request, lifeline)
+    def _child(self, request: bytes, lifeline: socket.socket) -> NoReturn:
+        try:
+            signal.set_wakeup_fd(-1)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for end in (self._channel, self._awake, self._wake):
+                end.close()
+            run_worker(Request.from_json(request), lifeline)
+        finally:
+            os._exit(FAILED)  # whatever happens, no second zygote
 
     def _warm(self, warm: str, sys_path: Sequence[str]) -> None:
         """Import what the target needs; an error there is the worker's to meet and to report."""
