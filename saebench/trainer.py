@@ -90,7 +90,7 @@ class Training:
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
         self.bad_loss, self.bad_batch = (torch.tensor(-1, device=self.device) for _ in range(2))
-        self._held = _row_keys(calibration)
+        self._held = _row_keys(calibration).sort().values
 
     @classmethod
     def start(cls, config: TrialConfig, store: Store, device: str | torch.device = "cpu") -> Self:
@@ -101,6 +101,7 @@ class Training:
 
     def advance(self, x: Tensor) -> dict[str, Tensor | float]:
         """One optimiser step on embeddings x (B, d_in); returns the training metrics, unread."""
+        x = self.sae.check_shape(x)
         progress = self.samples / self.config.train.samples
         lr = self.lr * schedule(progress, (self.samples + len(x)) / self.config.train.samples, self.config.train)
         moment = Moment(progress, self.control.coeff(progress), self._dead(), self.config.train.precision)
@@ -143,7 +144,8 @@ class Training:
         of such rows alone stays as it is)."""
         if len(x) == 0:
             return x
-        held = torch.isin(_row_keys(x), self._held)
+        keys = _row_keys(x)
+        held = self._held[torch.searchsorted(self._held, keys).clamp_max(len(self._held) - 1)] == keys
         place = torch.arange(len(x), device=x.device).masked_fill(held, -1).cummax(0).values
         return x[torch.where(place < 0, held.int().argmin(), place)]
 

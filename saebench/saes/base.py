@@ -35,7 +35,7 @@ class Dead:
 class Moment:
     """What a loss needs to know about the run around it."""
 
-    progress: Tensor | float = 0.0
+    progress: float = 0.0
     """Share of the run that is done, 0 to 1."""
     coeff: Tensor | float = 0.0
     """Weight of the sparsity penalty now (schedule or controller)."""
@@ -57,8 +57,8 @@ class Loss:
     """Mean number of latents that fire, scalar, detached."""
     fired: Tensor
     """(dict_size,) bool: fired on some example of the batch."""
-    parts: dict[str, Tensor] = field(default_factory=dict)
-    """Further scalars to record, detached."""
+    parts: dict[str, Tensor | float] = field(default_factory=dict)
+    """Further scalars to record, detached, by metric key."""
 
 
 class NotCalibratedError(RuntimeError):

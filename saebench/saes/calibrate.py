@@ -35,8 +35,6 @@ def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> f
         if len(kept) > 2 * (count + 1):
             kept = torch.topk(kept, count + 1, sorted=False).values
             bound = float(kept.min())
-            kept, tied = kept[kept > bound], kept[kept == bound]
-            kept = torch.cat([kept, tied])
     if len(kept) <= count:
         return floor
     top = torch.topk(kept, count + 1, sorted=False).values.sort().values

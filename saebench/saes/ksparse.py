@@ -46,7 +46,8 @@ class KSparseSAE(SAE):
         codes = self.select(centred, moment.precision)
         error, z_hat = self.errors(z, codes)
         residual = (z - z_hat).detach()
-        total, parts = error, {}
+        total = error
+        parts: dict[str, Tensor | float] = {}
         if moment.dead is not None and self.config.aux_coeff > 0:
             aux = self.auxk(centred, residual, moment.dead, moment.precision)
             total, parts["train/aux_loss"] = error + self.config.aux_coeff * aux, aux.detach()
@@ -64,7 +65,8 @@ class KSparseSAE(SAE):
 
         The residual (B, d_in) is a constant; dead latents rebuild it without b_dec, from pre-activations of their own,
         so that the gradient reaches their encoder columns. They enter with their sign: a latent whose pre-activation
-        is negative everywhere would otherwise get no gradient and never come back. 0 where no latent is dead.
+        is negative everywhere would otherwise get no gradient and never come back. 0 where no latent is dead, or the
+        residual has no variance (a batch of one).
         """
         if dead.index.numel() == 0:
             return residual.new_zeros(())
@@ -75,6 +77,6 @@ class KSparseSAE(SAE):
         rebuilt = sparse.decode(
             SparseCodes(values, codes.indices, codes.offsets, codes.dict_size), self.W_dec[dead.index]
         )
-        spread = (residual - residual.mean(0)).square().sum()
-        share = (residual - rebuilt).square().sum() / spread.clamp_min(1e-12 * len(residual) * float(1))
-        return torch.where(dead.still.any(), share, 0.0)
+        spread, least = (residual - residual.mean(0)).square().sum(), 1e-9 * len(residual) * self.variance
+        share = (residual - rebuilt).square().sum() / torch.maximum(spread, least)
+        return torch.where(dead.still.any() & (spread > least), share, 0.0)

@@ -28,13 +28,11 @@ class PAnnealSAE(SAE):
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre - self.offset)
 
-    def exponent(self, progress: Tensor | float) -> Tensor:
+    def exponent(self, progress: float) -> float:
         """p at this share of the run."""
         start = self.config.anneal_start
-        done = (torch.as_tensor(progress, dtype=torch.float32, device=self.variance.device) - start) / max(
-            1 - start, 1e-9
-        )
-        return 1 - (1 - self.config.p_end) * done.clamp(0, 1)
+        done = min(1.0, max(0.0, progress - start) / max(1 - start, 1e-9))
+        return 1 - (1 - self.config.p_end) * done
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
@@ -52,7 +50,7 @@ class PAnnealSAE(SAE):
             parts={"train/sparsity_loss": l1.detach(), "train/p": p},
         )
 
-    def lp(self, latents: Tensor, p: Tensor) -> Tensor:
+    def lp(self, latents: Tensor, p: float) -> Tensor:
         """Mean over examples of sum_i ((f_i + s)^p - s^p), f_i in standard deviations of the training rows."""
         weighted = latents * (torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt())
         lp: Tensor = ((weighted + _SMOOTHING).pow(p) - _SMOOTHING**p).sum() / len(latents)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -66,7 +68,7 @@ class SparsityControl:
         self.seen = self.seen + 1
         self.average = self.average + (now - self.average) / self.seen.clamp_max(self.memory)
         done = min(1.0, progress / self.warmup) if self.warmup else 1.0
-        goal = torch.tensor(self.target).log().item() * done + self.first * (1 - done)
+        goal = math.log(self.target) * done + self.first * (1 - done)
         self.error = (self.average - goal).clamp(-1, 1)
         self.integral = self.integral + self.error * (authority / self.response)
 

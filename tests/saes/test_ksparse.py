@@ -194,6 +194,12 @@ def test_auxk_is_normalised_by_the_variance_of_the_residual() -> None:
     torch.testing.assert_close(one, tenth, rtol=1e-4, atol=0)
 
 
+def test_auxk_of_a_batch_of_one_is_zero() -> None:
+    """Its residual has no variance to divide by."""
+    sae, x = formulas.small("topk"), formulas.cloud(1, seed=9)
+    assert sae.loss(x, Moment(dead=alive(1, 2))).parts["train/aux_loss"] == 0
+
+
 def test_aux_coeff_zero_turns_auxk_off() -> None:
     sae, x = formulas.small("topk", aux_coeff=0.0), formulas.cloud(16)
     assert "train/aux_loss" not in sae.loss(x, Moment(dead=alive(1))).parts
