@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from safetensors.numpy import load_file
 
 from saebench import events
 from saebench.lock import holder
@@ -298,12 +299,13 @@ def histories(paths: SweepPaths) -> dict[str, History]:
 
 
 def weights(paths: SweepPaths) -> dict[str, str]:
-    """(stratum, point, seed) -> SHA-256 of the saved SAE."""
+    """(stratum, point, seed) -> SHA-256 over the saved SAE's tensors (safetensors orders its header as it likes)."""
     found = {}
     for trial in paths.trials():
         config = read_config(trial)
         assert config is not None
-        content = (trial.sae / "sae.safetensors").read_bytes()
+        tensors = load_file(trial.sae / "sae.safetensors")
+        content = b"".join(name.encode() + tensors[name].tobytes() for name in sorted(tensors))
         found[f"{config.stratum} {config.point} seed {config.seed}"] = hashlib.sha256(content).hexdigest()
     return found
 
