@@ -16,7 +16,7 @@ DASHES = ("", "5 3", "1.5 2.5", "8 3 1.5 3")
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud or histogram. `tips` are shown when a point (or the line, with one tip) is pointed at."""
+    """One line, cloud or histogram. `tips`: one per point where points are marked, else one for the whole line."""
 
     label: str
     arm: int
@@ -29,6 +29,8 @@ class Series:
     """Interval of y, NaN where there is none."""
     tips: Sequence[str] = ()
     dash: int = 0
+    marked: bool = False
+    """Has the arm's marker at every point (a cloud always has)."""
     faint: bool = False
     ends: bool = False
     """Mark the last point with a cross: the trial was stopped there."""
@@ -52,6 +54,8 @@ class Panel:
     series: Sequence[Series]
     x_log: bool = False
     y_log: bool = False
+    y_zero: bool = False
+    """Begin the y axis at 0."""
     x_at: Sequence[float] = ()
     """Where the x axis is labelled; empty: round numbers."""
     axes: Sequence[Axis] = ()
@@ -77,18 +81,20 @@ FEW = 8
 def at_values(values: Iterable[float]) -> list[float]:
     """Labels of an axis: the distinct values if they are few, else none (round numbers)."""
     distinct = sorted({float(v) for v in values if math.isfinite(v)})
-    return distinct if 1 < len(distinct) <= FEW else []
+    return distinct if len(distinct) <= FEW else []
 
 
 # --- ticks -----------------------------------------------------------------------------------------------------------
 
 
 def ticks(low: float, high: float, log: bool) -> list[float]:
-    """About five round numbers between `low` and `high`; on a logarithmic axis 1, 2, 5, or powers of ten only."""
+    """About five round numbers between `low` and `high`; on a long logarithmic axis 1, 2, 5, or powers of ten only."""
     if log:
         decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         wide = math.log10(high / low)
-        steps = (1,) if wide > 2.5 else (1, 2, 5) if wide > 0.7 else (1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+        if wide < 0.5:
+            return ticks(low, high, False)
+        steps = (1,) if wide > 2.5 else (1, 2, 5) if wide > 1 else (1, 2, 3, 4, 5, 7)
         return [s * 10.0**d for d in decades for s in steps if low * 0.999 <= s * 10.0**d <= high * 1.001]
     if not high > low:
         return [low]
@@ -118,6 +124,7 @@ def limits(panel: Panel) -> tuple[float, float, float, float]:
     """(x low, x high, y low, y high) around the data, intervals included, with a margin."""
     xs = [x for s in panel.series for x, y in zip(s.x, s.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
     ys = [y for s in panel.series for y in (*s.y, *s.low, *s.high) if math.isfinite(y) and not (panel.y_log and y <= 0)]
+    ys += [0.0] if panel.y_zero else []
     return (*_margin(xs, panel.x_log, 0.04), *_margin(ys, panel.y_log, 0.06))
 
 

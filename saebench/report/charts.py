@@ -48,7 +48,7 @@ def pareto(report: Report) -> Chart:
             tips = [_stratum_tip(row) for row in mine.to_dict("records")]
             x, y, low, high = (mine[key].tolist() for key in ("l0", "fvu", "fvu_low", "fvu_high"))
             i, dash = arms.index(str(arm)), widths.index(width)
-            series.append(Series(f"{arm} n={width:g}", i, "line", x, y, low, high, tips, dash))
+            series.append(Series(f"{arm} n={width:g}", i, "line", x, y, low, high, tips, dash, marked=True))
         series = [s for s in series if len(s.x)]
         if series:
             at = at_values(rows.loc[rows["level_name"].isin(["k", "target_l0"]), "level"])
@@ -159,11 +159,13 @@ def dead(report: Report) -> Chart:
             line = line.sort_values("dict_size")
             tips = [_stratum_tip(row) for row in line.to_dict("records")]
             y = (100 * line["dead_fraction"]).tolist()
-            series.append(Series(str(arm), arms.index(str(arm)), "line", line["dict_size"].tolist(), y, tips=tips))
+            series.append(
+                Series(str(arm), arms.index(str(arm)), "line", line["dict_size"].tolist(), y, tips=tips, marked=True)
+            )
         title = f"{name}={level:g}"
         title = f"{group}: {title}" if group else title
         at = at_values(mine["dict_size"])
-        panels.append(Panel(title, "latents", "dead latents (%)", series, x_log=True, x_at=at))
+        panels.append(Panel(title, "latents", "dead latents (%)", series, x_log=True, y_zero=True, x_at=at))
     note = "Latents that never fired on the hold-out, in percent, against the number of latents; best points."
     return Chart("dead", "Dead latents against width", note, panels[:PANELS], _legend(arms, ()))
 

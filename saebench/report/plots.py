@@ -101,10 +101,9 @@ def _draw(ax: Any, s: Series) -> None:
     if s.arm < 0:
         ax.plot(s.x, s.y, color=colour, linewidth=7, alpha=0.18, solid_capstyle="round", zorder=1)
         return
-    single = len(s.tips) <= 1  # one tip for the whole line: a curve, whose points are not marked
     width, alpha = (0.8, 0.45) if s.faint else (1.6, 1.0)
     ax.plot(s.x, s.y, color=colour, linewidth=width, alpha=alpha, linestyle=_dash(s.dash), zorder=2 if s.faint else 3)
-    if not single:
+    if s.marked:
         ax.plot(s.x, s.y, _marker(s.arm), color=colour, markersize=6.5, markeredgecolor="white", zorder=4)
     for x, low, high in zip(s.x, s.low, s.high, strict=False):
         if math.isfinite(low) and math.isfinite(high):

@@ -99,12 +99,12 @@ def _series(s: Series, x: Place, y: Place) -> Iterator[str]:
     """Line or outline, then intervals, then the marks; one tip for the whole line, or one per mark."""
     colour, faint = _colour(s.arm), " faint" if s.faint else ""
     places = [(x(u), y(v)) for u, v in zip(s.x, s.y, strict=True)]
-    whole = len(s.tips) == 1 and s.kind != "points"
+    marked = s.marked or s.kind == "points"
     if s.kind != "points" and len(places) > 1:
         path = "M" + "L".join(f"{u:.1f} {v:.1f}" for u, v in places)
         kind = "front" if s.arm < 0 else "steps" if s.kind == "steps" else "line"
         yield f'<path class="{kind} {colour}{faint}" d="{path}"{_dashes(s.dash)}/>'
-        if whole:
+        if s.tips and not marked:
             yield f'<path class="hit" d="{path}"{_tip(s.tips[0])}/>'
     for (u, _), low, high in zip(places, s.low, s.high, strict=False):
         if math.isfinite(low) and math.isfinite(high):
@@ -115,7 +115,7 @@ def _series(s: Series, x: Place, y: Place) -> Iterator[str]:
         u, v = places[-1]
         tip = _tip(s.tips[0]) if s.tips else ""
         yield f'<path class="end {colour}" d="M{u - 3:.1f} {v - 3:.1f}l6 6m0-6l-6 6"{tip}/>'
-    if not whole and s.arm >= 0:
+    if marked:
         mark = s.arm % len(MARKERS)
         for (u, v), tip in zip(places, s.tips, strict=False):
             place = f"translate({u:.1f} {v:.1f}){' scale(.6)' if s.faint else ''}"

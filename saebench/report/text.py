@@ -28,7 +28,7 @@ def show(report: Report, console: Console, tables: Sequence[Table] | None = None
         console.print(f"• {sentence}", highlight=False, markup=False)
     for table in chosen:
         console.print()
-        console.print(rich_table(table, console.width))
+        console.print(rich_table(table, console.width) if len(table.frame) else f"{table.title}: none", highlight=False)
         if table.note:
             console.print(table.note, style="dim", highlight=False, markup=False)
     if tables is None:
@@ -64,10 +64,13 @@ def rich_table(table: Table, width: int) -> RichTable:
         most = max(c.spare for c, _ in columns)
         columns = [(c, cells) for c, cells in columns if c.spare != most]
     shown = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False)
+    spare = width - sum(_needs(c, cells) for c, cells in columns)
     for column, cells in columns:
         number = all(cell[:1].isdigit() or cell[:1] in "+-<" for cell in cells)
-        least = _needs(column, cells) - _GAP if fits else None
-        shown.add_column(escape(column.title), justify="right" if number else "left", min_width=least, overflow="fold")
+        extra = max(0, min(spare, max(map(len, [column.title, *cells])) + _GAP - _needs(column, cells)))
+        spare -= extra
+        size = _needs(column, cells) - _GAP + extra if fits else None  # rich alone would cut numbers
+        shown.add_column(escape(column.title), justify="right" if number else "left", width=size, overflow="fold")
     for row in zip(*(cells for _, cells in columns), strict=True):
         shown.add_row(*map(escape, row))
     return shown

@@ -80,9 +80,9 @@ def _texts(c: Comparison) -> str:
     """What else the reader must know: the other interval, interpolation, strata left out, an L0 that is not equal."""
     parts = []
     if c.texts:
-        near, far = worded(c.text_high), worded(c.text_low)
-        near = near.split("%")[0] if near.split()[-1] == far.split()[-1] else near
-        parts.append(f"over {c.texts} hold-out texts {near} to {far}")
+        low, high = worded(c.text_low), worded(c.text_high)
+        span = f"{high.split('%')[0]} to {low}" if c.text_high < 0 else f"{low} to {high}"
+        parts.append(f"over {c.texts} hold-out texts {span}")
     if c.interpolated:
         parts.append(f"interpolated along L0 in {c.interpolated} of {len(c.strata)} strata")
     if c.left_out:

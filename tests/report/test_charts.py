@@ -126,7 +126,15 @@ def test_ticks_are_round_numbers_inside() -> None:
     assert ticks(0, 10, False) == [0, 2, 4, 6, 8, 10]
     assert ticks(0.24, 0.52, True) == pytest.approx([0.25, 0.3, 0.4, 0.5])
     assert ticks(1e-5, 1, True) == pytest.approx([1e-5, 1e-4, 1e-3, 1e-2, 0.1, 1])
+    assert ticks(0.56, 0.74, True) == pytest.approx([0.6, 0.65, 0.7])
     assert ticks(3, 3, False) == [3]
+
+
+def test_a_stratum_alone_is_a_mark(store: Store) -> None:
+    report = load("demo", runs_dir=store.runs, where=["type=topk", "k=16", "dict_size=1536"])
+    for name in ("pareto", "dead"):
+        drawn = svg.chart(CHARTS[name](report))
+        assert '<use class="mark arm0" href="#mark0" transform="translate(' in drawn
 
 
 def test_tick_labels_are_short() -> None:
