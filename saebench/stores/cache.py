@@ -247,17 +247,24 @@ def gc(
         else:
             yield from _leftovers(listed, dry_run)
             continue
-        if not dry_run:
-            _remove_entry(listed.folder)
+        if not dry_run and not _remove_entry(listed.folder):
+            continue
         yield listed.folder, listed.bytes, why
     yield from _stale_digests(cache_dir, dry_run)
 
 
-def _remove_entry(folder: Path) -> None:
-    (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
-    shutil.rmtree(folder, ignore_errors=True)
-    for suffix in (".lock", ".used", ".verified"):
-        _beside(folder, suffix).unlink(missing_ok=True)
+def _remove_entry(folder: Path) -> bool:
+    """Whether it was removed; not while somebody builds it. The lock file stays: who waits for it must not wait for a
+    file that is not there any more."""
+    try:
+        with FileLock(_beside(folder, ".lock"), timeout=0):
+            (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
+            shutil.rmtree(folder, ignore_errors=True)
+            for suffix in (".used", ".verified"):
+                _beside(folder, suffix).unlink(missing_ok=True)
+    except Timeout:
+        return False
+    return True
 
 
 def _leftovers(listed: Listed, dry_run: bool) -> Iterator[tuple[Path, int, str]]:

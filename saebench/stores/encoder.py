@@ -30,12 +30,12 @@ AHEAD = 8
 
 
 class SentenceEncoder:
-    """`data.model` on `device`. Raises DataError when it cannot be loaded or used."""
+    """`data.model`, or the given one, on `device`. Raises DataError when it cannot be loaded or used."""
 
-    def __init__(self, data: DataConfig, device: str) -> None:
+    def __init__(self, data: DataConfig, device: str, model: Any = None) -> None:
         self.data = data
         self.device = torch.device(device)
-        self.model = _load(data, device)
+        self.model = _load(data, device) if model is None else model
         self.d_in = int(self.embed(["What does one row hold?"]).shape[1])
 
     def info(self) -> dict[str, Any]:

@@ -8,9 +8,9 @@ by each text's hash), the label column, and encode_batch_size (which moves the l
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,23 @@ _UNSETTLED_NS = 2_000_000_000
 
 
 def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
-    """The key in words. Raises DataError for a local file that is not there."""
+    """The key in words. Raises DataError for a local file that is not there or cannot be read."""
     model = Path(data.model).expanduser()
+    try:
+        dataset = _dataset(data.dataset, cache_dir)
+        source = _folder(model, cache_dir) if model.is_dir() else data.model
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return {
         "format": FORMAT,
-        "model": _folder(model, cache_dir) if model.is_dir() else data.model,
+        "model": source,
         "model_revision": data.revision,
         "prompt": data.prompt,
         "normalize": data.normalize,
         "max_seq_length": data.max_seq_length,
         "dtype": data.dtype,
         "precision": data.precision,
-        **_dataset(data.dataset, cache_dir),
+        **dataset,
     }
 
 
@@ -109,6 +114,7 @@ def _file(path: Path, cache_dir: Path) -> dict[str, str]:
         pass
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - stat.st_mtime_ns > _UNSETTLED_NS and os.access(cache_dir, os.W_OK):
-        write_json(known, {**stamp, "sha256": found})
+    if time.time_ns() - stat.st_mtime_ns > _UNSETTLED_NS and cache_dir.is_dir():
+        with contextlib.suppress(OSError):  # a cache that can only be read forgets
+            write_json(known, {**stamp, "sha256": found})
     return {"sha256": found}

@@ -39,8 +39,8 @@ class ActivationsStoreSBERT:
     >>> store = ActivationsStoreSBERT(model=sbert, cfg=config)  # doctest: +SKIP
     >>> batch = store.next_batch()  # doctest: +SKIP
 
-    `model` may be None with a DataConfig: it is then loaded when a text has to be encoded, and with a complete cache
-    entry never.
+    With a DataConfig, `model` may be None: `data.model` is then loaded when a text has to be encoded here, and with the
+    cache never. Rows out of the cache are those of `data.model`, whatever is given.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class ActivationsStoreSBERT:
     def _encoder(self) -> Any:
         from saebench.stores.encoder import SentenceEncoder
 
-        return SentenceEncoder(self._data, self.device)
+        return SentenceEncoder(self._data, self.device, self.model)
 
     def get_batch_tokens(self) -> list[str]:
         """Up to model_batch_size training texts, in the order of the stream; DataExhausted at its end."""
@@ -193,7 +193,7 @@ class ActivationsStoreSBERT:
 
     def get_activations(self, texts: list[str]) -> Tensor:
         """(len(texts), d_in) float32 on the device."""
-        if self.model is None:
+        if self._typed:
             rows: Tensor = self._encoder.embed(texts)
         else:
             keywords = {"batch_size": self.model_batch_size, "convert_to_tensor": True, "show_progress_bar": False}

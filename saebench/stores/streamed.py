@@ -238,7 +238,8 @@ class StreamedRows:
     # --- hold-out and sample -----------------------------------------------------------------------------------------
 
     def _surveyed(self, sample: int = 0) -> _Survey:
-        if self._survey is None or (len(self._survey.sample) < sample <= self._survey.train) or sample:
+        """A survey with a sample of that size; any will do for 0."""
+        if self._survey is None or sample not in (0, self._survey.asked):
             self._survey = _Survey.of(self._texts(), self._holds_below, sample)
         return self._survey
 
@@ -254,6 +255,8 @@ class StreamedRows:
 class _Survey:
     """What one pass over the texts tells."""
 
+    asked: int
+    """Size of the sample."""
     train: int
     holdout: list[Text]
     sample: list[Text]
@@ -270,7 +273,7 @@ class _Survey:
                 heapq.heappush(heap, (-text.hash, -place, text))
             elif limit and -text.hash > heap[0][0]:
                 heapq.heapreplace(heap, (-text.hash, -place, text))
-        return cls(train, _in_order(held), _in_order(lowest))
+        return cls(sample, train, _in_order(held), _in_order(lowest))
 
 
 def _in_order(heap: list[tuple[int, int, Text]]) -> list[Text]:
