@@ -137,6 +137,25 @@ def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: s
     assert evaluate(second.sae, rows).values == evaluate(whole.sae, rows).values
 
 
+def test_the_list_of_dead_latents_continues_too() -> None:
+    """It is drawn up every third step here; a fresh one, made between two of those, would be another list."""
+    trial, rows = config(batch_size=16, dead_after=400), store(16)
+    whole = Training.start(trial, rows)
+    with torch.no_grad():
+        whole.sae.b_enc[:10] -= 3
+    run(whole, rows, until=16 * 28)
+    assert whole.step % 3 == 1
+    assert len(whole.dead_index) >= 10
+    tensors, meta = whole.state_dict()
+    position = rows.position
+    curve = run(whole, rows, until=16 * 30)
+    again = Training.start(trial, rows)
+    again.load_state_dict(tensors, meta)
+    rows.position = position
+    assert run(again, rows, until=16 * 30) == curve
+    assert curve[0]["train/aux_loss"] > 0
+
+
 def test_a_checkpoint_is_tensors_and_json() -> None:
     import json
 

@@ -9,17 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from saebench.config import SAEConfig
+from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
 from saebench.saes.initial import geometric_median, unit_rows
+from saebench.saes.kernels import Precision as Precision
+from saebench.saes.kernels import affine
 from saebench.saes.preprocess import Preprocessing, Side
-
-Precision = Literal["float32", "bfloat16"]
+from saebench.saes.sparse import Codes
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,12 @@ class Loss:
     """(dict_size,) bool: fired on some example of the batch."""
     parts: dict[str, Tensor | float] = field(default_factory=dict)
     """Further scalars to record, detached, by metric key."""
+
+    @classmethod
+    def of(cls, total: Tensor, fvu: Tensor, codes: Codes, parts: dict[str, Tensor | float]) -> Loss:
+        """The loss of a batch with these training codes."""
+        firing = codes.firing()
+        return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, parts)
 
 
 class NotCalibratedError(RuntimeError):
@@ -150,7 +157,7 @@ class SAE(nn.Module, ABC):
         """
         if latents.ndim != 2 or latents.shape[1] != self.dict_size:
             raise ValueError(f"latents of shape {tuple(latents.shape)}: expected (B, {self.dict_size})")
-        return self.preprocessing.undo(torch.addmm(self.b_dec, latents, self.W_dec), side)
+        return self.preprocessing.undo(affine(latents, self.W_dec, self.b_dec), side)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B, d_in) to (reconstruction in the original space (B, d_in), latents (B, dict_size))."""
@@ -164,10 +171,7 @@ class SAE(nn.Module, ABC):
 
     def pre_activations(self, z: Tensor, precision: Precision = "float32") -> Tensor:
         """(z - b_dec) W_enc + b_enc for z (B, d_in) in model space; `precision` is that of the product alone."""
-        centred = z - self.b_dec
-        if precision == "float32":
-            return torch.addmm(self.b_enc, centred, self.W_enc)
-        return (centred.bfloat16() @ self.W_enc.bfloat16()).float() + self.b_enc
+        return affine(z - self.b_dec, self.W_enc, self.b_enc, precision)
 
     def check(self, x: Tensor) -> Tensor:
         """x as float32. Raises TypeError for a type that is not floating, ValueError for another shape, NaN or inf."""
@@ -228,8 +232,17 @@ class SAE(nn.Module, ABC):
         """Mean squared length of the error over the variance of the training rows."""
         return (z - z_hat).square().sum() / (len(z) * self.variance)
 
-    def l1(self, latents: Tensor) -> Tensor:
-        """Mean over examples of the L1 norm of latents (B, dict_size) >= 0, each weighted by its decoder row's length,
-        in units of the standard deviation of the training rows."""
-        l1: Tensor = latents.mean(0) @ torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt()
+    def l1(self, codes: Codes) -> Tensor:
+        """Mean over examples of the L1 norm of codes >= 0, each latent weighted by its decoder row's length, in units
+        of the standard deviation of the training rows."""
+        weights = codes.spread(torch.linalg.vector_norm(self.W_dec, dim=1))
+        l1: Tensor = (codes.values * weights).sum() / (codes.rows * self.variance.sqrt())
         return l1
+
+    def above(self, z: Tensor, floor: Tensor | float, precision: Precision) -> Codes:
+        """Pre-activations of z (B, d_in), those above `floor` at least: pairs where they are few, else all."""
+        return sparse.encode_above(z - self.b_dec, self.W_enc, self.b_enc, floor, precision)
+
+    def rebuilt(self, codes: Codes) -> Tensor:
+        """z_hat (B, d_in) of training codes."""
+        return sparse.decode(codes, self.W_dec, self.b_dec)

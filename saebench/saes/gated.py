@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saebench.config import SAEConfig
+from saebench.saes import sparse
 from saebench.saes.base import SAE, Loss, Moment
 from saebench.saes.calibrate import start_sparse
 
@@ -27,10 +28,7 @@ class GatedSAE(SAE):
         start_sparse(self, z)
 
     def activate(self, pre: Tensor) -> Tensor:
-        return self._gate(pre, pre > self.offset)
-
-    def _gate(self, pre: Tensor, opens: Tensor) -> Tensor:
-        return torch.relu(self.magnitude(pre)) * opens
+        return torch.relu(self.magnitude(pre)) * (pre > self.offset)
 
     def margins(self, pre: Tensor) -> Tensor:
         """The latent fires where both paths are positive; a closed magnitude path is closed for every offset."""
@@ -42,16 +40,16 @@ class GatedSAE(SAE):
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
-        gate = self.pre_activations(z, moment.precision)
-        latents, opened = self._gate(gate, gate > 0), torch.relu(gate)
-        fvu = self.fvu(z, torch.addmm(self.b_dec, latents, self.W_dec))
-        penalty = self.l1(opened)
-        via_gate = self.fvu(z, torch.addmm(self.b_dec.detach(), opened, self.W_dec.detach()))
-        fires = latents.detach() > 0
-        return Loss(
-            total=fvu + moment.coeff * penalty + via_gate,
-            fvu=fvu.detach(),
-            l0=fires.sum() / len(z),
-            fired=fires.any(0),
-            parts={"train/sparsity_loss": penalty.detach(), "train/aux_loss": via_gate.detach()},
+        gate = self.above(z, 0.0, moment.precision)
+        opened = gate.with_values(torch.relu(gate.values))
+        magnitude = torch.addcmul(
+            gate.spread(self.b_mag), gate.values - gate.spread(self.b_enc), gate.spread(self.r_mag.exp())
         )
+        codes = gate.with_values(torch.relu(magnitude) * (gate.values > 0))
+        fvu, penalty = self.fvu(z, self.rebuilt(codes)), self.l1(opened)
+        via_gate = self.fvu(z, sparse.decode(opened, self.W_dec.detach(), self.b_dec.detach()))
+        parts: dict[str, Tensor | float] = {
+            "train/sparsity_loss": penalty.detach(),
+            "train/aux_loss": via_gate.detach(),
+        }
+        return Loss.of(fvu + moment.coeff * penalty + via_gate, fvu, codes, parts)

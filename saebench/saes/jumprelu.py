@@ -16,26 +16,28 @@ _SMALLEST = 1e-6
 
 
 class JumpReLU(torch.autograd.Function):
-    """(pre (B, F), threshold (F,), bandwidth ()) -> (pre where pre > threshold else 0, mean number that fire).
+    """(pre, threshold, bandwidth (), rows) -> (pre where pre > threshold else 0, number that fire / rows).
 
-    Backward is the paper's straight-through estimator with a rectangular kernel K of width eps = bandwidth:
-    d latent / d threshold = -(threshold / eps) K((pre - threshold) / eps), d fires / d threshold = -(1 / eps) K(...).
-    Both look at pre-activations, not at the latents that the jump has cut already.
+    pre is (B, F) with threshold (F,), or pairs (P,) of it with the threshold of each, all of them that lie within
+    half a bandwidth of their threshold or above. Backward is the paper's straight-through estimator with a rectangular
+    kernel K of width eps = bandwidth: d latent / d threshold = -(threshold / eps) K((pre - threshold) / eps),
+    d fires / d threshold = -(1 / eps) K(...). Both look at pre-activations, not at the latents that the jump has cut.
     """
 
     @staticmethod
-    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, pre: Tensor, threshold: Tensor, bandwidth: Tensor, rows: int) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(pre, threshold, bandwidth)
+        ctx.rows = rows
         fires = pre > threshold
-        return pre * fires, fires.sum() / len(pre)
+        return pre * fires, fires.sum() / rows
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         pre, threshold, bandwidth = ctx.saved_tensors
         latents_grad, l0_grad = grads
         near = (pre - threshold).abs() < bandwidth / 2
-        slope = (latents_grad * near).sum(0) * threshold + near.sum(0) * (l0_grad / len(pre))
-        return latents_grad * (pre > threshold), -slope / bandwidth, None
+        slope = (latents_grad * threshold + l0_grad / ctx.rows) * near / -bandwidth
+        return latents_grad * (pre > threshold), slope.sum_to_size(threshold.shape), None, None
 
 
 class JumpReLUSAE(SAE):
@@ -75,13 +77,10 @@ class JumpReLUSAE(SAE):
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
-        pre = self.pre_activations(z, moment.precision)
-        latents, l0 = JumpReLU.apply(pre, self.threshold, self.bandwidth)  # type: ignore[no-untyped-call]
-        fvu = self.fvu(z, torch.addmm(self.b_dec, latents, self.W_dec))
-        return Loss(
-            total=fvu + moment.coeff * l0,
-            fvu=fvu.detach(),
-            l0=l0.detach(),
-            fired=(latents.detach() > 0).any(0),
-            parts={"train/sparsity_loss": l0.detach()},
+        pre = self.above(z, self.threshold.detach() - self.bandwidth / 2, moment.precision)
+        values, l0 = JumpReLU.apply(  # type: ignore[no-untyped-call]
+            pre.values, pre.spread(self.threshold), self.bandwidth, pre.rows
         )
+        codes = pre.with_values(values)
+        fvu = self.fvu(z, self.rebuilt(codes))
+        return Loss.of(fvu + moment.coeff * l0, fvu, codes, {"train/sparsity_loss": l0.detach()})

@@ -51,14 +51,7 @@ class KSparseSAE(SAE):
         if moment.dead is not None and self.config.aux_coeff > 0:
             aux = self.auxk(centred, residual, moment.dead, moment.precision)
             total, parts["train/aux_loss"] = error + self.config.aux_coeff * aux, aux.detach()
-        firing = codes.firing()
-        return Loss(
-            total=total,
-            fvu=residual.square().sum() / (len(z) * self.variance),
-            l0=firing.sum() / len(z),
-            fired=firing > 0,
-            parts=parts,
-        )
+        return Loss.of(total, residual.square().sum() / (len(z) * self.variance), codes, parts)
 
     def auxk(self, centred: Tensor, residual: Tensor, dead: Dead, precision: Precision = "float32") -> Tensor:
         """Share of the residual's variance that the k_aux strongest dead latents leave unexplained.

@@ -8,6 +8,7 @@ from torch import Tensor
 from saebench.config import PAnnealConfig
 from saebench.saes.base import SAE, Loss, Moment
 from saebench.saes.calibrate import start_sparse
+from saebench.saes.sparse import Codes
 
 _SMOOTHING = 1e-3
 """In standard deviations; keeps the slope of f^p finite at 0."""
@@ -36,22 +37,16 @@ class PAnnealSAE(SAE):
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
-        latents = torch.relu(self.pre_activations(z, moment.precision))
-        fvu = self.fvu(z, torch.addmm(self.b_dec, latents, self.W_dec))
-        l1, p = self.l1(latents), self.exponent(moment.progress)
-        lp = self.lp(latents, p)
+        pre = self.above(z, 0.0, moment.precision)
+        codes = pre.with_values(torch.relu(pre.values))
+        fvu, l1, p = self.fvu(z, self.rebuilt(codes)), self.l1(codes), self.exponent(moment.progress)
+        lp = self.lp(codes, p)
         penalty = lp * (l1 / lp.clamp_min(1e-12)).detach()
-        fires = latents.detach() > 0
-        return Loss(
-            total=fvu + moment.coeff * penalty,
-            fvu=fvu.detach(),
-            l0=fires.sum() / len(z),
-            fired=fires.any(0),
-            parts={"train/sparsity_loss": l1.detach(), "train/p": p},
-        )
+        parts: dict[str, Tensor | float] = {"train/sparsity_loss": l1.detach(), "train/p": p}
+        return Loss.of(fvu + moment.coeff * penalty, fvu, codes, parts)
 
-    def lp(self, latents: Tensor, p: float) -> Tensor:
+    def lp(self, codes: Codes, p: float) -> Tensor:
         """Mean over examples of sum_i ((f_i + s)^p - s^p), f_i in standard deviations of the training rows."""
-        weighted = latents * (torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt())
-        lp: Tensor = ((weighted + _SMOOTHING).pow(p) - _SMOOTHING**p).sum() / len(latents)
+        weighted = codes.values * codes.spread(torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt())
+        lp: Tensor = ((weighted + _SMOOTHING).pow(p) - _SMOOTHING**p).sum() / codes.rows
         return lp

@@ -23,14 +23,7 @@ class VanillaSAE(SAE):
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
-        latents = torch.relu(self.pre_activations(z, moment.precision))
-        fvu = self.fvu(z, torch.addmm(self.b_dec, latents, self.W_dec))
-        penalty = self.l1(latents)
-        fires = latents.detach() > 0
-        return Loss(
-            total=fvu + moment.coeff * penalty,
-            fvu=fvu.detach(),
-            l0=fires.sum() / len(z),
-            fired=fires.any(0),
-            parts={"train/sparsity_loss": penalty.detach()},
-        )
+        pre = self.above(z, 0.0, moment.precision)
+        codes = pre.with_values(torch.relu(pre.values))
+        fvu, penalty = self.fvu(z, self.rebuilt(codes)), self.l1(codes)
+        return Loss.of(fvu + moment.coeff * penalty, fvu, codes, {"train/sparsity_loss": penalty.detach()})

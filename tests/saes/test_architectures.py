@@ -7,9 +7,10 @@ from typing import Any
 import formulas
 import pytest
 import torch
+from torch import Tensor
 
 from saebench.config import SAE_CONFIGS
-from saebench.saes import SAE_TYPES, Dead, Moment, NotCalibratedError, make_sae
+from saebench.saes import SAE, SAE_TYPES, Dead, Moment, NotCalibratedError, make_sae, sparse
 
 FIXED_L0 = ("topk", "batchtopk", "matryoshka")
 
@@ -30,11 +31,16 @@ def test_loss_and_every_gradient_equal_the_dense_float64_formula(kind: str, dead
     sae, x = formulas.small(kind), formulas.cloud(32, seed=7)
     dead_latents = None if dead is None else Dead(torch.tensor(dead), torch.ones(len(dead), dtype=torch.bool))
     sae.loss(x, Moment(coeff=0.1, dead=dead_latents)).total.backward()
-    params = formulas.double(sae)
-    expected = formulas.loss(sae, params, x, 0.1, dead if kind in FIXED_L0 else None)
-    expected.backward()
     total = sae.loss(x, Moment(coeff=0.1, dead=dead_latents)).total.detach()
+    expected = assert_equals_the_formula(sae, x, dead if kind in FIXED_L0 else None)
     assert float(total) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def assert_equals_the_formula(sae: SAE, x: Tensor, dead: list[int] | None) -> Tensor:
+    """Every gradient of `sae`, already computed at coeff 0.1, against float64; returns the loss in float64."""
+    params = formulas.double(sae)
+    expected = formulas.loss(sae, params, x, 0.1, dead)
+    expected.backward()
     for name, parameter in sae.named_parameters():
         reference = params[name].grad
         assert reference is not None
@@ -42,6 +48,26 @@ def test_loss_and_every_gradient_equal_the_dense_float64_formula(kind: str, dead
         scale = float(reference.abs().max())
         assert scale > 0, f"{name} has no gradient: the test shows nothing"
         torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=2e-5 * scale, msg=name)
+    return expected
+
+
+@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+def test_loss_and_every_gradient_equal_the_formula_where_few_latents_fire(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few enough that training goes through pairs instead of a dense (B, dict_size)."""
+    narrow = {"bandwidth": 0.2} if kind == "jumprelu" else {}
+    sae, x = formulas.small(kind, dict_size=600, **narrow), formulas.cloud(32)
+    with torch.no_grad():
+        pre = sae.pre_activations(sae.preprocessing(x)[0]).flatten().sort().values
+        sae.b_enc.sub_(pre[int(0.985 * len(pre)) :][:2].mean())
+        if kind == "jumprelu":
+            sae.threshold.fill_(0.01).add_(0.05 * torch.rand(600, generator=torch.Generator().manual_seed(0)))
+    seen, original = [], sparse.encode_above
+    monkeypatch.setattr(sparse, "encode_above", lambda *a: seen.append(original(*a)) or seen[-1])
+    sae.loss(x, Moment(coeff=0.1)).total.backward()
+    assert isinstance(seen[0], sparse.SparseCodes)
+    assert_equals_the_formula(sae, x, None)
 
 
 @pytest.mark.parametrize("kind", formulas.TYPES)

@@ -13,7 +13,7 @@ from saebench.saes.jumprelu import JumpReLU
 
 
 def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    latents, l0 = JumpReLU.apply(pre, threshold, torch.tensor(bandwidth))  # type: ignore[no-untyped-call]
+    latents, l0 = JumpReLU.apply(pre, threshold, torch.tensor(bandwidth), len(pre))  # type: ignore[no-untyped-call]
     return latents, l0
 
 
