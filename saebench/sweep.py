@@ -14,21 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench import paths as places
-from saebench.board import Board
 from saebench.config import TrackingConfig
 from saebench.errors import PreflightError, SpecError
 from saebench.executors.local import TARGET, LocalExecutor
-from saebench.interrupts import Interrupts
-from saebench.ledger import Ledger
 from saebench.lock import agree, at_work_on, now, provenance, read_lock
 from saebench.models import embedding_width
 from saebench.paths import SweepPaths, write_json, write_text
-from saebench.picture import counts_text, duration, failure_lines
 from saebench.plan import make_plan
-from saebench.recovery import await_orphans, recover
 from saebench.scheduler import Halt, Scheduler
+from saebench.scheduler.interrupts import Interrupts
+from saebench.scheduler.ledger import Ledger
+from saebench.scheduler.recovery import await_orphans, recover
 from saebench.spec import SweepSpec, load_spec, parse_spec
-from saebench.terminal import LoggedView, View, choose_view
+from saebench.terminal.board import Board
+from saebench.terminal.picture import counts_text, duration, failure_lines
+from saebench.terminal.views import LoggedView, View, choose_view
 
 if TYPE_CHECKING:
     from saebench.executors import Executor

@@ -15,7 +15,7 @@ from saebench.events import Event, EventLog, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, ExitMessage, Message, Slot
 from saebench.paths import SweepPaths, write_json
 from saebench.state import read_state
-from saebench.terminal import QuietView
+from saebench.terminal.views import QuietView
 
 TOTAL = 40
 STEP = 10

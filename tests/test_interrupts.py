@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from saebench.interrupts import Interrupts
+from saebench.scheduler.interrupts import Interrupts
 
 
 def send(name: str) -> None:

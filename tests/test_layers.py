@@ -12,17 +12,18 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "saebench"
 
 LAYERS = [
-    {"errors", "config"},
+    {"errors", "config", "checkpoint"},
     {"events", "paths", "models"},
+    {"state", "lock"},
     {"spec"},
     {"plan"},
     {"forecast"},
-    {"metrics", "saes", "stores", "checkpoint", "optim"},
+    {"metrics", "saes", "stores"},
     {"trainer"},
     {"trial"},
     {"worker", "devices"},
     {"executors"},
-    {"study", "tracking"},
+    {"study", "tracking", "report", "terminal", "compat"},
     {"scheduler"},
     {"sweep"},
     {"cli"},
@@ -63,6 +64,10 @@ def imported_rooms(path: Path) -> set[str]:
 
 def height(room: str) -> int | None:
     return next((i for i, layer in enumerate(LAYERS) if room in layer), None)
+
+
+def test_every_room_has_its_place() -> None:
+    assert set(rooms()) - {"__init__"} <= set().union(*LAYERS), "a new room: say in LAYERS where it stands"
 
 
 @pytest.mark.parametrize("room", sorted(rooms()))

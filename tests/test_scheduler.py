@@ -10,17 +10,17 @@ from typing import Any
 import pytest
 from fakes import Faults, Quiet, ToyExecutor, ToySearch, ToySignals, ToyTracker, trial_config
 
-import saebench.ledger
+import saebench.scheduler.ledger
 import saebench.state
 from saebench import events
-from saebench.board import Board, read_board
 from saebench.config import BudgetConfig, FailuresConfig, RetriesConfig
 from saebench.events import EventLog
-from saebench.ledger import Ledger
 from saebench.paths import SweepPaths
-from saebench.recovery import recover
 from saebench.scheduler import Halt, Scheduler
+from saebench.scheduler.ledger import Ledger
+from saebench.scheduler.recovery import recover
 from saebench.state import TrialState, read_state
+from saebench.terminal.board import Board, read_board
 
 
 @pytest.fixture(autouse=True)
@@ -416,7 +416,7 @@ class Deaths:
         self.acts = 0
         self.when = -1
         self.after = False
-        targets: list[tuple[Any, str]] = [(saebench.ledger, "write_text"), (saebench.state, "write_json")]
+        targets: list[tuple[Any, str]] = [(saebench.scheduler.ledger, "write_text"), (saebench.state, "write_json")]
         targets += [(w.search, name) for name in ("ask", "report", "tell")]
         targets += [(w.tracker, name) for name in ("open", "close_trial")]
         for owner, name in targets:

@@ -11,10 +11,10 @@ import pytest
 from rich.console import Console
 
 from saebench import terminal
-from saebench.board import Board, Running
-from saebench.picture import duration, failure_lines, pace_text, picture
 from saebench.state import TrialState
-from saebench.terminal import LiveView, LoggedView, PlainView, QuietView, choose_view
+from saebench.terminal.board import Board, Running
+from saebench.terminal.picture import duration, failure_lines, pace_text, picture
+from saebench.terminal.views import LiveView, LoggedView, PlainView, QuietView, choose_view
 
 
 @dataclass

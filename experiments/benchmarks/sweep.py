@@ -1,6 +1,6 @@
-"""Wall-clock of a 12-trial sweep against the same 12 trials with encoding in each, as shell loops around a script do it.
+"""Wall-clock of a 12-trial sweep against the same 12 trials with encoding in each, as shell loops do it.
 
-    python experiments/benchmarks/sweep.py [--texts 2000] [--samples 100000] [--out FILE]
+    python experiments/benchmarks/sweep.py [--texts 2000] [--samples 100000]
 
 Both sides train the same trials from the same spec, from an empty cache, one after the other in one run; the only
 difference is `data.cache`. Needs the encoder of the extra [demo].
@@ -73,7 +73,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         once = measure(True, args, Path(folder))
         each = measure(False, args, Path(folder))
-    print(f"\n12 trials, {args.texts} texts, {args.samples} examples each; {platform.processor() or platform.machine()}\n")
+    machine = platform.processor() or platform.machine()
+    print(f"\n12 trials, {args.texts} texts, {args.samples} examples each; {machine}\n")
     print("| way | seconds | ratio |\n| --- | --- | --- |")
     print(f"| encode once (saebench) | {once:.0f} | 1 |")
     print(f"| encode in every trial | {each:.0f} | {each / once:.1f} |")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from saebench import run_sweep
 from saebench.errors import UserError
-from saebench.terminal import PlainView
+from saebench.terminal.views import PlainView
 
 name, runs, cache, uri = sys.argv[1:]
 try:

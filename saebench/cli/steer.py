@@ -17,7 +17,7 @@ from saebench.errors import UserError
 from saebench.paths import SweepPaths, TrialPaths, write_json, write_text
 
 if TYPE_CHECKING:
-    from saebench.board import Board
+    from saebench.terminal.board import Board
 
 _RUNS = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
 POLL = 0.5
@@ -80,7 +80,7 @@ def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -
 def _print_status(paths: SweepPaths) -> None:
     from rich.console import Console
 
-    from saebench.picture import picture
+    from saebench.terminal.picture import picture
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(_scheduler_line(paths), highlight=False, markup=False)
@@ -92,7 +92,7 @@ def _watch(paths: SweepPaths) -> None:
     from rich.live import Live
 
     from saebench.lock import holder
-    from saebench.picture import picture
+    from saebench.terminal.picture import picture
 
     console = Console()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
@@ -104,10 +104,10 @@ def _watch(paths: SweepPaths) -> None:
 
 
 def _board(paths: SweepPaths) -> Board:
-    from saebench.board import read_board
     from saebench.lock import holder, read_lock
     from saebench.plan import make_plan
     from saebench.sweep import spec_of
+    from saebench.terminal.board import read_board
 
     lock = read_lock(paths) or {}
     held = holder(paths)
@@ -154,8 +154,8 @@ def _as_json(paths: SweepPaths) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def ls(runs_dir: str | None, as_json: bool) -> None:
     """List the sweeps, the one that changed last first."""
-    from saebench.board import read_board
     from saebench.lock import holder, read_lock
+    from saebench.terminal.board import read_board
 
     rows = []
     for paths in sweeps(runs_dir):
@@ -258,7 +258,7 @@ def retry(
     """
     from saebench.lock import describe, holder
     from saebench.sweep import run_sweep, spec_of
-    from saebench.terminal import choose_view
+    from saebench.terminal.views import choose_view
 
     if every and numbers:
         raise UserError("--failed and --trial: give one of the two")

@@ -49,7 +49,7 @@ def sweep(
     resumable, 130 interrupted.
     """
     from saebench.sweep import run_sweep
-    from saebench.terminal import choose_view
+    from saebench.terminal.views import choose_view
 
     short = [devices_setting(devices)] if devices else []
     short += [f"run.per_device={per_device}"] if per_device else []

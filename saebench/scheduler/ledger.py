@@ -11,13 +11,13 @@ import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from saebench.board import Board, Running, verdict_line
 from saebench.config import TrialConfig
 from saebench.events import Event, FailureKind, Verdict
 from saebench.executors import Slot
-from saebench.failures import WORDS
 from saebench.paths import SweepPaths, write_text
+from saebench.scheduler.failures import WORDS
 from saebench.state import AttemptRecord, TrialState, TrialStateName, read_config
+from saebench.terminal.board import Board, Running, verdict_line
 
 
 def reason_of(kind: FailureKind, detail: str) -> str:

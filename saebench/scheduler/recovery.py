@@ -16,8 +16,8 @@ import psutil
 
 from saebench import events
 from saebench.events import Event, Verdict
-from saebench.ledger import Ledger, Search
 from saebench.paths import TrialPaths
+from saebench.scheduler.ledger import Ledger, Search
 from saebench.state import TrialState, read_config, read_state
 
 ORPHAN_GRACE = 60.0

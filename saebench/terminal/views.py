@@ -14,9 +14,17 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 
-from saebench.board import Board
-from saebench.picture import EncodingProgress, bar_line, counts_text, encoding_line, ended_line, pace_text, picture
 from saebench.state import TrialState
+from saebench.terminal.board import Board
+from saebench.terminal.picture import (
+    EncodingProgress,
+    bar_line,
+    counts_text,
+    encoding_line,
+    ended_line,
+    pace_text,
+    picture,
+)
 
 FRAME = 0.2
 """Seconds between two pictures of the live screen."""

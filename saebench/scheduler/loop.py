@@ -16,11 +16,11 @@ from typing import Protocol
 from saebench.config import BudgetConfig, FailuresConfig
 from saebench.events import Event, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Slot
-from saebench.failures import DeviceRecord, gives_up, may_retry
-from saebench.ledger import Ledger, Search, reason_of
 from saebench.paths import SweepPaths
-from saebench.placement import Active, Job, Queue
-from saebench.terminal import View
+from saebench.scheduler.failures import DeviceRecord, gives_up, may_retry
+from saebench.scheduler.ledger import Ledger, Search, reason_of
+from saebench.scheduler.placement import Active, Job, Queue
+from saebench.terminal.views import View
 
 POLL = 0.25
 """Seconds that one turn of the loop waits for messages."""

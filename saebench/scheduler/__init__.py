@@ -1,0 +1,5 @@
+"""The loop that runs a sweep's trials, what it writes down, and how it goes on after its own death."""
+
+from saebench.scheduler.loop import Halt, Scheduler
+
+__all__ = ["Halt", "Scheduler"]
