@@ -21,7 +21,9 @@ from saebench.stores.streamed import StreamedRows, StreamSettings
 from saebench.stores.texts import Counts, Text, select, stream
 
 BATCHES_IN_BUFFER = 32
-"""Encoder batches per block where a typed configuration streams."""
+"""Encoder batches per block where a typed configuration streams; more where a block would be less than..."""
+BLOCK_IN_BATCHES = 4
+"""...so many training batches."""
 
 
 class ActivationsStoreSBERT:
@@ -61,7 +63,8 @@ class ActivationsStoreSBERT:
                 raise TypeError("batch_size: a DataConfig does not say it")
             self._data, self._counts = cfg, Counts()
             self.device, self.batch_size, self.seed = device or "cpu", batch_size, seed
-            self.num_batches_in_buffer, self.model_batch_size = BATCHES_IN_BUFFER, cfg.encode_batch_size
+            self.model_batch_size = cfg.encode_batch_size
+            self.num_batches_in_buffer = max(BATCHES_IN_BUFFER, BLOCK_IN_BATCHES * batch_size // cfg.encode_batch_size)
             self._typed, self._holdout = True, cfg.holdout
             if cfg.cache:
                 self._entry = _entry(cfg, cache_dir or paths.cache_dir(), self.device)

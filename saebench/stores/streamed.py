@@ -67,7 +67,7 @@ class StreamedRows:
         self._texts, self._embed = texts, embed
         self._holds_below = threshold(settings.holdout)
         self._survey: _Survey | None = None
-        self._kept: dict[str, Tensor] = {}
+        self._held: Tensor | None = None
         self._width: int | None = None
         self._begin(Block(0, 0, 0), Block(0, 0, 0), 0)
 
@@ -131,8 +131,10 @@ class StreamedRows:
                 if len(self._later):
                     rows, current = self._later[:0], Block(self._at.epoch, self._at.start + self._at.count, 0)
                     break
-                if not self.settings.endless or start == Block(self._at.epoch, 0, 0):
+                if not self.settings.endless:
                     raise
+                if start == Block(self._at.epoch, 0, 0):
+                    raise DataError("the dataset has no text to train on") from None
                 self._open(self._at.epoch + 1, 0)
         self._blocks, self._offset = (before, current), 0
         self._pool = self._mix(current, rows)
@@ -140,15 +142,15 @@ class StreamedRows:
 
     def fill(self) -> Tensor:
         """Encode the next block: up to batches_in_buffer batches of texts, (rows, d_in). Raises DataExhausted."""
-        rows: list[Tensor] = []
+        texts: list[str] = []
         for _ in range(self.settings.batches_in_buffer):
             try:
-                rows.append(self._embed(self.next_texts()))
+                texts += self.next_texts()
             except DataExhausted:
                 break
-        if not rows:
+        if not texts:
             raise DataExhausted("every text has been served: the dataset ended or its cap is reached")
-        return torch.cat(rows)
+        return self._embed(texts)
 
     def next_texts(self) -> list[str]:
         """Up to encode_batch training texts, in the order of the stream. Raises DataExhausted at its end."""
@@ -169,11 +171,10 @@ class StreamedRows:
 
     def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
         """The hold-out rows (at most HOLDOUT_LIMIT), encoded once."""
-        if "holdout" not in self._kept:
-            self._kept["holdout"] = self._embed_all(self._surveyed().holdout)
-        rows = self._kept["holdout"]
-        for start in range(0, len(rows), batch_size):
-            yield rows[start : start + batch_size].to(self.device)
+        if self._held is None:
+            self._held = self._embed_all(self._surveyed().holdout)
+        for start in range(0, len(self._held), batch_size):
+            yield self._held[start : start + batch_size].to(self.device)
 
     def holdout_labels(self) -> list[Any] | None:
         return _labels(self._surveyed().holdout)
@@ -205,14 +206,12 @@ class StreamedRows:
         """The rows of a block that was served before."""
         if (self._at.epoch, self._at.start + self._at.count) != (block.epoch, block.start):
             self._open(block.epoch, block.start)
-        rows: list[Tensor] = []
-        missing = block.count
-        while missing > 0:
-            rows.append(self._embed(self.next_texts()))
-            missing -= len(rows[-1])
-        if missing:
+        if block.count == 0:
+            return torch.empty(0, self.d_in)
+        rows = self.fill()
+        if len(rows) != block.count:
             raise DataError("saved position: the texts of the stream are not those that were read before")
-        return torch.cat(rows) if rows else torch.empty(0, self.d_in)
+        return rows
 
     def _split(self, block: Block, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Two random halves of a block: (now, later)."""

@@ -167,7 +167,7 @@ def opened(request: pytest.FixtureRequest, corpus: Corpus, cache_dir: Path, inli
     """Open a store over 300 texts, out of the cache or from the stream."""
 
     def make(seed: int = 0, batch_size: int = 32, **changes: Any) -> ActivationsStoreSBERT:
-        changes = {"dataset": {"label_column": "label"}, "encode_batch_size": 4, **changes}
+        changes = {"dataset": {"label_column": "label"}, "encode_batch_size": 2, **changes}
         data = corpus(sentences(300), cache=request.param == "cached", **changes)
         return open_store(data, batch_size=batch_size, seed=seed, device="cpu", cache_dir=cache_dir)
 
@@ -249,7 +249,7 @@ def test_without_a_label_column_there_are_no_labels(opened: Callable[..., Any]) 
 def test_the_texts_can_be_read_beside_the_batches(opened: Callable[..., Any]) -> None:
     texts = [text for text in sentences(300) if hash_text(text) >= threshold(0.1)]
     store = opened()
-    assert store.get_batch_tokens() == texts[:4]
+    assert store.get_batch_tokens() == texts[:2]
     assert torch.equal(store.get_activations(texts[:2]), opened.model.encode(texts[:2]))  # type: ignore[attr-defined]
 
 
@@ -312,6 +312,13 @@ def test_an_open_store_outlives_the_growth_of_its_entry(corpus: Corpus, cache_di
     assert store.holdout_labels() == labels
     reopened = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
     assert all(torch.equal(reopened.next_batch(), batch) for batch in expected)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_stream_without_texts_is_one_line(corpus: Corpus) -> None:
+    store = open_store(corpus([" "], cache=False), batch_size=4, seed=0, device="cpu")
+    with pytest.raises(DataError, match="the dataset has no text to train on"):
+        store.next_batch()
 
 
 @pytest.mark.usefixtures("inline")
