@@ -158,10 +158,8 @@ def dead(report: Report) -> Chart:
         for arm, line in mine.groupby("arm", sort=False):
             line = line.sort_values("dict_size")
             tips = [_stratum_tip(row) for row in line.to_dict("records")]
-            y = (100 * line["dead_fraction"]).tolist()
-            series.append(
-                Series(str(arm), arms.index(str(arm)), "line", line["dict_size"].tolist(), y, tips=tips, marked=True)
-            )
+            x, y = line["dict_size"].tolist(), (100 * line["dead_fraction"]).tolist()
+            series.append(Series(str(arm), arms.index(str(arm)), "line", x, y, tips=tips, marked=True))
         title = f"{name}={level:g}"
         title = f"{group}: {title}" if group else title
         at = at_values(mine["dict_size"])

@@ -59,9 +59,7 @@ def figure(chart: Chart) -> Figure:
 def _legend(fig: Any, chart: Chart) -> None:
     from matplotlib.lines import Line2D
 
-    marked = any(
-        s.kind in ("points", "line") and not p.axes and len(s.tips) > 1 for p in chart.panels for s in p.series
-    )
+    marked = any(series.marked for panel in chart.panels for series in panel.series)
     handles = [
         Line2D([], [], color=_colour(arm), label=label, linestyle=_dash(dash), marker=_marker(arm) if marked else "",
                markersize=5)
