@@ -12,13 +12,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "saebench"
 
 LAYERS = [
-    {"errors", "config", "checkpoint"},
+    {"errors", "config", "checkpoint", "cores"},
     {"events", "paths", "models"},
     {"state", "lock"},
     {"spec"},
     {"plan"},
     {"forecast"},
-    {"metrics", "saes", "stores"},
+    {"metrics", "probing", "optim", "saes", "stores"},
     {"trainer"},
     {"trial"},
     {"worker", "devices"},

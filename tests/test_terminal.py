@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saebench import terminal
+from saebench.terminal import views as terminal
 from saebench.state import TrialState
 from saebench.terminal.board import Board, Running
 from saebench.terminal.picture import duration, failure_lines, pace_text, picture
