@@ -72,7 +72,7 @@ class CachedRows:
         return {"kind": "cached", **self._identity(), "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError where the state is of other data or another seed or batch size."""
+        """Raises DataError where the state is of other data or another seed."""
         for key, value in {"kind": "cached", **self._identity()}.items():
             if state.get(key) != value:
                 raise DataError(f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}")
