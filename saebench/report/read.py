@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.config import SPARSITY_PARAMETERS
 from saebench.errors import UserError
-from saebench.report.sources import Source, connect, pages, speaking_to, without_password
+from saebench.report.sources import Source, connect, pages, speaking_to
 
 if TYPE_CHECKING:
     import numpy as np
@@ -219,9 +219,17 @@ def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict
 def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.ndarray]]:
     """{run id: arrays of the trial's evaluation.safetensors}; from the sweep's directory, else from MLflow's artifacts.
     What cannot be had is left out and noted."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        loaded = pool.map(lambda row: _evaluation(record, row), trials.to_dict("records"))
-        found = {run: arrays for run, arrays in zip(trials["run_id"], loaded, strict=True) if arrays is not None}
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for source in record.sources:
+        away = []
+        for number, run in _of(source, trials, "trial", "run_id"):
+            local = source.paths.trial(int(number)).evaluation if source.paths and number == number else None
+            arrays = _arrays(local) if local else None
+            if arrays is None:
+                away.append(run)
+            else:
+                found[run] = arrays
+        found |= _downloaded(source, away)
     if missing := len(trials) - len(found):
         record.note(
             f"{missing} of {len(trials)} trials have no evaluation.safetensors any more (neither on disk nor as an "
@@ -230,38 +238,59 @@ def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.nda
     return found
 
 
-def _evaluation(record: Record, row: dict[str, Any]) -> dict[str, np.ndarray] | None:
-    import pandas as pd
+def _of(source: Source, trials: DataFrame, *keys: str) -> list[tuple[Any, ...]]:
+    """These columns of the source's trials; a number that is not there is NaN."""
+    mine = trials.loc[trials["sweep"] == source.name, list(keys)]
+    return list(mine.astype({"trial": float}).itertuples(index=False, name=None))
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray] | None:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    source = next((s for s in record.sources if s.name == row["sweep"]), None)
-    if source is None:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError):
         return None
-    if source.paths is not None and not pd.isna(row["trial"]):
-        local = source.paths.trial(int(row["trial"])).evaluation
-        if local.is_file():
+
+
+def _downloaded(source: Source, runs: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
+    """Evaluations of these runs that are artifacts, many requests at a time."""
+    if not runs:
+        return {}
+    try:
+        client = connect(source.uri)
+    except UserError:  # it answered a moment ago, and the rest of the report is there
+        return {}
+
+    def fetch(run: str) -> dict[str, np.ndarray] | None:
+        with tempfile.TemporaryDirectory() as folder:
             try:
-                return load_file(local)
-            except (SafetensorError, OSError):
+                return _arrays(artifact(client, run, "evaluation.safetensors", Path(folder)))
+            except (MlflowException, requests.RequestException, UserError, OSError):
                 return None
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            return load_file(download(source, row["run_id"], "evaluation.safetensors", Path(folder)))
-        except (UserError, SafetensorError, OSError):
-            return None
+
+    import requests
+    from mlflow.exceptions import MlflowException
+
+    with speaking_to(source.uri), ThreadPoolExecutor(_AT_ONCE) as pool:
+        return {run: arrays for run, arrays in zip(runs, pool.map(fetch, runs), strict=True) if arrays is not None}
 
 
-def download(source: Source, run_id: str, artifact: str, to: Path) -> Path:
-    """An artifact of a trial, at the run's root or one folder below; UserError in one line where it is gone."""
+def download(source: Source, run_id: str, name: str, to: Path) -> Path:
+    """An artifact of a trial; UserError in one line where it is gone."""
     client = connect(source.uri)
     with speaking_to(source.uri):
-        there = client.list_artifacts(run_id)
-        paths = [item.path for item in there]
-        for item in there:
-            if item.is_dir and artifact not in paths:
-                paths += [inner.path for inner in client.list_artifacts(run_id, item.path)]
-        path = next((path for path in paths if Path(path).name == artifact), None)
-        if path is None:
-            raise UserError(f"run {run_id} on {without_password(source.uri)}: no artifact {artifact}")
-        return Path(client.download_artifacts(run_id, path, str(to)))
+        return artifact(client, run_id, name, to)
+
+
+def artifact(client: Any, run_id: str, name: str, to: Path) -> Path:
+    """A file or folder of a run, at its root or one folder below, written into `to`; UserError where it is gone."""
+    there = client.list_artifacts(run_id)
+    paths = [item.path for item in there]
+    if name not in paths:
+        paths += [inner.path for item in there if item.is_dir for inner in client.list_artifacts(run_id, item.path)]
+    path = next((path for path in paths if Path(path).name == name), None)
+    if path is None:
+        raise UserError(f"run {run_id}: no artifact {name}")
+    return Path(client.download_artifacts(run_id, path, str(to)))

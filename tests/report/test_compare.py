@@ -34,7 +34,7 @@ def test_the_sentence_is_the_one_asked_for() -> None:
     assert text.endswith("% lower (95% CI 4.0 to 6.7), in 6 of 6 strata; 3 seeds")
 
 
-def many_sweeps(factor: float, rounds: int = 150):
+def many_sweeps(factor: float, rounds: int):
     """Comparisons of simulated sweeps of 2 points, 3 seeds and 2 strata; batchtopk's FVU is `factor` times topk's."""
     frame = points.annotate(frame_of(simulate(levels=(16, 32), widths=(1536,))))
     frame = frame[frame["state"] == "complete"].copy()
@@ -52,13 +52,13 @@ def many_sweeps(factor: float, rounds: int = 150):
 def test_the_interval_covers_the_truth_through_the_whole_way() -> None:
     """Trials -> best points -> pairs -> interval, where seeds have luck of their own and trials have theirs."""
     truth = {"batchtopk": math.log(0.95), "topk": -math.log(0.95)}
-    covered = [c.low <= truth[c.a] <= c.high for c in many_sweeps(0.95)]
-    assert 0.90 <= np.mean(covered) <= 0.99  # 95% within 2.5 standard errors of so few sweeps
+    covered = [c.low <= truth[c.a] <= c.high for c in many_sweeps(0.95, 120)]
+    assert 0.89 <= np.mean(covered) <= 0.995  # 95% within 3 standard errors of so few sweeps
 
 
 def test_two_arms_that_do_not_differ_are_not_told_apart_more_than_5_times_in_100() -> None:
-    decided = sum(c.decided for c in many_sweeps(1.0))
-    assert decided <= 15  # 7.5 expected, 2.8 standard errors above
+    decided = sum(c.decided for c in many_sweeps(1.0, 60))
+    assert decided <= 8  # 3 expected, 3 standard errors above
 
 
 def test_where_the_data_do_not_decide_it_says_how_many_seeds_would() -> None:
