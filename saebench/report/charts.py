@@ -26,14 +26,6 @@ SEPARATE = 24
 """Most curves of a panel beside the chosen points'."""
 
 
-def charts(report: Report) -> Iterator[Chart]:
-    """Every chart that has something to show."""
-    for name in CHARTS:
-        chart = CHARTS[name](report)
-        if chart.panels:
-            yield chart
-
-
 # --- Pareto ----------------------------------------------------------------------------------------------------------
 
 
@@ -110,12 +102,13 @@ def _front(rows: DataFrame) -> list[Series]:
 # --- panels per stratum ----------------------------------------------------------------------------------------------
 
 
-def _panels(trials: DataFrame) -> Iterator[tuple[str, DataFrame]]:
+def _panels(report: Report, trials: DataFrame) -> Iterator[tuple[str, DataFrame]]:
     """Trials by data, sparsity and width, arms together; k and target_l0 of one value are one panel."""
     names = trials["level_name"].where(~trials["level_name"].isin(["k", "target_l0"]), "k")
     kinds = trials.groupby(["group", "dict_size", names, "level"], dropna=False)
     for shown, ((group, width, name, level), mine) in enumerate(kinds):
         if shown == PANELS:
+            report.record.note(f"plots show the first {PANELS} of {kinds.ngroups} combinations of sparsity and width")
             return
         title = f"{name}={level:g}, n={plain(width)}" if name else f"n={plain(width)}"
         yield (f"{group}: {title}" if group else title), mine
@@ -128,7 +121,7 @@ def curves(report: Report) -> Chart:
     best = set(report.chosen["run_id"])
     trials = report.frame[report.frame["run_id"].isin(found)]
     positive = bool((report.curves["value"] > 0).all())
-    for title, mine in _panels(trials):
+    for title, mine in _panels(report, trials):
         series: list[Series] = []
         order = sorted(mine.to_dict("records"), key=lambda row: row["run_id"] in best)
         others = [row for row in order if row["run_id"] not in best][:SEPARATE]
@@ -180,7 +173,7 @@ def _first_seeds(report: Report) -> DataFrame:
 def density(report: Report) -> Chart:
     """How often latents fire: a histogram of the share of hold-out examples on which each latent fires."""
     arms, panels = points.arms(report.frame), []
-    for title, mine in _panels(_first_seeds(report)):
+    for title, mine in _panels(report, _first_seeds(report)):
         series = []
         for row in mine.to_dict("records"):
             arrays = report.evaluations[row["run_id"]]
@@ -207,7 +200,7 @@ def density(report: Report) -> Chart:
 def per_example_l0(report: Report) -> Chart:
     """How many latents fire per text."""
     arms, panels = points.arms(report.frame), []
-    for title, mine in _panels(_first_seeds(report)):
+    for title, mine in _panels(report, _first_seeds(report)):
         rows = [row for row in mine.to_dict("records") if "l0" in report.evaluations[row["run_id"]]]
         counts = [report.evaluations[row["run_id"]]["l0"] for row in rows]
         if not counts:

@@ -243,7 +243,9 @@ def with_texts(comparison: Comparison, errors: dict[str, NDArray[Any]]) -> Compa
         return comparison
     rows = list(_weights(kept, runs))
     filled = [row for row in rows if row is not None]
-    interval = statistics.over_texts(np.stack([errors[run] for run in runs]), [np.mean(filled, axis=0), *filled])
+    several = [row for row, s in zip(rows, comparison.strata, strict=True) if row is not None and len(s.pairs) > 1]
+    pooled = np.mean(several or filled, axis=0)  # of the strata that the interval over seeds is of
+    interval = statistics.over_texts(np.stack([errors[run] for run in runs]), [pooled, *filled])
     bounds = iter(zip(interval.low[1:], interval.high[1:], strict=True))
     strata = []
     for stratum, row in zip(comparison.strata, rows, strict=True):

@@ -28,6 +28,7 @@ def annotate(frame: DataFrame) -> DataFrame:
     """The frame with `arm` (label), `level` and `level_name` (sparsity), `group` (same data and budget); metrics that
     no trial has become columns of NaN."""
     frame = frame.copy()
+    frame["seed"] = frame["seed"].fillna(-1)
     for key in METRICS:
         frame[key] = frame[key].astype(float) if key in frame.columns else np.nan
     named = [_sparsity(row) for row in frame.to_dict("records")]

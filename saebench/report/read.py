@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     from pandas import DataFrame
 
-STATES = ("complete", "pruned", "failed", "interrupted", "running", "planned")
 FIRST = ("sweep", "trial", "state", "reason", "type", "stratum", "point", "seed")
 """Columns every frame begins with, whatever the trials have."""
 _STATUS = {"FINISHED": "complete", "FAILED": "failed", "KILLED": "pruned", "RUNNING": "running", "SCHEDULED": "planned"}
@@ -75,12 +74,6 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     ours = [run for run in runs if run.data.tags.get("saebench.kind") == "trial"]
     if len(ours) < len(runs):
         record.note(f"{source.name}: {len(runs) - len(ours)} runs under this sweep are not saebench's: left out")
-    rows = [
-        row_of(
-            r.info.run_id, r.data.tags, r.data.params, r.data.metrics, r.info.start_time, r.info.end_time, r.info.status
-        )
-        for r in ours
-    ]
     rows = _one_per_trial([_row(run) for run in ours], source.name, record)
     _say_unfinished(source, parent.info.status, rows, record)
     return [{**row, "sweep": source.name} for row in rows]

@@ -21,9 +21,11 @@ FEW = 30
 
 def show(report: Report, console: Console, tables: Sequence[Table] | None = None) -> None:
     """Verdicts first, then the tables; `tables` given: those alone, whole."""
+    from rich.markup import escape
+
     chosen = list(tables) if tables is not None else _default(report)
     sentences = report.sentences if tables is None else []
-    console.print(f"[bold]{report.name}[/bold]  {report.counts}", highlight=False)
+    console.print(f"[bold]{escape(report.name)}[/bold]  {report.counts}", highlight=False)
     for sentence in sentences:
         console.print(f"• {sentence}", highlight=False, markup=False)
     for table in chosen:

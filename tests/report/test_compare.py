@@ -212,3 +212,16 @@ def test_evaluations_that_are_missing_or_of_another_hold_out_leave_the_seeds_int
     some = {run: e for i, (run, e) in enumerate(errors_of(c, 0.1).items()) if i % 2}
     partly = with_texts(c, some)
     assert (partly.mean, partly.low, partly.high) == (c.mean, c.low, c.high)
+
+
+def test_the_text_interval_is_of_the_strata_that_the_seeds_interval_is_of() -> None:
+    trials = [t for t in simulate(points=1) if t["seed"] == 0 or t["params"]["k"] != 64]
+    for trial in trials:
+        if trial["params"]["k"] == 64 and trial["type"] == "batchtopk":
+            trial["metrics"]["eval/fvu"] *= 3  # one seed: in no pooled number
+    (c,) = compared(trials)
+    frame = points.annotate(frame_of(trials))
+    errors = {run: np.full(50, fvu) for run, fvu in zip(frame["run_id"], frame["eval/fvu"], strict=True)}
+    found = with_texts(c, errors)
+    assert found.text_low == pytest.approx(c.mean)  # every text alike: no noise
+    assert found.text_high == pytest.approx(c.mean)

@@ -58,7 +58,9 @@ ODD = {
     "nan": nan(simulate()),
     "fvu of zero": [{**t, "metrics": {**t["metrics"], "eval/fvu": 0.0}} for t in simulate()],
     "penalties": penalties(),
-    "names to escape": simulate(name='a|b & <c> "d" 100% _$#{}~^\\ é 木'),
+    "no seed": [{**t, "seed": ""} for t in simulate(points=1, seeds=(0,))],
+    "many strata": simulate(levels=(2, 4, 8, 16, 32), widths=(768, 1536, 3072), points=1),
+    "names to escape": simulate(name='[bold]a|b & <c> "d" 100% _$#{}~^\\ é 木'),
 }
 
 
