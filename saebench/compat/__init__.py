@@ -1,0 +1,1 @@
+"""The surfaces of other SAE packages, served by the numerics of this one."""
