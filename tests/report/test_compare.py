@@ -52,13 +52,13 @@ def many_sweeps(factor: float, rounds: int):
 def test_the_interval_covers_the_truth_through_the_whole_way() -> None:
     """Trials -> best points -> pairs -> interval, where seeds have luck of their own and trials have theirs."""
     truth = {"batchtopk": math.log(0.95), "topk": -math.log(0.95)}
-    covered = [c.low <= truth[c.a] <= c.high for c in many_sweeps(0.95, 120)]
-    assert 0.89 <= np.mean(covered) <= 0.995  # 95% within 3 standard errors of so few sweeps
+    covered = [c.low <= truth[c.a] <= c.high for c in many_sweeps(0.95, 100)]
+    assert np.mean(covered) >= 0.88  # 95% less 3 standard errors; that it is not too wide, test_statistics.py says
 
 
 def test_two_arms_that_do_not_differ_are_not_told_apart_more_than_5_times_in_100() -> None:
-    decided = sum(c.decided for c in many_sweeps(1.0, 60))
-    assert decided <= 8  # 3 expected, 3 standard errors above
+    decided = sum(c.decided for c in many_sweeps(1.0, 40))
+    assert decided <= 6  # 2 expected, 3 standard errors above
 
 
 def test_where_the_data_do_not_decide_it_says_how_many_seeds_would() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import xml.etree.ElementTree as ElementTree
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -17,6 +18,9 @@ from saebench.report.html import page
 from saebench.report.plots import figure
 from saebench.report.read import Record
 from saebench.report.text import show
+
+few = partial(simulate, levels=(16, 32), widths=(1536,))
+"""A small sweep of two arms."""
 
 
 def without(trials, *keys):
@@ -35,7 +39,7 @@ def nan(trials):
 
 def penalties():
     """Arms searched by l1_coeff: no level that is an L0."""
-    trials = simulate(arms={"vanilla": 1.0, "gated": 1.1})
+    trials = few(arms={"vanilla": 1.0, "gated": 1.1})
     for trial in trials:
         level = trial["params"].pop("target_l0")
         trial["params"]["l1_coeff"] = 1 / level
@@ -45,22 +49,22 @@ def penalties():
 
 ODD = {
     "no trials": [],
-    "all failed": [with_state(t, "failed", "crash") for t in simulate()],
-    "all running": [with_state(t, "running") for t in simulate()],
-    "one arm": simulate(arms={"topk": 1.0}),
+    "all failed": [with_state(t, "failed", "crash") for t in few()],
+    "all running": [with_state(t, "running") for t in few()],
+    "one arm": few(arms={"topk": 1.0}),
     "one trial": simulate(arms={"topk": 1.0}, levels=(16,), widths=(1536,), points=1, seeds=(0,)),
-    "no metrics": without(simulate(), *simulate()[0]["metrics"]),
-    "no fvu": without(simulate(), "eval/fvu"),
-    "no l0": without(simulate(), "eval/l0"),
-    "no dead": without(simulate(), "eval/dead_fraction", "eval/dead_features"),
-    "no lr, no width": without(simulate(), "lr", "dict_size"),
-    "no sparsity": without(simulate(), "k"),
-    "nan": nan(simulate()),
-    "fvu of zero": [{**t, "metrics": {**t["metrics"], "eval/fvu": 0.0}} for t in simulate()],
+    "no metrics": without(few(), *few()[0]["metrics"]),
+    "no fvu": without(few(), "eval/fvu"),
+    "no l0": without(few(), "eval/l0"),
+    "no dead": without(few(), "eval/dead_fraction", "eval/dead_features"),
+    "no lr, no width": without(few(), "lr", "dict_size"),
+    "no sparsity": without(few(), "k"),
+    "nan": nan(few()),
+    "fvu of zero": [{**t, "metrics": {**t["metrics"], "eval/fvu": 0.0}} for t in few()],
     "penalties": penalties(),
-    "no seed": [{**t, "seed": ""} for t in simulate(points=1, seeds=(0,))],
+    "no seed": [{**t, "seed": ""} for t in few(points=1, seeds=(0,))],
     "many strata": simulate(levels=(2, 4, 8, 16, 32), widths=(768, 1536, 3072), points=1),
-    "names to escape": simulate(name='[bold]a|b & <c> "d" 100% _$#{}~^\\ é 木'),
+    "names to escape": few(name='[bold]a|b & <c> "d" 100% _$#{}~^\\ é 木'),
 }
 
 
