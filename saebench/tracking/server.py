@@ -5,10 +5,14 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
+import sqlite3
+import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 from saebench.config import TrackingConfig
 from saebench.errors import PreflightError
@@ -62,12 +66,54 @@ def without_password(uri: str) -> str:
     return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", uri)
 
 
+def check(uri: str) -> None:
+    """Find out within seconds, and without making anything, whether `uri` can be used; raises PreflightError in one
+    line. MLflow itself tries a database that it cannot open for nearly two minutes, and makes one by looking."""
+    try:
+        if uri.startswith("sqlite"):
+            _check_file(Path(uri.partition(":///")[2].split("?")[0]))
+        else:
+            if _DATABASE.match(uri):
+                _check_address(uri)
+            connect(uri)
+    except (OSError, sqlite3.Error) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise PreflightError(f"tracking {without_password(uri)}: cannot be used: {said}") from error
+
+
+_DATABASE = re.compile(r"(postgresql|mysql|mssql)(\+\w+)?://")
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+
+
+def _check_file(path: Path) -> None:
+    """A database that can be written, or a folder where one can be made; raises OSError or sqlite3.Error."""
+    if path.exists():
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=4)) as database:
+            try:
+                database.execute("BEGIN IMMEDIATE")
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):  # somebody writes to it: it is alive
+                    raise
+        return
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def _check_address(uri: str) -> None:
+    """Does anything listen at a database's host and port? Raises OSError. Sockets of other kinds are passed over."""
+    parts = urlsplit(uri)
+    if parts.hostname:
+        port = parts.port or _PORTS[parts.scheme.split("+")[0]]
+        socket.create_connection((parts.hostname, port), timeout=4).close()
+
+
 def connect(uri: str) -> MlflowClient:
     """A client whose store has answered; raises PreflightError with one line, within about ten seconds over http."""
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with preflight(uri):
         client = MlflowClient(tracking_uri=uri)
@@ -104,6 +150,9 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 def one_line(error: BaseException, limit: int = 300) -> str:
     """What an exception says, on one line, without passwords."""
     said = " ".join(without_password(str(error)).split()) or type(error).__name__
+    if "Max retries exceeded" in said:  # the rest is four layers of urllib3's and MLflow's own words
+        why = re.search(r"Connection refused|timed out|Name or service not known|No route to host|SSLError", said)
+        said = f"does not answer ({why[0]})" if why else said
     return said if len(said) <= limit else f"{said[: limit - 3]}..."
 
 

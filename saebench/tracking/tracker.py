@@ -86,7 +86,8 @@ class Tracker:
         self._progress = 0.0
         self._turn = 0
         self._fresh = False
-        self._attached = 0
+        self._attached = False
+        self._attempts = 0
         self._thread = threading.Thread(target=self._run, name="saebench-tracking", daemon=True)
 
     @property
@@ -367,15 +368,17 @@ class Tracker:
         with self._lock:
             self._streams.pop(stream.number, None)
 
-    def _attach_spec(self) -> None:
-        """The spec and what it was resolved to, early, so that a running sweep has them too."""
-        if self._attached < _UPLOADS:
-            self._attached += 1
-            self._log_files(self.run_id, self._paths.spec, self._paths.lock)
-            self._attached = _UPLOADS
+    def _attach_spec(self, *, last: bool = False) -> None:
+        """The spec and what it was resolved to: as soon as they are there, so that a running sweep has them too, and
+        once more at the end."""
+        files = (self._paths.spec, self._paths.lock)
+        if (last or not self._attached) and self._attempts < _UPLOADS and all(file.exists() for file in files):
+            self._attempts += 1
+            self._log_files(self.run_id, *files)
+            self._attached, self._attempts = True, 0
 
     def _close_parent(self) -> None:
-        self._log_files(self.run_id, self._paths.lock)
+        self._attach_spec(last=True)
         counts = Counter(sent.closed or "open" for sent in self._book.trials.values())
         tags = {"saebench.counts": json.dumps(counts), "saebench.state": _SWEEP_STATES.get(self._status, self._status)}
         self._client.log_batch(self.run_id, tags=record.as_tags(tags))
