@@ -102,6 +102,16 @@ def test_a_sweep_resumed_after_every_trial_draws_what_it_would_have_drawn(sample
     assert drawn(other) != drawn(straight)
 
 
+@pytest.mark.parametrize("sampler", ["random", "qmc", "tpe", "cmaes"])
+def test_a_sweep_of_another_name_draws_the_same_points(sampler: str, tmp_path: Path) -> None:
+    """What is compared with and without pruning must be the same points; the names differ."""
+    train = {"decay": {"low": 0.1, "high": 0.5}}
+    ours = run(Search(plan(6, sampler, train=train), tmp_path / "ours"))
+    other = run(Search(plan(6, sampler, train=train, name="other", prune={"pruner": "none"}), tmp_path / "other"))
+    assert drawn(other) == drawn(ours)
+    assert {config.sweep for config in other} == {"other"}
+
+
 def test_trials_asked_for_at_once_are_not_the_same_point_again(journal: Path) -> None:
     search = Search(plan(points=30, sampler="tpe", k=16), journal)
     for _ in range(20):

@@ -82,11 +82,13 @@ def suggest(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) ->
 def make_sampler(search: SearchConfig, study: str, drawn: int) -> BaseSampler:
     """The sampler for the next point of `study`, of which Optuna has `drawn` trials.
 
-    Its seed follows from the study's name, `search.seed` and `drawn`, so that a sweep that was stopped and resumed
+    Its seed follows from the stratum's id, `search.seed` and `drawn`, so that a sweep that was stopped and resumed
     draws what it would have drawn, not its first points again. (QMC counts in the study; its seed only scrambles.)
+    The sweep's name, the study's up to "/", has no part in it: with and without pruning, the same points are drawn.
     """
-    seed = zlib.crc32(f"{study}:{search.seed}".encode())
-    fresh = zlib.crc32(f"{study}:{search.seed}:{drawn}".encode())
+    stratum = study.partition("/")[2]
+    seed = zlib.crc32(f"{stratum}:{search.seed}".encode())
+    fresh = zlib.crc32(f"{stratum}:{search.seed}:{drawn}".encode())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         match search.sampler:
