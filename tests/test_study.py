@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import statistics
 import time
@@ -13,7 +13,6 @@ from typing import Any
 
 import optuna
 import pytest
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from saebench.config import TrialConfig
@@ -22,6 +21,7 @@ from saebench.events import Verdict
 from saebench.plan import Plan, make_plan
 from saebench.spec import parse_spec
 from saebench.study import Search
+from saebench.study import journal as journal_module
 from saebench.study.journal import attach, open_journal, repair_journal
 
 LR = {"low": 1e-4, "high": 1e-2, "log": True}
@@ -361,10 +361,42 @@ class Crash(BaseException):
     """The power is cut."""
 
 
+class Disk:
+    """A journal's file, on a machine that stops before record number `left`: of the write that holds it, the records
+    before are in the file, and half of it where `how` is "torn". With "power cut" everything is gone that nobody had
+    waited for, but for the records that `kept` of them says."""
+
+    def __init__(self, left: int, how: str, kept: float = 0.0) -> None:
+        self.left, self.how, self.kept = left, how, kept
+        self.synced = 0
+
+    def flush(self, records: Any, *, durable: bool) -> None:
+        """In place of `_Records._flush`."""
+        lines, path = list(records._unwritten), records._path
+        with path.open("ab") as file:
+            for line in lines:
+                self.left -= 1
+                if self.left == 0:
+                    file.write(line[:-7] if self.how == "torn" else b"")
+                    file.flush()
+                    self.cut(path)
+                    raise Crash
+                file.write(line)
+        records._unwritten.clear()
+        if durable:
+            self.synced = path.stat().st_size
+
+    def cut(self, path: Path) -> None:
+        if self.how == "power cut":
+            data = path.read_bytes()
+            loose = data[self.synced :].splitlines(keepends=True)
+            path.write_bytes(data[: self.synced] + b"".join(loose[: int(self.kept * len(loose))]))
+
+
 @pytest.mark.parametrize("sampler", ["random", "tpe", "grid"])
-@pytest.mark.parametrize("torn", [False, True])
+@pytest.mark.parametrize("how", ["between", "torn", "power cut"])
 def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
-    sampler: str, torn: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampler: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = plan(
         None if sampler == "grid" else 2, sampler, seeds=(0, 1),
@@ -372,33 +404,24 @@ def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
         search={"enqueue": [] if sampler == "grid" else [{"lr": 5e-3}]}, train={"batch_size": [64, 128]},
     )  # fmt: skip
     n_points = made.n_points
-    write = JournalFileBackend.append_logs
     survived = 0
     for crash_at in range(1, 80):
         journal = tmp_path / f"{crash_at}"
         seen: dict[int, TrialConfig] = {}
-        left = [crash_at]
-
-        def append(self: JournalFileBackend, logs: list[dict[str, Any]], left: list[int] = left) -> None:
-            left[0] -= 1
-            if left[0] == 0:
-                if torn:
-                    with open(self._file_path, "ab") as file:
-                        file.write(json.dumps(logs[0]).encode()[:-7])
-                raise Crash
-            write(self, logs)
-
-        monkeypatch.setattr(JournalFileBackend, "append_logs", append)
-        try:
-            search = Search(made, journal)
-            while (config := search.ask()) is not None:
-                seen[config.number] = config
-                search.report(config.number, 10_000, {"eval/fvu": 0.5})
-                complete(search, config)
-            survived += 1
-        except Crash:
-            pass
-        monkeypatch.setattr(JournalFileBackend, "append_logs", write)
+        disk = Disk(crash_at, how, kept=(crash_at % 3) / 2)
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                journal_module._Records, "_flush", lambda self, *, durable, disk=disk: disk.flush(self, durable=durable)
+            )
+            try:
+                search = Search(made, journal)
+                while (config := search.ask()) is not None:
+                    seen[config.number] = config
+                    search.report(config.number, 10_000, {"eval/fvu": 0.5})
+                    complete(search, config)
+                survived += 1
+            except Crash:
+                pass
 
         again = Search(made, journal)
         for config in again.running():
@@ -415,10 +438,48 @@ def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
     assert survived, "the sweep has more records than crashes were tried"
 
 
+def test_nobody_waits_for_the_disk_but_for_what_no_one_else_knows(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda _: waits.append(journal.stat().st_size))
+    search = Search(plan(points=3, k=16, prune={"pruner": "asha"}), journal)
+    waits.clear()
+    for _ in range(3):
+        config = search.ask()
+        assert config is not None
+        assert waits == [journal.stat().st_size], "a trial that is handed out is on the disk, whole"
+        search.report(config.number, 10_000, {"eval/fvu": 0.5})
+        assert waits[1:] == [journal.stat().st_size], "so is an evaluation with its verdict: peers are compared with it"
+        complete(search, config)
+        assert len(waits) == 2, "an end is in state.json before it is told"
+        assert Search(plan(points=3, k=16), journal).counts()["running"] == 0, "but a kill does not lose it"
+        waits.clear()
+
+
+def test_a_full_disk_leaves_whole_records(journal: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(points=2, k=16)
+    search = Search(made, journal)
+    before = journal.read_bytes()
+    real = io.FileIO.write
+
+    class Full(io.FileIO):
+        def write(self, data: Any) -> int:
+            return real(self, data[: len(data) // 2])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", lambda self, mode, **_: Full(self, mode.replace("b", "")))
+        with pytest.raises(OSError, match="is the disk full"):
+            search.ask()
+    assert journal.read_bytes() == before
+    assert len(run(Search(made, journal))) == 2
+
+
 def test_a_torn_tail_and_lines_that_are_no_records_are_cut_off(tmp_path: Path) -> None:
     file = tmp_path / "journal"
     good = b'{"op_code": 0}\n{"op_code": 1}\n'
-    for tail in (b"", b'{"op', b'{"op_code": 2}', b"\0\0\0\n", b"\0\0\n[]\n\0", b"7\n"):
+    lost = b"\0" * 40 + b'"}\n{"op_code": 3}\n'  # a block in the middle that never reached the disk
+    for tail in (b"", b'{"op', b'{"op_code": 2}', b"\0\0\0\n", b"\0\0\n[]\n\0", b"7\n", lost):
         file.write_bytes(good + tail)
         repair_journal(file)
         assert file.read_bytes() == good

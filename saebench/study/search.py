@@ -70,17 +70,9 @@ class Search:
         Every stratum gets its points in turn, replicates follow. The trial is in the journal, with its number, when
         this returns.
         """
-        while (
-            cell := min((c for c in self._cells if c.missing), key=lambda c: len(c.trials), default=None)
-        ) is not None:
-            if (drawn := self._draw(cell)) is not None:
-                return self._config(drawn)
-        while self._pending:
-            point, seed = self._pending.popleft()
-            if point.state != "failed":
-                return self._config(self._replicate(point, seed))
-            self._queued.discard((point.cell.stratum.id, self._point(point), seed))
-        return None
+        with self._storage.together():
+            following = self._following()
+        return self._config(following) if following is not None else None
 
     @property
     def done(self) -> bool:
@@ -112,10 +104,11 @@ class Search:
             return Decision(Verdict.GO, numbers)
         marks = self._plan.marks()
         mark = marks[max(0, bisect_right(marks, samples) - 1)]  # batches may pass a mark by a few examples
-        pruners.report(trial.trial, mark, value, values)
-        if mark >= marks[-1] or prune == "none":
-            return Decision(Verdict.GO, numbers)
-        stop, found = pruners.judge(trial.trial, mark, value)
+        with self._storage.together():
+            pruners.report(trial.trial, mark, value, values)
+            if mark >= marks[-1] or prune == "none":
+                return Decision(Verdict.GO, numbers)
+            stop, found = pruners.judge(trial.trial, mark, value)
         return Decision(Verdict.PRUNE if stop else Verdict.GO, numbers | found)
 
     def tell(
@@ -126,7 +119,11 @@ class Search:
         kind: FailureKind | None = None,
         numbers: Mapping[str, Any] | None = None,
     ) -> None:
-        """How a trial ended; hearing it twice changes nothing. `numbers`: the verdict's, kept beside the trial."""
+        """How a trial ended; hearing it twice changes nothing. `numbers`: the verdict's, kept beside the trial.
+
+        The caller has made the end durable before it tells it, and tells it again when it finds the trial running: so
+        nobody waits for the disk here. A power cut may take it, up to the next `ask`, `report` or `reopen`.
+        """
         trial = self._trials[number]
         if trial.state != "running":
             return
@@ -134,18 +131,19 @@ class Search:
         objective = self._objective(number, values) if state == "complete" else math.nan
         if state == "complete" and not math.isfinite(objective):
             state, kind = "failed", "diverged"
-        for key, said in (("kind", kind), ("verdict", numbers), ("values", _finite(values))):
-            if said:
-                handle.set_user_attr(key, dict(said) if isinstance(said, Mapping) else said)
-        if state == "complete":
-            study.tell(handle, objective)
-        elif state == "pruned":
-            study.tell(handle, state=TrialState.PRUNED)
-        elif kind in INFEASIBLE:
-            handle.set_constraint(str(kind), 1.0)
-            study.tell(handle, state=TrialState.PRUNED)
-        else:
-            study.tell(handle, state=TrialState.FAIL)
+        with self._storage.together(durable=False):
+            for key, said in (("kind", kind), ("verdict", numbers), ("values", _finite(values))):
+                if said:
+                    handle.set_user_attr(key, dict(said) if isinstance(said, Mapping) else said)
+            if state == "complete":
+                study.tell(handle, objective)
+            elif state == "pruned":
+                study.tell(handle, state=TrialState.PRUNED)
+            elif kind in INFEASIBLE:
+                handle.set_constraint(str(kind), 1.0)
+                study.tell(handle, state=TrialState.PRUNED)
+            else:
+                study.tell(handle, state=TrialState.FAIL)
         trial.state, trial.handle = state, None
         self._follow(trial)
 
@@ -166,6 +164,20 @@ class Search:
         return self._config(new)
 
     # --- drawing ---
+
+    def _following(self) -> Trial | None:
+        """The next point of the stratum that has fewest, else the next replicate that is due."""
+        while (
+            cell := min((c for c in self._cells if c.missing), key=lambda c: len(c.trials), default=None)
+        ) is not None:
+            if (drawn := self._draw(cell)) is not None:
+                return drawn
+        while self._pending:
+            point, seed = self._pending.popleft()
+            if point.state != "failed":
+                return self._replicate(point, seed)
+            self._queued.discard((point.cell.stratum.id, self._point(point), seed))
+        return None
 
     def _draw(self, cell: Cell) -> Trial | None:
         """The next point of a stratum: an enqueued one, the next of the grid, or what the sampler proposes."""
