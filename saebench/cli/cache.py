@@ -11,11 +11,10 @@ from typing import Any
 import click
 
 from saebench import paths
+from saebench.cli.options import cache_option, set_option
 from saebench.errors import DataError, UserError
 from saebench.stores import cache as store
 from saebench.stores.cache import Listed, Progress
-
-_CACHE = click.option("--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's).")
 
 
 @click.group()
@@ -24,7 +23,7 @@ def cache() -> None:
 
 
 @cache.command()
-@_CACHE
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="A list of objects.")
 def ls(cache_dir: str | None, as_json: bool) -> None:
     """List what is in the cache, most recently used first."""
@@ -44,14 +43,8 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
 
 @cache.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key, such as data.num_examples=1e5; repeatable.",
-)
-@_CACHE
+@set_option
+@cache_option
 def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None:
     """Encode the corpus of SPEC now, on the devices that its `run` section names."""
     from saebench.devices import find_devices
@@ -65,7 +58,7 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
 
 
 @cache.command()
-@_CACHE
+@cache_option
 def verify(cache_dir: str | None) -> None:
     """Read every file against its checksum; exit code 5 where one is damaged (the next sweep makes it again)."""
     damaged = 0
@@ -82,7 +75,7 @@ def verify(cache_dir: str | None) -> None:
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
 @click.option("--unused-for", type=click.FloatRange(0), metavar="DAYS", help="Also entries not used for so many days.")
 @click.option("--dry-run", is_flag=True, help="Say what would be removed, remove nothing.")
-@_CACHE
+@cache_option
 def gc(keys: tuple[str, ...], unused_for: float | None, dry_run: bool, cache_dir: str | None) -> None:
     """Remove leftovers and unreadable entries, and the entries whose key begins with a KEY."""
     folder = paths.cache_dir(cache_dir)

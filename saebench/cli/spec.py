@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from saebench.cli.options import cache_option, set_option
 from saebench.errors import SpecError, UserError
 from saebench.paths import cache_dir
 from saebench.plan import Plan, Stratum, make_plan
@@ -21,20 +22,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-_SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key, such as train.samples=1e5; repeatable.",
-)
-_CACHE = click.option("--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's).")
-
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@_SET
-@_CACHE
+@set_option
+@cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
     """Show the strata, points and trials of SPEC, what will be encoded and how much work it is; start nothing."""
@@ -57,7 +49,7 @@ def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json:
 
 @click.command()
 @click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
-@_SET
+@set_option
 def validate(specs: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
     """Check every SPEC; all problems at once, one line each: file:line:column: key: value: rule."""
     problems = []

@@ -13,13 +13,13 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from saebench import paths as places
+from saebench.cli.options import cache_option, plain_option, runs_option
 from saebench.errors import UserError
 from saebench.paths import SweepPaths, TrialPaths, write_json, write_text
 
 if TYPE_CHECKING:
     from saebench.terminal.board import Board
 
-_RUNS = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
 POLL = 0.5
 """Seconds between two looks at a file that is followed."""
 
@@ -52,7 +52,7 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
 
 @click.command()
 @click.argument("name", required=False, metavar="[SWEEP]")
-@_RUNS
+@runs_option
 @click.option("--watch", is_flag=True, help="Keep looking until the sweep ends or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -> None:
@@ -150,7 +150,7 @@ def _as_json(paths: SweepPaths) -> dict[str, Any]:
 
 
 @click.command()
-@_RUNS
+@runs_option
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def ls(runs_dir: str | None, as_json: bool) -> None:
     """List the sweeps, the one that changed last first."""
@@ -188,7 +188,7 @@ def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
 @click.command()
 @click.argument("trial", metavar="TRIAL")
 @click.option("--sweep", "name", metavar="SWEEP", help="Name or directory (default: the sweep that changed last).")
-@_RUNS
+@runs_option
 @click.option("-f", "--follow", is_flag=True, help="Go on printing what is added until the trial ends or Ctrl-C.")
 def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> None:
     """Print what a trial printed, all attempts. TRIAL is a number, or SWEEP/NUMBER."""
@@ -229,7 +229,7 @@ def _follow(trial: TrialPaths, paths: SweepPaths, follow: bool) -> Iterator[str]
 
 @click.command()
 @click.argument("name", required=False, metavar="[SWEEP]")
-@_RUNS
+@runs_option
 @click.option("--now", is_flag=True, help="Kill running trials; they go on from their last checkpoint later.")
 def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
     """Ask a running sweep to stop: no new trials, running ones checkpoint and leave. It can be resumed."""
@@ -244,11 +244,11 @@ def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False, metavar="[SWEEP]")
-@_RUNS
-@click.option("--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's).")
+@runs_option
+@cache_option
 @click.option("--failed", "every", is_flag=True, help="All trials that failed (the default).")
 @click.option("--trial", "numbers", multiple=True, type=int, metavar="N", help="This trial; repeatable.")
-@click.option("--plain", is_flag=True, help="Lines with the time in front instead of a live screen.")
+@plain_option
 def retry(
     name: str | None, runs_dir: str | None, cache_dir: str | None, every: bool, numbers: tuple[int, ...], plain: bool
 ) -> None:

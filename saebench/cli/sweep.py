@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from saebench.cli.options import cache_option, plain_option, runs_option, set_option
+
 
 def devices_setting(devices: str) -> str:
     """`--devices 0,1` as an override of the spec: a list of indices and UUIDs, or auto, cpu, mps."""
@@ -17,20 +19,14 @@ def devices_setting(devices: str) -> str:
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="Override a key, such as train.samples=1e5; repeatable.",
-)
-@click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
-@click.option("--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's).")
+@set_option
+@runs_option
+@cache_option
 @click.option("--devices", metavar="LIST", help="auto, cpu, mps, or GPUs by index or UUID: 0,1. Short for run.devices.")
 @click.option("--per-device", metavar="N", help="Trials at once on one device. Short for run.per_device.")
-@click.option("--extend", is_flag=True, help="Take more seeds, points, devices or budget into a sweep that exists.")
+@click.option("--extend", is_flag=True, help="Take more seeds, points or budget into a sweep that exists.")
 @click.option("--retry-failed", is_flag=True, help="Give trials that failed another chance.")
-@click.option("--plain", is_flag=True, help="Lines with the time in front instead of a live screen.")
+@plain_option
 def sweep(
     spec: Path,
     overrides: tuple[str, ...],

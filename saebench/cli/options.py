@@ -1,0 +1,18 @@
+"""Options that several commands share: one name, one help text."""
+
+from __future__ import annotations
+
+import click
+
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Override a key, such as train.samples=1e5; repeatable.",
+)
+cache_option = click.option(
+    "--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's)."
+)
+runs_option = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
+plain_option = click.option("--plain", is_flag=True, help="Lines with the time in front instead of a live screen.")
