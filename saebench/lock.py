@@ -28,6 +28,8 @@ from saebench.paths import SweepPaths, write_json
 GROWS = ("seeds", "search.points", "run", "budget", "tracking", "description")
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
+FREE = ("run.devices", "run.per_device")
+"""Keys that may differ at every start, without a word: another machine, or more of the same one."""
 _OWN_FILES = frozenset(
     {"scheduler.lock", "scheduler.json", "scheduler.log", "optuna.journal", "tracking.json", "retry.json", "stop"}
 )
@@ -177,6 +179,11 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
+def is_free(key: str) -> bool:
+    """Does this key only say on which devices the trials of this start run?"""
+    return any(key == free or key.startswith(f"{free}[") for free in FREE)
+
+
 def may_grow(key: str, old: Any, new: Any) -> bool:
     """Is this change one that `--extend` allows? Seeds may be added, points only become more."""
     if not any(key == grows or key.startswith((f"{grows}.", f"{grows}[")) for grows in GROWS):
@@ -189,8 +196,9 @@ def may_grow(key: str, old: Any, new: Any) -> bool:
 
 
 def agree(lock: Mapping[str, Any], spec: Mapping[str, Any], paths: SweepPaths, *, extend: bool) -> dict[str, Any]:
-    """The changes of `spec` against the lock that `extend` allows; raises SpecError with a diff for all others."""
-    changes = differences(lock["spec"], spec)
+    """The changes of `spec` against the lock that `extend` allows; raises SpecError with a diff for all others. What is
+    free to change is none."""
+    changes = {key: pair for key, pair in differences(lock["spec"], spec).items() if not is_free(key)}
     refused = {key: pair for key, pair in changes.items() if not (extend and may_grow(key, *pair))}
     if not refused:
         return {key: list(pair) for key, pair in changes.items()}

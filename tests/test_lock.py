@@ -154,8 +154,6 @@ def test_a_changed_spec_is_refused_with_a_readable_diff(paths: SweepPaths) -> No
     [
         {"seeds": [0, 1, 2]},
         {"search__points": 8},
-        {"run__devices": [0, 1]},
-        {"run__per_device": 4},
         {"run__failures__stall_after": 60.0},
         {"budget__wall_hours": 2.0},
     ],
@@ -166,6 +164,15 @@ def test_what_may_grow_grows_with_extend_only(paths: SweepPaths, change: dict[st
         agree({"spec": SPEC}, changed(**change), paths, extend=False)
     found = agree({"spec": SPEC}, changed(**change), paths, extend=True)
     assert [new for _, new in found.values()] == list(change.values())
+
+
+@pytest.mark.parametrize("devices", ["cpu", [0, 1], ["GPU-1"]], ids=str)
+@pytest.mark.parametrize("extend", [False, True])
+def test_devices_are_free_at_every_start(paths: SweepPaths, devices: Any, extend: bool) -> None:
+    assert agree({"spec": SPEC}, changed(run__devices=devices, run__per_device=4), paths, extend=extend) == {}
+    with pytest.raises(SpecError, match="differs") as error:
+        agree({"spec": SPEC}, changed(run__devices=devices, train__samples=200), paths, extend=extend)
+    assert "run." not in str(error.value).splitlines()[1]
 
 
 def test_seeds_and_points_only_grow() -> None:
