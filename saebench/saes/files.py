@@ -36,7 +36,8 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".sae.safetensors.{os.getpid()}.tmp"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    save_file(tensors, aside, metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)})
+    # One key of metadata: safetensors writes several in no fixed order, and equal SAEs should be equal files.
+    save_file(tensors, aside, metadata={"format": f"{FORMAT}/{FORMAT_VERSION}"})
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(folder / "sae.safetensors")
