@@ -21,6 +21,7 @@ from torch import Tensor
 
 from saebench import probing
 from saebench.config import TrialConfig
+from saebench.errors import DataError
 from saebench.metrics import Evaluation, Extras, Sums
 from saebench.optim import adam, default_lr, schedule
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
@@ -56,8 +57,9 @@ class DivergedError(FloatingPointError):
         self.samples = samples
 
 
-class BadBatchError(ValueError):
-    """A training batch held NaN or infinity; `samples` is the count at the first such step."""
+class BadBatchError(DataError, ValueError):
+    """A training batch held NaN or infinity; `samples` is the count at the first such step. The user's data is at
+    fault: another attempt would end the same way."""
 
     def __init__(self, samples: int) -> None:
         super().__init__(f"the training batch at {samples} samples holds NaN or inf")

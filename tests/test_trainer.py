@@ -21,6 +21,7 @@ from saebench.trainer import (
     evaluate,
     train,
 )
+from saebench.worker import classify
 
 D_IN = 12
 SPARSITY: dict[str, dict[str, Any]] = {
@@ -380,6 +381,7 @@ def test_a_batch_with_nan_is_told_from_divergence(kind: str, bad: float) -> None
     with pytest.raises(BadBatchError, match="at 128 samples holds NaN or inf") as caught:
         list(train(training, rows))
     assert caught.value.samples == 128
+    assert classify(caught.value) == "user_error", "another attempt would end the same way"
     with pytest.raises(BadBatchError):
         training.state_dict()
 
