@@ -106,8 +106,14 @@ def stream(dataset: DatasetConfig) -> Iterator[tuple[Any, Any]]:
     except StopIteration:  # also raised while loading: `datasets` does that for an empty file
         return
     except Exception as error:  # every backend (pyarrow, fsspec, aiohttp, the hub) has classes of its own
+        if any(mark in f"{type(error).__name__}: {error}" for mark in _EMPTY_FILE):
+            raise DataError(f"{where}: no text in it: a data file is empty") from error
         doing = f"failed after {count:,} rows" if count else "cannot be read"
         raise DataError(f"{where}: {doing}: {one_line(error)}") from error
+
+
+_EMPTY_FILE = ("BatchSize must be greater than 0", "EmptyDataError")
+"""What `datasets` makes of a Parquet file without rows, and of a CSV file without a header."""
 
 
 def _load(dataset: DatasetConfig) -> Any:

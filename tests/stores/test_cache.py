@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from corpora import HashModel, sentences, tree
@@ -278,6 +280,18 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not [p for p in (cache_dir / "embeddings").iterdir() if p.is_dir()]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "csv", "json"])
+def test_an_empty_file_is_said_to_be_empty(corpus: Corpus, cache_dir: Path, tmp_path: Path, kind: str) -> None:
+    file = tmp_path / f"empty.{kind}"
+    if kind == "parquet":
+        pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), file)
+    else:
+        file.touch()
+    with pytest.raises(DataError, match=r"empty\.\w+ \[train\]: no text in it") as raised:
+        cache.build(corpus(["a"], dataset={"path": kind, "data_files": str(file)}), cache_dir)
+    assert "\n" not in str(raised.value)
 
 
 def test_malformed_json_and_a_dataset_that_dies_half_way(
