@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saebench.terminal import views as terminal
 from saebench.state import TrialState
+from saebench.terminal import views as terminal
 from saebench.terminal.board import Board, Running
 from saebench.terminal.picture import duration, failure_lines, pace_text, picture
 from saebench.terminal.views import LiveView, LoggedView, PlainView, QuietView, choose_view
@@ -177,3 +179,22 @@ def test_no_live_screen_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(choose_view(quiet=True), QuietView)
     monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
     assert isinstance(choose_view(plain=True), PlainView)
+
+
+def test_a_reader_who_leaves_does_not_end_the_sweep() -> None:
+    """`saebench sweep ... | head -1`: the rest is said to nobody."""
+    code = (
+        "from saebench.terminal.views import PlainView as V; v = V(); [v.say('x' * 999) for _ in range(999)]; exit(7)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 7
+
+
+def test_without_a_stdout_nothing_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert isinstance(choose_view(), QuietView)

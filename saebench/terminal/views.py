@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -87,8 +88,14 @@ class PlainView(QuietView):
         self._tenths: tuple[str, int] = ("", -1)
 
     def say(self, text: str) -> None:
-        for line in text.splitlines():
-            print(f"{time.strftime('%H:%M:%S')} {line}", file=self._out or sys.stdout, flush=True)
+        out = self._out or sys.stdout
+        try:
+            for line in text.splitlines():
+                print(f"{time.strftime('%H:%M:%S')} {line}", file=out, flush=True)
+        except OSError:  # `| head` has what it wants, or the disk of a log is full: no reason to end a sweep
+            if out is sys.stdout:
+                with contextlib.suppress(OSError, ValueError):
+                    os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
     def note(self, text: str) -> None:
         self.say(text)
@@ -188,7 +195,7 @@ class LiveView(QuietView):
 
 def choose_view(*, plain: bool = False, quiet: bool = False) -> View:
     """Live on a terminal, plain lines elsewhere (and in notebooks, which are no terminals)."""
-    if quiet:
+    if quiet or sys.stdout is None:  # None: it was closed before Python began
         return QuietView()
     if not plain and sys.stdout.isatty():
         console = Console()
