@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from saebench.config import SAE_CONFIGS, TrainConfig, TrialConfig, marks
-from saebench.errors import SpecError
+from saebench.errors import DataError, SpecError
 from saebench.models import embedding_width
 from saebench.spec import Arm, Range, Scalar, SweepSpec, Value, choices, options
 from saebench.spec.accepts import rule_of
@@ -78,6 +78,12 @@ class Plan:
         return (
             given if isinstance(given, int) else max(-(-samples // 20), min(_highest(self.spec, "batch_size"), samples))
         )
+
+    def check_corpus(self, num_train: int) -> None:
+        """Raises DataError where the training texts do not fill the largest batch that a trial may ask for."""
+        largest = _highest(self.spec, "batch_size")
+        if num_train < largest:
+            raise DataError(f"train.batch_size: {largest:,}: {num_train:,} training texts do not fill one batch")
 
     @property
     def samples(self) -> int:

@@ -143,6 +143,8 @@ class _Sweep:
             self._view.say(f"embedding cache: {self._cache}")
             info = self._resolved(lock, self._data(executor), changes)
             plan = make_plan(self._spec, int(info["d_in"]))
+            if "num_train" in info:
+                plan.check_corpus(int(info["num_train"]))
             await_orphans(self._paths.trials(), self._view.note)
             search = Search(plan, self._paths.journal)
             tracker.start(info)
@@ -169,10 +171,10 @@ class _Sweep:
     # --- before the first trial --------------------------------------------------------------------------------------
 
     def _reachable_tracking(self, lock: Mapping[str, Any] | None) -> TrackingConfig:
-        """The spec's tracking, at the address that the sweep was started with; PreflightError when a server there does
-        not answer. (A database is opened later: it would be made by looking.)"""
+        """The spec's tracking, at the address that the sweep was started with; PreflightError when nothing there
+        answers."""
         from saebench.tracking import resolve_uri
-        from saebench.tracking.server import connect
+        from saebench.tracking.server import check
 
         tracking = self._spec.tracking
         uri = resolve_uri(tracking)
@@ -180,8 +182,7 @@ class _Sweep:
         if before and before != _shown(uri) and "***" not in before:
             self._view.note(f"tracking stays at {before}, where this sweep began")
             uri = before
-        if uri.startswith("http"):
-            connect(uri)
+        check(uri)
         return tracking.model_copy(update={"uri": uri})
 
     def _data(self, executor: Executor) -> dict[str, Any]:

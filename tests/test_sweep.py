@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -337,3 +338,24 @@ def test_a_column_that_is_not_there_leaves_nothing_behind(
         sweep(spec(data={**data, "num_examples": 1000}))
     assert not (tmp_path / "runs").exists()
     assert not workers()
+
+
+def test_texts_that_do_not_fill_a_batch_leave_nothing_behind(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = SimpleNamespace(num_train=19, num_holdout=2, d_in=384, key="k", info={})
+    monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
+    with pytest.raises(DataError, match=r"^train\.batch_size: 20: 19 training texts do not fill one batch$") as error:
+        sweep(spec(data__cache=True, train__batch_size=[10, 20]), threads=True)
+    assert error.value.exit_code == 5
+    assert not (tmp_path / "runs").exists()
+    entry.num_train = 20
+    assert sweep(spec(data__cache=True, train__batch_size=[10, 20]), threads=True).ok
+
+
+def test_devices_may_be_left_out_at_the_next_start(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:
+    given = spec(seeds=[0])
+    assert sweep(given, threads=True, overrides=["run.devices=cpu", "run.per_device=1"]).ok
+    lock = (tmp_path / "runs" / "toy" / "lock.json").read_bytes()
+    assert sweep(given, threads=True).ok
+    assert (tmp_path / "runs" / "toy" / "lock.json").read_bytes() == lock

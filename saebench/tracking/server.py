@@ -152,7 +152,7 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     said = " ".join(without_password(str(error)).split()) or type(error).__name__
     if "Max retries exceeded" in said:  # the rest is four layers of urllib3's and MLflow's own words
         why = re.search(r"Connection refused|timed out|Name or service not known|No route to host|SSLError", said)
-        said = f"does not answer ({why[0]})" if why else said
+        said = f"the server does not answer ({why[0]})" if why else said
     return said if len(said) <= limit else f"{said[: limit - 3]}..."
 
 

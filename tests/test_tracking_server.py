@@ -1,0 +1,52 @@
+"""Whether tracking can be used, found out before anything is encoded: in one line, within seconds, making nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from pathlib import Path
+
+import pytest
+
+from saebench.errors import PreflightError
+from saebench.tracking.server import check
+
+
+@pytest.mark.parametrize(
+    ("uri", "why"),
+    [
+        ("sqlite:///{}/file/mlflow.db", "Not a directory"),
+        ("sqlite:///{}/file/deeper/mlflow.db", "Not a directory"),
+        ("sqlite:///{}/file", "file is not a database"),
+        ("sqlite:///{}", "unable to open database file"),
+        ("postgresql+psycopg2://me:secret@127.0.0.1:1/mlflow", "Connection refused"),
+        ("mysql://127.0.0.1:1/mlflow", "Connection refused"),
+        ("http://127.0.0.1:1", "the server does not answer (Connection refused)"),
+        ("nothing://here", "unsupported URI"),
+    ],
+)
+def test_what_cannot_be_used_is_said_at_once(uri: str, why: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a database, and long enough to be taken for one" * 10)
+    started = time.monotonic()
+    with pytest.raises(PreflightError) as error:
+        check(uri.format(tmp_path))
+    assert why in str(error.value)
+    assert "\n" not in str(error.value)
+    assert "secret" not in str(error.value)
+    assert time.monotonic() - started < 20, "MLflow's import and its own retries included"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_database_that_is_not_there_yet_is_fine_and_is_not_made(tmp_path: Path) -> None:
+    check(f"sqlite:///{tmp_path}/new/folder/mlflow.db")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_database_that_somebody_writes_to_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, connect = tmp_path / "mlflow.db", sqlite3.connect
+    monkeypatch.setattr("sqlite3.connect", lambda *args, **options: connect(*args, **{**options, "timeout": 0.1}))
+    writer = connect(file)
+    writer.execute("CREATE TABLE t (x)")
+    writer.execute("BEGIN IMMEDIATE")
+    check(f"sqlite:///{file}")
+    writer.close()
