@@ -11,7 +11,7 @@ from saebench.config import JumpReLUConfig
 from saebench.saes.base import SAE, Loss, Moment
 from saebench.saes.calibrate import activation_quantile, sample_pre_activations, starting_l0
 
-_SMALLEST = 1e-6
+SMALLEST = 1e-6
 """Thresholds stay above 0, so that a latent that fires is positive."""
 
 
@@ -67,10 +67,10 @@ class JumpReLUSAE(SAE):
     @torch.no_grad()
     def constrain(self) -> None:
         super().constrain()
-        self.threshold.clamp_min_(_SMALLEST)
+        self.threshold.clamp_min_(SMALLEST)
 
     def activate(self, pre: Tensor) -> Tensor:
-        return pre * (pre > (self.threshold + self.offset).clamp_min(_SMALLEST))
+        return pre * (pre > (self.threshold + self.offset).clamp_min(SMALLEST))
 
     def margins(self, pre: Tensor) -> Tensor:
         return pre - self.threshold

@@ -1,0 +1,139 @@
+"""The form in which an SAE travels: plain matrices in the embedding space and one rule of inference.
+
+    pre = (x - b_dec) W_enc + b_enc,  x_hat = codes W_dec + b_dec
+    relu: codes = relu(pre)            topk: relu of the k largest of a row
+    threshold: pre where pre > threshold, else 0
+    gated: relu((pre - b_enc) exp(r_mag) + b_mag) where pre > 0, else 0
+
+Codes are those of saebench, number for number; so with `center_scale`, where the embeddings' scale has to go somewhere,
+it is in the weights, and the rows of W_dec are as long as that scale instead of 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from saebench.config import AnySAEConfig, GatedConfig, JumpReLUConfig, TopKConfig, VanillaConfig
+from saebench.errors import UserError
+from saebench.saes import SAE, SAE_TYPES, BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE
+from saebench.saes.base import NotCalibratedError
+from saebench.saes.jumprelu import SMALLEST
+
+Rule = Literal["relu", "topk", "threshold", "gated"]
+
+
+class LayoutError(UserError, ValueError):
+    """An SAE that another project's layout cannot hold, or files that are not such a layout."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """See the module. Tensors are float32, on the CPU, contiguous."""
+
+    rule: Rule
+    W_enc: Tensor
+    """(d_in, dict_size)"""
+    b_enc: Tensor
+    W_dec: Tensor
+    """(dict_size, d_in)"""
+    b_dec: Tensor
+    k: int | None = None
+    threshold: Tensor | None = None
+    """(dict_size,), at least 0"""
+    r_mag: Tensor | None = None
+    b_mag: Tensor | None = None
+
+
+@torch.no_grad()
+def plain(sae: SAE) -> Plain:
+    """`sae` by its rule of inference, preprocessing, offset and thresholds folded in.
+
+    Raises LayoutError for preprocessing per example, NotCalibratedError for a threshold that was never set.
+    """
+    kind = sae.preprocessing.kind
+    if kind in ("unit", "layer_norm"):
+        raise LayoutError(
+            f"preprocess: {kind} differs from example to example and cannot be folded into the weights; "
+            "none, center and center_scale can"
+        )
+    shift, scale = sae.preprocessing.shift, sae.preprocessing.scale
+    b_enc, extra = _rule(sae)
+    tensors = {
+        "W_enc": sae.W_enc / scale,
+        "b_enc": b_enc,
+        "W_dec": sae.W_dec * scale,
+        "b_dec": sae.b_dec * scale + shift,
+        **{name: value for name, value in extra.items() if isinstance(value, Tensor)},
+    }
+    others = {name: value for name, value in extra.items() if not isinstance(value, Tensor)}
+    return Plain(**{name: t.detach().cpu().float().contiguous() for name, t in tensors.items()}, **others)
+
+
+def _rule(sae: SAE) -> tuple[Tensor, dict[str, Any]]:
+    """(encoder bias, what makes the rule)."""
+    if isinstance(sae, TopKSAE):
+        return sae.b_enc, {"rule": "topk", "k": sae.config.k}
+    if isinstance(sae, BatchTopKSAE | MatryoshkaSAE):
+        if sae.threshold.isnan():
+            raise NotCalibratedError(f"{type(sae).__name__}: the threshold is not calibrated, call calibrate(rows)")
+        return sae.b_enc, {"rule": "threshold", "threshold": sae.threshold.expand_as(sae.b_enc)}
+    if isinstance(sae, JumpReLUSAE):
+        return sae.b_enc, {"rule": "threshold", "threshold": (sae.threshold + sae.offset).clamp_min(SMALLEST)}
+    if isinstance(sae, GatedSAE):
+        return sae.b_enc - sae.offset, {"rule": "gated", "r_mag": sae.r_mag, "b_mag": sae.b_mag}
+    return sae.b_enc - sae.offset, {"rule": "relu"}
+
+
+def from_plain(plain: Plain) -> SAE:
+    """The SAE with these weights, number for number, without preprocessing, ready to encode.
+
+    Its training is unknown: a penalty's coefficient is 0 and `variance` is 1. The rows of W_dec keep their length.
+    """
+    dict_size, d_in = plain.W_dec.shape
+    config: AnySAEConfig
+    if plain.rule == "topk":
+        config = TopKConfig(dict_size=dict_size, preprocess="none", k=plain.k or 0)
+    elif plain.rule == "threshold":
+        config = JumpReLUConfig(dict_size=dict_size, preprocess="none", l0_coeff=0)
+    elif plain.rule == "gated":
+        config = GatedConfig(dict_size=dict_size, preprocess="none", l1_coeff=0)
+    else:
+        config = VanillaConfig(dict_size=dict_size, preprocess="none", l1_coeff=0)
+    return filled(config, d_in, plain)
+
+
+@torch.no_grad()
+def filled(config: AnySAEConfig, d_in: int, plain: Plain) -> SAE:
+    """An SAE of `config` with the tensors of `plain`; LayoutError where shapes do not fit."""
+    sae = SAE_TYPES[config.type](config, d_in)
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag"):
+        ours, theirs = getattr(sae, name, None), getattr(plain, name)
+        if ours is None or theirs is None:
+            continue
+        if ours.shape != theirs.shape:
+            raise LayoutError(f"{name}: shape {tuple(theirs.shape)}, expected {tuple(ours.shape)}")
+        ours.copy_(theirs)
+    return sae.requires_grad_(False).eval()
+
+
+def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Tensor]:
+    """The named tensors of a safetensors file. Raises FileNotFoundError, or LayoutError for a file that is not whole,
+    a name that is missing, or one that is neither in `names` nor `optional`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        tensors = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise LayoutError(f"{path}: not a whole safetensors file ({error})") from error
+    for name in sorted(names - tensors.keys()):
+        raise LayoutError(f"{path}: {name}: missing")
+    for name in sorted(tensors.keys() - names - optional):
+        raise LayoutError(f"{path}: {name}: unknown tensor")
+    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
