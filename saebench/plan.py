@@ -25,7 +25,12 @@ from saebench.spec.strata import axis_names, cross, label, stratum_id
 
 Choices = tuple[Scalar, ...]
 PRUNE_SHARE = 0.25
-"""Share of the budget before which nothing is stopped, unless `prune.warmup` says otherwise."""
+"""Share of the budget before which nothing is stopped, unless `prune.warmup` says otherwise.
+
+Measured in experiments/early_signal (64 points in 8 strata, real text): Spearman(FVU here, final FVU) is 0.82 on
+average (0.69 at a tenth, 0.94 at half). Median with two startup trials then keeps the best point in 98% of random
+orders and never loses more than 0.7% of FVU, for 62% of the training; first verdicts at 10 to 20% of the budget cost
+52 to 59% and lose up to 12%."""
 DEAD_WINDOW = 100_000
 """Most examples of the default dead window (TrainConfig.dead_after)."""
 
