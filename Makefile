@@ -20,7 +20,7 @@ demo: $(READY)
 	@echo "Open the MLflow UI with: $(BIN)/saebench ui quickstart"
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --dist loadfile
 
 lint: $(READY)
 	$(BIN)/ruff check .
