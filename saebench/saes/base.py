@@ -58,6 +58,8 @@ class Loss:
     """Mean number of latents that fire, scalar, detached."""
     fired: Tensor
     """(dict_size,) bool: fired on some example of the batch."""
+    codes: Codes
+    """The training codes, with their gradient."""
     parts: dict[str, Tensor | float] = field(default_factory=dict)
     """Further scalars to record, detached, by metric key."""
 
@@ -65,7 +67,7 @@ class Loss:
     def of(cls, total: Tensor, fvu: Tensor, codes: Codes, parts: dict[str, Tensor | float]) -> Loss:
         """The loss of a batch with these training codes."""
         firing = codes.firing()
-        return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, parts)
+        return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, codes, parts)
 
 
 class NotCalibratedError(RuntimeError):
