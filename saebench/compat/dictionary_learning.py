@@ -30,10 +30,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saebench.compat.plain import LayoutError, Plain, filled, from_plain, plain, read_tensors
+from saebench.compat.plain import LayoutError, Plain, filled, from_plain, plain, read_tensors, type_of
 from saebench.config import BatchTopKConfig, MatryoshkaConfig
 from saebench.paths import write_json
-from saebench.saes import SAE, BatchTopKSAE, MatryoshkaSAE, load_sae
+from saebench.saes import SAE, load_sae
+from saebench.saes.batchtopk import BatchTopKSAE
+from saebench.saes.matryoshka import MatryoshkaSAE
 
 CONFIG, WEIGHTS, PICKLE = "config.json", "ae.safetensors", "ae.pt"
 _LINEAR = {"encoder.weight", "encoder.bias", "decoder.weight"}
@@ -64,7 +66,7 @@ def export_dictionary_learning(sae: SAE, folder: str | Path) -> list[Path]:
         trainer["group_sizes"] = tensors["group_sizes"].tolist()
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, folder / WEIGHTS)
-    write_json(folder / CONFIG, {"trainer": trainer, "trained_with": "saebench", "saebench_type": sae.config.type})
+    write_json(folder / CONFIG, {"trainer": trainer, "trained_with": "saebench", "saebench_type": type_of(sae)})
     return [folder / CONFIG, folder / WEIGHTS]
 
 
@@ -120,7 +122,7 @@ def import_dictionary_learning(folder: str | Path) -> SAE:
     if name == "MatryoshkaBatchTopKSAE":
         sizes = tensors["group_sizes"].double()
         groups = tuple((sizes / sizes.sum()).tolist())
-        form = Plain("threshold", *(tensors[key] for key in ("W_enc", "b_enc", "W_dec", "b_dec")))
+        form = Plain("threshold", tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"])
         form = _with_threshold(form, tensors)
         d_in, dict_size = form.W_enc.shape
         return filled(MatryoshkaConfig(dict_size=dict_size, preprocess="none", k=k, groups=groups), d_in, form)

@@ -22,9 +22,12 @@ from torch import Tensor
 
 from saebench.config import AnySAEConfig, GatedConfig, JumpReLUConfig, TopKConfig, VanillaConfig
 from saebench.errors import UserError
-from saebench.saes import SAE, SAE_TYPES, BatchTopKSAE, GatedSAE, JumpReLUSAE, MatryoshkaSAE, TopKSAE
+from saebench.saes import SAE, SAE_TYPES
 from saebench.saes.base import NotCalibratedError
-from saebench.saes.jumprelu import SMALLEST
+from saebench.saes.batchtopk import BatchSparseSAE
+from saebench.saes.gated import GatedSAE
+from saebench.saes.jumprelu import SMALLEST, JumpReLUSAE
+from saebench.saes.topk import TopKSAE
 
 Rule = Literal["relu", "topk", "threshold", "gated"]
 
@@ -64,31 +67,37 @@ def plain(sae: SAE) -> Plain:
             "none, center and center_scale can"
         )
     shift, scale = sae.preprocessing.shift, sae.preprocessing.scale
-    b_enc, extra = _rule(sae)
-    tensors = {
+    parts = {
         "W_enc": sae.W_enc / scale,
-        "b_enc": b_enc,
         "W_dec": sae.W_dec * scale,
         "b_dec": sae.b_dec * scale + shift,
-        **{name: value for name, value in extra.items() if isinstance(value, Tensor)},
+        **_rule(sae),
     }
-    others = {name: value for name, value in extra.items() if not isinstance(value, Tensor)}
-    return Plain(**{name: t.detach().cpu().float().contiguous() for name, t in tensors.items()}, **others)
+    return Plain(**{name: _copy(part) if isinstance(part, Tensor) else part for name, part in parts.items()})
 
 
-def _rule(sae: SAE) -> tuple[Tensor, dict[str, Any]]:
-    """(encoder bias, what makes the rule)."""
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().float().contiguous().clone()
+
+
+def _rule(sae: SAE) -> dict[str, Any]:
+    """The encoder's bias and what makes the rule."""
     if isinstance(sae, TopKSAE):
-        return sae.b_enc, {"rule": "topk", "k": sae.config.k}
-    if isinstance(sae, BatchTopKSAE | MatryoshkaSAE):
+        return {"b_enc": sae.b_enc, "rule": "topk", "k": sae.config.k}
+    if isinstance(sae, BatchSparseSAE):
         if sae.threshold.isnan():
             raise NotCalibratedError(f"{type(sae).__name__}: the threshold is not calibrated, call calibrate(rows)")
-        return sae.b_enc, {"rule": "threshold", "threshold": sae.threshold.expand_as(sae.b_enc)}
+        return {"b_enc": sae.b_enc, "rule": "threshold", "threshold": sae.threshold.expand_as(sae.b_enc)}
     if isinstance(sae, JumpReLUSAE):
-        return sae.b_enc, {"rule": "threshold", "threshold": (sae.threshold + sae.offset).clamp_min(SMALLEST)}
+        return {"b_enc": sae.b_enc, "rule": "threshold", "threshold": (sae.threshold + sae.offset).clamp_min(SMALLEST)}
     if isinstance(sae, GatedSAE):
-        return sae.b_enc - sae.offset, {"rule": "gated", "r_mag": sae.r_mag, "b_mag": sae.b_mag}
-    return sae.b_enc - sae.offset, {"rule": "relu"}
+        return {"b_enc": sae.b_enc - sae.offset, "rule": "gated", "r_mag": sae.r_mag, "b_mag": sae.b_mag}
+    return {"b_enc": sae.b_enc - sae.offset, "rule": "relu"}
+
+
+def type_of(sae: SAE) -> str:
+    """The name of its architecture in specs."""
+    return next(name for name, cls in SAE_TYPES.items() if type(sae) is cls)
 
 
 def from_plain(plain: Plain) -> SAE:

@@ -4,8 +4,8 @@
     sae = import_saelens(folder)          # a saebench SAE
 
 vanilla and p_anneal become `standard`; topk and gated are `topk` and `gated`; jumprelu, and batchtopk and matryoshka
-with their one calibrated threshold, become `jumprelu`. Codes and reconstructions are those of saebench: preprocessing is
-folded into the weights (compat/plain.py), or refused where it is per example.
+with their one calibrated threshold, become `jumprelu`. Codes and reconstructions are those of saebench: preprocessing
+is folded into the weights (compat/plain.py), or refused where it is per example.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saebench.compat.plain import LayoutError, Plain, Rule, from_plain, plain, read_tensors
+from saebench.compat.plain import LayoutError, Plain, Rule, from_plain, plain, read_tensors, type_of
 from saebench.paths import write_json
 from saebench.saes import SAE, load_sae
 
@@ -50,14 +50,14 @@ def export_saelens(sae: SAE, folder: str | Path) -> list[Path]:
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": LAYOUT, "trained_with": "saebench", "saebench_type": sae.config.type},
+        "metadata": {"sae_lens_version": LAYOUT, "trained_with": "saebench", "saebench_type": type_of(sae)},
     }
     if form.rule == "topk":
         config |= {"k": form.k, "rescale_acts_by_decoder_norm": False}
     gate = {"b_gate": form.b_enc} if form.rule == "gated" else {"b_enc": form.b_enc}
     found = {**vars(form), **gate}
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: found[name].clone() for name in TENSORS[architecture]}, folder / WEIGHTS)
+    save_file({name: found[name] for name in TENSORS[architecture]}, folder / WEIGHTS)
     write_json(folder / CONFIG, config)
     return [folder / CONFIG, folder / WEIGHTS]
 
