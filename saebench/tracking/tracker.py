@@ -18,6 +18,7 @@ from saebench.paths import SweepPaths, TrialPaths
 from saebench.state import read_config, read_state
 from saebench.tracking import record, server, tail
 from saebench.tracking.book import Book, Sent
+from saebench.tracking.model import log_model
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric
@@ -348,6 +349,8 @@ class Tracker:
         paths, run_id = stream.paths, stream.sent.run_id
         try:
             self._log_files(run_id, paths.log, paths.config, paths.evaluation, paths.sae)
+            if self._tracking.log_model and stream.end == "complete" and paths.sae.is_dir():
+                log_model(self._client, self.experiment_id, run_id, stream.config, paths)
         except Exception as error:
             self._client.get_run(run_id)  # raises when it is the server that is away: then no attempt is counted
             stream.uploads += 1

@@ -1,0 +1,60 @@
+"""A trial's SAE as a logged model of MLflow, for its registry and `mlflow models serve`."""
+
+from __future__ import annotations
+
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from saebench.config import TrialConfig
+from saebench.paths import TrialPaths
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_CODE = Path(__file__).parents[1] / "mlflow_model.py"
+_NEEDS = ("saebench", "mlflow", "torch", "sentence-transformers", "safetensors")
+
+
+def log_model(client: MlflowClient, experiment_id: str, run_id: str, config: TrialConfig, paths: TrialPaths) -> None:
+    """Log the SAE in `paths` as a model of the run, unless the run has one. Everything goes through `client`: MLflow's
+    own `log_model` would write to the process's active run and tracking URI."""
+    from mlflow.entities import LoggedModelOutput
+
+    outputs = client.get_run(run_id).outputs
+    if outputs and outputs.model_outputs:
+        return
+    model = client.create_logged_model(
+        experiment_id,
+        name=f"{config.sweep}-{config.number:04d}",
+        source_run_id=run_id,
+        model_type="sae",
+        tags={"saebench.sweep": config.sweep, "saebench.stratum": config.stratum, "saebench.type": config.sae.type},
+    )
+    try:
+        with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's advice to authors of models, and about classes of its own
+            _save(Path(folder) / "model", paths, run_id, model.model_id)
+            client.log_model_artifacts(model.model_id, str(Path(folder) / "model"))
+    except Exception:
+        client.finalize_logged_model(model.model_id, "FAILED")
+        raise
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, config.train.samples)])
+
+
+def _save(folder: Path, paths: TrialPaths, run_id: str, model_id: str) -> None:
+    import mlflow.pyfunc
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ParamSchema, ParamSpec
+
+    mlflow.pyfunc.save_model(
+        folder,
+        python_model=str(_CODE),
+        artifacts={"sae": str(paths.sae), "config": str(paths.config)},
+        pip_requirements=[f"{package}=={version(package)}" for package in _NEEDS],
+        signature=ModelSignature(params=ParamSchema([ParamSpec("output", "string", "latents")])),
+        mlflow_model=Model(run_id=run_id, model_id=model_id),
+    )
