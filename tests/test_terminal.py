@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from saebench.events import Event
 from saebench.state import TrialState
 from saebench.terminal import views as terminal
 from saebench.terminal.board import Board, Running
@@ -37,7 +38,7 @@ def a_board() -> Board:
 
 def drawn(board: Board, height: int = 40, width: int = 120) -> str:
     console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
-    console.print(picture(board, height))
+    console.print(picture(board, height, width))
     return console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
@@ -179,6 +180,27 @@ def test_no_live_screen_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
     assert isinstance(choose_view(quiet=True), QuietView)
     monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
     assert isinstance(choose_view(plain=True), PlainView)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_numbers_are_whole_however_narrow_the_screen_is(width: int) -> None:
+    board = a_board()
+    board.running[12] = Running(12, "batchtopk-k16-n1536", 1, "cuda:0 (1/2)", 2, 2_000_000, 1_250_000, 0.0625, 15.97)
+    lines = drawn(board, width=width).splitlines()
+    row = next(line for line in lines if "0012 #2" in line)
+    for words in ("batchtopk-k16-n1536", "1,250,000", "0.0625", "15.97"):
+        assert words in row
+    assert "…" not in row
+    assert pace_text(board).split(",")[0] in lines[1] + lines[2]
+
+
+def test_hold_out_values_are_not_replaced_by_those_of_a_training_batch() -> None:
+    running = a_board().running[12]
+    running.see(Event("step", 300, {"train/fvu": 0.05, "train/l0": 17}))
+    assert (running.fvu, running.l0) == (0.05, 17)
+    running.see(Event("eval", 400, {"eval/fvu": 0.5, "eval/l0": 16}))
+    running.see(Event("step", 500, {"train/fvu": 0.04, "train/l0": 18}))
+    assert (running.samples, running.fvu, running.l0) == (500, 0.5, 16)
 
 
 def test_a_reader_who_leaves_does_not_end_the_sweep() -> None:

@@ -84,7 +84,7 @@ def _print_status(paths: SweepPaths) -> None:
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
     console.print(_scheduler_line(paths), highlight=False, markup=False)
-    console.print(picture(_board(paths), height=1000))
+    console.print(picture(_board(paths), 1000, console.width))
 
 
 def _watch(paths: SweepPaths) -> None:
@@ -97,7 +97,7 @@ def _watch(paths: SweepPaths) -> None:
     console = Console()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            live.update(picture(_board(paths), console.height), refresh=True)
+            live.update(picture(_board(paths), console.height, console.width), refresh=True)
             if holder(paths) is None:
                 return
             time.sleep(1.0)

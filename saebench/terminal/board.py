@@ -30,11 +30,15 @@ class Running:
     l0: float | None = None
     since: float = field(default_factory=time.time)
     """When the attempt started, in seconds since the epoch."""
+    held_out: bool = False
+    """Whether `fvu` and `l0` are those of the hold-out."""
 
     def see(self, event: Event) -> None:
-        """Take what the event says; hold-out values win over those of a training batch."""
+        """Take what the event says. Once there are hold-out values, those of training batches (which may be a tenth of
+        them) are not shown any more."""
         self.samples = max(self.samples, event.samples)
-        for prefix in ("train/", "eval/"):
+        self.held_out = self.held_out or "eval/fvu" in event.values
+        for prefix in ("eval/",) if self.held_out else ("train/",):
             self.fvu = event.values.get(prefix + "fvu", self.fvu)
             self.l0 = event.values.get(prefix + "l0", self.l0)
 

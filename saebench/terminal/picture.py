@@ -71,43 +71,56 @@ def ended_line(state: TrialState) -> str:
     )
 
 
-def bar_line(done: float, total: float | None, text: str) -> RenderableType:
-    """A bar and some words on one line."""
+def bar_line(done: float, total: float | None, text: str, width: int = 120) -> RenderableType:
+    """A bar and some words on one line; the bar is what gets shorter on a narrow screen."""
     grid = Table.grid(padding=(0, 2))
-    grid.add_row(ProgressBar(total or None, done, width=40), Text(text, "dim", no_wrap=True))
+    grid.add_row(
+        ProgressBar(total or None, done, width=max(10, min(40, width - len(text) - 3))), Text(text, "dim", no_wrap=True)
+    )
     return grid
 
 
-def running_table(rows: Iterable[Running]) -> Table:
+_LEAVES = {"": 110, "slot": 96, "seed": 70, "time": 70}
+"""Columns that are left out on a screen narrower than this: numbers that are cut off say something else."""
+
+
+def running_table(rows: Iterable[Running], width: int = 120) -> Table:
     """Slots and the trials on them."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
-    for name in ("slot", "trial", "stratum", "seed", "", "samples", "fvu", "L0", "time"):
-        table.add_column(name, justify="right" if name in ("samples", "fvu", "L0", "time") else "left", no_wrap=True)
-    for row in rows:
-        attempt = f" #{row.attempt}" if row.attempt > 1 else ""
-        table.add_row(
-            row.slot,
-            f"{row.number:04d}{attempt}",
-            row.stratum,
-            str(row.seed),
-            ProgressBar(row.total, row.samples, width=16),
-            f"{row.samples:,}",
-            _number(row.fvu),
-            _number(row.l0),
-            duration(time.time() - row.since),
-        )
+    lines = [_running_cells(row) for row in rows]
+    columns = [name for name in lines[0] if width >= _LEAVES.get(name, 0)] if lines else []
+    for name in columns:
+        right = name in ("samples", "fvu", "L0", "time")
+        table.add_column(name, justify="right" if right else "left", no_wrap=True)
+    for cells in lines:
+        table.add_row(*(cells[name] for name in columns))
     return table
+
+
+def _running_cells(row: Running) -> dict[str, RenderableType]:
+    attempt = f" #{row.attempt}" if row.attempt > 1 else ""
+    return {
+        "slot": row.slot,
+        "trial": f"{row.number:04d}{attempt}",
+        "stratum": row.stratum,
+        "seed": str(row.seed),
+        "": ProgressBar(row.total, row.samples, width=16),
+        "samples": f"{row.samples:,}",
+        "fvu": _number(row.fvu),
+        "L0": _number(row.l0),
+        "time": duration(time.time() - row.since),
+    }
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def picture(board: Board, height: int = 40) -> RenderableType:
+def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
     """The whole screen, at most about `height` lines of it."""
     parts: list[RenderableType] = [
         Text.assemble((board.name, "bold"), "  ", counts_text(board)),
-        bar_line(board.ended, board.planned, pace_text(board)),
+        bar_line(board.ended, board.planned, pace_text(board), width),
     ]
     if board.stopping:
         parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and leave", "magenta"))
@@ -121,7 +134,7 @@ def picture(board: Board, height: int = 40) -> RenderableType:
     rows = sorted(board.running.values(), key=lambda row: row.slot)
     room = max(3, height - len(parts) - len(below) - 5)
     if rows:
-        parts.append(running_table(rows[:room]))
+        parts.append(running_table(rows[:room], width))
     if len(rows) > room:
         parts.append(Text(f"and {len(rows) - room} more running", "dim"))
     return Group(*parts, *below)

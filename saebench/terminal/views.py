@@ -177,14 +177,14 @@ class LiveView(QuietView):
         self._live.console.print(escape(text), highlight=False, soft_wrap=True)
 
     def encoding(self, progress: EncodingProgress) -> None:
-        self._draw(lambda: bar_line(progress.done, progress.total, encoding_line(progress)))
+        self._draw(lambda: bar_line(progress.done, progress.total, encoding_line(progress), self._console.width))
 
     def show(self, board: Board) -> None:
         self._board = board
         self._draw(lambda: self._picture(board))
 
     def _picture(self, board: Board) -> RenderableType:
-        return picture(board, self._console.height)
+        return picture(board, self._console.height, self._console.width)
 
     def _draw(self, make: Callable[[], RenderableType]) -> None:
         now = time.monotonic()
