@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ class Book:
     """Parent run."""
     trials: dict[int, Sent] = field(default_factory=dict)
     _written: float = 0.0
+    _pause: float = _EVERY
 
     @classmethod
     def open(cls, path: Path, uri: str) -> Book:
@@ -58,16 +60,19 @@ class Book:
             return cls(uri)
         return book if book.uri == uri else cls(uri)
 
-    def save(self, path: Path, *, now: bool = False) -> None:
-        """Write the file, at most once a second unless `now`."""
-        if not now and time.monotonic() - self._written < _EVERY:
+    def save(self, path: Path, settle: Callable[[], None], *, now: bool = False) -> None:
+        """Write the file, at most once a second unless `now` (less often where there are so many trials that it takes
+        more than 2% of the time). `settle` makes durable, before, what the file says the server has."""
+        begun = time.monotonic()
+        if not now and begun - self._written < self._pause:
             return
-        kept = asdict(self)
-        kept.pop("_written")
-        kept["trials"] = {f"{number:04d}": _short(asdict(sent)) for number, sent in sorted(self.trials.items())}
-        write_text(path, json.dumps(kept, separators=(",", ":")) + "\n")
+        settle()
+        trials = {f"{number:04d}": _short(sent) for number, sent in sorted(self.trials.items())}
+        head = {"uri": self.uri, "id": self.id, "experiment_id": self.experiment_id, "run_id": self.run_id}
+        write_text(path, json.dumps({**head, "trials": trials}, separators=(",", ":")) + "\n")
         self._written = time.monotonic()
+        self._pause = max(_EVERY, 50 * (self._written - begun))
 
 
-def _short(sent: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in sent.items() if value not in (None, {}, 0, "", False)}
+def _short(sent: Sent) -> dict[str, Any]:
+    return {key: value for key, value in vars(sent).items() if value not in (None, {}, 0, "", False)}

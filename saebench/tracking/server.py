@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from saebench.config import TrackingConfig
 from saebench.errors import PreflightError
+from saebench.tracking.database import gather, quicken
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -116,8 +117,10 @@ def connect(uri: str) -> MlflowClient:
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
     with preflight(uri):
+        quicken(uri)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
+        gather(uri)  # a database that has just been made is whole in its file
         return client
 
 

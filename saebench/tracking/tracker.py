@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,7 +17,7 @@ from saebench import events
 from saebench.config import TrackingConfig, TrialConfig
 from saebench.paths import SweepPaths, TrialPaths
 from saebench.state import read_config, read_state
-from saebench.tracking import record, server, tail
+from saebench.tracking import database, record, server, tail
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.model import log_model
 
@@ -55,6 +56,18 @@ class _Stream:
     unread: tail.Unread = field(default_factory=tail.Unread)
 
 
+@dataclass
+class _Spent:
+    """What a look at the trials has taken."""
+
+    seconds: float = 0.0
+    cpu: float = 0.0
+
+    def add(self, begun: float, cpu: float) -> None:
+        self.seconds += time.monotonic() - begun
+        self.cpu += time.thread_time() - cpu
+
+
 class Tracker:
     """Parent run, child runs, metrics and artifacts of one sweep.
 
@@ -73,8 +86,8 @@ class Tracker:
         interval: float = 3.0,
         share: float = 0.02,
     ) -> None:
-        """`interval`: seconds between two looks at the trials' files; up to ten times as many where sending takes more
-        than `share` of one core (fewer, larger requests cost less per point)."""
+        """`interval`: seconds between two looks at the trials' files; up to ten times as many where sending what is new
+        of running trials takes more than `share` of one core (fewer, larger requests cost less per point)."""
         self._paths, self._tracking, self._name = paths, tracking, name
         self._interval, self._share = interval, share
         self.uri = ""
@@ -114,7 +127,7 @@ class Tracker:
         with server.preflight(self.uri):
             self._book = Book.open(self._paths.tracking, server.without_password(self.uri))
             self._open_parent()
-        self._book.save(self._paths.tracking, now=True)
+        self._save(now=True)
         self._reconcile()
         self._progress = time.monotonic()
         self._thread.start()
@@ -173,6 +186,9 @@ class Tracker:
             self._streams[number] = _Stream(number, paths, config, sent, unsure=not self._fresh)
         return self._streams[number]
 
+    def _save(self, *, now: bool = False) -> None:
+        self._book.save(self._paths.tracking, partial(database.settle, self.uri), now=now)
+
     # --- runs ---
 
     def _open_parent(self) -> None:
@@ -189,7 +205,7 @@ class Tracker:
             client.log_batch(book.run_id, tags=record.as_tags(tags))
         else:
             self._fresh = True
-            book.save(self._paths.tracking, now=True)
+            self._save(now=True)
             book.run_id = client.create_run(book.experiment_id, tags=tags, run_name=self._name).info.run_id
         if data := self._data():
             client.log_inputs(book.run_id, record.dataset_inputs(data, self._info))
@@ -250,10 +266,10 @@ class Tracker:
     def _run(self) -> None:
         failures = 0
         while True:
-            began, busy = time.monotonic(), time.thread_time()
+            spent = _Spent()
             closing = self._closing.is_set()
             try:
-                self._cycle(closing)
+                self._cycle(closing, spent)
                 self._attach_spec()
                 failures, self._error = 0, None
                 if closing and not self._streams:
@@ -267,11 +283,12 @@ class Tracker:
             elif failures:
                 self._closing.wait(min(0.5 * 2.0**failures, _LONGEST_PAUSE))
             else:
-                wanted = max(time.monotonic() - began, (time.thread_time() - busy) / self._share)
+                wanted = max(spent.seconds, spent.cpu / self._share)
                 self._closing.wait(max(self._interval, min(wanted, 10 * self._interval)))
 
-    def _cycle(self, closing: bool) -> None:
-        """Every stream once, starting after the one that failed last, so that none keeps the others waiting."""
+    def _cycle(self, closing: bool, spent: _Spent) -> None:
+        """Every stream once, starting after the one that failed last, so that none keeps the others waiting. `spent`
+        counts what later looks would repeat: that of trials that run."""
         with self._lock:
             streams = list(self._streams.values())
             for stream in streams:
@@ -281,14 +298,17 @@ class Tracker:
         start = self._turn % len(streams) if streams else 0
         for index, stream in enumerate(streams[start:] + streams[:start]):
             self._turn = start + index + 1
+            begun = time.monotonic(), time.thread_time()
             try:
                 self._advance(stream)
             except Exception as error:
                 if not server.is_lasting(error):
                     raise
                 self._set_aside(stream, error)
+            if stream.end is None:
+                spent.add(*begun)
             self._progress = time.monotonic()
-            self._book.save(self._paths.tracking)
+            self._save()
 
     def _advance(self, stream: _Stream) -> None:
         if not stream.sent.run_id:
@@ -343,7 +363,7 @@ class Tracker:
         with self._lock:
             if stream.end == end and not stream.tags and not stream.reopen:
                 self._streams.pop(stream.number, None)
-        self._book.save(self._paths.tracking)
+        self._save()
 
     def _upload(self, stream: _Stream) -> None:
         paths, run_id = stream.paths, stream.sent.run_id
@@ -386,7 +406,8 @@ class Tracker:
         tags = {"saebench.counts": json.dumps(counts), "saebench.state": _SWEEP_STATES.get(self._status, self._status)}
         self._client.log_batch(self.run_id, tags=record.as_tags(tags))
         self._client.set_terminated(self.run_id, self._status)
-        self._book.save(self._paths.tracking, now=True)
+        self._save(now=True)
+        database.gather(self.uri)
 
 
 _SWEEP_STATES = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "failed"}
