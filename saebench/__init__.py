@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saebench import report as report
+    from saebench.compat import BatchTopKSAE as BatchTopKSAE
+    from saebench.compat import JumpReLUSAE as JumpReLUSAE
+    from saebench.compat import TopKSAE as TopKSAE
+    from saebench.compat import VanillaSAE as VanillaSAE
+    from saebench.compat import get_default_cfg as get_default_cfg
+    from saebench.compat import post_init_cfg as post_init_cfg
+    from saebench.compat import sae_classes as sae_classes
+    from saebench.compat import train_sae as train_sae
     from saebench.plan import make_plan as make_plan
     from saebench.saes import SAE as SAE
     from saebench.saes import load_sae as load_sae
@@ -40,6 +48,14 @@ _HOME = {
     "Training": "saebench.trainer",
     "train": "saebench.trainer",
     "evaluate": "saebench.trainer",
+    "VanillaSAE": "saebench.compat",
+    "TopKSAE": "saebench.compat",
+    "BatchTopKSAE": "saebench.compat",
+    "JumpReLUSAE": "saebench.compat",
+    "get_default_cfg": "saebench.compat",
+    "post_init_cfg": "saebench.compat",
+    "sae_classes": "saebench.compat",
+    "train_sae": "saebench.compat",
 }
 """Public name -> the module it lives in."""
 _MODULES = ("report", "saes", "stores", "config", "events")

@@ -67,13 +67,14 @@ def plain(sae: SAE) -> Plain:
             "none, center and center_scale can"
         )
     shift, scale = sae.preprocessing.shift, sae.preprocessing.scale
-    parts = {
+    parts: dict[str, Any] = {
         "W_enc": sae.W_enc / scale,
         "W_dec": sae.W_dec * scale,
         "b_dec": sae.b_dec * scale + shift,
         **_rule(sae),
     }
-    return Plain(**{name: _copy(part) if isinstance(part, Tensor) else part for name, part in parts.items()})
+    kept: dict[str, Any] = {name: _copy(part) if isinstance(part, Tensor) else part for name, part in parts.items()}
+    return Plain(**kept)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,0 +1,288 @@
+"""SAEs as one torch module that makes its own loss, for a loop of one's own.
+
+    sae = sae_classes[cfg["sae_type"]](cfg)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=cfg["lr"])
+    for _ in range(steps):
+        output = sae(store.next_batch())
+        output["loss"].backward()
+        sae.make_decoder_weights_and_grad_unit_norm()
+        optimizer.step()
+        optimizer.zero_grad()
+    sae.eval()
+
+Inside is an SAE of saebench (`.sae`), with its losses. From `cfg` they come in units of the mean squared error per
+element, so that `l1_coeff` weighs what it says; with `input_unit_norm` the error is that of the layer-normed input,
+of variance 1 per element. Codes (`feature_acts`, `encode`) are saebench's: with `input_unit_norm` an input has length 1
+and not sqrt(act_size), and so codes are smaller by that factor.
+
+The first training batch sets what depends on data: variance, b_dec, starting biases and thresholds (`start` takes more
+rows for it). BatchTopK needs a threshold at inference: training keeps a running estimate of the smallest activation
+that the batch lets through, and `calibrate(rows)` sets it exactly; evaluating before either raises NotCalibratedError.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from saebench.compat.settings import Settings, SettingsError, read_settings, resolve_device
+from saebench.config import (
+    SAE_CONFIGS,
+    AnySAEConfig,
+    BatchTopKConfig,
+    JumpReLUConfig,
+    Preprocess,
+    TopKConfig,
+    VanillaConfig,
+)
+from saebench.saes import SAE, SAE_TYPES, Dead, Moment, make_sae
+from saebench.saes.base import Loss
+from saebench.saes.batchtopk import BatchSparseSAE
+from saebench.saes.initial import unit_rows
+from saebench.saes.sparse import DenseCodes
+
+_MEMORY = 100
+"""Batches over which the running threshold averages."""
+_COEFFICIENT = {"vanilla": "l1_coeff", "jumprelu": "l0_coeff"}
+"""Type -> field of its typed config that weighs the penalty."""
+
+
+class TrainableSAE(nn.Module, ABC):
+    """Built from the flat `cfg`, or from a typed config and d_in:
+
+    TopKSAE(cfg)                                             # cfg: see compat/settings.py; its sae_type is not read
+    TopKSAE(TopKConfig(dict_size=6144, k=32), d_in=384)      # saebench's own fields and units (FVU)
+
+    Raises SettingsError, a ValueError, for a cfg that makes no sense.
+    """
+
+    kind: ClassVar[str]
+    idle: Tensor
+    seen: Tensor
+    started: Tensor
+
+    def __init__(self, cfg: Mapping[str, Any] | AnySAEConfig, d_in: int | None = None) -> None:
+        super().__init__()
+        self.cfg = cfg
+        if isinstance(cfg, Mapping):
+            settings = read_settings({**cfg, "sae_type": self.kind})
+            self.settings: Settings | None = settings
+            config, d_in, self.seed = self.typed(settings), settings.act_size, settings.seed
+            self.n_batches_to_dead, device = settings.n_batches_to_dead, resolve_device(settings.device)
+        else:
+            if not isinstance(cfg, SAE_CONFIGS[self.kind]) or d_in is None:
+                raise SettingsError(
+                    f"{type(self).__name__}: give a cfg, or a {SAE_CONFIGS[self.kind].__name__} and d_in"
+                )
+            self.settings, config, self.seed, self.n_batches_to_dead, device = None, cfg, 0, 5, "cpu"
+        self.sae: SAE = SAE_TYPES[self.kind](config, d_in)
+        self.register_buffer("idle", torch.zeros(self.sae.dict_size, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("started", torch.tensor(False))
+        self._known_started = False
+        with torch.no_grad():
+            self.sae.W_dec.copy_(unit_rows(self.sae.dict_size, d_in, torch.Generator().manual_seed(self.seed)))
+            self.sae.W_enc.copy_(self.sae.W_dec.t())
+        self.to(device)
+
+    @staticmethod
+    @abstractmethod
+    def typed(settings: Settings) -> AnySAEConfig:
+        """The typed config of these settings; a penalty's coefficient is put into FVU units once the data is known."""
+
+    # --- use ---
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """x (B, d_in) to sae_out (B, d_in) in the original space, feature_acts (B, dict_size) and scalars: loss (what
+        to minimise), its terms l2_loss, l1_loss and, for topk and batchtopk, aux_loss; l0_norm, l1_norm (per example),
+        num_dead_features.
+
+        While training, by the rule of training; it counts dead latents. Gradients are on loss, sae_out and
+        feature_acts. After `eval()`, by the rule of inference: an example's code is its own, and nothing changes.
+        """
+        return self._trained(x) if self.training else self._inferred(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Embeddings (B, d_in) to latents (B, dict_size), by the rule of inference."""
+        return self.sae.encode(x)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, dict_size) to embeddings (B, d_in); see `SAE.decode` for what input_unit_norm means here."""
+        return self.sae.decode(latents)
+
+    def calibrate(self, rows: Tensor) -> None:
+        """Set the threshold of inference from embeddings `rows` (N, d_in), where the type has one."""
+        self.sae.calibrate(rows)
+
+    def make_decoder_weights_and_grad_unit_norm(self) -> None:
+        """Between `backward` and the optimiser's step: decoder rows of length 1, and no gradient along them."""
+        self.sae.constrain()
+        self.sae.project_gradient()
+
+    def start(self, rows: Tensor) -> Self:
+        """Set from training rows (N, d_in), N >= 2, what depends on data; the directions of W_enc and W_dec stay."""
+        fresh = make_sae(self.sae.config, self.sae.d_in, rows, self.seed).state_dict()  # type: ignore[arg-type]
+        self.sae.load_state_dict({n: t for n, t in fresh.items() if n not in ("W_enc", "W_dec")}, strict=False)
+        self.started.fill_(True)
+        return self
+
+    def to_saebench(self) -> SAE:
+        """The SAE inside, for `save_sae` and the exports: decoder rows of length 1, its config in FVU units."""
+        self.sae.constrain()
+        if self.settings is not None and (name := _COEFFICIENT.get(self.kind)):
+            self.sae.config = self.sae.config.model_copy(update={name: float(self.coeff())})
+        return self.sae
+
+    # --- units ---
+
+    def scale(self) -> Tensor | float:
+        """What a mean squared error per element is of the FVU: the variance, per element."""
+        if self.settings is None:
+            return 1.0
+        return self.sae.variance if self.settings.input_unit_norm else self.sae.variance / self.sae.d_in
+
+    def coeff(self) -> Tensor | float:
+        """Weight of the penalty beside the FVU."""
+        if (name := _COEFFICIENT.get(self.kind)) is None:
+            return 0.0
+        if self.settings is None:
+            fixed: float | None = getattr(self.sae.config, name)
+            if fixed is None:
+                raise SettingsError(f"target_l0 is steered by the trainer (saebench.train); a loop needs {name}")
+            return fixed
+        per_l1: Tensor | float = 1.0
+        if self.kind == "vanilla":
+            per_l1 = self.sae.variance.sqrt() * (self.sae.d_in**0.5 if self.settings.input_unit_norm else 1.0)
+        return self.settings.l1_coeff * per_l1 / self.scale()
+
+    # --- the two rules ---
+
+    def _trained(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.sae.check(x)
+        if not self._known_started:
+            if not self.started:
+                self.start(x)
+            self._known_started = True
+        dead = (self.idle >= self.n_batches_to_dead).nonzero().squeeze(1)
+        moment = Moment(coeff=self.coeff(), dead=Dead(dead, torch.ones_like(dead, dtype=torch.bool)))
+        loss = self.sae.loss(x, moment)
+        self._remember(loss)
+        _, side = self.sae.preprocessing(x)
+        penalty = loss.parts.get("train/sparsity_loss", 0.0)
+        output = {
+            "sae_out": self.sae.preprocessing.undo(self.sae.rebuilt(loss.codes), side),
+            "feature_acts": loss.codes.dense(),
+            "loss": self.scale() * loss.total,
+            "l2_loss": self.scale() * loss.fvu,
+            "l1_loss": self._scalar(self.scale() * self.coeff() * penalty),
+            "l0_norm": loss.l0,
+            "l1_norm": loss.codes.values.detach().sum() / loss.codes.rows,
+            "num_dead_features": self._dead(),
+        }
+        if self.kind not in _COEFFICIENT:
+            share = loss.parts.get("train/aux_loss", 0.0)
+            output["aux_loss"] = self._scalar(self.scale() * self.sae.config.aux_coeff * share)  # type: ignore[attr-defined]
+        return output
+
+    def _inferred(self, x: Tensor) -> dict[str, Tensor]:
+        z, side = self.sae.preprocessing(self.sae.check(x))
+        latents = self.sae.activate(self.sae.pre_activations(z))
+        z_hat = self.sae.rebuilt(codes := DenseCodes(latents))
+        l0 = (latents != 0).sum(1).float().mean()
+        l2 = self.scale() * self.sae.fvu(z, z_hat)
+        penalty = self.sae.l1(codes) if self.kind == "vanilla" else l0
+        l1 = self._scalar(self.scale() * self.coeff() * penalty)
+        output = {
+            "sae_out": self.sae.preprocessing.undo(z_hat, side),
+            "feature_acts": latents,
+            "loss": l2 + l1,
+            "l2_loss": l2,
+            "l1_loss": l1,
+            "l0_norm": l0,
+            "l1_norm": latents.sum(1).mean(),
+            "num_dead_features": self._dead(),
+        }
+        return output if self.kind in _COEFFICIENT else output | {"aux_loss": self._scalar(0.0)}
+
+    @torch.no_grad()
+    def _remember(self, loss: Loss) -> None:
+        self.seen += 1
+        self.idle.copy_(torch.where(loss.fired, 0, self.idle + 1))
+        if isinstance(self.sae, BatchSparseSAE):
+            values = loss.codes.values
+            least = torch.where(values > 0, values, torch.inf).amin()
+            before = self.sae.threshold
+            moved = before + (least - before) / self.seen.clamp_max(_MEMORY)
+            after = torch.where(before.isnan(), least, moved)
+            before.copy_(torch.where(least.isfinite(), after, before))
+
+    def _dead(self) -> Tensor:
+        return (self.idle >= self.n_batches_to_dead).sum()
+
+    def _scalar(self, value: Tensor | float) -> Tensor:
+        return torch.as_tensor(value, dtype=torch.float32, device=self.idle.device)
+
+
+def _preprocess(settings: Settings) -> Preprocess:
+    return "layer_norm" if settings.input_unit_norm else "none"
+
+
+class VanillaSAE(TrainableSAE):
+    """ReLU with an L1 penalty."""
+
+    kind = "vanilla"
+
+    @staticmethod
+    def typed(settings: Settings) -> VanillaConfig:
+        return VanillaConfig(dict_size=settings.dict_size, preprocess=_preprocess(settings), l1_coeff=settings.l1_coeff)
+
+
+class TopKSAE(TrainableSAE):
+    """Exactly top_k latents per example."""
+
+    kind = "topk"
+
+    @staticmethod
+    def typed(settings: Settings) -> TopKConfig:
+        return TopKConfig(
+            dict_size=settings.dict_size,
+            preprocess=_preprocess(settings),
+            k=int(settings.top_k),
+            aux_coeff=settings.aux_penalty,
+            k_aux=settings.top_k_aux,
+        )
+
+
+class BatchTopKSAE(TrainableSAE):
+    """top_k latents per example on average over the batch; a threshold at inference."""
+
+    kind = "batchtopk"
+
+    @staticmethod
+    def typed(settings: Settings) -> BatchTopKConfig:
+        return BatchTopKConfig(
+            dict_size=settings.dict_size,
+            preprocess=_preprocess(settings),
+            k=settings.top_k,
+            aux_coeff=settings.aux_penalty,
+            k_aux=settings.top_k_aux,
+        )
+
+
+class JumpReLUSAE(TrainableSAE):
+    """A learned threshold per latent; l1_coeff weighs the L0."""
+
+    kind = "jumprelu"
+
+    @staticmethod
+    def typed(settings: Settings) -> JumpReLUConfig:
+        return JumpReLUConfig(
+            dict_size=settings.dict_size,
+            preprocess=_preprocess(settings),
+            l0_coeff=settings.l1_coeff,
+            bandwidth=settings.bandwidth,
+        )

@@ -1,0 +1,111 @@
+"""`train_sae(sae, store, model, cfg)`: saebench's trainer behind the flat `cfg`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from saebench.compat.modules import TrainableSAE
+from saebench.compat.settings import Settings, read_settings
+from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.errors import DataError
+from saebench.stores.sbert import ActivationsStoreSBERT
+from saebench.trainer import SAMPLE_ROWS, Training, calibration_rows, evaluate, train
+
+Record = Callable[[int, Mapping[str, float]], None]
+"""Takes examples seen and metrics."""
+
+
+def train_sae(
+    sae: TrainableSAE,
+    store: ActivationsStoreSBERT,
+    model: Any,  # noqa: ARG001 - callers pass the encoder; the store has it already
+    cfg: Mapping[str, Any],
+) -> dict[str, float]:
+    """Train `sae` in place on `num_examples` embeddings of `store` (all it has left, where it is one pass and has
+    fewer), with saebench's trainer: learning rate with warm-up and decay, decoder constrained after every step,
+    thresholds calibrated at the end on rows that were set aside. Returns the last metrics, with those on the hold-out
+    where the store keeps one; with `wandb_project` the run is mirrored there.
+
+    Raises DataError where the store has no batch left, SettingsError for a cfg that makes no sense.
+    """
+    settings = read_settings({**cfg, "sae_type": sae.kind})
+    training = _training(sae, store, settings)
+    last: dict[str, float] = {}
+    with mirrored(settings.wandb_project, settings.name, cfg) as record:
+        for step in train(training, store):
+            last = {name: float(value) for name, value in step.metrics.items()}
+            record(step.samples, last)
+        training.calibrate(store)
+        sae.idle.copy_(training.since_fired // settings.batch_size)
+        if store.num_holdout:
+            held = evaluate(training.sae, store).values
+            record(training.samples, held)
+            last |= held
+    sae.eval()
+    return last
+
+
+def _training(sae: TrainableSAE, store: ActivationsStoreSBERT, settings: Settings) -> Training:
+    if store.d_in != sae.sae.d_in:
+        raise DataError(f"cfg: act_size: {sae.sae.d_in}, but the store's embeddings have {store.d_in} dimensions")
+    samples = settings.num_examples
+    if not isinstance(store.cfg, DataConfig):
+        samples = min(samples, store.num_train - store.examples_used)
+    if samples < 1:
+        raise DataError("the store has served every text: make a new one to train on")
+    sample = store.sample(SAMPLE_ROWS)
+    if not sae.started:
+        sae.start(sample)
+    inner = sae.to_saebench()
+    config = TrialConfig(
+        sweep="train_sae",
+        number=0,
+        stratum=sae.kind,
+        point="0",
+        seed=settings.seed,
+        data=DataConfig(
+            model=settings.model_name,
+            dataset=DatasetConfig(path=settings.dataset_path),
+            num_examples=settings.num_examples,
+        ),
+        sae=inner.config,
+        train=TrainConfig(
+            samples=samples,
+            batch_size=settings.batch_size,
+            lr=settings.lr,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            grad_clip=settings.max_grad_norm,
+            dead_after=settings.n_batches_to_dead * settings.batch_size,
+            log_every=settings.perf_log_freq * settings.batch_size,
+        ),
+    )
+    return Training(config, inner, store.num_train, calibration_rows(sample, store.num_train).to(inner.b_dec.device))
+
+
+@contextmanager
+def mirrored(project: str | None, name: str, cfg: Mapping[str, Any]) -> Iterator[Record]:
+    """A run in Weights & Biases for as long as the context lasts (WANDB_MODE=offline writes it to disk only). Nowhere
+    without a project, or where wandb is not installed, which one line on stderr says."""
+    if project is None:
+        yield lambda _samples, _values: None
+        return
+    try:
+        import wandb
+    except ImportError:
+        print(f"wandb_project {project!r}: wandb is not installed (pip install 'saebench[wandb]')", file=sys.stderr)
+        yield lambda _samples, _values: None
+        return
+    shown = {
+        key: value if isinstance(value, bool | int | float | str | None) else str(value) for key, value in cfg.items()
+    }
+    run = wandb.init(project=project, name=name or None, config=shown)
+    failed = True
+    try:
+        yield lambda samples, values: run.log({"samples": samples, **values}, step=samples)
+        failed = False
+    finally:
+        run.finish(exit_code=int(failed))
