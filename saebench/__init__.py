@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from saebench.compat import post_init_cfg as post_init_cfg
     from saebench.compat import sae_classes as sae_classes
     from saebench.compat import train_sae as train_sae
+    from saebench.errors import UserError as UserError
     from saebench.plan import make_plan as make_plan
     from saebench.saes import SAE as SAE
     from saebench.saes import load_sae as load_sae
@@ -39,6 +40,7 @@ _HOME = {
     "make_sae": "saebench.saes",
     "load_sae": "saebench.saes",
     "save_sae": "saebench.saes",
+    "UserError": "saebench.errors",
     "ActivationStore": "saebench.stores",
     "TensorActivationStore": "saebench.stores",
     "DiskActivationStore": "saebench.stores",
@@ -58,7 +60,7 @@ _HOME = {
     "train_sae": "saebench.compat",
 }
 """Public name -> the module it lives in."""
-_MODULES = ("report", "saes", "stores", "config", "events")
+_MODULES = ("report", "saes", "stores", "config", "events", "errors")
 
 __all__ = [*_HOME, "__version__", "report"]
 

@@ -31,6 +31,8 @@ from saebench.terminal.picture import counts_text, duration, failure_lines
 from saebench.terminal.views import LoggedView, View, choose_view
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from saebench.executors import Executor
     from saebench.study import Search
     from saebench.tracking import Lag, Tracker
@@ -63,8 +65,14 @@ class SweepResult:
         return self.exit_code == 0
 
     def trial(self, number: int) -> Path:
-        """Directory of a trial."""
+        """Directory of a trial; its SAE is in `sae` below."""
         return SweepPaths(self.root).trial(number).root
+
+    def frame(self) -> DataFrame:
+        """A row per trial: `saebench.report.trials` of this sweep."""
+        from saebench import report
+
+        return report.trials(self.root)
 
 
 def run_sweep(

@@ -130,6 +130,7 @@ def test_a_sweep_from_end_to_end_and_again(sweep: Callable[..., SweepResult], tm
     assert result.ok
     assert (result.exit_code, result.counts) == (0, {"complete": 4})
     assert states(result.root) == ["complete"] * 4
+    assert list(result.frame()["state"]) == ["complete"] * 4
     lock = json.loads((result.root / "lock.json").read_text())
     assert lock["d_in"] == 384
     assert lock["tracking"] == {
