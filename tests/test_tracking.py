@@ -473,7 +473,7 @@ def test_artifacts_that_cannot_be_stored_close_the_run_all_the_same(
     def full(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(made._client, "log_artifact", full)
+    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.log_artifact", full)
     made.open(make_trial(sweep, 0))
     work(sweep.trial(0))
     sweep.trial(0).log.write_text("x")

@@ -1,18 +1,27 @@
 """What it costs to orchestrate a trial: ours against a plain subprocess per trial and against Ray Tune.
 
     python experiments/benchmarks/orchestration.py [--trials 200] [--slow 6]
+    python experiments/benchmarks/orchestration.py --sweeps 100,600,2000
 
 The trial (toy_trial.py) does nothing but import what a real trial imports; every way runs it in a fresh process. Two
 figures: seconds from the order to start until the next trial could start, one trial at a time; and trials per second,
 two at a time. `--trials` is for ours, `--slow` for the other two. Ray Tune is measured where `ray` can be imported
 (`pip install "ray[tune]"`), its own start not counted: T(n + 1 trials) - T(1 trial), over n.
+
+`--sweeps` measures whole sweeps instead: `run_sweep` with Optuna's journal and MLflow in a new SQLite file, four
+strata, two slots, one evaluation with a verdict per trial. Counted from the end of the first trial, which waits for the
+imports; "in all" until MLflow has everything. CPU time because the machine may be shared: of this process (loop and
+MLflow) and of those below it (workers, and the one they are forked from; imports included).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -22,11 +31,14 @@ from pathlib import Path
 
 import toy_trial
 
+from saebench import run_sweep
 from saebench.config import RunConfig
 from saebench.events import Event
 from saebench.executors import Attempt, EventMessage, ExitMessage
 from saebench.executors.local import LocalExecutor
 from saebench.paths import TrialPaths
+from saebench.state import TrialState
+from saebench.terminal.views import QuietView
 
 HERE = Path(__file__).parent
 Way = Callable[[Path, int, int], float]
@@ -113,12 +125,66 @@ def per_trial(way: Way, folder: Path, trials: int, at_once: int, without_start: 
     return (seconds - (way(folder, extra, at_once) if extra else 0.0)) / trials
 
 
+class Clock(QuietView):
+    """Notes when trials end."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def ended(self, state: TrialState) -> None:
+        del state
+        self.ends.append(time.perf_counter())
+
+
+def sweep(folder: Path, trials: int) -> str:
+    """One row of the table about whole sweeps."""
+    spec = {
+        "name": f"toy{trials}",
+        "data": {"model": "sentence-transformers/all-MiniLM-L6-v2", "dataset": {"path": "none"}, "num_examples": 1000},
+        "sae": [{"type": "topk", "k": [4, 8, 16, 32], "dict_size": 64}],
+        "train": {
+            "samples": 1000,
+            "batch_size": 100,
+            "eval_every": 500,
+            "lr": {"low": 1e-4, "high": 1e-2, "log": True},
+        },
+        "search": {"sampler": "random", "points": trials // 4},
+        "prune": {"pruner": "none"},
+        "run": {"devices": "cpu", "per_device": 2},
+        "tracking": {"uri": f"sqlite:///{folder}/{trials}.db"},
+    }
+    clock, own, below = Clock(), time.process_time(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    overrides = ["data.cache=false"]
+    found = run_sweep(
+        spec, runs_dir=folder, cache_dir=folder, view=clock, target="toy_trial:judged", overrides=overrides
+    )
+    done = time.perf_counter()
+    assert found.counts == {"complete": trials}, found
+    with contextlib.closing(sqlite3.connect(folder / f"{trials}.db")) as mlflow:
+        (sent,) = mlflow.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'").fetchone()
+    first, last = clock.ends[0], clock.ends[-1]
+    own, below = time.process_time() - own, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - below
+    loop = (trials - 1) / (last - first)
+    late = trials // 5 / (last - clock.ends[-1 - trials // 5])
+    everything = (trials - 1) / (done - first) if sent == trials + 1 else float("nan")
+    cpu = f"{1000 * own / trials:.0f} + {1000 * below / trials:.0f}"
+    return f"| {trials} | {loop:.1f} | {late:.1f} | {everything:.1f} | {cpu} | {os.getloadavg()[0]:.1f} |"
+
+
 def main() -> None:
     """Measure and print a markdown table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=200)
     parser.add_argument("--slow", type=int, default=6)
+    parser.add_argument("--sweeps", help="trials of each sweep, with commas between")
     args = parser.parse_args()
+    if args.sweeps:
+        print("| trials | trials/s in the loop | in its last fifth | in all | CPU ms per trial, own + below | load |")
+        print("| --- | --- | --- | --- | --- | --- |")
+        for trials in map(int, args.sweeps.split(",")):
+            with tempfile.TemporaryDirectory() as name:
+                print(sweep(Path(name), trials), flush=True)
+        return
     rows: list[tuple[str, float, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -49,6 +49,17 @@ def run(config: TrialConfig, paths: TrialPaths, device: str, report: Callable[[E
     report(Event("done", config.train.samples, values))
 
 
+def judged(
+    config: TrialConfig, paths: TrialPaths, device: str, report: Callable[[Event], Verdict], **others: Any
+) -> None:
+    """As a target of `run_sweep`: with an evaluation that waits for its verdict."""
+    del paths, device, others
+    values = train()
+    report(Event("start", 0))
+    report(Event("eval", config.train.samples // 2, {"eval/fvu": values["eval/fvu"], "eval/l0": 4.0, "eval/mse": 0.1}))
+    report(Event("done", config.train.samples, values))
+
+
 if __name__ == "__main__":  # as a plain subprocess
     warm_up()
     values = train()

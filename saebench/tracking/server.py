@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 from saebench.config import TrackingConfig
@@ -193,6 +193,23 @@ def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) 
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return str(found[0].info.run_id) if found else None
+
+
+class Artifacts(Protocol):
+    """Where a run's files belong (MLflow's `ArtifactRepository`)."""
+
+    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None: ...
+    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None: ...
+
+
+def artifacts(client: MlflowClient, run_id: str, uri: str = "") -> Artifacts:
+    """Where a run's files belong. `uri`: the run's artifact URI where it is known; the client itself would ask for the
+    whole run before it stores the first file."""
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    uri = uri or client.get_run(run_id).info.artifact_uri
+    found: Artifacts = get_artifact_repository(uri, tracking_uri=client.tracking_uri)
+    return found
 
 
 def alive(client: MlflowClient, run_id: str) -> bool:

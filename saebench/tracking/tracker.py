@@ -53,6 +53,8 @@ class _Stream:
     uploads: int = 0
     unsure: bool = False
     """The run may exist although its id never came back."""
+    artifacts: str = ""
+    """Where the run's artifacts belong, if this scheduler made the run."""
     unread: tail.Unread = field(default_factory=tail.Unread)
 
 
@@ -256,7 +258,8 @@ class Tracker:
             with self._lock:
                 tags = {"saebench.state": "running", **tags, **stream.tags}
             name = tags["mlflow.runName"]
-            found = client.create_run(self.experiment_id, start_time=first, tags=tags, run_name=name).info.run_id
+            made = client.create_run(self.experiment_id, start_time=first, tags=tags, run_name=name).info
+            found, stream.artifacts = made.run_id, made.artifact_uri
             with self._lock:
                 stream.tags = {key: value for key, value in stream.tags.items() if tags.get(key) != value}
         stream.sent.run_id = found
@@ -368,7 +371,8 @@ class Tracker:
     def _upload(self, stream: _Stream) -> None:
         paths, run_id = stream.paths, stream.sent.run_id
         try:
-            self._log_files(run_id, paths.log, paths.config, paths.evaluation, paths.sae)
+            files = (paths.log, paths.config, paths.evaluation, paths.sae)
+            self._log_files(server.artifacts(self._client, run_id, stream.artifacts), *files)
             if self._tracking.log_model and stream.end == "complete" and paths.sae.is_dir():
                 log_model(self._client, self.experiment_id, run_id, stream.config, paths)
         except Exception as error:
@@ -378,12 +382,12 @@ class Tracker:
                 raise
             self._client.set_tag(run_id, "saebench.artifacts", f"not uploaded: {server.one_line(error)}")
 
-    def _log_files(self, run_id: str, *paths: Path) -> None:
+    def _log_files(self, to: server.Artifacts, *paths: Path) -> None:
         for path in paths:
             if path.is_dir():
-                self._client.log_artifacts(run_id, str(path), path.name)
+                to.log_artifacts(str(path), path.name)
             elif path.is_file():
-                self._client.log_artifact(run_id, str(path))
+                to.log_artifact(str(path))
 
     def _set_aside(self, stream: _Stream, error: Exception) -> None:
         """The server refuses this trial for good; the others go on. The next scheduler tries once more."""
@@ -397,7 +401,7 @@ class Tracker:
         files = (self._paths.spec, self._paths.lock)
         if (last or not self._attached) and self._attempts < _UPLOADS and all(file.exists() for file in files):
             self._attempts += 1
-            self._log_files(self.run_id, *files)
+            self._log_files(server.artifacts(self._client, self.run_id), *files)
             self._attached, self._attempts = True, 0
 
     def _close_parent(self) -> None:
