@@ -62,6 +62,8 @@ def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, 
 def _topk_of(pre: Tensor, k: int, signed: bool) -> tuple[Tensor, Tensor]:
     size = _group_size(pre.shape[1], k)
     latents = torch.arange(pre.shape[1] // size, device=pre.device).expand(pre.shape[0], -1)
+    if k == pre.shape[1]:
+        return pre, latents
     if size > 1:
         best = keys_of(max_pool1d(pre, size), latents, signed).topk(k, dim=1, sorted=False).indices
         latents = (best.unsqueeze(2) * size + torch.arange(size, device=pre.device)).flatten(1)

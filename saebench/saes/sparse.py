@@ -19,118 +19,17 @@ parameter with the same strides, `nn.Parameter(torch.empty(dict_size, d_in).t())
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from saebench.saes import kernels_select as select
 from saebench.saes.kernels import Precision, affine
-
-
-class ByLatent(NamedTuple):
-    """Pairs sorted by latent: latent f has the pairs `order[bounds[f]:bounds[f + 1]]`."""
-
-    order: Tensor
-    bounds: Tensor
-
-
-@dataclass(frozen=True, eq=False)
-class SparseCodes:
-    """Codes of a batch as pairs, row by row: row b has the pairs `offsets[b]:offsets[b + 1]`."""
-
-    values: Tensor
-    """(pairs,) float32; 0 is padding."""
-    indices: Tensor
-    """(pairs,) int64: the latent of each pair."""
-    offsets: Tensor
-    """(rows + 1,) int64."""
-    dict_size: int
-
-    @property
-    def rows(self) -> int:
-        """Examples in the batch."""
-        return self.offsets.numel() - 1
-
-    @cached_property
-    def row_of_pair(self) -> Tensor:
-        """(pairs,) int64."""
-        rows = torch.arange(self.rows, device=self.indices.device)
-        return rows.repeat_interleave(self.offsets.diff(), output_size=self.indices.numel())
-
-    @cached_property
-    def by_latent(self) -> ByLatent:
-        """The same pairs column by column; computed once for both gradients."""
-        latents, order = self.indices.sort(stable=True)
-        every = torch.arange(self.dict_size + 1, device=latents.device)
-        return ByLatent(order, torch.searchsorted(latents, every))
-
-    def with_values(self, values: Tensor) -> SparseCodes:
-        """The same pairs with other values; what was computed about the pairs is kept."""
-        codes = SparseCodes(values, self.indices, self.offsets, self.dict_size)
-        codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent")})
-        return codes
-
-    def spread(self, per_latent: Tensor) -> Tensor:
-        """A number per latent (dict_size,) as a number per pair (pairs,)."""
-        return _Spread.apply(per_latent, self)  # type: ignore[no-any-return, no-untyped-call]
-
-    def l0(self) -> Tensor:
-        """(rows,) int64: latents that fire per example."""
-        running = torch.zeros(self.indices.numel() + 1, dtype=torch.int64, device=self.indices.device)
-        torch.cumsum(self.values.detach() != 0, 0, out=running[1:])
-        return running[self.offsets].diff()
-
-    def firing(self) -> Tensor:
-        """(dict_size,) float32: examples on which each latent fires."""
-        counts = torch.zeros(self.dict_size, device=self.values.device)
-        return counts.index_add_(0, self.indices, (self.values.detach() != 0).float())
-
-    def dense(self) -> Tensor:
-        """(rows, dict_size), differentiable; for inspection, the training step never needs it."""
-        flat = torch.zeros(self.rows * self.dict_size, dtype=self.values.dtype, device=self.values.device)
-        return flat.index_add(0, self.row_of_pair * self.dict_size + self.indices, self.values).view(
-            self.rows, self.dict_size
-        )
-
-    def prefix(self, width: int) -> SparseCodes:
-        """The same pairs with only the first `width` latents kept, the rest set to 0."""
-        return self.with_values(self.values * (self.indices < width))
-
-
-@dataclass(frozen=True, eq=False)
-class DenseCodes:
-    """What `encode_above` gives where pairs would be too many: every pre-activation, under the same methods."""
-
-    values: Tensor
-    """(rows, dict_size) float32."""
-
-    @property
-    def rows(self) -> int:
-        return self.values.shape[0]
-
-    @property
-    def dict_size(self) -> int:
-        return self.values.shape[1]
-
-    def with_values(self, values: Tensor) -> DenseCodes:
-        return DenseCodes(values)
-
-    def spread(self, per_latent: Tensor) -> Tensor:
-        """(dict_size,) as it is: it broadcasts over the rows."""
-        return per_latent
-
-    def l0(self) -> Tensor:
-        return (self.values.detach() != 0).sum(1)
-
-    def firing(self) -> Tensor:
-        return (self.values.detach() != 0).sum(0).float()
-
-    def dense(self) -> Tensor:
-        return self.values
+from saebench.saes.kernels_codes import MOST_PAIRS, collect, combine, dots, sum_by_latent
+from saebench.saes.kernels_codes import Codes as Codes
+from saebench.saes.kernels_codes import DenseCodes as DenseCodes
+from saebench.saes.kernels_codes import SparseCodes as SparseCodes
 
 
 def encode_topk(
@@ -154,12 +53,14 @@ def encode_topk(
     with torch.no_grad():
         if among is None:
             values, indices = select.topk(x, W_enc, b_enc, k, precision, signed)
+        elif x.device.type == "cpu":
+            some = among.nonzero().squeeze(1)
+            W, b = W_enc.t()[some].t(), b_enc[some]
+            values, indices = select.topk(x, W, b, min(k, some.numel()), precision, signed)
+            indices = some[indices]
         else:
-            allowed = among.nonzero().squeeze(1)
-            values, indices = select.topk(
-                x, W_enc[:, allowed], b_enc[allowed], min(k, allowed.numel()), precision, signed
-            )
-            indices = allowed[indices]
+            values, indices = select.topk(x, W_enc, b_enc.masked_fill(~among, -torch.inf), k, precision, signed)
+            values = values.masked_fill(values.isneginf(), 0.0)
         values = values if signed else values.relu()
         offsets = torch.arange(x.shape[0] + 1, device=x.device) * values.shape[1]
     return _with_gradient(x, W_enc, b_enc, values.flatten(), indices.flatten(), offsets)
@@ -183,11 +84,6 @@ def encode_batchtopk(
         starts = torch.arange(x.shape[0] + 1, device=x.device) * dict_size
         offsets = torch.searchsorted(places, starts)
     return _with_gradient(x, W_enc, b_enc, values, places % dict_size, offsets)
-
-
-Codes = SparseCodes | DenseCodes
-MOST_PAIRS = 1 / 24
-"""Share of the latents above which pairs cost more than dense products."""
 
 
 def encode_above(
@@ -245,14 +141,9 @@ def _with_gradient(
 ) -> SparseCodes:
     chosen = SparseCodes(values, indices, offsets, W_enc.shape[1])
     with_grad: Tensor = _Encode.apply(x, W_enc, b_enc, chosen, padded)  # type: ignore[no-untyped-call]
-    if with_grad.requires_grad:
+    if with_grad.requires_grad and not chosen.crowded:
         _ = chosen.by_latent, chosen.row_of_pair  # one sort for the encoder and the decoder
     return chosen.with_values(with_grad)
-
-
-def _bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of `rows[pairs]`, one per bag of pairs."""
-    return embedding_bag(pairs, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 class _Encode(torch.autograd.Function):
@@ -269,54 +160,29 @@ class _Encode(torch.autograd.Function):
         x, W_enc, values = ctx.saved_tensors
         chosen: SparseCodes = ctx.chosen
         grad = torch.where(values != 0, grads[0], 0.0) if ctx.padded else grads[0].contiguous()
-        for_x = for_W = for_b = None
-        if ctx.needs_input_grad[0]:
-            for_x = _bags(chosen.indices, W_enc.t().contiguous(), chosen.offsets, grad)
-        if ctx.needs_input_grad[1]:
-            order, bounds = chosen.by_latent
-            for_W = _bags(chosen.row_of_pair[order], x, bounds, grad[order]).t()
-        if ctx.needs_input_grad[2]:
-            for_b = _sum_by_latent(grad, chosen)
-        return for_x, for_W, for_b, None, None
-
-
-def _sum_by_latent(per_pair: Tensor, codes: SparseCodes) -> Tensor:
-    return per_pair.new_zeros(codes.dict_size).index_add_(0, codes.indices, per_pair)
-
-
-class _Spread(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, per_latent: Tensor, codes: SparseCodes) -> Tensor:
-        ctx.codes = codes
-        return per_latent[codes.indices]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return _sum_by_latent(grads[0], ctx.codes), None
+        for_x, for_W, for_b, *_ = ctx.needs_input_grad
+        return (
+            combine(chosen, grad, W_enc.t().contiguous()) if for_x else None,
+            collect(chosen, grad, x).t() if for_W else None,
+            sum_by_latent(grad, chosen) if for_b else None,
+            None,
+            None,
+        )
 
 
 class _Decode(torch.autograd.Function):
-    """embedding_bag with its own gradient for the values and segment sums, not scattered rows, for W_dec."""
-
     @staticmethod
     def forward(ctx: Any, values: Tensor, W_dec: Tensor, codes: SparseCodes) -> Tensor:
-        ctx.save_for_backward(values)
+        ctx.save_for_backward(values, W_dec)
         ctx.codes = codes
-        ctx.free = values.detach().requires_grad_(values.requires_grad)
-        with torch.enable_grad():
-            ctx.inner = _bags(codes.indices, W_dec.detach(), codes.offsets, ctx.free)
-        x_hat: Tensor = ctx.inner.detach()
-        return x_hat
+        return combine(codes, values, W_dec)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (values,) = ctx.saved_tensors
-        codes: SparseCodes = ctx.codes
+        values, W_dec = ctx.saved_tensors
         grad = grads[0].contiguous()
-        for_values = for_W = None
-        if ctx.needs_input_grad[0]:
-            (for_values,) = torch.autograd.grad(ctx.inner, ctx.free, grad, retain_graph=True)
-        if ctx.needs_input_grad[1]:
-            order, bounds = codes.by_latent
-            for_W = _bags(codes.row_of_pair[order], grad, bounds, values[order])
-        return for_values, for_W, None
+        return (
+            dots(ctx.codes, grad, W_dec) if ctx.needs_input_grad[0] else None,
+            collect(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None,
+            None,
+        )

@@ -1,0 +1,194 @@
+"""Codes of a batch as pairs of a row and a latent, and the three sums over pairs that a k-sparse step consists of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import embedding_bag
+
+from saebench.saes.kernels import product
+
+MOST_PAIRS = 1 / 24
+"""Share of the latents above which, on a CPU, pairs cost more than dense products."""
+DENSE_ELEMENTS = 1 << 21
+"""Where pairs are more than that (AuxK has hundreds of a few hundred latents), so much of the codes is made dense at a
+time: 8 MiB."""
+
+
+class ByLatent(NamedTuple):
+    """Pairs sorted by latent: latent f has the pairs `order[bounds[f]:bounds[f + 1]]`."""
+
+    order: Tensor
+    bounds: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SparseCodes:
+    """Codes of a batch as pairs, row by row: row b has the pairs `offsets[b]:offsets[b + 1]`."""
+
+    values: Tensor
+    """(pairs,) float32; 0 is padding."""
+    indices: Tensor
+    """(pairs,) int64: the latent of each pair."""
+    offsets: Tensor
+    """(rows + 1,) int64."""
+    dict_size: int
+
+    @property
+    def rows(self) -> int:
+        """Examples in the batch."""
+        return self.offsets.numel() - 1
+
+    @cached_property
+    def row_of_pair(self) -> Tensor:
+        """(pairs,) int64."""
+        rows = torch.arange(self.rows, device=self.indices.device)
+        return rows.repeat_interleave(self.offsets.diff(), output_size=self.indices.numel())
+
+    @cached_property
+    def by_latent(self) -> ByLatent:
+        """The same pairs column by column; computed once for both gradients."""
+        latents, order = self.indices.sort(stable=True)
+        every = torch.arange(self.dict_size + 1, device=latents.device)
+        return ByLatent(order, torch.searchsorted(latents, every))
+
+    @property
+    def crowded(self) -> bool:
+        """Whether dense products are the faster way to sum over the pairs."""
+        most = MOST_PAIRS * self.rows * self.dict_size
+        return self.indices.device.type == "cpu" and self.indices.numel() > most
+
+    def with_values(self, values: Tensor) -> SparseCodes:
+        """The same pairs with other values; what was computed about the pairs is kept."""
+        codes = SparseCodes(values, self.indices, self.offsets, self.dict_size)
+        codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent")})
+        return codes
+
+    def spread(self, per_latent: Tensor) -> Tensor:
+        """A number per latent (dict_size,) as a number per pair (pairs,)."""
+        return per_latent.index_select(0, self.indices)
+
+    def l0(self) -> Tensor:
+        """(rows,) int64: latents that fire per example."""
+        running = torch.zeros(self.indices.numel() + 1, dtype=torch.int64, device=self.indices.device)
+        torch.cumsum(self.values.detach() != 0, 0, out=running[1:])
+        return running[self.offsets].diff()
+
+    def firing(self) -> Tensor:
+        """(dict_size,) float32: examples on which each latent fires."""
+        counts = torch.zeros(self.dict_size, device=self.values.device)
+        return counts.index_add_(0, self.indices, (self.values.detach() != 0).float())
+
+    def dense(self) -> Tensor:
+        """(rows, dict_size), differentiable; for inspection, the training step never needs it."""
+        flat = torch.zeros(self.rows * self.dict_size, dtype=self.values.dtype, device=self.values.device)
+        return flat.index_add(0, self.row_of_pair * self.dict_size + self.indices, self.values).view(
+            self.rows, self.dict_size
+        )
+
+    def prefix(self, width: int) -> SparseCodes:
+        """The same pairs with only the first `width` latents kept, the rest set to 0."""
+        return self.with_values(self.values * (self.indices < width))
+
+
+@dataclass(frozen=True, eq=False)
+class DenseCodes:
+    """What `encode_above` gives where pairs would be too many: every pre-activation, under the same methods."""
+
+    values: Tensor
+    """(rows, dict_size) float32."""
+
+    @property
+    def rows(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def dict_size(self) -> int:
+        return self.values.shape[1]
+
+    def with_values(self, values: Tensor) -> DenseCodes:
+        return DenseCodes(values)
+
+    def spread(self, per_latent: Tensor) -> Tensor:
+        """(dict_size,) as it is: it broadcasts over the rows."""
+        return per_latent
+
+    def l0(self) -> Tensor:
+        return (self.values.detach() != 0).sum(1)
+
+    def firing(self) -> Tensor:
+        return (self.values.detach() != 0).sum(0).float()
+
+    def dense(self) -> Tensor:
+        return self.values
+
+
+Codes = SparseCodes | DenseCodes
+
+
+def sum_by_latent(per_pair: Tensor, codes: SparseCodes) -> Tensor:
+    """(pairs,) to (dict_size,)."""
+    return per_pair.new_zeros(codes.dict_size).index_add_(0, codes.indices, per_pair)
+
+
+def combine(codes: SparseCodes, weights: Tensor, vectors: Tensor) -> Tensor:
+    """(rows, d): for each row, its pairs' weights times the vectors (dict_size, d) of their latents."""
+    if not codes.crowded:
+        return _bags(codes.indices, vectors, codes.offsets, weights)
+    return torch.cat([product(part.dense(weights), vectors) for part in _parts(codes)])
+
+
+def dots(codes: SparseCodes, rows: Tensor, vectors: Tensor) -> Tensor:
+    """(pairs,): for each pair, its row of (rows, d) times the vector (dict_size, d) of its latent."""
+    if codes.crowded:
+        return torch.cat([product(rows[p.rows], vectors.t()).flatten()[p.places] for p in _parts(codes)])
+    with torch.enable_grad():  # embedding_bag's own gradient does it without gathering pairs x d
+        weights = torch.zeros_like(codes.indices, dtype=rows.dtype).requires_grad_()
+        sums = _bags(codes.indices, vectors.detach(), codes.offsets, weights)
+        (result,) = torch.autograd.grad(sums, weights, rows)
+    return result
+
+
+def collect(codes: SparseCodes, weights: Tensor, rows: Tensor) -> Tensor:
+    """(dict_size, d): for each latent, its pairs' weights times their rows of (rows, d)."""
+    if not codes.crowded:
+        order, bounds = codes.by_latent
+        return _bags(codes.row_of_pair[order], rows, bounds, weights[order])
+    total = rows.new_zeros(codes.dict_size, rows.shape[1])
+    for part in _parts(codes):
+        total += product(part.dense(weights).t(), rows[part.rows])
+    return total
+
+
+def _bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Weighted sums of `rows[pairs]`, one per bag of pairs."""
+    return embedding_bag(pairs, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+class _Part(NamedTuple):
+    """Some rows of crowded codes."""
+
+    rows: slice
+    pairs: slice
+    places: Tensor
+    """Of its pairs, in its flattened dense form."""
+    shape: tuple[int, int]
+
+    def dense(self, weights: Tensor) -> Tensor:
+        flat = weights.new_zeros(self.shape[0] * self.shape[1])
+        flat[self.places] = weights[self.pairs]
+        return flat.view(self.shape)
+
+
+def _parts(codes: SparseCodes) -> Iterator[_Part]:
+    count = max(1, DENSE_ELEMENTS // codes.dict_size)
+    starts = [*range(0, codes.rows, count), codes.rows]
+    for (low, high), (first, last) in zip(pairwise(starts), pairwise(codes.offsets[starts].tolist()), strict=True):
+        places = (codes.row_of_pair[first:last] - low) * codes.dict_size + codes.indices[first:last]
+        yield _Part(slice(low, high), slice(first, last), places, (high - low, codes.dict_size))
