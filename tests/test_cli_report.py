@@ -128,6 +128,19 @@ def test_a_sweep_that_is_not_there_is_one_line_and_exit_code_2(store: Store) -> 
     assert result.stderr == f"saebench: nosuch: no such sweep in {store.runs}; there are: demo\n"
 
 
+@pytest.mark.parametrize("option", ["--out", "--plot"])
+@pytest.mark.parametrize("place", ["file/x.{}", "folder.{}"])
+def test_a_file_that_cannot_be_written_is_one_line(store: Store, tmp_path: Path, option: str, place: str) -> None:
+    file = tmp_path / place.format("csv" if option == "--out" else "png")
+    (tmp_path / "file").touch()
+    if place.startswith("folder"):
+        file.mkdir()
+    result = main("report", "demo", "--runs-dir", store.runs, option, file)
+    assert result.returncode == 2
+    assert result.stderr.startswith(f"saebench: {file}: cannot be written: ")
+    assert result.stderr.count("\n") == 1
+
+
 def test_a_server_that_is_not_there_is_one_line_and_exit_code_5(store: Store) -> None:
     result = main("report", "demo", "--tracking-uri", "http://127.0.0.1:9", "--runs-dir", store.runs)
     assert result.returncode == 5

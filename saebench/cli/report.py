@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,12 +81,14 @@ def _plots(document: Report, path: Path, chart: str) -> list[Path]:
     from saebench.report.plots import save
 
     if chart != "all":
-        save(CHARTS[chart](document), path)
+        with _writing(path):
+            save(CHARTS[chart](document), path)
         return [path]
     drawn = {path.with_stem(f"{path.stem}-{name}"): CHARTS[name](document) for name in PLOTS}
     drawn = {place: made for place, made in drawn.items() if made.panels}
     for place, made in drawn.items():
-        save(made, place)
+        with _writing(place):
+            save(made, place)
     return list(drawn)
 
 
@@ -99,8 +103,8 @@ def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]
     if kind == "parquet" and out:
         from saebench.report.formats import parquet
 
-        _parent(out)
-        parquet(document.table(names[0] if names else "trials"), out)
+        with _writing(out):
+            parquet(document.table(names[0] if names else "trials"), out)
     else:
         _emit(_text(document, kind, names), out)
     if out:
@@ -131,8 +135,7 @@ def _print_tables(document: Report, out: Path | None, names: tuple[str, ...]) ->
         console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
         show(document, console, tables)
         return
-    _parent(out)
-    with out.open("w", encoding="utf-8") as file:
+    with _writing(out), out.open("w", encoding="utf-8") as file:
         show(document, Console(file=file, width=_PIPED_WIDTH), tables)
     click.echo(f"written: {out}", err=True)
 
@@ -141,15 +144,18 @@ def _emit(text: str, out: Path | None) -> None:
     if out is None:
         click.echo(text, nl=False)
     else:
-        _parent(out)
-        out.write_text(text, encoding="utf-8")
+        with _writing(out):
+            out.write_text(text, encoding="utf-8")
 
 
-def _parent(out: Path) -> None:
+@contextlib.contextmanager
+def _writing(file: Path) -> Iterator[None]:
+    """Its folder is there; what the disk refuses is one line."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield
     except OSError as error:
-        raise UserError(f"--out {out}: {error.strerror}") from error
+        raise UserError(f"{file}: cannot be written: {error.strerror or error}") from error
 
 
 def _default_file(document: Report, kind: str) -> Path:
