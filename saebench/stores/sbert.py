@@ -226,4 +226,7 @@ def open_store(
     data: DataConfig, *, batch_size: int, seed: int, device: str, cache_dir: Path | None = None
 ) -> ActivationsStoreSBERT:
     """What a trial trains on. Raises DataError where a training batch cannot be filled or the data cannot be had."""
-    return ActivationsStoreSBERT(None, data, batch_size=batch_size, seed=seed, device=device, cache_dir=cache_dir)
+    store = ActivationsStoreSBERT(None, data, batch_size=batch_size, seed=seed, device=device, cache_dir=cache_dir)
+    if store.num_train < batch_size:  # where the cache is off
+        raise DataError(f"{store.num_train:,} training texts do not fill one batch of {batch_size:,}")
+    return store

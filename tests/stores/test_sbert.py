@@ -316,15 +316,16 @@ def test_an_open_store_outlives_the_growth_of_its_entry(corpus: Corpus, cache_di
 
 @pytest.mark.usefixtures("inline")
 def test_a_stream_without_texts_is_one_line(corpus: Corpus) -> None:
-    store = open_store(corpus([" "], cache=False), batch_size=4, seed=0, device="cpu")
+    store = ActivationsStoreSBERT(None, corpus([" "], cache=False), batch_size=4, device="cpu")
     with pytest.raises(DataError, match="the dataset has no text to train on"):
         store.next_batch()
 
 
 @pytest.mark.usefixtures("inline")
-def test_a_corpus_smaller_than_a_batch_is_refused(corpus: Corpus, cache_dir: Path) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_corpus_smaller_than_a_batch_is_refused(corpus: Corpus, cache_dir: Path, cached: bool) -> None:
     with pytest.raises(DataError, match=r"\d training texts do not fill one batch of 64"):
-        open_store(corpus(sentences(10)), batch_size=64, seed=0, device="cpu", cache_dir=cache_dir)
+        open_store(corpus(sentences(10), cache=cached), batch_size=64, seed=0, device="cpu", cache_dir=cache_dir)
 
 
 @pytest.mark.gpu
