@@ -102,7 +102,8 @@ class TrainableSAE(nn.Module, ABC):
         num_dead_features.
 
         While training, by the rule of training; it counts dead latents. Gradients are on loss, sae_out and
-        feature_acts. After `eval()`, by the rule of inference: an example's code is its own, and nothing changes.
+        feature_acts. After `eval()`, by the rule of inference: an example's code is its own, and nothing changes;
+        l1_loss is 0 there for a typed config with target_l0, whose weight is the trainer's.
         """
         return self._trained(x) if self.training else self._inferred(x)
 
@@ -195,7 +196,8 @@ class TrainableSAE(nn.Module, ABC):
         l0 = (latents != 0).sum(1).float().mean()
         l2 = self.scale() * self.sae.fvu(z, z_hat)
         penalty = self.sae.l1(codes) if self.kind == "vanilla" else l0
-        l1 = self._scalar(self.scale() * self.coeff() * penalty)
+        steered = self.settings is None and getattr(self.sae.config, "target_l0", None) is not None
+        l1 = self._scalar(0.0 if steered else self.scale() * self.coeff() * penalty)
         output = {
             "sae_out": self.sae.preprocessing.undo(z_hat, side),
             "feature_acts": latents,

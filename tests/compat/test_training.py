@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saebench import ActivationsStoreSBERT, get_default_cfg, post_init_cfg, sae_classes, train_sae
+from saebench import ActivationsStoreSBERT, VanillaSAE, get_default_cfg, post_init_cfg, sae_classes, train_sae
 from saebench.compat.training import mirrored
+from saebench.config import VanillaConfig
 from saebench.errors import DataError
 
 TYPES = ("vanilla", "topk", "batchtopk", "jumprelu")
@@ -69,6 +70,17 @@ def test_a_holdout_is_evaluated_on(texts: str) -> None:
     assert 0 < last["eval/fvu"] < 1
     assert last["eval/l0"] == pytest.approx(4, rel=0.15)
     assert 100 < last["eval/examples"] < 300
+
+
+def test_a_typed_config_with_a_target_is_trained_to_it(texts: str) -> None:
+    """Its weight is the controller's: in evaluation there is no l1_loss."""
+    cfg = small(texts, "vanilla")
+    sae = VanillaSAE(VanillaConfig(dict_size=48, target_l0=4), d_in=16)
+    store = ActivationsStoreSBERT(model=Letters(), cfg=cfg)
+    train_sae(sae, store, None, cfg)
+    output = sae(store.sample(1000))
+    assert output["l0_norm"] == pytest.approx(4, rel=0.15)
+    assert output["l1_loss"] == 0
 
 
 def test_the_store_feeds_a_loop_of_ones_own(texts: str) -> None:
