@@ -130,9 +130,12 @@ class Clock(QuietView):
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.cpu = 0.0
+        """CPU time of this process when the first one did."""
 
     def ended(self, state: TrialState) -> None:
         del state
+        self.cpu = self.cpu or time.process_time()
         self.ends.append(time.perf_counter())
 
 
@@ -153,7 +156,7 @@ def sweep(folder: Path, trials: int) -> str:
         "run": {"devices": "cpu", "per_device": 2},
         "tracking": {"uri": f"sqlite:///{folder}/{trials}.db"},
     }
-    clock, own, below = Clock(), time.process_time(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    clock, below = Clock(), sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
     overrides = ["data.cache=false"]
     found = run_sweep(
         spec, runs_dir=folder, cache_dir=folder, view=clock, target="toy_trial:judged", overrides=overrides
@@ -163,7 +166,7 @@ def sweep(folder: Path, trials: int) -> str:
     with contextlib.closing(sqlite3.connect(folder / f"{trials}.db")) as mlflow:
         (sent,) = mlflow.execute("SELECT count(*) FROM runs WHERE status = 'FINISHED'").fetchone()
     first, last = clock.ends[0], clock.ends[-1]
-    own, below = time.process_time() - own, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - below
+    own, below = time.process_time() - clock.cpu, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - below
     loop = (trials - 1) / (last - first)
     late = trials // 5 / (last - clock.ends[-1 - trials // 5])
     everything = (trials - 1) / (done - first) if sent == trials + 1 else float("nan")
