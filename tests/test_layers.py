@@ -23,6 +23,7 @@ LAYERS = [
     {"trial"},
     {"worker", "devices"},
     {"executors"},
+    {"mlflow_model"},
     {"study", "tracking", "report", "terminal", "compat"},
     {"scheduler"},
     {"sweep"},
