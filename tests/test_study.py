@@ -165,6 +165,16 @@ def test_a_small_space_is_drawn_without_repetition_until_it_is_empty(journal: Pa
     assert [c.number for c in configs] == list(range(6))
 
 
+def test_a_space_too_large_to_list_is_drawn_from_again_after_a_repetition(
+    journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saebench.study.samplers._SMALL", 0)
+    made = plan(points=6, k=16, lr=[1e-4, 1e-3, 1e-2], train={"batch_size": [64, 128]})
+    configs = run(Search(made, journal))
+    assert len({c.point for c in configs}) == len(configs) == 6
+    assert [c.number for c in configs] == list(range(6))
+
+
 def test_a_space_of_steps_is_drawn_without_repetition(journal: Path) -> None:
     made = plan(points=8, k=16, lr={"low": 0.1, "high": 0.8, "step": 0.1})
     assert sorted(c.train.lr or 0 for c in run(Search(made, journal))) == pytest.approx([i / 10 for i in range(1, 9)])

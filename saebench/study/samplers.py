@@ -117,10 +117,15 @@ def check_sampler(plan: Plan) -> None:
             )
 
 
+def is_small(stratum: Stratum) -> bool:
+    """Can all points of the space be listed?"""
+    return cardinality(stratum.space) <= _SMALL
+
+
 def untried(plan: Plan, stratum: Stratum, tried: Collection[str], seed: int) -> dict[str, Scalar] | None:
     """A point of a finite space, at random among those whose id is not in `tried`; None where none is left, or where
     the space is too large to be listed (then a sampler hardly ever draws a point twice)."""
-    if cardinality(stratum.space) > _SMALL:
+    if not is_small(stratum):
         return None
     lists = [_listed(value) for value in stratum.space.values()]
     points = [dict(zip(stratum.space, values, strict=True)) for values in itertools.product(*lists)]

@@ -218,7 +218,7 @@ class Search:
         cell.study.tell(trial, state=TrialState.FAIL)
         seed = zlib.crc32(f"{cell.study.study_name}:{self._plan.spec.search.seed}:{trial.number}".encode())
         other = samplers.untried(self._plan, cell.stratum, cell.points, seed)
-        cell.exhausted = other is None
+        cell.exhausted = other is None and samplers.is_small(cell.stratum)
         return self._new(cell, other) if other is not None else None
 
     @property
