@@ -92,10 +92,6 @@ class SparseCodes:
             self.rows, self.dict_size
         )
 
-    def prefix(self, width: int) -> SparseCodes:
-        """The same pairs with only the first `width` latents kept, the rest set to 0."""
-        return self.with_values(self.values * (self.indices < width))
-
 
 @dataclass(frozen=True, eq=False)
 class DenseCodes:

@@ -212,14 +212,6 @@ def test_spread_has_the_gradient_of_a_sum_over_pairs() -> None:
     torch.testing.assert_close(factor.grad, codes.dense().sum(0))
 
 
-def test_prefix_drops_the_latents_behind_it() -> None:
-    x, (W, b) = _rows(9, 4), _weights(4, 32)
-    codes = sparse.encode_batchtopk(x, W, b, 3)
-    want = codes.dense()
-    want[:, 10:] = 0
-    assert torch.equal(codes.prefix(10).dense(), want)
-
-
 def test_the_encoder_gradient_has_the_strides_of_a_transposed_parameter() -> None:
     W = torch.nn.Parameter(torch.randn(64, 8).t())
     sparse.encode_topk(_rows(5, 8), W, torch.zeros(64), 3).values.sum().backward()
