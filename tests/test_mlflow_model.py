@@ -13,6 +13,7 @@ import torch
 
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrackingConfig, TrainConfig, TrialConfig
 from saebench.paths import SweepPaths, write_json
+from saebench.report import pick
 from saebench.saes import make_sae, save_sae
 from saebench.tracking import Tracker, server
 
@@ -110,6 +111,13 @@ def test_the_model_is_code_and_safetensors_and_the_registry_takes_it(logged: tup
     version = client.create_model_version("toy", str(folder), run_id=run.info.run_id)
     assert (str(version.version), version.status) == ("1", "READY")
     assert json.loads((folder / "artifacts" / "config.json").read_text())["sweep"] == "toy"
+
+
+def test_what_best_registers_is_the_place_of_the_logged_model(logged: tuple[str, Any, Path]) -> None:
+    uri, run, _ = logged
+    source, what = pick._model_uri(server.connect(uri), run)
+    assert what == "its logged model"
+    assert (Path(source.removeprefix("file://")) / "MLmodel").exists()
 
 
 def test_nothing_is_written_to_another_place(logged: tuple[str, Any, Path], here: Path) -> None:

@@ -64,7 +64,8 @@ def _safe(name: str) -> str:
 def _model_uri(client: Any, run: Any) -> tuple[str, str]:
     models = run.outputs.model_outputs if run.outputs else []
     if models:
-        return f"models:/{models[-1].model_id}", "its logged model"
+        # its place, not models:/<id>: MLflow would look that up in its default store, not in this one
+        return str(client.get_logged_model(models[-1].model_id).artifact_location), "its logged model"
     folders = [item.path for item in client.list_artifacts(run.info.run_id) if item.is_dir]
     for folder in folders:
         if any(Path(inner.path).name == "MLmodel" for inner in client.list_artifacts(run.info.run_id, folder)):

@@ -28,7 +28,11 @@ _PREFLIGHT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
 }
 """MLflow's own are 7 retries of up to 120 s each: about four minutes before a wrong address is reported."""
-_QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true"}
+_QUIET = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of a logged model: it would tear the live view
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 
 
 def resolve_uri(tracking: TrackingConfig, folder: Path | None = None) -> str:
