@@ -1,12 +1,13 @@
 """The k-sparse step: encode and select, decode, and both gradients, through (values, indices) only.
 
-    codes = encodeselect.topk(x, W_enc, b_enc, k)            # exactly k latents per row
+    codes = encode_topk(x, W_enc, b_enc, k)            # exactly k latents per row
     codes = encode_batchtopk(x, W_enc, b_enc, k)       # round(k * rows) latents in the whole batch
     x_hat = decode(codes, W_dec, b_dec)                # (rows, d_in)
 
 `codes.values` carries the gradient to x, W_enc and b_enc; it flows through the selected pairs alone. No dense codes
-exist: pre-activations are computed for one chunk of rows at a time and forgotten, and `decode`, its backward and the
-encoder's backward touch the selected pairs only.
+are kept: pre-activations are computed for one chunk of rows at a time and forgotten, and `decode`, its backward and the
+encoder's backward touch the selected pairs only (on a CPU, where these are a large share of the latents, they are made
+dense for a few rows at a time).
 
 Selection is exact: the set a full sort would give. Only positive pre-activations count (`signed=True` keeps negative
 ones, for AuxK); where a row or batch has fewer, the rest of `values` is 0 and has no gradient. Equal values: the lower
@@ -123,8 +124,8 @@ def _check(x: Tensor, W_enc: Tensor, b_enc: Tensor) -> None:
         raise ValueError(f"x has shape {tuple(x.shape)}, expected (rows >= 1, {W_enc.shape[0]})")
     if b_enc.shape != W_enc.shape[1:]:
         raise ValueError(f"b_enc has shape {tuple(b_enc.shape)}, expected ({W_enc.shape[1]},)")
-    if not x.dtype == W_enc.dtype == b_enc.dtype:
-        raise TypeError(f"x, W_enc and b_enc must have one dtype, not {x.dtype}, {W_enc.dtype}, {b_enc.dtype}")
+    if not x.dtype == W_enc.dtype == b_enc.dtype == torch.float32:
+        raise TypeError(f"x, W_enc and b_enc must be float32, not {x.dtype}, {W_enc.dtype}, {b_enc.dtype}")
 
 
 # --- gradients -------------------------------------------------------------------------------------------------------

@@ -339,6 +339,8 @@ def test_bad_shapes_are_refused(call: Callable[..., Any], says: str) -> None:
         call(_rows(5, 4), *_weights(4, 8))
 
 
-def test_mixed_types_are_refused() -> None:
-    with pytest.raises(TypeError, match="one dtype"):
+def test_types_other_than_float32_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"must be float32, not torch\.float64"):
         sparse.encode_topk(_rows(5, 4).double(), *_weights(4, 8), 2)
+    with pytest.raises(TypeError, match="must be float32"):
+        sparse.encode_batchtopk(*(t.double() for t in (_rows(5, 4), *_weights(4, 8))), 2)
