@@ -137,7 +137,14 @@ class SweepPaths:
     def trials(self) -> list[TrialPaths]:
         """Directories of the trials that exist, in order of number."""
         folder = self.root / "trials"
-        return [TrialPaths(p) for p in sorted(folder.iterdir()) if p.name.isdigit()] if folder.is_dir() else []
+        there = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        return [TrialPaths(p) for p in sorted(there, key=lambda p: int(p.name))]
+
+    def remove_left_overs(self) -> None:
+        """Delete what writers that were killed between writing aside and renaming left; no writer may be alive."""
+        for folder in (self.root, *(trial.root for trial in self.trials())):
+            for left_over in folder.glob(".*.tmp"):
+                left_over.unlink(missing_ok=True)
 
 
 def runs_dir(given: str | Path | None = None) -> Path:

@@ -128,6 +128,12 @@ def _given(spec: str | Path | SweepSpec | Mapping[str, Any], overrides: Sequence
     return _Given(spec, yaml.safe_dump(spec.plain(), sort_keys=False), Path.cwd())
 
 
+END_PATIENCE = 120.0
+"""Seconds a sweep at its end waits for a tracking server that takes nothing; a restart of the server fits in."""
+HURRIED_PATIENCE = 20.0
+"""The same where somebody or something told the sweep to stop."""
+
+
 class _Sweep:
     """One life of a sweep's scheduler."""
 
@@ -141,8 +147,6 @@ class _Sweep:
         from saebench.study import Search
         from saebench.tracking import Tracker
 
-        if self._spec.run.executor != "local":
-            raise PreflightError("run.executor: ray: this version runs trials on this machine only; use local")
         lock = read_lock(self._paths)
         changes = agree(lock, self._spec.plain(), self._paths, extend=extend) if lock else {}
         tracker = Tracker(self._paths, self._reachable_tracking(lock), self._spec.name)
@@ -154,16 +158,18 @@ class _Sweep:
             if "num_train" in info:
                 plan.check_corpus(int(info["num_train"]))
             await_orphans(self._paths.trials(), self._view.note)
+            self._paths.remove_left_overs()
             search = Search(plan, self._paths.journal)
             tracker.start(info)
             self._view.say(f"tracking: {_shown(tracker.uri)}")
-            exit_code = 75
+            exit_code, patience = 75, HURRIED_PATIENCE
             try:
                 self._write_lock(info, tracker)
                 board, halt = self._trials(plan.n_trials, search, executor, tracker, retry_failed)
                 exit_code = halt.exit_code if halt else 3 if board.failures else 0
+                patience = HURRIED_PATIENCE if halt else END_PATIENCE
             finally:
-                lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"))
+                lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience)
         self._farewell(board, halt, lag)
         return SweepResult(
             self._paths.name,
