@@ -7,7 +7,7 @@ Installs nothing: it uses those of sae-lens, dictionary-learning, eai-sparsify a
 BatchTopK's code from the folder given, and says what is missing. A step is forward, loss, backward, clipping, decoder
 norm and Adam, each by the project's own step where it has one apart from its language model (sae-lens, overcomplete,
 dictionary-learning: yes; eai-sparsify, BatchTopK: their loop's lines, around their modules). No latent is dead in
-any, so AuxK rests in all. Every round times each contestant once; the table has medians over the rounds, and ratios
+any yet, so AuxK rests in all. Every round times each contestant once; the table has medians over the rounds, and ratios
 of medians, which hold on a busy machine when times do not.
 """
 
@@ -94,7 +94,12 @@ def saebench(kind: str, work: Work, precision: str = "float32") -> Step:
             "data": DataConfig(model="none", dataset=DatasetConfig(path="none"), num_examples=len(work.rows)),
             "sae": SAE_CONFIGS[kind](dict_size=work.dict_size, **sparsity),
             "train": TrainConfig.model_validate(
-                {"samples": STEPS * work.batch, "batch_size": work.batch, "precision": precision}
+                {
+                    "samples": STEPS * work.batch,
+                    "batch_size": work.batch,
+                    "precision": precision,
+                    "dead_after": STEPS * work.batch,
+                }
             ),
         }
     )
