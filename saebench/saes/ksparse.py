@@ -65,11 +65,10 @@ class KSparseSAE(SAE):
             return residual.new_zeros(())
         bias = self.b_enc[dead.index].masked_fill(~dead.still, -torch.inf)
         k = min(self.k_aux, dead.index.numel())
-        codes = sparse.encode_topk(centred, self.W_enc[:, dead.index], bias, k, precision, signed=True)
+        W_enc = self.W_enc.t().index_select(0, dead.index).t()  # laid out as the parameter: so is its gradient
+        codes = sparse.encode_topk(centred, W_enc, bias, k, precision, signed=True)
         values = torch.where(codes.values.isneginf(), 0.0, codes.values)
-        rebuilt = sparse.decode(
-            SparseCodes(values, codes.indices, codes.offsets, codes.dict_size), self.W_dec[dead.index]
-        )
+        rebuilt = sparse.decode(codes.with_values(values), self.W_dec.index_select(0, dead.index))
         spread, least = (residual - residual.mean(0)).square().sum(), 1e-9 * len(residual) * self.variance
         share = (residual - rebuilt).square().sum() / torch.maximum(spread, least)
         return torch.where(dead.still.any() & (spread > least), share, 0.0)

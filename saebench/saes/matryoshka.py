@@ -27,8 +27,7 @@ class MatryoshkaSAE(BatchSparseSAE):
         z_hat, total = self.b_dec.expand_as(z), torch.zeros_like(self.variance)
         for low, high in pairwise((0, *self.levels)):
             inside = (codes.indices >= low) & (codes.indices < high)
-            group = SparseCodes(codes.values * inside, codes.indices, codes.offsets, codes.dict_size)
-            z_hat = z_hat + sparse.decode(group, self.W_dec)
+            z_hat = z_hat + sparse.decode(codes.with_values(codes.values * inside), self.W_dec)
             total = total + self.fvu(z, z_hat)
         return total / len(self.levels), z_hat
 
