@@ -154,12 +154,11 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pyte
         LocalExecutor(RunConfig(devices=(5,)), tmp_path)
 
 
-def test_a_hundred_trials_take_seconds(local: LocalExecutor, tmp_path: Path) -> None:
+def test_a_hundred_trials_in_a_row_end_once_each(local: LocalExecutor, tmp_path: Path) -> None:
     drive_one(local, trial(tmp_path, "quick"))
-    begin = time.monotonic()
     ended = drive(local, [trial(tmp_path, "quick", n) for n in range(1, 101)])
+    assert sorted(ended) == list(range(1, 101))
     assert {one.exit.detail for one in ended.values()} == {"done"}
-    assert time.monotonic() - begin < 15  # 1.2 s on two free cores
 
 
 def test_a_worker_that_hears_nothing_goes_on(

