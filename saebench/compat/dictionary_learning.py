@@ -20,7 +20,6 @@ fractional k they become JumpReluAutoEncoder, which encodes the same. Preprocess
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saebench.compat.plain import LayoutError, Plain, filled, from_plain, plain, read_tensors, type_of
+from saebench.compat.plain import LayoutError, Plain, filled, from_plain, plain, read_json, read_tensors, type_of
 from saebench.config import BatchTopKConfig, MatryoshkaConfig
 from saebench.paths import write_json
 from saebench.saes import SAE, load_sae
@@ -172,12 +171,7 @@ def _k(path: Path) -> int:
 
 
 def _trainer(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LayoutError(f"{path}: not whole JSON ({error})") from error
+    config = read_json(path)
     trainer = config.get("trainer") if isinstance(config, dict) else None
     if not isinstance(trainer, dict):
         raise LayoutError(f"{path}: trainer: missing")

@@ -11,6 +11,7 @@ it is in the weights, and the rows of W_dec are as long as that scale instead of
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,6 +35,16 @@ Rule = Literal["relu", "topk", "threshold", "gated"]
 
 class LayoutError(UserError, ValueError):
     """An SAE that another project's layout cannot hold, or files that are not such a layout."""
+
+
+def read_json(path: Path) -> Any:
+    """What a layout's JSON file holds. Raises FileNotFoundError, or LayoutError where it is not whole."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise LayoutError(f"{path}: not whole JSON ({error})") from error
 
 
 @dataclass(frozen=True)

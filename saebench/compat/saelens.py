@@ -10,14 +10,13 @@ is folded into the weights (compat/plain.py), or refused where it is per example
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saebench.compat.plain import LayoutError, Plain, Rule, from_plain, plain, read_tensors, type_of
+from saebench.compat.plain import LayoutError, Plain, Rule, from_plain, plain, read_json, read_tensors, type_of
 from saebench.paths import write_json
 from saebench.saes import SAE, load_sae
 
@@ -95,12 +94,7 @@ def import_saelens(folder: str | Path) -> SAE:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise LayoutError(f"{path}: not whole JSON ({error})") from error
+    config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise LayoutError(f"{path}: architecture: missing; only the layout of SAELens 6 and later is read")
     if config["architecture"] not in TENSORS:

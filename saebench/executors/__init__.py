@@ -6,6 +6,7 @@ picks the slot, polls for messages, answers `eval` events and decides what an ex
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -14,7 +15,7 @@ from saebench.devices import Slot
 from saebench.events import Event, FailureKind, Verdict
 from saebench.paths import TrialPaths
 
-__all__ = ["Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "Slot"]
+__all__ = ["Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "Slot", "check_free"]
 
 How = Literal["leave", "kill"]
 
@@ -93,3 +94,12 @@ class Executor(Protocol):
     def close(self) -> None:
         """Kill what still runs and give everything back; the executor is of no use afterwards. Idempotent."""
         ...
+
+
+def check_free(attempt: Attempt, slot: Slot, slots: Iterable[Slot], leased: Mapping[int, Slot]) -> None:
+    """What every executor asks before it starts: `leased` are the slots of the running trials, by number. Slots are
+    told apart by id: a lease may differ from its slot in the share of memory. Raises RuntimeError."""
+    if attempt.number in leased:
+        raise RuntimeError(f"trial {attempt.number} is running")
+    if slot.id not in {known.id for known in slots} or slot.id in {taken.id for taken in leased.values()}:
+        raise RuntimeError(f"slot {slot.name} is not free")

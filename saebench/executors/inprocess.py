@@ -11,7 +11,7 @@ from pathlib import Path
 from saebench.config import RunConfig
 from saebench.devices import Slot
 from saebench.events import Event, Verdict
-from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message
+from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message, check_free
 from saebench.executors.local import TARGET
 from saebench.worker import VERDICT_WAIT, Request, work
 
@@ -93,12 +93,7 @@ class InProcessExecutor:
         return self._slots
 
     def start(self, attempt: Attempt, slot: Slot) -> None:
-        if attempt.number in self._running:
-            raise RuntimeError(f"trial {attempt.number} is running")
-        if slot.id not in {known.id for known in self._slots} or any(
-            thread.slot.id == slot.id for thread in self._running.values()
-        ):
-            raise RuntimeError(f"slot {slot.name} is not free")
+        check_free(attempt, slot, self._slots, {n: thread.slot for n, thread in self._running.items()})
         thread = _Thread(attempt.number, slot, self._messages)
         self._running[attempt.number] = thread
         name = f"trial {attempt.number:04d}"

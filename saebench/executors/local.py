@@ -17,7 +17,7 @@ from pathlib import Path
 from saebench.config import RunConfig
 from saebench.devices import Slot, make_slots, uses_gpu
 from saebench.events import Event, FailureKind, Verdict
-from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message
+from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message, check_free
 from saebench.executors.nursery import Born, Died, Notice, Nursery, end_group, group_is_gone, make_nursery, search_path
 from saebench.worker import Request
 
@@ -63,12 +63,7 @@ class LocalExecutor:
         return self._slots
 
     def start(self, attempt: Attempt, slot: Slot) -> None:
-        if attempt.number in self._workers:
-            raise RuntimeError(f"trial {attempt.number} is running")
-        if slot.id not in {known.id for known in self._slots} or any(
-            worker.slot.id == slot.id for worker in self._workers.values()
-        ):
-            raise RuntimeError(f"slot {slot.name} is not free")
+        check_free(attempt, slot, self._slots, {n: worker.slot for n, worker in self._workers.items()})
         ours, theirs = socket.socketpair()
         with theirs:
             request = self._request(attempt, slot)
