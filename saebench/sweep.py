@@ -220,7 +220,8 @@ class _Sweep:
     def _encoding(self, progress: Any) -> None:
         if progress.warning:
             self._view.note(progress.message)
-        self._view.encoding(progress)
+        else:
+            self._view.encoding(progress)
 
     def _resolved(self, lock: dict[str, Any] | None, data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         """What lock.json holds: as before, but for what was extended."""

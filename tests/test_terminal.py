@@ -25,6 +25,7 @@ class Texts:
     stage: str = "encoding"
     done: int = 0
     total: int | None = 1000
+    message: str = ""
 
 
 def a_board() -> Board:
@@ -131,6 +132,17 @@ def test_plain_encoding_is_a_line_per_tenth() -> None:
         view.encoding(Texts(done=done))
     assert len(out.getvalue().splitlines()) == 10
     assert "encoding: 0 of 1,000 texts" in out.getvalue()
+
+
+def test_who_waits_for_another_encoder_says_so_once() -> None:
+    out = io.StringIO()
+    view = PlainView(out)
+    for second in range(5):
+        view.encoding(Texts(stage="waiting", done=second, total=None, message="another process builds x; waiting"))
+    view.encoding(Texts(stage="loading", done=0, total=None))
+    view.encoding(Texts(stage="verifying", done=1, total=3))
+    said = [line.partition(" ")[2] for line in out.getvalue().splitlines()]
+    assert said == ["another process builds x; waiting", "loading the encoder", "verifying: 1 of 3 files"]
 
 
 def test_plain_says_how_things_stand_once_a_minute() -> None:

@@ -33,6 +33,8 @@ class EncodingProgress(Protocol):
     def done(self) -> int: ...
     @property
     def total(self) -> int | None: ...
+    @property
+    def message(self) -> str: ...
 
 
 def duration(seconds: float) -> str:
@@ -168,5 +170,7 @@ def _section(title: str, lines: Iterable[str], most: int) -> list[RenderableType
 
 
 def encoding_line(progress: EncodingProgress) -> str:
+    if progress.message or progress.stage == "loading":
+        return progress.message or "loading the encoder"
     of = f" of {progress.total:,}" if progress.total else ""
-    return f"{progress.stage}: {progress.done:,}{of} texts"
+    return f"{progress.stage}: {progress.done:,}{of} {'files' if progress.stage == 'verifying' else 'texts'}"
