@@ -300,6 +300,7 @@ EVAL_METRICS: dict[str, Literal["minimize", "maximize"] | None] = {
     "eval/fvu": "minimize",
     "eval/explained_variance": "maximize",
     "eval/cosine": "maximize",
+    "eval/cosine_p5": "maximize",
     "eval/l0": None,
     "eval/l0_p5": None,
     "eval/l0_p95": None,
@@ -310,7 +311,7 @@ EVAL_METRICS: dict[str, Literal["minimize", "maximize"] | None] = {
 FINAL_METRICS: dict[str, tuple[str, ...]] = {
     "knn_overlap_at_10": ("eval/knn_overlap_at_10",),
     "similarity_rank_correlation": ("eval/similarity_rank_correlation",),
-    "probing": ("eval/probing_auc_k1", "eval/probing_auc_k5", "eval/probing_auc_k20"),
+    "probing": tuple(f"eval/probing_{score}_k{k}" for score in ("auc", "accuracy") for k in (1, 5, 20)),
 }
 """Entry of `eval.metrics` -> what it adds to the last evaluation; of all of them, more is better."""
 

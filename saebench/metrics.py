@@ -40,6 +40,7 @@ class Sums:
     def __init__(self) -> None:
         self._pivot: Tensor | None = None
         self._squared_error: list[Tensor] = []
+        self._cosine: list[Tensor] = []
         self._l0: list[Tensor] = []
 
     def update(self, x: Tensor, x_hat: Tensor, latents: Tensor) -> Self:
@@ -54,7 +55,7 @@ class Sums:
         away = x - pivot
         self._away += away.sum(0)
         self._away_squared += away.square().sum()
-        self._cosine += torch.nn.functional.cosine_similarity(x, x_hat, dim=1).sum()
+        self._cosine.append(torch.nn.functional.cosine_similarity(x, x_hat, dim=1))
         self._squared_error.append((x - x_hat).square().sum(1))
         self._l0.append(fires.sum(1))
         self._firing += fires.sum(0).to(self._firing.device)
@@ -63,7 +64,7 @@ class Sums:
     def _start(self, x: Tensor, dict_size: int) -> Tensor:
         # Sums of x about a point near the mean: sums about 0 lose digits where the mean is large.
         self._pivot = pivot = x.mean(0) if len(x) else x.new_zeros(x.shape[1])
-        self._away, self._away_squared, self._cosine = torch.zeros_like(pivot), x.new_zeros(()), x.new_zeros(())
+        self._away, self._away_squared = torch.zeros_like(pivot), x.new_zeros(())
         self._firing = torch.zeros(dict_size, dtype=torch.int64, device=x.device)
         return pivot
 
@@ -73,7 +74,7 @@ class Sums:
         n = len(squared_error)
         if n == 0 or self._pivot is None:
             raise ValueError("no examples to evaluate on")
-        l0 = torch.cat(self._l0).cpu()
+        l0, cosine = torch.cat(self._l0).cpu(), torch.cat(self._cosine).cpu()
         variance = float(self._away_squared - self._away.square().sum() / n)
         error = float(squared_error.sum())
         if not variance > 0:
@@ -84,7 +85,8 @@ class Sums:
             "eval/mse": error / (n * len(self._pivot)),
             "eval/fvu": error / variance,
             "eval/explained_variance": 1 - error / variance,
-            "eval/cosine": float(self._cosine) / n,
+            "eval/cosine": float(cosine.mean()),
+            "eval/cosine_p5": float(torch.quantile(cosine, 0.05)),
             "eval/l0": float(l0.sum()) / n,
             "eval/l0_p5": low,
             "eval/l0_p95": high,
@@ -130,6 +132,7 @@ def similarity_rank_correlation(x: Tensor, x_hat: Tensor, pairs: int = PAIRS) ->
     """Spearman's correlation, over pairs of different examples, between their cosine before and after reconstruction.
 
     All pairs where there are no more than `pairs`, else that many drawn with a generator of its own, always the same.
+    0 where all cosines are the same on one side, as when every reconstruction is the mean: nothing is in order then.
     """
     from scipy.stats import spearmanr
 
@@ -137,8 +140,12 @@ def similarity_rank_correlation(x: Tensor, x_hat: Tensor, pairs: int = PAIRS) ->
     if n < 3:
         raise ValueError(f"{n} examples: a rank correlation needs at least 3")
     left, right = _some_pairs(n, pairs)
-    cosines = [torch.nn.functional.cosine_similarity(t[left], t[right], dim=1).cpu() for t in (x.cpu(), x_hat.cpu())]
-    return float(spearmanr(cosines[0].double().numpy(), cosines[1].double().numpy()).statistic)
+    here, there = (
+        torch.nn.functional.cosine_similarity(t[left], t[right], dim=1).double().numpy() for t in (x.cpu(), x_hat.cpu())
+    )
+    if here.min() == here.max() or there.min() == there.max():
+        return 0.0
+    return float(spearmanr(here, there).statistic)
 
 
 def _some_pairs(n: int, pairs: int) -> tuple[Tensor, Tensor]:

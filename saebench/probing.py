@@ -1,8 +1,10 @@
 """k-sparse probing: how much of a label can be read off k latents, beside k raw dimensions and k principal components.
 
 Per class (the most common ones, one against the rest): choose on training rows the k features whose means differ most
-between the class and the rest, fit a logistic regression on them, and measure the area under the ROC curve on the
-hold-out; the mean over classes. 0.5 is chance.
+between the class and the rest, and fit a logistic regression on them that weighs both sides the same. On the hold-out,
+measure the area under its ROC curve, and its balanced accuracy: the mean of the shares it gets right of the class and
+of the rest. Both are 0.5 by chance, however rare the class; the mean over classes is what is returned. The procedure is
+that of Gurnee et al. (arXiv:2305.01610) and SAEBench (arXiv:2503.09532), which measure accuracy on balanced samples.
 """
 
 from __future__ import annotations
@@ -19,26 +21,35 @@ KS = (1, 5, 20)
 CLASSES = 8
 """Classes at most."""
 FEWEST = 10
-"""Examples a class needs in either part."""
+"""Examples a class, and the rest, need in either part."""
 TRAIN_ROWS, TEST_ROWS = 4_000, 2_000
+RAW, PCA = "_raw", "_pca"
+"""Suffixes of the baselines' keys."""
+
+Array = np.ndarray[Any, Any]
 
 
 def probing(
     train: dict[str, Tensor], train_labels: Sequence[Any], test: dict[str, Tensor], test_labels: Sequence[Any]
 ) -> dict[str, float]:
-    """`eval/probing_auc_k{k}{suffix}` for k in 1, 5, 20 and each suffix -> features (N, width) of train and test.
+    """`eval/probing_auc_k{k}{suffix}` and `eval/probing_accuracy_k{k}{suffix}` for k in 1, 5, 20 and each suffix ->
+    features (N, width) of train and test; `..._all_raw` for a probe on every raw dimension, the most there is to read.
 
-    Empty where fewer than two classes have examples enough in both parts.
+    Rows without a label count for nothing. Empty where fewer than two classes have examples enough in both parts.
     """
-    classes = _classes(train_labels, test_labels)
+    known, test_known = _known(train_labels), _known(test_labels)
+    labels, truth = np.array(train_labels, dtype=object)[known], np.array(test_labels, dtype=object)[test_known]
+    classes = _classes(labels, truth)
     if len(classes) < 2:
         return {}
     values = {}
     for suffix in train:
-        here, there = train[suffix].cpu().double().numpy(), test[suffix].cpu().double().numpy()
-        for k in KS:
-            scores = [_auc(here, _is(train_labels, c), there, _is(test_labels, c), k) for c in classes]
-            values[f"eval/probing_auc_k{k}{suffix}"] = float(np.mean(scores))
+        here, there = train[suffix].cpu().numpy()[known], test[suffix].cpu().numpy()[test_known]
+        sizes = {f"k{k}": k for k in KS} | ({"all": here.shape[1]} if suffix == RAW else {})
+        scores = [_scores(here, labels == c, there, truth == c, list(sizes.values())) for c in classes]
+        for name, (auc, accuracy) in zip(sizes, np.mean(scores, axis=0).tolist(), strict=True):
+            values[f"eval/probing_auc_{name}{suffix}"] = auc
+            values[f"eval/probing_accuracy_{name}{suffix}"] = accuracy
     return values
 
 
@@ -49,35 +60,38 @@ def principal_components(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return (train.double() - mean) @ directions.t(), (test.double() - mean) @ directions.t()
 
 
-def strongest(features: np.ndarray[Any, Any], positive: np.ndarray[Any, Any], k: int) -> np.ndarray[Any, Any]:
+def strongest(features: Array, positive: Array, k: int) -> Array:
     """The k columns whose mean differs most between positive rows and the others; lower columns first among equals."""
-    difference = np.abs(features[positive].mean(0) - features[~positive].mean(0))
+    difference = np.abs(features[positive].mean(0, dtype=np.float64) - features[~positive].mean(0, dtype=np.float64))
     return np.argsort(-difference, kind="stable")[:k]
 
 
-def _auc(
-    train: np.ndarray[Any, Any],
-    positive: np.ndarray[Any, Any],
-    test: np.ndarray[Any, Any],
-    truth: np.ndarray[Any, Any],
-    k: int,
-) -> float:
+def _scores(train: Array, positive: Array, test: Array, truth: Array, ks: Sequence[int]) -> list[tuple[float, float]]:
+    """(area under the ROC curve, balanced accuracy) of one class for each k."""
+    order = strongest(train, positive, max(ks))
+    return [_probe(train[:, order[:k]], positive, test[:, order[:k]], truth) for k in ks]
+
+
+def _probe(train: Array, positive: Array, test: Array, truth: Array) -> tuple[float, float]:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
 
-    chosen = strongest(train, positive, k)
-    mean, spread = train[:, chosen].mean(0), train[:, chosen].std(0)
+    train, test = train.astype(np.float64), test.astype(np.float64)
+    mean, spread = train.mean(0), train.std(0)
     spread[spread == 0] = 1
     probe = LogisticRegression(class_weight="balanced", max_iter=1000)
-    probe.fit((train[:, chosen] - mean) / spread, positive)
-    return float(roc_auc_score(truth, probe.decision_function((test[:, chosen] - mean) / spread)))
+    probe.fit((train - mean) / spread, positive)
+    score = probe.decision_function((test - mean) / spread)
+    return float(roc_auc_score(truth, score)), float(((score[truth] > 0).mean() + (score[~truth] <= 0).mean()) / 2)
 
 
-def _classes(train_labels: Sequence[Any], test_labels: Sequence[Any]) -> list[Any]:
-    here, there = Counter(train_labels), Counter(test_labels)
-    fit = [c for c in here if min(here[c], there[c]) >= FEWEST and len(train_labels) - here[c] >= FEWEST]
+def _known(labels: Sequence[Any]) -> Array:
+    """Which of these are labels: neither None nor NaN."""
+    return np.array([label is not None and label == label for label in labels], dtype=bool)
+
+
+def _classes(train_labels: Array, test_labels: Array) -> list[Any]:
+    here, there = Counter(train_labels.tolist()), Counter(test_labels.tolist())
+    fewest = {c: min(n, there[c], len(train_labels) - n, len(test_labels) - there[c]) for c, n in here.items()}
+    fit = [c for c in here if fewest[c] >= FEWEST]
     return sorted(fit, key=lambda c: (-here[c], str(c)))[:CLASSES]
-
-
-def _is(labels: Sequence[Any], one: Any) -> np.ndarray[Any, Any]:
-    return np.array([label == one for label in labels])

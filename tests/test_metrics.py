@@ -57,6 +57,7 @@ def test_by_hand() -> None:
     assert values["eval/explained_variance"] == 27 / 32
     assert values["eval/mse"] == 5 / 6
     assert values["eval/cosine"] == pytest.approx((0 + 1 / math.sqrt(2) + 1) / 3)
+    assert values["eval/cosine_p5"] == pytest.approx(0.1 / math.sqrt(2)), "a tenth of the way from the first of three"
     assert values["eval/l0"] == 1
     assert values["eval/dead_features"] == 1
     assert values["eval/dead_fraction"] == 1 / 3
@@ -94,6 +95,9 @@ def test_it_equals_numpy_on_the_whole_set() -> None:
         [l0.mean(), *np.percentile(l0, [5, 95])]
     )
     assert values["eval/dead_features"] == ((latents != 0).sum(0) == 0).sum()
+    cosine = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(x, x_hat, strict=True)]
+    assert values["eval/cosine"] == pytest.approx(np.mean(cosine), rel=1e-12)
+    assert values["eval/cosine_p5"] == pytest.approx(np.percentile(cosine, 5), rel=1e-12)
 
 
 @pytest.mark.parametrize("change", ["rotation", "shift", "scale"])
@@ -179,6 +183,12 @@ def test_similarity_rank_correlation_equals_spearman_over_all_pairs() -> None:
     cosines = [[float(torch.cosine_similarity(t[i], t[j], dim=0)) for i, j in pairs] for t in (x, x_hat)]
     assert similarity_rank_correlation(x, x_hat) == pytest.approx(spearmanr(*cosines).statistic, abs=1e-9)
     assert similarity_rank_correlation(x, 2 * x) == pytest.approx(1)
+
+
+def test_similarity_rank_correlation_of_a_collapsed_reconstruction_is_0() -> None:
+    """Not NaN, which would fail a trial whose other numbers are sound."""
+    x, _, _ = data(40, mean=0.5)
+    assert similarity_rank_correlation(x, x.mean(0).expand_as(x)) == 0
 
 
 def test_similarity_rank_correlation_draws_the_same_pairs_without_the_global_generator() -> None:
