@@ -34,7 +34,7 @@ def plan(pruner: str, points: int = 12, k: tuple[int, ...] = (16,), direction: s
         "sae": [{"type": "topk", "k": list(k), "dict_size": 256}],
         "train": {"samples": SAMPLES, "batch_size": 100, "lr": {"low": 1e-4, "high": 1e-2, "log": True}},
         "search": {"sampler": "random", "points": points, "objective": objective, "direction": direction},
-        "prune": {"pruner": pruner, **prune},
+        "prune": {"pruner": pruner, "warmup": 5_000, **prune},
     }
     return make_plan(parse_spec(values), 384)
 
@@ -114,7 +114,7 @@ def test_median_compares_with_complete_trials_at_the_same_mark_only(tmp_path: Pa
 def test_nothing_is_stopped_before_the_warm_up_nor_at_the_end(pruner: str, tmp_path: Path) -> None:
     more = {"upper": 0.0} if pruner == "threshold" else {}
     made = plan(pruner, points=30, startup_trials=0, **more)
-    assert made.prune_from(made.strata[0]) == 5_000  # a quarter; lr warm-up ends at 1,000, the dead window at 900
+    assert made.prune_from(made.strata[0]) == 5_000  # lr warm-up ends at 1,000, the dead window at 900
     ends = Counter(map(stopped, sweep(made, tmp_path / "j", shuffled(30))))
     assert all(end is None or 5_000 <= end < SAMPLES for end in ends)
     late = sweep(plan(pruner, points=30, startup_trials=0, warmup=12_000, **more), tmp_path / "late", shuffled(30))
