@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from saebench.errors import UserError
 from saebench.paths import SweepPaths, TrialPaths, runs_dir
+from saebench.report.artifacts import download
 from saebench.report.document import Report
-from saebench.report.read import download, read
+from saebench.report.read import read
 from saebench.report.sources import Source, connect, find, speaking_to
 
 if TYPE_CHECKING:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import repeat
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.config import SPARSITY_PARAMETERS
-from saebench.errors import UserError
+from saebench.report import artifacts, wire
 from saebench.report.sources import Source, connect, pages, speaking_to
 
 if TYPE_CHECKING:
@@ -37,6 +35,8 @@ class Record:
     sources: tuple[Source, ...] = ()
     notes: list[str] = field(default_factory=list)
     """One line each: unfinished sweeps, runs that were not understood, files that are not there."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Run id -> where its artifacts are."""
 
     @property
     def objective(self) -> str:
@@ -65,18 +65,31 @@ def read(sources: Sequence[Source]) -> Record:
 
 
 def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
+    wanted = f"tags.`mlflow.parentRunId` = '{source.run_id}'"
     client = connect(source.uri)
     with speaking_to(source.uri):
         parent = client.get_run(source.run_id)
-        wanted = f"tags.`mlflow.parentRunId` = '{source.run_id}'"
-        query = {"experiment_ids": [source.experiment_id], "filter_string": wanted, "max_results": 1000}
-        runs = list(pages(client.search_runs, **query))
-    ours = [run for run in runs if run.data.tags.get("saebench.kind") == "trial"]
+        if wire.is_server(source.uri):
+            runs = list(wire.runs(source.uri, source.experiment_id, wanted))
+        else:
+            query = {"experiment_ids": [source.experiment_id], "filter_string": wanted, "max_results": 1000}
+            runs = [_plain(run) for run in pages(client.search_runs, **query)]
+    ours = [run for run in runs if run.tags.get("saebench.kind") == "trial"]
     if len(ours) < len(runs):
         record.note(f"{source.name}: {len(runs) - len(ours)} runs under this sweep are not saebench's: left out")
-    rows = _one_per_trial([_row(run) for run in ours], source.name, record)
+    record.places |= {run.id: run.artifacts for run in ours}
+    rows = [row_of(run.id, run.tags, run.params, run.metrics, run.start, run.end, run.status) for run in ours]
+    rows = _one_per_trial(rows, source.name, record)
     _say_unfinished(source, parent.info.status, rows, record)
     return [{**row, "sweep": source.name} for row in rows]
+
+
+def _plain(run: Any) -> wire.Run:
+    info, data = run.info, run.data
+    return wire.Run(
+        info.run_id, data.tags, data.params, data.metrics,
+        info.start_time, info.end_time, info.status, info.artifact_uri,
+    )  # fmt: skip
 
 
 def _one_per_trial(rows: list[dict[str, Any]], name: str, record: Record) -> list[dict[str, Any]]:
@@ -113,11 +126,6 @@ def _say_missing(frame: DataFrame, record: Record) -> None:
         there = np.isfinite(complete[key].astype(float)) if key in complete.columns else np.zeros(len(complete), bool)
         if missing := int((~there).sum()):
             record.note(f"{missing} of {len(complete)} complete trials have no finite {key}: they enter no comparison")
-
-
-def _row(run: Any) -> dict[str, Any]:
-    info, data = run.info, run.data
-    return row_of(info.run_id, data.tags, data.params, data.metrics, info.start_time, info.end_time, info.status)
 
 
 def row_of(
@@ -195,18 +203,26 @@ def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
 
 
 def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict[str, list[tuple[int, float]]]:
-    """{run id: [(examples, value), ...]} of one metric, for (sweep, run id) pairs; many requests at a time."""
+    """{run id: [(examples, value), ...]} of one metric, for (sweep, run id) pairs."""
     wanted = list(runs)
     found: dict[str, list[tuple[int, float]]] = {}
     for source in record.sources:
         mine = [run for sweep, run in wanted if sweep == source.name]
-        if not mine:
-            continue
-        client = connect(source.uri)
-        with speaking_to(source.uri), ThreadPoolExecutor(_AT_ONCE) as pool:
-            for run, points in zip(mine, pool.map(client.get_metric_history, mine, repeat(key)), strict=True):
-                found[run] = sorted({p.step: _finite(p.value) for p in points}.items())
+        if mine:
+            points = _points(source.uri, mine, key)
+            found |= {run: sorted({step: _finite(value) for step, value in points[run]}.items()) for run in mine}
     return found
+
+
+def _points(uri: str, runs: Sequence[str], key: str) -> dict[str, wire.Points]:
+    """Every point as the store has it; a hundred runs in a request where the store is a server that takes that."""
+    client = connect(uri)
+    with speaking_to(uri):
+        found = wire.histories(uri, runs, key, _AT_ONCE) if wire.is_server(uri) else {}
+        left = [run for run in runs if run not in found]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            asked = pool.map(client.get_metric_history, left, repeat(key))
+            return found | {run: [(p.step, p.value) for p in points] for run, points in zip(left, asked, strict=True)}
 
 
 def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.ndarray]]:
@@ -214,15 +230,15 @@ def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.nda
     What cannot be had is left out and noted."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for source in record.sources:
-        away = []
+        away = {}
         for number, run in _of(source, trials, "trial", "run_id"):
             local = source.paths.trial(int(number)).evaluation if source.paths and number == number else None
-            arrays = _arrays(local) if local else None
+            arrays = artifacts.arrays(local) if local else None
             if arrays is None:
-                away.append(run)
+                away[run] = record.places.get(run, "")
             else:
                 found[run] = arrays
-        found |= _downloaded(source, away)
+        found |= artifacts.evaluations(source, away, _AT_ONCE)
     if missing := len(trials) - len(found):
         record.note(
             f"{missing} of {len(trials)} trials have no evaluation.safetensors any more (neither on disk nor as an "
@@ -235,55 +251,3 @@ def _of(source: Source, trials: DataFrame, *keys: str) -> list[tuple[Any, ...]]:
     """These columns of the source's trials; a number that is not there is NaN."""
     mine = trials.loc[trials["sweep"] == source.name, list(keys)]
     return list(mine.astype({"trial": float}).itertuples(index=False, name=None))
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray] | None:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError):
-        return None
-
-
-def _downloaded(source: Source, runs: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
-    """Evaluations of these runs that are artifacts, many requests at a time."""
-    if not runs:
-        return {}
-    try:
-        client = connect(source.uri)
-    except UserError:  # it answered a moment ago, and the rest of the report is there
-        return {}
-
-    def fetch(run: str) -> dict[str, np.ndarray] | None:
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                return _arrays(artifact(client, run, "evaluation.safetensors", Path(folder)))
-            except (MlflowException, requests.RequestException, UserError, OSError):
-                return None
-
-    import requests
-    from mlflow.exceptions import MlflowException
-
-    with speaking_to(source.uri), ThreadPoolExecutor(_AT_ONCE) as pool:
-        return {run: arrays for run, arrays in zip(runs, pool.map(fetch, runs), strict=True) if arrays is not None}
-
-
-def download(source: Source, run_id: str, name: str, to: Path) -> Path:
-    """An artifact of a trial; UserError in one line where it is gone."""
-    client = connect(source.uri)
-    with speaking_to(source.uri):
-        return artifact(client, run_id, name, to)
-
-
-def artifact(client: Any, run_id: str, name: str, to: Path) -> Path:
-    """A file or folder of a run, at its root or one folder below, written into `to`; UserError where it is gone."""
-    there = client.list_artifacts(run_id)
-    paths = [item.path for item in there]
-    if name not in paths:
-        paths += [inner.path for item in there if item.is_dir for inner in client.list_artifacts(run_id, item.path)]
-    path = next((path for path in paths if Path(path).name == name), None)
-    if path is None:
-        raise UserError(f"run {run_id}: no artifact {name}")
-    return Path(client.download_artifacts(run_id, path, str(to)))

@@ -22,10 +22,11 @@ from saebench.paths import SweepPaths, runs_dir
 ANSWER_WITHIN = 5
 """Seconds a tracking server gets for its first answer."""
 _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
-_FEW_RETRIES = {
+_ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -197,12 +198,12 @@ def connect(uri: str) -> Any:
 
 @contextmanager
 def speaking_to(uri: str) -> Iterator[None]:
-    """Few retries and short waits (unless the user's environment says otherwise), and errors in one line."""
+    """Few retries, short waits and no progress bars (unless the user's environment says otherwise), and errors in one line."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
-    ours = {key: value for key, value in _FEW_RETRIES.items() if key not in os.environ}
+    ours = {key: value for key, value in _ENVIRONMENT.items() if key not in os.environ}
     os.environ.update(ours)
     try:
         yield

@@ -1,0 +1,68 @@
+"""Files of trials that are MLflow's artifacts."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.errors import UserError
+from saebench.report.sources import Source, connect, speaking_to
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_EVALUATION = "evaluation.safetensors"
+
+
+def arrays(path: Path) -> dict[str, np.ndarray] | None:
+    """What a safetensors file holds; None where it is not there or broken."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError):
+        return None
+
+
+def evaluations(source: Source, places: Mapping[str, str], at_once: int) -> dict[str, dict[str, np.ndarray]]:
+    """Evaluations of these runs (run id -> where its artifacts are) that can be had, many requests at a time."""
+    if not places:
+        return {}
+    import requests
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    def fetch(place: str) -> dict[str, np.ndarray] | None:
+        with tempfile.TemporaryDirectory() as folder:
+            try:  # not through the client: it would ask for the whole run first, and list its files
+                repository: Any = get_artifact_repository(place, tracking_uri=source.uri)
+                return arrays(Path(repository.download_artifacts(_EVALUATION, folder)))
+            except (MlflowException, requests.RequestException, OSError):
+                return None
+
+    with speaking_to(source.uri), ThreadPoolExecutor(at_once) as pool:
+        found = zip(places, pool.map(fetch, places.values()), strict=True)
+        return {run: held for run, held in found if held is not None}
+
+
+def download(source: Source, run_id: str, name: str, to: Path) -> Path:
+    """An artifact of a trial; UserError in one line where it is gone."""
+    client = connect(source.uri)
+    with speaking_to(source.uri):
+        return artifact(client, run_id, name, to)
+
+
+def artifact(client: Any, run_id: str, name: str, to: Path) -> Path:
+    """A file or folder of a run, at its root or one folder below, written into `to`; UserError where it is gone."""
+    there = client.list_artifacts(run_id)
+    paths = [item.path for item in there]
+    if name not in paths:
+        paths += [inner.path for item in there if item.is_dir for inner in client.list_artifacts(run_id, item.path)]
+    path = next((path for path in paths if Path(path).name == name), None)
+    if path is None:
+        raise UserError(f"run {run_id}: no artifact {name}")
+    return Path(client.download_artifacts(run_id, path, str(to)))
