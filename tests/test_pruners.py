@@ -186,6 +186,35 @@ def test_a_best_value_of_the_past_protects_as_optuna_has_it(tmp_path: Path) -> N
     assert (decision.numbers["value"], decision.numbers["best"], decision.numbers["threshold"]) == (0.9, 0.1, 0.2)
 
 
+@pytest.mark.parametrize("pruner", ["median", "asha", "hyperband", "pareto"])
+@pytest.mark.parametrize("reopened", [False, True], ids=["one scheduler", "after a restart"])
+def test_verdicts_after_a_retry_are_those_without_it(pruner: str, reopened: bool, tmp_path: Path) -> None:
+    """Trials 1, 4, 9 and 14 run out of memory halfway, after verdicts, and are tried again at once."""
+    made, levels, found = plan(pruner, points=30, reduction_factor=2, margin=0.02), shuffled(30, seed=3), []
+    for retried in (frozenset[int](), frozenset({1, 4, 9, 14})):
+        journal = tmp_path / f"{len(retried)}"
+        search, decisions = Search(made, journal), []
+        for number, level in enumerate(levels):
+            config = search.ask()
+            assert config is not None
+            for samples in MARKS:
+                if samples == 11_000 and number in retried:
+                    search.tell(number, "failed", {}, "cuda_oom")
+                    assert search.reopen(number) == config
+                    search = Search(made, journal) if reopened else search
+                value = level * (1 + 1_000 / samples)
+                said = search.report(number, samples, {"eval/fvu": value, "eval/l0": 20 + 100 * abs(level - 0.3)})
+                decisions.append(said)
+                if said.verdict == Verdict.PRUNE:
+                    search.tell(number, "pruned")
+                    break
+            else:
+                search.tell(number, "complete", {"eval/fvu": level})
+        found.append(decisions)
+    assert found[0] == found[1]
+    assert {d.verdict for d in found[0]} == {Verdict.GO, Verdict.PRUNE}
+
+
 # --- like with like --------------------------------------------------------------------------------------------------
 
 

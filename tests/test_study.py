@@ -111,6 +111,14 @@ def test_a_sweep_of_another_name_draws_the_same_points(sampler: str, tmp_path: P
     assert {config.sweep for config in other} == {"other"}
 
 
+def test_a_sweep_of_another_name_replaces_repetitions_by_the_same_points(tmp_path: Path) -> None:
+    space = {"lr": [1e-4, 2e-4, 1e-3, 2e-3, 1e-2], "train": {"batch_size": [64, 128, 256]}}
+    ours = run(Search(plan(12, "random", **space), tmp_path / "ours"))
+    again = Search(plan(12, "random", **space, name="other"), tmp_path / "other")
+    assert drawn(run(again)) == drawn(ours)
+    assert any("duplicate" in t.user_attrs for t in optuna_trials(tmp_path / "other", "other/topk-k16-n256"))
+
+
 def test_trials_asked_for_at_once_are_not_the_same_point_again(journal: Path) -> None:
     search = Search(plan(points=30, sampler="tpe", k=16), journal)
     for _ in range(20):

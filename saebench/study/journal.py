@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
+from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 
 class _Records(BaseJournalBackend):
@@ -75,7 +77,50 @@ class Journal(JournalStorage):
 
     def __init__(self, path: Path) -> None:
         self._records = _Records(path)
+        self._study: dict[int, int] = {}
+        """Trial's id -> its study's."""
+        self._superseded: set[int] = set()
+        """Ids of trials that ended as failed and were begun again."""
+        self._first: dict[int, int] = {}
+        """Id of a trial begun again -> the number, within the study, that the first of its kind was given."""
+        self._again: dict[int, list[int]] = {}
+        """Study's id -> the numbers that trials begun again were given, in order."""
         super().__init__(self._records)
+        for study in self.get_all_studies():
+            trials = super().get_all_trials(study._study_id, deepcopy=False)
+            self._study |= {trial._trial_id: study._study_id for trial in trials}
+
+    def supersede(self, old: int, new: int) -> None:
+        """The trial `new` goes on where `old` failed. From now on Optuna sees the new one in place of the old one, and
+        all of the study under the numbers that they would have had without the failure: nothing counts twice, and
+        what depends on numbers (the bracket of hyperband) is the same."""
+        self._first[new] = self._first.get(old, super().get_trial(old).number)
+        insort(self._again.setdefault(self._study[new], []), super().get_trial(new).number)
+        self._superseded.add(old)
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        trial_id = super().create_new_trial(study_id, template_trial)
+        self._study[trial_id] = study_id
+        return trial_id
+
+    def get_trial(self, trial_id: int) -> FrozenTrial:
+        return self._renumbered(super().get_trial(trial_id))
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[FrozenTrial]:
+        trials = super().get_all_trials(study_id, deepcopy, states)
+        if study_id not in self._again:
+            return trials
+        current = (self._renumbered(trial) for trial in trials if trial._trial_id not in self._superseded)
+        return sorted(current, key=lambda trial: trial.number)
+
+    def _renumbered(self, trial: FrozenTrial) -> FrozenTrial:
+        again = self._again.get(self._study[trial._trial_id])
+        if again:
+            first, trial = self._first.get(trial._trial_id, trial.number), copy.copy(trial)
+            trial.number = first - bisect_left(again, first)
+        return trial
 
     @contextmanager
     def together(self, *, durable: bool = True) -> Iterator[None]:

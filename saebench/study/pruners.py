@@ -126,6 +126,7 @@ def _pareto(pruner: ParetoPruner, study: optuna.Study, trial: FrozenTrial, step:
     numbers: dict[str, Any] = {"l0": own[0] if own else None}
     if rival is None:
         return numbers
-    said = {"rival": study.trials[rival.number].user_attrs.get("number"), "rival_l0": rival.pair[0]}
+    named = next(t for t in study.get_trials(deepcopy=False) if t.number == rival.number)
+    said = {"rival": named.user_attrs.get("number"), "rival_l0": rival.pair[0]}
     # own fvu at which the rival would just not be better by the margin
     return {**numbers, **said, "threshold": rival.pair[1] / (1 - pruner._margin), "peers": rival.peers}

@@ -6,13 +6,11 @@ point to the sampler, no peers to the pruner, they do not count as points, and n
 
 from __future__ import annotations
 
-import json
 import math
-import zlib
 from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +18,13 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from saebench.config import TrialConfig
-from saebench.errors import SpecError
 from saebench.events import FailureKind, Verdict
-from saebench.plan import Plan, Stratum
-from saebench.spec import Range, Scalar
+from saebench.plan import Plan
 from saebench.study import pruners, samplers
 from saebench.study.cell import Cell, End, Trial, state_of
+from saebench.study.draw import accept, add, draw, search_seed
 from saebench.study.journal import attach, frozen, open_journal
+from saebench.study.studies import Studies
 
 INFEASIBLE: frozenset[str] = frozenset({"cuda_oom", "diverged"})
 """Failures that the point itself causes: the sampler hears of them as a violated constraint. (As FAIL they would be
@@ -51,15 +49,14 @@ class Search:
         samplers.check_sampler(plan)
         self._plan = plan
         self._storage = open_journal(storage)
-        self._known = {study.study_name for study in self._storage.get_all_studies()}
+        self._studies = Studies(plan, self._storage)
         self._trials: dict[int, Trial] = {}
         self._next = 0
         self._pending: deque[tuple[Trial, int]] = deque()
         """Points whose replicate with this seed is to run."""
         self._queued: set[tuple[str, str, int]] = set()
         """(stratum, point, seed) of the replicates that are pending or exist."""
-        self._refuse_lost_strata()
-        self._cells = [self._cell(stratum) for stratum in plan.strata]
+        self._cells = [self._studies.cell(stratum) for stratum in plan.strata]
         self._load()
 
     # --- the caller's side ---
@@ -148,8 +145,8 @@ class Search:
         self._follow(trial)
 
     def reopen(self, number: int) -> TrialConfig:
-        """A failed trial is tried again, as a new Optuna trial of the same number and params (Optuna's trials end once;
-        the failed one stays as evidence). Raises ValueError where it has not failed."""
+        """A failed trial is tried again, as a new Optuna trial of the same number and params, in place of the old one
+        (Optuna's trials end once). Raises ValueError where it has not failed."""
         old = self._trials[number]
         if old.state != "failed":
             raise ValueError(f"trial {number}: is {old.state}; only failed trials can be tried again")
@@ -157,11 +154,11 @@ class Search:
         rungs = {k: v for k, v in before.system_attrs.items() if k.startswith("completed_rung_")}
         attrs = {k: v for k, v in before.user_attrs.items() if k.startswith("pareto:")}
         # it goes on from its checkpoint, so the marks before that are not measured again
-        new = self._add(
+        new = add(
             old.cell, old.study, old.params, old.seed, number, attrs, before.intermediate_values, rungs, old.replicate
         )
-        self._register(new)
-        return self._config(new)
+        self._storage.supersede(old.trial_id, new.trial_id)
+        return self._config(self._register(new))
 
     # --- drawing ---
 
@@ -170,8 +167,8 @@ class Search:
         while (
             cell := min((c for c in self._cells if c.missing), key=lambda c: len(c.trials), default=None)
         ) is not None:
-            if (drawn := self._draw(cell)) is not None:
-                return drawn
+            if (drawn := draw(self._plan, cell, self._next)) is not None:
+                return self._register(drawn)
         while self._pending:
             point, seed = self._pending.popleft()
             if point.state != "failed":
@@ -179,91 +176,10 @@ class Search:
             self._queued.discard((point.cell.stratum.id, self._point(point), seed))
         return None
 
-    def _draw(self, cell: Cell) -> Trial | None:
-        """The next point of a stratum: an enqueued one, the next of the grid, or what the sampler proposes."""
-        stratum, study = cell.stratum, cell.study
-        past = study.get_trials(deepcopy=False)
-        study.sampler = samplers.make_sampler(self._plan.spec.search, study.study_name, len(past))
-        begun = {trial.user_attrs.get("enqueued") for trial in past}
-        for index, point in enumerate(cell.enqueued):
-            whole = point.keys() == cell.space.keys()
-            if whole and self._plan.point_id(stratum, point) not in cell.points:
-                return self._new(cell, point)
-            if not whole and index not in begun:
-                study.enqueue_trial({k: samplers.encode(v) for k, v in point.items()}, user_attrs={"enqueued": index})
-                break
-        else:
-            if stratum.grid is not None or not cell.space:
-                listed = stratum.grid if stratum.grid is not None else ({},)
-                left = (point for point in listed if self._plan.point_id(stratum, point) not in cell.points)
-                if (following := next(left, None)) is not None:
-                    return self._new(cell, following)
-                cell.exhausted = True
-                return None
-        return self._accept(cell, study.ask())
-
-    def _accept(self, cell: Cell, trial: optuna.trial.Trial) -> Trial | None:
-        """Make a trial of what Optuna has handed out. A point that was drawn before is given back (as FAIL, which no
-        sampler sees) and another one taken; a small space may have none left."""
-        samplers.suggest(trial, cell.space)
-        params = samplers.decode(cell.stratum, trial.params)
-        if self._plan.point_id(cell.stratum, params) not in cell.points:
-            number = self._next
-            trial.set_user_attr("number", number)
-            trial.set_user_attr("seed", self._seed)
-            found = Trial(number, cell, cell.study, trial._trial_id, params, self._seed, handle=trial)
-            self._register(found)
-            return found
-        trial.set_user_attr("duplicate", True)
-        cell.study.tell(trial, state=TrialState.FAIL)
-        seed = zlib.crc32(f"{cell.study.study_name}:{self._plan.spec.search.seed}:{trial.number}".encode())
-        other = samplers.untried(self._plan, cell.stratum, cell.points, seed)
-        cell.exhausted = other is None and samplers.is_small(cell.stratum)
-        return self._new(cell, other) if other is not None else None
-
-    @property
-    def _seed(self) -> int:
-        """Of the search; the others are of replicates."""
-        return self._plan.spec.seeds[0]
-
-    def _new(self, cell: Cell, params: dict[str, Scalar]) -> Trial:
-        return self._register(self._add(cell, cell.study, params, self._seed, self._next))
-
     def _replicate(self, point: Trial, seed: int) -> Trial:
         cell = point.cell
-        if cell.replicates is None:
-            cell.replicates = self._study(f"{cell.study.study_name}/replicates", optuna.pruners.NopPruner())
-        trial = self._add(cell, cell.replicates, point.params, seed, self._next, replicate=True)
-        return self._register(trial)
-
-    def _add(
-        self,
-        cell: Cell,
-        study: optuna.Study,
-        params: dict[str, Scalar],
-        seed: int,
-        number: int,
-        attrs: Mapping[str, Any] | None = None,
-        intermediate: Mapping[int, float] | None = None,
-        system: Mapping[str, Any] | None = None,
-        replicate: bool = False,
-    ) -> Trial:
-        """A running trial with known params, whole and with its number in one record of the journal."""
-        try:
-            study.add_trial(
-                optuna.create_trial(
-                    state=TrialState.RUNNING,
-                    params={name: samplers.encode(value) for name, value in params.items()},
-                    distributions=cell.space,
-                    user_attrs={"number": number, "seed": seed, **(attrs or {})},
-                    intermediate_values=dict(intermediate or {}),
-                    system_attrs=dict(system or {}),
-                )
-            )
-        except ValueError as error:
-            raise SpecError(f"{cell.stratum.id}: {params}: {error}") from None
-        trial_id = study.get_trials(deepcopy=False)[-1]._trial_id
-        return Trial(number, cell, study, trial_id, params, seed, replicate=replicate)
+        study = self._studies.replicates(cell)
+        return self._register(add(cell, study, point.params, seed, self._next, replicate=True))
 
     def _register(self, trial: Trial) -> Trial:
         self._trials[trial.number] = trial
@@ -289,47 +205,6 @@ class Search:
 
     # --- what is in the journal ---
 
-    def _cell(self, stratum: Stratum) -> Cell:
-        name = f"{self._plan.spec.name}/{stratum.id}"
-        study = self._study(name, pruners.make_pruner(self._plan, stratum))
-        self._agree(study, stratum)
-        space = samplers.distributions(stratum)
-        again = f"{name}/replicates"
-        replicates = self._study(again, optuna.pruners.NopPruner()) if again in self._known else None
-        return Cell(stratum, study, space, self._plan.enqueued(stratum), replicates)
-
-    def _study(self, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
-        sampler = optuna.samplers.RandomSampler()  # replaced before anything is drawn
-        if name in self._known:
-            return optuna.load_study(study_name=name, storage=self._storage, sampler=sampler, pruner=pruner)
-        direction = self._plan.spec.search.direction
-        return optuna.create_study(
-            study_name=name, storage=self._storage, sampler=sampler, pruner=pruner, direction=direction
-        )
-
-    def _agree(self, study: optuna.Study, stratum: Stratum) -> None:
-        """A study is about one space and one objective; raises SpecError that names what changed."""
-        search = self._plan.spec.search
-        now = {"objective": search.objective, "direction": search.direction, **stratum.fixed, **stratum.space}
-        now = json.loads(json.dumps({k: asdict(v) if isinstance(v, Range) else v for k, v in now.items()}))
-        begun = study.user_attrs.get("space")
-        if begun is None:
-            study.set_user_attr("space", now)
-            return
-        for name in [*begun, *(name for name in now if name not in begun)]:
-            if begun.get(name) != now.get(name):
-                raise SpecError(
-                    f"{stratum.id}: {name}: was {json.dumps(begun.get(name))} when the sweep began and is "
-                    f"{json.dumps(now.get(name))} now; such trials cannot be compared: give the sweep another name"
-                )
-
-    def _refuse_lost_strata(self) -> None:
-        there = {f"{self._plan.spec.name}/{stratum.id}" for stratum in self._plan.strata}
-        for name in sorted(self._known):
-            base = name.removesuffix("/replicates")
-            if base not in there and optuna.load_study(study_name=name, storage=self._storage).get_trials(False):
-                raise SpecError(f"{base}: the sweep has trials of this stratum, and the spec no longer has it")
-
     def _load(self) -> None:
         """Every trial of the journal that has a number; then those that a crash left without one."""
         unnumbered: list[tuple[Cell, FrozenTrial]] = []
@@ -343,13 +218,15 @@ class Search:
                         unnumbered.append((cell, past))
         # replicates first, so that none is queued that is there; of the trials of one number the newest counts
         for trial in sorted(found, key=lambda t: (not t.replicate, t.number, t.trial_id)):
+            if (older := self._trials.get(trial.number)) is not None:
+                self._storage.supersede(older.trial_id, trial.trial_id)
             self._register(trial)
         for cell, past in unnumbered:
             # nobody has seen it yet: it gets what it lacks, and is a trial like any other
             cell.study.sampler = samplers.make_sampler(self._plan.spec.search, cell.study.study_name, past.number)
-            adopted = self._accept(cell, attach(cell.study, past._trial_id))
+            adopted = accept(self._plan, cell, attach(cell.study, past._trial_id), self._next)
             if adopted is not None:
-                adopted.left = True
+                self._register(adopted).left = True
 
     def _known_trial(self, cell: Cell, study: optuna.Study, frozen: FrozenTrial) -> Trial:
         return Trial(
@@ -358,7 +235,7 @@ class Search:
             study,
             frozen._trial_id,
             samplers.decode(cell.stratum, frozen.params),
-            frozen.user_attrs.get("seed", self._seed),
+            frozen.user_attrs.get("seed", search_seed(self._plan)),
             state_of(frozen),
             study is cell.replicates,
             left=True,
