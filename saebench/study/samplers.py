@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import json
 import math
@@ -14,7 +15,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, CmaEsSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
 from saebench.config import SearchConfig
 from saebench.errors import SpecError
@@ -100,15 +101,19 @@ def make_sampler(search: SearchConfig, study: str, drawn: int) -> BaseSampler:
                     scramble=True, seed=seed, independent_sampler=random_sampler, warn_independent_sampling=False
                 )
             case "cmaes":
-                return CmaEsSampler(seed=fresh, warn_independent_sampling=False)
+                from saebench.study.cma import CmaEs  # its package is an extra
+
+                return CmaEs(fresh)
             case _:
                 return RandomSampler(seed=fresh)  # the grid is expanded by us; Optuna's would count failures as done
 
 
 def check_sampler(plan: Plan) -> None:
-    """Raises SpecError for a space that the sampler cannot draw from."""
+    """Raises SpecError for a sampler that is not installed, and for a space that it cannot draw from."""
     if plan.spec.search.sampler != "cmaes":
         return
+    if importlib.util.find_spec("cmaes") is None:
+        raise SpecError("search.sampler: cmaes: needs a package of that name: pip install 'saebench[cmaes]'")
     for stratum in plan.strata:
         if listed := [name for name, value in stratum.space.items() if not isinstance(value, Range)]:
             raise SpecError(
