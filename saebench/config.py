@@ -416,8 +416,11 @@ class TrackingConfig(Config):
     """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else MLflow's own default, made absolute."""
     experiment: str | None = None
     """MLflow experiment; null: MLFLOW_EXPERIMENT_NAME, else the sweep's name."""
+    log_sae: Literal["all", "best", "none"] = "all"
+    """Whose SAE is copied to MLflow's artifacts: every trial's, at the end the best one's of each stratum, nobody's.
+    All of them are in the sweep's directory; logs and evaluations are always copied. May differ at every start."""
     log_model: bool = False
-    """Log every SAE as an MLflow model (pyfunc)."""
+    """Log the SAEs that are copied as MLflow models (pyfunc) too."""
 
 
 class EvalConfig(Config):

@@ -29,6 +29,7 @@ from saebench.metrics import Evaluation
 from saebench.paths import TrialPaths
 from saebench.saes import save_sae
 from saebench.trainer import Training, evaluate
+from saebench.usage import Usage
 
 if TYPE_CHECKING:
     from saebench.stores import ActivationsStoreSBERT
@@ -125,6 +126,7 @@ class _Trial:
         self.log_every = config.train.log_every or max(1, self.budget // 100)
         self.marks = marks(config.train)
         self.speed = _Speed(training.samples)
+        self.usage = Usage(gpu_uuid(training.device))
         self.saved_at = time.monotonic()
 
     def run(self, attempt: int) -> None:
@@ -169,6 +171,7 @@ class _Trial:
         self.training.check()
         values = numbers(metrics)
         values["system/samples_per_second"] = self.speed(self.training.samples)
+        values |= self.usage(now=self.training.samples >= self.budget)
         self.report(Event("step", self.training.samples, finite(values, self.training.samples)))
 
     def _evaluate(self, passed: list[int]) -> Verdict:
@@ -281,6 +284,17 @@ class _Speed:
 
     def pause(self, seconds: float) -> None:
         self._since += seconds
+
+
+def gpu_uuid(device: torch.device) -> str | None:
+    """As NVML names the GPU, or the slice of one, that is `device`; None where it is none, or does not say."""
+    if device.type != "cuda":
+        return None
+    leased = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[device.index or 0 :][:1]
+    if leased and leased[0].startswith(("GPU-", "MIG-")):
+        return leased[0]
+    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
+    return f"GPU-{uuid}" if uuid else None
 
 
 def numbers(metrics: dict[str, Tensor | float]) -> dict[str, float]:

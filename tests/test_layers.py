@@ -18,7 +18,7 @@ LAYERS = [
     {"spec"},
     {"plan"},
     {"forecast"},
-    {"metrics", "probing", "optim", "saes", "stores"},
+    {"metrics", "probing", "optim", "saes", "stores", "usage"},
     {"trainer"},
     {"trial"},
     {"worker", "devices"},

@@ -329,7 +329,7 @@ def test_lag_counts_events_that_the_server_does_not_have(sweep: SweepPaths, data
     made = tracker(sweep, database)
     made._interval = 60
     made.start({})
-    wait_for(lambda: made._attached)  # its first look is over
+    wait_for(lambda: made._parent.attached)  # its first look is over
     made.open(make_trial(sweep, 0))
     work(sweep.trial(0))
     assert made.lag() == (POINTS + 1, None)

@@ -40,12 +40,15 @@ class Source:
     run_id: str
     paths: SweepPaths | None = None
     lock: dict[str, Any] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    """Of the parent run, where the sweep was found on a server."""
 
     def search(self, key: str, default: str) -> str:
-        """A key of the spec's `search` section, as the lock records it."""
+        """A key of the spec's `search` section: as the lock records it, else as the parent run says."""
         spec = self.lock.get("spec")
         section = (spec if isinstance(spec, dict) else self.lock).get("search")
-        return str(section.get(key) or default) if isinstance(section, dict) else default
+        locked = section.get(key) if isinstance(section, dict) else None
+        return str(locked or self.tags.get(f"saebench.{key}") or default)
 
 
 def find(sweeps: Sequence[str | Path], runs: str | Path | None = None, tracking_uri: str | None = None) -> list[Source]:
@@ -129,15 +132,15 @@ def _with_password(uri: str) -> str:
 def _on_server(sweeps: Sequence[str | Path], folder: Path, uri: str) -> list[Source]:
     parents = _parents(uri, [Path(s).name for s in sweeps])
     if not parents:
-        there = _those([name for name, *_ in _parents(uri, [])])
+        there = _those([parent.name for parent in _parents(uri, [])])
         named = f"{', '.join(map(str, sweeps))}: no such sweep" if sweeps else "no sweeps"
         raise UserError(f"{named} on {without_password(uri)}; {there}")
-    wanted = [Path(s).name for s in sweeps] or [parents[0][0]]
-    newest = {name: (experiment, run) for name, experiment, run in reversed(parents)}
+    wanted = [Path(s).name for s in sweeps] or [parents[0].name]
+    newest = {parent.name: parent for parent in reversed(parents)}
     if missing := [name for name in wanted if name not in newest]:
-        there = _those([name for name, *_ in _parents(uri, [])])
+        there = _those([parent.name for parent in _parents(uri, [])])
         raise UserError(f"{', '.join(missing)}: no such sweep on {without_password(uri)}; {there}")
-    return [_with_directory(Source(name, uri, *newest[name]), folder) for name in wanted]
+    return [_with_directory(newest[name], folder) for name in wanted]
 
 
 def _with_directory(source: Source, folder: Path) -> Source:
@@ -153,8 +156,8 @@ def _with_directory(source: Source, folder: Path) -> Source:
     )
 
 
-def _parents(uri: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
-    """(name, experiment id, run id) of the parent runs of these sweeps, or of all, newest first."""
+def _parents(uri: str, names: Sequence[str]) -> list[Source]:
+    """The sweeps of these names, or all, that have a parent run; newest first."""
     client = connect(uri)
     with speaking_to(uri):
         experiments = [e.experiment_id for e in pages(client.search_experiments)]
@@ -166,7 +169,10 @@ def _parents(uri: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
                 ids = experiments[start : start + 100]
                 found += pages(client.search_runs, experiment_ids=ids, filter_string=wanted)
     found.sort(key=lambda run: run.info.start_time or 0, reverse=True)
-    return [(r.data.tags.get("saebench.sweep", ""), r.info.experiment_id, r.info.run_id) for r in found]
+    return [
+        Source(r.data.tags.get("saebench.sweep", ""), uri, r.info.experiment_id, r.info.run_id, tags=r.data.tags)
+        for r in found
+    ]
 
 
 def _quoted(name: str) -> str:
@@ -198,7 +204,7 @@ def connect(uri: str) -> Any:
 
 @contextmanager
 def speaking_to(uri: str) -> Iterator[None]:
-    """Few retries, short waits and no progress bars (unless the user's environment says otherwise), and errors in one line."""
+    """Few retries, short waits, no progress bars (the user's environment may say otherwise); errors in one line."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError

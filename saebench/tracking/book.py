@@ -27,6 +27,8 @@ class Sent:
     """Params and dataset are logged."""
     closed: str | None = None
     """State in which the run was closed; None while it is open."""
+    sae: bool = False
+    """The SAE has been copied."""
     refused: str | None = None
     """Why the server takes nothing more for this trial (somebody deleted the run, say)."""
     nonfinite: dict[str, int] = field(default_factory=dict)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saebench import events
 from saebench.config import TrackingConfig, TrialConfig
-from saebench.paths import SweepPaths, TrialPaths
+from saebench.paths import SweepPaths
 from saebench.state import read_config, read_state
 from saebench.tracking import database, record, server, tail
 from saebench.tracking.book import Book, Sent
-from saebench.tracking.model import log_model
+from saebench.tracking.parent import Parent
+from saebench.tracking.stream import Sender, Stream
 
 if TYPE_CHECKING:
-    from mlflow.entities import Metric
+    from mlflow import MlflowClient
 
-_UPLOADS = 5
-"""Attempts at a trial's artifacts while the server itself answers; after them the run is closed without."""
 _LONGEST_PAUSE = 30.0
 
 
@@ -36,26 +30,6 @@ class Lag(NamedTuple):
     """Events on disk that the server has not acknowledged."""
     error: str | None
     """What stops them, on one line; None when nothing does."""
-
-
-@dataclass
-class _Stream:
-    """A trial whose run is not up to date. `tags`, `end` and `reopen` say what is wanted; the thread gets it done."""
-
-    number: int
-    paths: TrialPaths
-    config: TrialConfig
-    sent: Sent
-    tags: dict[str, str] = field(default_factory=dict)
-    end: str | None = None
-    """State to close the run in, once its events are sent; None while the trial may write more."""
-    reopen: bool = False
-    uploads: int = 0
-    unsure: bool = False
-    """The run may exist although its id never came back."""
-    artifacts: str = ""
-    """Where the run's artifacts belong, if this scheduler made the run."""
-    unread: tail.Unread = field(default_factory=tail.Unread)
 
 
 @dataclass
@@ -93,8 +67,11 @@ class Tracker:
         self._paths, self._tracking, self._name = paths, tracking, name
         self._interval, self._share = interval, share
         self.uri = ""
-        self._info: Mapping[str, Any] = {}
-        self._streams: dict[int, _Stream] = {}
+        self._client: MlflowClient
+        self._book: Book
+        self._parent: Parent
+        self._sender: Sender
+        self._streams: dict[int, Stream] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._status = "FINISHED"
@@ -102,8 +79,6 @@ class Tracker:
         self._progress = 0.0
         self._turn = 0
         self._fresh = False
-        self._attached = False
-        self._attempts = 0
         self._thread = threading.Thread(target=self._run, name="saebench-tracking", daemon=True)
 
     @property
@@ -121,14 +96,15 @@ class Tracker:
         """Find the server, the experiment and the parent run, or make them; then put right what a dead scheduler left.
 
         `info` is what lock.json holds; used are d_in, num_train, num_holdout, digest, git, versions, python, host,
-        description, and spec (its `data`). Raises PreflightError when the server does not answer or refuses.
+        description, and of the spec `data` and `search`. Raises PreflightError when the server does not answer.
         """
-        self._info = info
         self.uri = server.resolve_uri(self._tracking)
         self._client = server.connect(self.uri)
         with server.preflight(self.uri):
             self._book = Book.open(self._paths.tracking, server.without_password(self.uri))
-            self._open_parent()
+            self._parent = Parent(self._client, self._book, self._paths, self._tracking, self._name, info)
+            self._fresh = self._parent.open(self.uri, partial(self._save, now=True))
+            self._sender = Sender(self._client, self._book, self._tracking, info, self._lock, self._moved)
         self._save(now=True)
         self._reconcile()
         self._progress = time.monotonic()
@@ -178,57 +154,21 @@ class Tracker:
             self._thread.join(0.05)
         return self.lag()
 
-    def _stream(self, number: int, config: TrialConfig | None = None) -> _Stream:
+    def _stream(self, number: int, config: TrialConfig | None = None) -> Stream:
         if number not in self._streams:
             paths = self._paths.trial(number)
             config = config or read_config(paths)
             if config is None:
                 raise ValueError(f"trial {number}: unknown to tracking, and {paths.config} is not there")
             sent = self._book.trials.setdefault(number, Sent())
-            self._streams[number] = _Stream(number, paths, config, sent, unsure=not self._fresh)
+            self._streams[number] = Stream(number, paths, config, sent, unsure=not self._fresh)
         return self._streams[number]
 
     def _save(self, *, now: bool = False) -> None:
         self._book.save(self._paths.tracking, partial(database.settle, self.uri), now=now)
 
-    # --- runs ---
-
-    def _open_parent(self) -> None:
-        book, client = self._book, self._client
-        tags = {**record.origin_tags(self._info), **self._parent_tags()}
-        if book.run_id and not server.alive(client, book.run_id):
-            book.run_id, book.trials = "", {}  # somebody deleted it: start again, with everything that is on disk
-        if not book.run_id:
-            name = self._tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._name
-            book.experiment_id = server.experiment(client, self.uri, name)
-            book.run_id = server.find_run(client, book.experiment_id, {"saebench.id": book.id}) or ""
-        if book.run_id:
-            client.update_run(book.run_id, status="RUNNING")
-            client.log_batch(book.run_id, tags=record.as_tags(tags))
-        else:
-            self._fresh = True
-            self._save(now=True)
-            book.run_id = client.create_run(book.experiment_id, tags=tags, run_name=self._name).info.run_id
-        if data := self._data():
-            client.log_inputs(book.run_id, record.dataset_inputs(data, self._info))
-
-    def _parent_tags(self) -> dict[str, str]:
-        return record.clean(
-            {
-                "mlflow.runName": self._name,
-                "mlflow.note.content": self._info.get("description") or None,
-                "saebench.kind": "sweep",
-                "saebench.sweep": self._name,
-                "saebench.id": self._book.id,
-                "saebench.state": "running",
-            }
-        )
-
-    def _data(self) -> Any:
-        from saebench.config import DataConfig
-
-        found = (self._info.get("spec") or {}).get("data")
-        return DataConfig.model_validate(found) if found else None
+    def _moved(self) -> None:
+        self._progress = time.monotonic()
 
     def _reconcile(self) -> None:
         """Runs that a dead scheduler left open, or never made, get the state that the trial has on disk."""
@@ -241,28 +181,10 @@ class Tracker:
             known = self._book.trials.get(number)
             wanted = state.state if state.ended else "interrupted"
             begun = state.ended or known is not None or paths.events.exists()
-            if begun and not (known and known.closed == wanted and known.offset >= tail.size(paths.events)):
+            told = known and known.closed == wanted and known.offset >= tail.size(paths.events)
+            if begun and (not told or (known and self._sender.owes_sae(known, paths))):
                 self._stream(number, config)
                 self.close_trial(number, wanted, state.reason, record.state_tags(state))
-
-    def _create(self, stream: _Stream) -> None:
-        client, config = self._client, stream.config
-        tags = {**record.origin_tags(self._info), **record.trial_tags(config), "mlflow.parentRunId": self.run_id}
-        found = None
-        if stream.unsure:
-            wanted = {key: tags[key] for key in ("mlflow.parentRunId", "saebench.trial")}
-            found = server.find_run(client, self.experiment_id, wanted)
-        stream.unsure = True
-        if found is None:
-            first = next((event.ts for event, _ in events.read(stream.paths.events)), None)
-            with self._lock:
-                tags = {"saebench.state": "running", **tags, **stream.tags}
-            name = tags["mlflow.runName"]
-            made = client.create_run(self.experiment_id, start_time=first, tags=tags, run_name=name).info
-            found, stream.artifacts = made.run_id, made.artifact_uri
-            with self._lock:
-                stream.tags = {key: value for key, value in stream.tags.items() if tags.get(key) != value}
-        stream.sent.run_id = found
 
     # --- the thread ---
 
@@ -273,7 +195,7 @@ class Tracker:
             closing = self._closing.is_set()
             try:
                 self._cycle(closing, spent)
-                self._attach_spec()
+                self._parent.attach_spec()
                 failures, self._error = 0, None
                 if closing and not self._streams:
                     self._close_parent()
@@ -303,115 +225,31 @@ class Tracker:
             self._turn = start + index + 1
             begun = time.monotonic(), time.thread_time()
             try:
-                self._advance(stream)
+                self._forget(stream, self._sender.advance(stream))
             except Exception as error:
                 if not server.is_lasting(error):
                     raise
                 self._set_aside(stream, error)
             if stream.end is None:
                 spent.add(*begun)
-            self._progress = time.monotonic()
+            self._moved()
             self._save()
 
-    def _advance(self, stream: _Stream) -> None:
-        if not stream.sent.run_id:
-            self._create(stream)
+    def _forget(self, stream: Stream, end: str | None) -> None:
+        """Nothing more to do for a run that was closed as `end`, unless more was wanted meanwhile."""
         with self._lock:
-            reopen, end = stream.reopen, stream.end
-        if reopen:
-            self._client.update_run(stream.sent.run_id, status="RUNNING")
-            stream.sent.closed, stream.reopen = None, False
-        self._send(stream)
-        if end is not None:
-            self._finish(stream, end)
-
-    def _send(self, stream: _Stream) -> None:
-        """Points and tags that the server does not have yet."""
-        sent = stream.sent
-        if tail.size(stream.paths.events) < sent.offset:
-            sent.offset = 0  # the trial was begun again from nothing
-        for batch in tail.batches(stream.paths.events, sent.offset):
-            if batch.nonfinite:
-                sent.nonfinite = batch.nonfinite | sent.nonfinite
-                batch.tags["saebench.nonfinite"] = json.dumps(sent.nonfinite)
-            self._log(stream, batch.metrics, batch.tags)
-            sent.offset = batch.offset
-            self._progress = time.monotonic()
-        self._log(stream, [], {})
-
-    def _log(self, stream: _Stream, metrics: list[Metric], said: dict[str, str]) -> None:
-        sent, params = stream.sent, []
-        if not sent.described:
-            params = record.as_params(record.params(stream.config, self._info))
-            self._client.log_inputs(sent.run_id, record.dataset_inputs(stream.config.data, self._info))
-        with self._lock:
-            wanted, stream.tags = stream.tags, {}
-        tags = record.as_tags({**said, **wanted})
-        if not metrics and not tags and not params:
-            return
-        try:
-            self._client.log_batch(sent.run_id, metrics=metrics, params=params, tags=tags)
-        except Exception:
-            with self._lock:
-                stream.tags = wanted | stream.tags
-            raise
-        sent.described = True
-
-    def _finish(self, stream: _Stream, end: str) -> None:
-        if stream.sent.closed != end:
-            self._upload(stream)
-            ended = int(stream.paths.events.stat().st_mtime * 1000) if stream.paths.events.exists() else None
-            self._client.set_terminated(stream.sent.run_id, record.STATUS[end], ended)
-            stream.sent.closed = end
-        with self._lock:
-            if stream.end == end and not stream.tags and not stream.reopen:
+            if end is not None and stream.end == end and not stream.tags and not stream.reopen:
                 self._streams.pop(stream.number, None)
-        self._save()
 
-    def _upload(self, stream: _Stream) -> None:
-        paths, run_id = stream.paths, stream.sent.run_id
-        try:
-            files = (paths.log, paths.config, paths.evaluation, paths.sae)
-            self._log_files(server.artifacts(self._client, run_id, stream.artifacts), *files)
-            if self._tracking.log_model and stream.end == "complete" and paths.sae.is_dir():
-                log_model(self._client, self.experiment_id, run_id, stream.config, paths)
-        except Exception as error:
-            self._client.get_run(run_id)  # raises when it is the server that is away: then no attempt is counted
-            stream.uploads += 1
-            if stream.uploads < _UPLOADS:
-                raise
-            self._client.set_tag(run_id, "saebench.artifacts", f"not uploaded: {server.one_line(error)}")
-
-    def _log_files(self, to: server.Artifacts, *paths: Path) -> None:
-        for path in paths:
-            if path.is_dir():
-                to.log_artifacts(str(path), path.name)
-            elif path.is_file():
-                to.log_artifact(str(path))
-
-    def _set_aside(self, stream: _Stream, error: Exception) -> None:
+    def _set_aside(self, stream: Stream, error: Exception) -> None:
         """The server refuses this trial for good; the others go on. The next scheduler tries once more."""
         stream.sent.refused = server.one_line(error)
         with self._lock:
             self._streams.pop(stream.number, None)
 
-    def _attach_spec(self, *, last: bool = False) -> None:
-        """The spec and what it was resolved to: as soon as they are there, so that a running sweep has them too, and
-        once more at the end."""
-        files = (self._paths.spec, self._paths.lock)
-        if (last or not self._attached) and self._attempts < _UPLOADS and all(file.exists() for file in files):
-            self._attempts += 1
-            self._log_files(server.artifacts(self._client, self.run_id), *files)
-            self._attached, self._attempts = True, 0
-
     def _close_parent(self) -> None:
-        self._attach_spec(last=True)
-        counts = Counter(sent.closed or "open" for sent in self._book.trials.values())
-        tags = {"saebench.counts": json.dumps(counts), "saebench.state": _SWEEP_STATES.get(self._status, self._status)}
-        self._client.log_batch(self.run_id, tags=record.as_tags(tags))
-        self._client.set_terminated(self.run_id, self._status)
+        if self._status == "FINISHED":
+            self._parent.copy_best(self._sender)
+        self._parent.close(self._status)
         self._save(now=True)
         database.gather(self.uri)
-
-
-_SWEEP_STATES = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "failed"}

@@ -1,0 +1,112 @@
+"""The sweep's own run, over those of its trials."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from saebench.config import DataConfig, TrackingConfig
+from saebench.paths import SweepPaths
+from saebench.tracking import record, server
+from saebench.tracking.best import best_trials
+from saebench.tracking.book import Book
+from saebench.tracking.stream import UPLOADS, Sender, log_files
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+_SWEEP_STATES = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "failed"}
+
+
+class Parent:
+    """Found or made once, given the spec as soon as that is there, closed at the end."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        book: Book,
+        paths: SweepPaths,
+        tracking: TrackingConfig,
+        name: str,
+        info: Mapping[str, Any],
+    ) -> None:
+        self._client, self._book, self._paths = client, book, paths
+        self._tracking, self._name, self._info = tracking, name, info
+        self.attached = False
+        self._attempts = 0
+
+    def open(self, uri: str, save: Callable[[], None]) -> bool:
+        """Find the run or make it; True when it is new. `save` makes the book durable, so that a run whose id is never
+        received can be found again."""
+        book, client = self._book, self._client
+        tags = {**record.origin_tags(self._info), **self._tags()}
+        if book.run_id and not server.alive(client, book.run_id):
+            book.run_id, book.trials = "", {}  # somebody deleted it: start again, with everything that is on disk
+        if not book.run_id:
+            name = self._tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._name
+            book.experiment_id = server.experiment(client, uri, name)
+            book.run_id = server.find_run(client, book.experiment_id, {"saebench.id": book.id}) or ""
+        new = not book.run_id
+        if new:
+            save()
+            book.run_id = client.create_run(book.experiment_id, tags=tags, run_name=self._name).info.run_id
+        else:
+            client.update_run(book.run_id, status="RUNNING")
+            client.log_batch(book.run_id, tags=record.as_tags(tags))
+        if data := self._section("data"):
+            inputs = record.dataset_inputs(DataConfig.model_validate(data), self._info)
+            client.log_inputs(book.run_id, inputs)
+        return new
+
+    def _tags(self) -> dict[str, str]:
+        search = self._section("search")
+        return record.clean(
+            {
+                "mlflow.runName": self._name,
+                "mlflow.note.content": self._info.get("description") or None,
+                "saebench.kind": "sweep",
+                "saebench.sweep": self._name,
+                "saebench.id": self._book.id,
+                "saebench.state": "running",
+                # what a report without the sweep's directory has to know
+                "saebench.objective": search.get("objective"),
+                "saebench.direction": search.get("direction"),
+            }
+        )
+
+    def _section(self, key: str) -> Mapping[str, Any]:
+        """A section of the resolved spec."""
+        return (self._info.get("spec") or {}).get(key) or {}
+
+    def attach_spec(self, *, last: bool = False) -> None:
+        """The spec and what it was resolved to: as soon as they are there, so that a running sweep has them too, and
+        once more at the end."""
+        files = (self._paths.spec, self._paths.lock)
+        if (last or not self.attached) and self._attempts < UPLOADS and all(file.exists() for file in files):
+            self._attempts += 1
+            log_files(server.artifacts(self._client, self._book.run_id), *files)
+            self.attached, self._attempts = True, 0
+
+    def copy_best(self, sender: Sender) -> None:
+        """`tracking.log_sae: best`, at the end of a sweep; an SAE that has been copied already is not copied again."""
+        if self._tracking.log_sae != "best":
+            return
+        search = self._section("search")
+        objective, direction = search.get("objective", "eval/fvu"), search.get("direction", "minimize")
+        complete = [number for number, sent in self._book.trials.items() if sent.closed == "complete"]
+        for best in best_trials(self._paths, complete, objective, maximize=direction == "maximize"):
+            if not self._book.trials[best.number].sae and self._attempts < UPLOADS:
+                self._attempts += 1
+                sender.upload_sae(best.number, best.config, self._paths.trial(best.number))
+                self._attempts = 0
+
+    def close(self, status: str) -> None:
+        """`status`: a run status of MLflow."""
+        self.attach_spec(last=True)
+        counts = Counter(sent.closed or "open" for sent in self._book.trials.values())
+        tags = {"saebench.counts": json.dumps(counts), "saebench.state": _SWEEP_STATES.get(status, status)}
+        self._client.log_batch(self._book.run_id, tags=record.as_tags(tags))
+        self._client.set_terminated(self._book.run_id, status)

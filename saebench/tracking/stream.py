@@ -1,0 +1,177 @@
+"""A trial's run: made, kept up to date with the trial's events, given its files, closed."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench import events
+from saebench.config import TrackingConfig, TrialConfig
+from saebench.paths import TrialPaths
+from saebench.tracking import record, server, tail
+from saebench.tracking.book import Book, Sent
+from saebench.tracking.model import log_model
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+UPLOADS = 5
+"""Attempts at a run's artifacts while the server itself answers; after them the run is closed without."""
+
+
+@dataclass
+class Stream:
+    """A trial whose run is not up to date. `tags`, `end` and `reopen` say what is wanted; the thread gets it done."""
+
+    number: int
+    paths: TrialPaths
+    config: TrialConfig
+    sent: Sent
+    tags: dict[str, str] = field(default_factory=dict)
+    said: dict[str, str] = field(default_factory=dict)
+    """Tags that the run has, as far as this scheduler set them: each one more costs MLflow a query."""
+    end: str | None = None
+    """State to close the run in, once its events are sent; None while the trial may write more."""
+    reopen: bool = False
+    uploads: int = 0
+    unsure: bool = False
+    """The run may exist although its id never came back."""
+    artifacts: str = ""
+    """Where the run's artifacts belong, if this scheduler made the run."""
+    unread: tail.Unread = field(default_factory=tail.Unread)
+
+
+class Sender:
+    """Brings runs up to date, from one thread; what is wanted of a stream, other threads change under `lock`."""
+
+    def __init__(
+        self,
+        client: MlflowClient,
+        book: Book,
+        tracking: TrackingConfig,
+        info: Mapping[str, Any],
+        lock: threading.Lock,
+        moved: Callable[[], None],
+    ) -> None:
+        """`moved`: called whenever the server has taken something."""
+        self._client, self._book, self._tracking, self._info = client, book, tracking, info
+        self._lock, self._moved = lock, moved
+
+    def advance(self, stream: Stream) -> str | None:
+        """Everything that is there and wanted now; the state in which the run was closed, None where it stays open."""
+        if not stream.sent.run_id:
+            self._create(stream)
+        with self._lock:
+            reopen, end = stream.reopen, stream.end
+        if reopen:
+            self._client.update_run(stream.sent.run_id, status="RUNNING")
+            stream.sent.closed, stream.sent.sae, stream.reopen = None, False, False
+        self._send(stream)
+        if end is not None:
+            self._finish(stream, end)
+        return end
+
+    def owes_sae(self, sent: Sent, paths: TrialPaths) -> bool:
+        """Is there an SAE to be copied that has not been? Not where the best ones are to be found first."""
+        return self._tracking.log_sae == "all" and not sent.sae and (paths.sae / "sae.json").exists()
+
+    def upload_sae(self, number: int, config: TrialConfig, paths: TrialPaths) -> None:
+        """Copy the SAE of a closed trial."""
+        self._log_sae(self._book.trials[number], config, paths)
+
+    def _create(self, stream: Stream) -> None:
+        client, config = self._client, stream.config
+        tags = {**record.origin_tags(self._info), **record.trial_tags(config), "mlflow.parentRunId": self._book.run_id}
+        found = None
+        if stream.unsure:
+            wanted = {key: tags[key] for key in ("mlflow.parentRunId", "saebench.trial")}
+            found = server.find_run(client, self._book.experiment_id, wanted)
+        stream.unsure = True
+        if found is None:
+            first = next((event.ts for event, _ in events.read(stream.paths.events)), None)
+            with self._lock:
+                tags = {"saebench.state": "running", **tags, **stream.tags}
+            name = tags["mlflow.runName"]
+            made = client.create_run(self._book.experiment_id, start_time=first, tags=tags, run_name=name).info
+            found, stream.artifacts = made.run_id, made.artifact_uri
+            stream.said = tags
+        stream.sent.run_id = found
+
+    def _send(self, stream: Stream) -> None:
+        """Points and tags that the server does not have yet."""
+        sent = stream.sent
+        if tail.size(stream.paths.events) < sent.offset:
+            sent.offset = 0  # the trial was begun again from nothing
+        for batch in tail.batches(stream.paths.events, sent.offset):
+            if batch.nonfinite:
+                sent.nonfinite = batch.nonfinite | sent.nonfinite
+                batch.tags["saebench.nonfinite"] = json.dumps(sent.nonfinite)
+            self._log(stream, batch.metrics, batch.tags)
+            sent.offset = batch.offset
+            self._moved()
+        self._log(stream, [], {})
+
+    def _log(self, stream: Stream, metrics: list[Metric], said: dict[str, str]) -> None:
+        sent, params = stream.sent, []
+        if not sent.described:
+            params = record.as_params(record.params(stream.config, self._info))
+            self._client.log_inputs(sent.run_id, record.dataset_inputs(stream.config.data, self._info))
+        with self._lock:
+            wanted, stream.tags = stream.tags, {}
+        tags = {key: value for key, value in {**said, **wanted}.items() if stream.said.get(key) != value}
+        if not metrics and not tags and not params:
+            return
+        try:
+            self._client.log_batch(sent.run_id, metrics=metrics, params=params, tags=record.as_tags(tags))
+        except Exception:
+            with self._lock:
+                stream.tags = wanted | stream.tags
+            raise
+        stream.said |= tags
+        sent.described = True
+
+    def _finish(self, stream: Stream, end: str) -> None:
+        closed = stream.sent.closed == end
+        if not closed or self.owes_sae(stream.sent, stream.paths):
+            self._upload(stream, end)
+        if not closed:
+            ended = int(stream.paths.events.stat().st_mtime * 1000) if stream.paths.events.exists() else None
+            self._client.set_terminated(stream.sent.run_id, record.STATUS[end], ended)
+            stream.sent.closed = end
+
+    def _upload(self, stream: Stream, end: str) -> None:
+        paths, sent = stream.paths, stream.sent
+        try:
+            if sent.closed != end:
+                to = server.artifacts(self._client, sent.run_id, stream.artifacts)
+                log_files(to, paths.log, paths.config, paths.evaluation)
+            if self.owes_sae(sent, paths):
+                self._log_sae(sent, stream.config, paths, stream.artifacts, end)
+        except Exception as error:
+            self._client.get_run(sent.run_id)  # raises when it is the server that is away: then no attempt is counted
+            stream.uploads += 1
+            if stream.uploads < UPLOADS:
+                raise
+            self._client.set_tag(sent.run_id, "saebench.artifacts", f"not uploaded: {server.one_line(error)}")
+
+    def _log_sae(
+        self, sent: Sent, config: TrialConfig, paths: TrialPaths, place: str = "", end: str = "complete"
+    ) -> None:
+        log_files(server.artifacts(self._client, sent.run_id, place), paths.sae)
+        if self._tracking.log_model and end == "complete":
+            log_model(self._client, self._book.experiment_id, sent.run_id, config, paths)
+        sent.sae = True
+
+
+def log_files(to: server.Artifacts, *paths: Path) -> None:
+    """Those of these files and folders that are there, at the root of a run's artifacts."""
+    for path in paths:
+        if path.is_dir():
+            to.log_artifacts(str(path), path.name)
+        elif path.is_file():
+            to.log_artifact(str(path))
