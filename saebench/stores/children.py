@@ -36,7 +36,7 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, **environment},
+            env={**os.environ, "TQDM_DISABLE": "1", **environment},  # a bar is no last word, see _listen
             start_new_session=True,  # a Ctrl-C in the terminal is the parent's to deal with
         )
         self._thread = threading.Thread(target=self._listen, args=(inbox,), daemon=True)

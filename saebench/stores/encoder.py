@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.models import resolve_model
+from saebench.models import find_model
 from saebench.stores.ahead import ahead
 from saebench.stores.texts import one_line
 
@@ -121,10 +121,11 @@ def _rows(features: dict[str, Any], part: slice, n: int) -> dict[str, Any]:
 
 
 def _load(data: DataConfig, device: str) -> Any:
+    source, local = find_model(data.model, data.revision)  # before an import that takes seconds
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(resolve_model(data.model, data.revision), device=device, revision=data.revision)
+        model = SentenceTransformer(source, device=device, revision=data.revision, local_files_only=local)
     except Exception as error:  # hub, safetensors, tokenizers, JSON: each fails with a class of its own
         raise DataError(f"model {data.model}: cannot be loaded: {one_line(error)}") from error
     if data.max_seq_length is not None:

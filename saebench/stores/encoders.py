@@ -7,6 +7,7 @@ from typing import Any
 
 from saebench.config import DataConfig
 from saebench.cores import count_cores
+from saebench.models import find_model
 from saebench.stores import children
 from saebench.stores.children import Child, Inbox, Message
 from saebench.stores.entry import ROWS_PER_PART
@@ -31,12 +32,16 @@ class Encoders:
         return child in self.loading or child in self.ready
 
     def start(self) -> None:
-        """Start them, where that has not been done; each says `ready` when its model is loaded."""
+        """Start them, where that has not been done; each says `ready` when its model is loaded. Raises DataError where
+        there is no such model."""
         if self.loading or self.ready:
             return
+        _, local = find_model(self._data.model, self._data.revision)
+        offline = {"HF_HUB_OFFLINE": "1"} if local else {}
         data = self._data.model_dump(mode="json")
         for name, inside, environment in _places(self._devices, self._data.num_examples):
-            child = children.start("saebench.stores.encode", f"the encoder on {name}", environment, self._inbox)
+            settings = {**environment, **offline}
+            child = children.start("saebench.stores.encode", f"the encoder on {name}", settings, self._inbox)
             self.loading.append(child)
             child.send({"data": data, "device": inside, "folder": str(self._folder)})
 

@@ -27,6 +27,7 @@ def inline(threads: None, monkeypatch: pytest.MonkeyPatch) -> HashModel:  # noqa
     """Builds run in threads of this process, with this model under whatever name is asked for."""
     model = HashModel()
     monkeypatch.setattr(encoder, "_load", lambda _data, _device: model)
+    monkeypatch.setattr(encoders, "find_model", lambda name, _revision: (name, False))
     return model
 
 
