@@ -87,6 +87,37 @@ def test_after_gather_the_file_alone_is_the_database(file: Path, tmp_path: Path)
     engine.dispose()
 
 
+def mode(file: Path) -> str:
+    with closing(sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True)) as own:
+        return str(own.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def test_in_the_end_the_file_is_a_plain_one_again_and_still_in_use(file: Path) -> None:
+    engine = opened(file)
+    fill(engine, 7)
+    assert mode(file) == "wal"
+    database.restore(f"sqlite:///{file}")
+    assert mode(file) == "delete"
+    assert [path.name for path in file.parent.iterdir()] == [file.name]
+    with engine.begin() as connection:  # MLflow's engine lives on: it connects again, in the file's own mode
+        connection.execute(sqlalchemy.text("INSERT INTO points VALUES (7)"))
+    assert (rows(file), mode(file)) == (8, "delete")
+    engine.dispose()
+
+
+def test_a_file_that_another_process_reads_keeps_its_mode_until_the_next_end(file: Path) -> None:
+    fill(opened(file), 7)
+    with closing(sqlite3.connect(file)) as other:  # as `mlflow ui` has it open
+        other.execute("SELECT * FROM points").fetchone()
+        database.restore(f"sqlite:///{file}")
+        assert (mode(file), rows(file)) == ("wal", 7)
+    engine = opened(file)
+    engine.connect().close()
+    database.restore(f"sqlite:///{file}")
+    assert (mode(file), rows(file)) == ("delete", 7)
+    engine.dispose()
+
+
 def test_a_file_that_somebody_holds_and_other_databases_stay_as_they_are(file: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(file)) as other:
         other.execute("CREATE TABLE held (x)")

@@ -3,6 +3,10 @@
 MLflow commits about six times per trial, and with SQLite's rollback journal each commit waits for the disk several
 times. With a write-ahead log a commit is an append. It survives a killed process; for a power cut it has to be made
 durable before anything relies on it, and here that is `tracking.json`, at most once a second.
+
+The mode is written into the file and outlives the sweep, so the sweep's end puts the old one back: a file with a
+write-ahead log cannot be opened where its folder cannot be written to (a colleague's, an archive, a mounted share), and
+copied alone it may lack what is still in the log. MLflow makes and expects a plain file; so does its owner.
 """
 
 from __future__ import annotations
@@ -11,13 +15,19 @@ import contextlib
 import os
 import re
 import sqlite3
+import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
+if TYPE_CHECKING:
+    from sqlalchemy.pool import ConnectionPoolEntry
+
 _QUICK: set[str] = set()
 """Files (real paths) whose connections do not wait for the disk at every commit."""
+_POOLED: weakref.WeakKeyDictionary[ConnectionPoolEntry, set[str]] = weakref.WeakKeyDictionary()
+"""Connections of this process to such files, idle or not."""
 _OF_ONE_MACHINE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs"})
 """A write-ahead log has an index in memory that machines cannot share, so that file systems of a network are out."""
 
@@ -39,12 +49,12 @@ def quicken(uri: str) -> None:
         return
     from sqlalchemy import Engine, event
 
-    if not _QUICK:
+    if not event.contains(Engine, "connect", _connected):
         event.listen(Engine, "connect", _connected)
     _QUICK.add(str(path.resolve()))
 
 
-def _connected(connection: Any, _: Any) -> None:
+def _connected(connection: Any, entry: ConnectionPoolEntry) -> None:
     """SQLAlchemy's hook: a new connection, to whatever database."""
     if not isinstance(connection, sqlite3.Connection):
         return
@@ -55,6 +65,7 @@ def _connected(connection: Any, _: Any) -> None:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL")
+            _POOLED[entry] = files
 
 
 def settle(uri: str) -> None:
@@ -76,6 +87,19 @@ def gather(uri: str) -> None:
         return
     with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(path, timeout=1)) as own:
         own.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+
+
+def restore(uri: str) -> None:
+    """Give the file its old mode back. Left undone while another process has it open (`mlflow ui`, another sweep, whose
+    own end will do it), and after a kill until the next end of a sweep."""
+    path = file_of(uri)
+    if path is None or not path.exists() or str(path.resolve()) not in _QUICK:
+        return
+    _QUICK.discard(str(path.resolve()))
+    for entry in [entry for entry, files in _POOLED.items() if str(path.resolve()) in files and not entry.in_use]:
+        entry.invalidate()  # MLflow's pool keeps them for good, and the mode changes for the last connection only
+    with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(path, timeout=1)) as own:
+        own.execute("PRAGMA journal_mode = DELETE").fetchone()
 
 
 def _file_system(path: Path) -> str:

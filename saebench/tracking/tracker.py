@@ -253,3 +253,4 @@ class Tracker:
         self._parent.close(self._status)
         self._save(now=True)
         database.gather(self.uri)
+        database.restore(self.uri)
