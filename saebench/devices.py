@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import os
 import platform
 import re
@@ -10,6 +12,8 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from saebench.config import RunConfig
 from saebench.cores import count_cores
@@ -69,17 +73,35 @@ def find_devices(wanted: str | Sequence[int | str]) -> list[tuple[str, str]]:
             raise PreflightError(f"run.devices: mps: there is none on this machine ({_what_there_is()})")
         return [("mps", "mps")]
     if wanted == "auto":
-        gpus = visible_gpus()
+        gpus = visible_gpus() if torch_has_cuda() else []
         if gpus:
             return [_named(gpu) for gpu in gpus]
         return [("mps", "mps")] if has_mps() else [("cpu", "cpu")]
     if not wanted:
         raise PreflightError("run.devices: the list is empty")
+    for one in ("cpu", "mps"):
+        if one in wanted:
+            raise PreflightError(
+                f"run.devices: {one}: a list names GPUs; write devices: {one}, and per_device to share it"
+            )
     chosen = [_named(_pick(visible_gpus(), one)) for one in wanted]
     doubles = [one for i, one in enumerate(wanted) if chosen[i] in chosen[:i]]
     if doubles:
         raise PreflightError(f"run.devices: {doubles[0]}: named twice (use per_device to share a device)")
+    if not torch_has_cuda():
+        raise PreflightError(f"run.devices: {wanted[0]}: the torch that is installed was built without CUDA")
     return chosen
+
+
+def torch_has_cuda() -> bool:
+    """Whether the installed torch was built for CUDA: a GPU is of no use to one that was not. It is read off torch's
+    version file, because torch is not imported here."""
+    found = importlib.util.find_spec("torch")
+    try:
+        text = Path(found.origin).with_name("version.py").read_text("utf-8") if found and found.origin else ""
+    except OSError:
+        return True
+    return re.search(r"^cuda\b[^=\n]*= *None", text, re.MULTILINE) is None
 
 
 def _named(gpu: Gpu) -> tuple[str, str]:
@@ -109,7 +131,8 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> list[Gpu]:
     """GPUs that an inherited CUDA_VISIBLE_DEVICES (Slurm, containers) leaves visible, in its order.
 
     Entries are indices in PCI order, UUIDs or beginnings of UUIDs; like CUDA, everything after the first entry that
-    names nothing is ignored. A UUID that no tool lists (a slice that only CUDA sees) is believed.
+    names nothing is ignored, and the index of a sliced GPU means its first slice. A UUID that no tool lists (a slice
+    that only CUDA sees) is believed.
     """
     mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if mask is not None and mask.strip() in ("", "-1", "none", "NoDevFiles", "void"):
@@ -120,6 +143,8 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> list[Gpu]:
     visible: list[Gpu] = []
     for entry in (part.strip() for part in mask.split(",")):
         found = [g for g in gpus if entry == g.index or (not entry.isdigit() and g.uuid.startswith(entry))]
+        if not found and entry.isdigit():
+            found = [g for g in gpus if g.index.startswith(f"{entry}:")][:1]
         if not found and entry.startswith("MIG-"):
             found = [Gpu(str(len(visible)), entry, "MIG slice")]
         if len(found) != 1 or not entry:
@@ -164,13 +189,32 @@ def _gpus_by_nvml() -> list[Gpu]:
         return []
     try:
         pynvml.nvmlInit()
+        count = pynvml.nvmlDeviceGetCount()
     except pynvml.NVMLError:
         return []
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    return [
-        Gpu(str(i), str(pynvml.nvmlDeviceGetUUID(handle)), str(pynvml.nvmlDeviceGetName(handle)))
-        for i, handle in enumerate(handles)
-    ]
+    return [gpu for index in range(count) for gpu in _one_by_nvml(pynvml, index)]
+
+
+def _one_by_nvml(pynvml: Any, index: int) -> list[Gpu]:
+    """The GPU, or its slices; nothing where it has fallen off the bus."""
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = _text(pynvml.nvmlDeviceGetName(handle))
+        whole = Gpu(str(index), _text(pynvml.nvmlDeviceGetUUID(handle)), name)
+    except pynvml.NVMLError:
+        return []
+    slices = []
+    with contextlib.suppress(pynvml.NVMLError):  # one that cannot be sliced says so in this way
+        for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+            with contextlib.suppress(pynvml.NVMLError):  # a place without a slice
+                part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+                slices.append(Gpu(f"{index}:{number}", _text(pynvml.nvmlDeviceGetUUID(part)), f"{name} MIG"))
+    return slices or [whole]
+
+
+def _text(found: str | bytes) -> str:
+    """Older bindings of NVML return bytes."""
+    return found.decode() if isinstance(found, bytes) else found
 
 
 def uses_gpu(pid: int, device: str) -> bool:

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -26,6 +29,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
     """Puts an `nvidia-smi` on PATH that prints the given listing."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setattr(devices, "count_cores", lambda: 8)
+    monkeypatch.setattr(devices, "torch_has_cuda", lambda: True)
 
     def install(listing: str, status: int = 0) -> None:
         tool = tmp_path / "nvidia-smi"
@@ -79,6 +83,8 @@ def test_a_broken_driver_counts_as_no_gpu(nvidia_smi: Callable[..., None], monke
         ("-1", []),
         ("GPU-aa", []),  # the beginning of two UUIDs names nothing
         ("0,0", [A]),
+        ("one", []),
+        ("1.5", []),
     ],
 )
 def test_an_inherited_mask_is_honoured(
@@ -107,6 +113,120 @@ def test_a_sliced_gpu_counts_as_its_slices(nvidia_smi: Callable[[str], None]) ->
     assert found[1].name == "NVIDIA A100-SXM4-40GB MIG"
 
 
+@pytest.mark.parametrize(
+    ("mask", "expected"), [("0", ["MIG-1"]), ("1,0", ["GPU-a", "MIG-1"]), ("MIG-2222", ["MIG-2"]), ("0:1", ["MIG-2"])]
+)
+def test_a_mask_over_slices_means_what_cuda_takes_it_for(
+    nvidia_smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, mask: str, expected: list[str]
+) -> None:
+    nvidia_smi(SLICED)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+    assert [gpu.uuid[:5] for gpu in devices.visible_gpus()] == expected
+
+
+def test_a_torch_without_cuda_has_no_use_for_a_gpu(
+    nvidia_smi: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi(TWO)
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "torch").mkdir()
+    (tmp_path / "torch" / "__init__.py").write_text("raise RuntimeError('nobody imports torch here')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
+    version = tmp_path / "torch" / "version.py"
+    version.write_text("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n")
+    assert devices.find_devices("auto") == [("cpu", "cpu")]
+    with pytest.raises(PreflightError, match=r"^run.devices: 1: the torch that is installed was built without CUDA$"):
+        devices.find_devices((1,))
+    version.write_text("__version__ = '2.13.0'\ncuda: Optional[str] = '12.9'\nhip: Optional[str] = None\n")
+    assert len(devices.find_devices("auto")) == 2
+
+
+class Nvml:
+    """As much of pynvml as is used, over GPUs that are dicts; `None` has fallen off the bus."""
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, *gpus: dict[str, Any] | None, works: bool = True) -> None:
+        self.gpus, self.works = gpus, works
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's names
+        if not self.works:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        return len(self.gpus)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> dict[str, Any]:  # noqa: N802
+        found = self.gpus[index]
+        if found is None:
+            raise self.NVMLError("GPU is lost")
+        return found
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> dict[str, Any]:  # noqa: N802
+        known = [gpu for gpu in self.gpus if gpu is not None]
+        for gpu in [*known, *(part for whole in known for part in whole.get("slices", []) if part)]:
+            if gpu["uuid"] == uuid:
+                return gpu
+        raise self.NVMLError("Not Found")
+
+    def nvmlDeviceGetName(self, handle: dict[str, Any]) -> str | bytes:  # noqa: N802
+        return handle.get("name", "NVIDIA H200")
+
+    def nvmlDeviceGetUUID(self, handle: dict[str, Any]) -> str | bytes:  # noqa: N802
+        return handle["uuid"]
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: dict[str, Any]) -> int:  # noqa: N802
+        if "slices" not in handle:
+            raise self.NVMLError("Not Supported")
+        return len(handle["slices"])
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: dict[str, Any], number: int) -> dict[str, Any]:  # noqa: N802
+        found: dict[str, Any] | None = handle["slices"][number]
+        if found is None:
+            raise self.NVMLError("Not Found")
+        return found
+
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: dict[str, Any]) -> list[SimpleNamespace]:  # noqa: N802
+        return [SimpleNamespace(pid=pid, usedGpuMemory=None) for pid in handle.get("pids", [])]
+
+
+@pytest.fixture
+def nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Nvml], None]:
+    """Puts a pynvml where there is no nvidia-smi."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return lambda fake: monkeypatch.setitem(sys.modules, "pynvml", fake)  # type: ignore[arg-type]
+
+
+def test_nvml_is_asked_where_there_is_no_nvidia_smi(nvml: Callable[[Nvml], None]) -> None:
+    parts = [{"uuid": "MIG-1"}, None, {"uuid": b"MIG-2"}]
+    nvml(Nvml({"uuid": A}, None, {"uuid": b"GPU-old", "name": b"Tesla V100"}, {"uuid": B, "slices": parts}))
+    found = [(gpu.index, gpu.uuid, gpu.name) for gpu in devices.all_gpus()]
+    assert found == [
+        ("0", A, "NVIDIA H200"),
+        ("2", "GPU-old", "Tesla V100"),
+        ("3:0", "MIG-1", "NVIDIA H200 MIG"),
+        ("3:2", "MIG-2", "NVIDIA H200 MIG"),
+    ]
+    nvml(Nvml({"uuid": A}, works=False))
+    assert devices.all_gpus() == []
+
+
+def test_a_dead_workers_memory_is_asked_of_its_own_device(nvml: Callable[[Nvml], None]) -> None:
+    nvml(Nvml({"uuid": A, "pids": [7]}, {"uuid": B, "slices": [{"uuid": "MIG-1", "pids": [8]}]}))
+    assert devices.uses_gpu(7, f"cuda:{A}")
+    assert not devices.uses_gpu(8, f"cuda:{A}")
+    assert devices.uses_gpu(8, "cuda:MIG-1")
+    assert not devices.uses_gpu(7, "cuda:GPU-gone")
+    assert not devices.uses_gpu(7, "cpu")
+    nvml(Nvml({"uuid": A, "pids": [7]}, works=False))
+    assert not devices.uses_gpu(7, f"cuda:{A}")
+
+
 def test_a_slice_that_no_tool_lists_is_believed(
     nvidia_smi: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -129,6 +249,8 @@ def test_lists_name_gpus_by_index_or_uuid(nvidia_smi: Callable[[str], None]) -> 
         (("GPU-aa",), r"GPU-aa: the beginning of several UUIDs"),
         ((0, A), r"GPU-aaaa1111.*: named twice"),
         ((), r"the list is empty"),
+        (("cpu", "cpu"), r"cpu: a list names GPUs; write devices: cpu"),
+        ((0, "cpu"), r"cpu: a list names GPUs"),
     ],
 )
 def test_a_device_that_is_not_there_is_one_line(
