@@ -43,6 +43,8 @@ def invalid() -> ValidationError:
         (OutOfMemoryError("Tried to allocate"), "cuda_oom"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "cuda_oom"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "cuda_oom"),
+        (RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported elsewhere"), "cuda_oom"),
+        (RuntimeError("Triton Error [CUDA]: out of memory"), "cuda_oom"),
         (caused(ValueError("while encoding"), OutOfMemoryError()), "cuda_oom"),
         (RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"), "cuda_oom"),
         (MemoryError(), "host_oom"),

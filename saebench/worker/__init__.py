@@ -141,7 +141,14 @@ def failure(error: BaseException, samples: int) -> Event:
     return Event("failed", samples, info=info)
 
 
-_CUDA_MEMORY = ("CUDA out of memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAll")
+_CUDA_MEMORY = (
+    "CUDA out of memory",
+    "CUDA error: out of memory",  # of the driver, where not even a context finds room
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "cudaErrorMemoryAllocation",
+    "Triton Error [CUDA]: out of memory",
+    "MPS backend out of memory",
+)
 _HOST_MEMORY = ("can't allocate memory", "Cannot allocate memory")
 
 
