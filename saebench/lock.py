@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -28,12 +30,13 @@ from saebench.paths import SweepPaths, write_json
 GROWS = ("seeds", "search.points", "run", "budget", "tracking", "description")
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
-FREE = ("run.devices", "run.per_device")
-"""Keys that may differ at every start, without a word: another machine, or more of the same one."""
+FREE = ("run.devices", "run.per_device", "tracking.log_sae")
+"""Keys that may differ at every start, without a word: another machine, more of the same one, copies of files."""
 _OWN_FILES = frozenset(
     {"scheduler.lock", "scheduler.json", "scheduler.log", "optuna.journal", "tracking.json", "retry.json", "stop"}
 )
 """What a start that was killed before lock.json may have left in a sweep's directory."""
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
 _PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")
 
 
@@ -54,9 +57,7 @@ class Holder:
             ) from None
         except OSError as error:
             raise PreflightError(f"{self._paths.root}: cannot write here: {error.strerror or error}") from None
-        me = psutil.Process()
-        who = {"pid": me.pid, "host": socket.gethostname(), "started": me.create_time()}
-        write_json(self._paths.holder, {**who, "since": time.time(), "at": now()})
+        write_json(self._paths.holder, {**myself(), "since": time.time(), "at": now()})
         return self
 
     def release(self) -> None:
@@ -97,10 +98,26 @@ def holder(paths: SweepPaths) -> dict[str, Any] | None:
         found: dict[str, Any] = json.loads(paths.holder.read_text("utf-8"))
         if found["host"] != socket.gethostname():
             return found
-        alive = abs(psutil.Process(found["pid"]).create_time() - found["started"]) < 1.0
-        return found if alive else None
-    except (OSError, ValueError, KeyError, psutil.Error):
+        return found if born(found["pid"]) == found["born"] else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
         return None
+
+
+def myself() -> dict[str, Any]:
+    """This process, in words that no other one will ever answer to."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "born": born(os.getpid())}
+
+
+def born(pid: int) -> str:
+    """What tells a living process from others that get the same number. A clock that is set changes nothing: Linux
+    counts a process's age from the boot, and psutil's create_time is that count plus a boot time that moves with the
+    clock. Raises OSError or psutil.Error where there is no such process."""
+    if sys.platform != "linux":
+        return f"{psutil.Process(pid).create_time():.2f}"
+    state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    if state == "Z":
+        raise ProcessLookupError(f"{pid}: has ended")
+    return f"{_BOOT.read_text().strip()} {fields[18]}"
 
 
 def describe(paths: SweepPaths) -> str:
@@ -155,9 +172,11 @@ def read_lock(paths: SweepPaths) -> dict[str, Any] | None:
     if not paths.lock.exists():
         return None
     try:
-        found: dict[str, Any] = json.loads(paths.lock.read_text("utf-8"))
+        found = json.loads(paths.lock.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise SpecError(f"{paths.lock}: cannot be read: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("spec"), dict):
+        raise SpecError(f"{paths.lock}: is not the lock of a sweep: it has no spec")
     return found
 
 
@@ -180,7 +199,7 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def is_free(key: str) -> bool:
-    """Does this key only say on which devices the trials of this start run?"""
+    """Does this key only say on which devices the trials of this start run, or what of them is copied?"""
     return any(key == free or key.startswith(f"{free}[") for free in FREE)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from saebench.errors import LockedError, PreflightError, SpecError
@@ -91,8 +92,21 @@ def test_a_pid_that_is_used_again_does_not_hold_the_sweep(paths: SweepPaths) -> 
     paths.root.mkdir(parents=True)
     with at_work_on(paths):
         found = json.loads(paths.holder.read_text())
-        paths.holder.write_text(json.dumps({**found, "started": time.time() - 1e6}))
+        paths.holder.write_text(json.dumps({**found, "born": found["born"] + "0"}))
         assert holder(paths) is None
+
+
+def test_a_clock_that_is_set_changes_nothing(paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil reckons a process's start from the boot time, which moves with the clock (suspended laptops, NTP)."""
+    with at_work_on(paths):
+        monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 3600)
+        assert holder(paths) is not None
+
+
+def test_a_holder_that_nobody_has_reaped_is_gone(paths: SweepPaths, other: subprocess.Popen[str]) -> None:
+    os.kill(other.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
+    assert holder(paths) is None
 
 
 def fails(paths: SweepPaths, *, begun: bool) -> None:
@@ -202,6 +216,9 @@ def test_provenance_names_commit_and_versions(repository: Path, tmp_path: Path) 
 def test_a_lock_file_that_cannot_be_read_is_said(paths: SweepPaths) -> None:
     assert read_lock(paths) is None
     paths.root.mkdir(parents=True)
+    paths.lock.write_text("[]")
+    with pytest.raises(SpecError, match=r"lock.json: is not the lock of a sweep"):
+        read_lock(paths)
     paths.lock.write_text("{")
     with pytest.raises(SpecError, match="cannot be read"):
         read_lock(paths)

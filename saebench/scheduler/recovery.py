@@ -102,7 +102,7 @@ def await_orphans(trials: Iterable[TrialPaths], note: Callable[[str], None], gra
 
 def _worker_of(trial: TrialPaths) -> psutil.Process | None:
     """The process that runs the trial's newest attempt, if it still lives: the pid of the last `start` event, on this
-    machine, leader of its group, and no younger than that event (pids are used again)."""
+    machine, leader of its group, and with the trial's log open (pids are used again, and clocks are set)."""
     start: Event | None = None
     for event, _ in events.read(trial.events):
         if event.type == "start":
@@ -113,7 +113,7 @@ def _worker_of(trial: TrialPaths) -> psutil.Process | None:
         return None
     try:
         process = psutil.Process(int(start.info["pid"]))
-        same = process.create_time() <= start.ts / 1000 + 1 and os.getpgid(process.pid) == process.pid
-        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        leads = os.getpgid(process.pid) == process.pid and process.status() != psutil.STATUS_ZOMBIE
+        return process if leads and str(trial.log.resolve()) in {file.path for file in process.open_files()} else None
     except (psutil.Error, ProcessLookupError, ValueError):
         return None

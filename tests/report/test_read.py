@@ -133,13 +133,10 @@ def test_a_sweep_that_was_left_reports_what_it_has(store: Store, tmp_path: Path)
 
 
 def test_a_sweep_that_runs_is_said_to_run(store: Store, tmp_path: Path) -> None:
-    import os
-
-    import psutil
+    from saebench.lock import myself
 
     runs = logged(tmp_path, store, small(), parent_status="RUNNING")
-    holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": psutil.Process().create_time(), "at": ""}
-    (next(runs.iterdir()) / "scheduler.json").write_text(json.dumps(holder))
+    (next(runs.iterdir()) / "scheduler.json").write_text(json.dumps({**myself(), "at": ""}))
     assert "still running" in load(runs_dir=runs).record.notes[0]
 
 
