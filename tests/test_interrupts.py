@@ -37,6 +37,38 @@ def test_usr1_of_slurm_is_resumable_and_ctrl_c_after_it_is_ctrl_c() -> None:
         assert (signals.level, signals.exit_code) == (2, 130)
 
 
+def test_a_closed_terminal_asks_to_leave_and_nohup_does_not() -> None:
+    with Interrupts() as signals:
+        signals.patient = True
+        send("SIGHUP")
+        assert (signals.level, signals.exit_code, signals.why) == (1, 75, "SIGHUP")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Interrupts() as signals:
+            send("SIGHUP")
+            assert signals.level == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_is_printed_to_a_closed_terminal_goes_nowhere() -> None:
+    ours, theirs = os.openpty()
+    kept = os.dup(1)
+    os.dup2(theirs, 1)
+    try:
+        with Interrupts() as signals:
+            signals.patient = True
+            os.close(ours)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(1, b"x")
+            send("SIGHUP")
+            assert os.write(1, b"x") == 1
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+        os.close(theirs)
+
+
 def test_before_the_trials_a_signal_ends_what_is_going_on() -> None:
     with Interrupts() as signals:
         with pytest.raises(KeyboardInterrupt):

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1")
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 
 
 class Interrupts:
     """Counts signals while it is entered; outside the main thread (where Python allows no handlers) it counts none.
 
     Until `patient` is set a signal raises KeyboardInterrupt where the program stands, so that encoding or waiting for
-    a server ends at once; a third signal always does.
+    a server ends at once; a third signal always does. SIGHUP (the terminal was closed) counts unless somebody had it
+    ignored, as nohup does; what is printed after it goes nowhere.
     """
 
     def __init__(self) -> None:
         self.patient = False
         self._seen: list[str] = []
         self._before: dict[int, Any] = {}
+        self._terminals: list[int] = []
+        """Handles of stdout and stderr that were terminals; one that is gone says, when asked, that it is none."""
 
     @property
     def level(self) -> int:
@@ -29,7 +33,7 @@ class Interrupts:
 
     @property
     def exit_code(self) -> int:
-        """130 after Ctrl-C, 75 (stopped, resumable) after SIGTERM or SIGUSR1."""
+        """130 after Ctrl-C, 75 (stopped, resumable) after another signal."""
         return 130 if "SIGINT" in self._seen else 75
 
     @property
@@ -40,8 +44,10 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             for name in _SIGNALS:
                 number = getattr(signal, name, None)  # SIGUSR1 does not exist everywhere
-                if number is not None:
-                    self._before[number] = signal.signal(number, self._note)
+                if number is None or (name == "SIGHUP" and signal.getsignal(number) is signal.SIG_IGN):
+                    continue
+                self._before[number] = signal.signal(number, self._note)
+        self._terminals = [handle for handle in (1, 2) if os.isatty(handle)]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -50,5 +56,14 @@ class Interrupts:
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
         self._seen.append(signal.Signals(number).name)
+        if self._seen[-1] == "SIGHUP":
+            self._leave_terminals()
         if not self.patient or len(self._seen) > 2:
             raise KeyboardInterrupt
+
+    def _leave_terminals(self) -> None:
+        """Writing to a terminal that is gone would end the sweep where it should leave."""
+        for handle in self._terminals:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, handle)
+            os.close(nowhere)
