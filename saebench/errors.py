@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
+_OF_THE_MACHINE = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOMEM,
+        errno.ENOSPC,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+    }
+)
+
 
 class UserError(Exception):
     """Something the user can mend; `str()` is one line per problem."""
@@ -27,3 +46,15 @@ class LockedError(UserError):
     """Another process works on this sweep."""
 
     exit_code = 6
+
+
+def of_the_machine(error: OSError) -> str | None:
+    """One line for an error that no program can help: a full or read-only disk, a missing permission, too few open
+    files, a working directory that was deleted. None for others: those are defects and want their traceback."""
+    try:
+        os.getcwd()
+    except OSError:
+        return "the working directory is not there any more: change to another one"
+    if error.errno not in _OF_THE_MACHINE:
+        return None
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)

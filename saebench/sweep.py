@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench import paths as places
 from saebench.config import TrackingConfig
-from saebench.errors import PreflightError, SpecError
+from saebench.errors import PreflightError, SpecError, of_the_machine
 from saebench.executors.local import TARGET, LocalExecutor
 from saebench.lock import agree, at_work_on, now, provenance, read_lock
 from saebench.models import embedding_width
@@ -95,8 +95,9 @@ def run_sweep(
 
     Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
     """
-    given = _given(spec, overrides)
-    paths = SweepPaths(places.runs_dir(runs_dir) / given.spec.name)
+    with _preflight():
+        given = _given(spec, overrides)
+        paths = SweepPaths(places.runs_dir(runs_dir) / given.spec.name)
     with Interrupts() as signals, at_work_on(paths), LoggedView(view or choose_view(quiet=quiet), paths.log) as shown:
         try:
             work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target)
@@ -104,6 +105,32 @@ def run_sweep(
         except KeyboardInterrupt:
             shown.say(f"{signals.why or 'interrupted'}: ended at once")
             return SweepResult(paths.name, paths.root, signals.exit_code, signals.why)
+        except _StoppedError:
+            shown.say("ended early: saebench stop; the same command goes on")
+            return SweepResult(paths.name, paths.root, 75, "saebench stop")
+        except OSError as error:
+            words = of_the_machine(error)
+            if words is None:
+                raise
+            if not paths.lock.exists():
+                raise PreflightError(words) from error
+            shown.say(f"ended early: {words}; once that is mended the same command goes on")
+            return SweepResult(paths.name, paths.root, 75, words)
+
+
+class _StoppedError(Exception):
+    """`saebench stop` came before there was a scheduler to obey it."""
+
+
+@contextlib.contextmanager
+def _preflight() -> Iterator[None]:
+    """What the machine refuses before anything has begun is for the user to mend."""
+    try:
+        yield
+    except OSError as error:
+        if (words := of_the_machine(error)) is None:
+            raise
+        raise PreflightError(words) from error
 
 
 @dataclass(frozen=True)
@@ -147,6 +174,7 @@ class _Sweep:
         from saebench.study import Search
         from saebench.tracking import Tracker
 
+        self._paths.stop.unlink(missing_ok=True)
         lock = read_lock(self._paths)
         changes = agree(lock, self._spec.plain(), self._paths, extend=extend) if lock else {}
         tracker = Tracker(self._paths, self._reachable_tracking(lock), self._spec.name)
@@ -218,6 +246,8 @@ class _Sweep:
         return {**counts, "digest": entry.key, "data": entry.info}
 
     def _encoding(self, progress: Any) -> None:
+        if self._paths.stop.exists():
+            raise _StoppedError
         if progress.warning:
             self._view.note(progress.message)
         else:
@@ -250,7 +280,6 @@ class _Sweep:
         self, planned: int, search: Search, executor: Executor, tracker: Tracker, retry_failed: bool
     ) -> tuple[Board, Halt | None]:
         self._signals.patient = True
-        self._paths.stop.unlink(missing_ok=True)
         board = Board(self._spec.name, planned)
         ledger = Ledger(self._paths, search, tracker, board)
         waiting = recover(ledger, search, retry_failed=retry_failed)

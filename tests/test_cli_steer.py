@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from click.testing import CliRunner, Result
 from fakes import trial_config
@@ -17,6 +17,7 @@ from fakes import trial_config
 from saebench.cli import cli, steer
 from saebench.errors import UserError
 from saebench.events import Event, EventLog
+from saebench.lock import myself
 from saebench.paths import SweepPaths, write_json
 from saebench.spec import parse_spec
 from saebench.state import AttemptRecord, TrialState, read_state
@@ -56,9 +57,7 @@ def paths(tmp_path: Path) -> SweepPaths:
 @pytest.fixture
 def held(paths: SweepPaths) -> Iterator[None]:
     """A scheduler (this process) is at work on it."""
-    me = psutil.Process()
-    who = {"pid": me.pid, "host": os.uname().nodename, "started": me.create_time()}
-    write_json(paths.holder, {**who, "since": time.time() - 60, "at": "2026-01-01T00:00:00+0000"})
+    write_json(paths.holder, {**myself(), "since": time.time() - 60, "at": "2026-01-01T00:00:00+0000"})
     yield
     paths.holder.unlink(missing_ok=True)
 
@@ -172,7 +171,6 @@ def test_retry_runs_a_sweep_that_nobody_works_on(paths: SweepPaths, monkeypatch:
     assert json.loads(paths.retry.read_text()) == [2]
 
 
-@pytest.mark.usefixtures("paths")
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -184,11 +182,38 @@ def test_retry_runs_a_sweep_that_nobody_works_on(paths: SweepPaths, monkeypatch:
         (["retry", "--trial", "0"], "trial 0: complete, not failed"),
         (["retry", "--trial", "77"], "trial 77: is not there, not failed"),
         (["retry", "--failed", "--trial", "2"], "give one of the two"),
+        (["retry", "renamed"], "renamed: the folder of the sweep toy has another name now"),
     ],
     ids=str,
 )
-def test_bad_input_is_one_line(arguments: list[str], says: str) -> None:
+def test_bad_input_is_one_line(paths: SweepPaths, arguments: list[str], says: str) -> None:
+    shutil.copytree(paths.root, paths.root.with_name("renamed"))
     assert says in complaint(*arguments)
+
+
+def test_a_lock_that_cannot_be_read_hides_no_other_sweep(paths: SweepPaths) -> None:
+    broken = paths.root.with_name("broken")
+    broken.mkdir()
+    (broken / "lock.json").write_text("{")
+    (paths.root.parent / "dangling").symlink_to("nowhere")
+    found = call("ls")
+    assert found.exit_code == 0
+    assert {line.split()[0] for line in found.stdout.splitlines()[1:]} >= {"toy", "broken"}
+    assert "broken/lock.json: cannot be read" in found.stderr
+
+
+def test_a_sweep_that_gets_its_embeddings_ready_can_be_seen_and_stopped(paths: SweepPaths) -> None:
+    """Encoding takes longest, and there is no lock.json yet."""
+    early = SweepPaths(paths.root.with_name("early"))
+    early.root.mkdir()
+    assert "no such sweep" in complaint("status", "early")
+    write_json(early.holder, {**myself(), "since": time.time(), "at": "2026-01-01T00:00:00+0000"})
+    assert "it gets the embeddings ready, no trial has begun" in call("status", "early").output
+    assert json.loads(call("status", "early", "--json").output)["scheduler"]["pid"] == os.getpid()
+    assert "early" in call("ls").output
+    assert "asked process" in call("stop", "early").output
+    assert early.stop.read_text() == "leave"
+    assert "no trial has failed" in complaint("retry", "early")
 
 
 def test_no_sweeps_at_all(tmp_path: Path) -> None:

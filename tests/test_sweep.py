@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -23,7 +24,8 @@ from saebench.errors import DataError, PreflightError, SpecError
 from saebench.executors.inprocess import InProcessExecutor
 from saebench.executors.local import LocalExecutor
 from saebench.paths import SweepPaths, TrialPaths
-from saebench.state import read_config, read_state
+from saebench.state import TrialState, read_config, read_state
+from saebench.stores.progress import Progress
 from saebench.sweep import SweepResult, run_sweep, spec_of
 
 TOY = "sweep_toys:train"
@@ -270,6 +272,68 @@ def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
     assert "the same command goes on" in output
     assert sweep(threads=True).ok
     assert states(root) == ["complete"] * 4
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_a_disk_that_fills_up_ends_the_sweep_in_one_line_and_it_goes_on_later(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After the first trial nothing can be written any more."""
+    root, write = tmp_path / "runs" / "toy", TrialState.write
+
+    def write_while_there_is_room(state: TrialState, paths: TrialPaths) -> None:
+        if state.number == 2:
+            raise OSError(errno.ENOSPC, "No space left on device", str(paths.state))
+        write(state, paths)
+
+    with monkeypatch.context() as full:
+        full.setattr(TrialState, "write", write_while_there_is_room)
+        ended = sweep(threads=True)
+    assert ended.exit_code == 75
+    assert ended.reason == f"{root}/trials/0002/state.json: No space left on device"
+    assert "once that is mended the same command goes on" in (root / "scheduler.log").read_text()
+    assert sweep(threads=True).ok
+
+
+def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "lock.json")
+
+    monkeypatch.setattr("saebench.sweep.write_json", full)
+    with pytest.raises(PreflightError, match=r"^lock.json: No space left on device$"):
+        sweep(threads=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_working_directory_that_was_deleted_is_one_line(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(PreflightError, match="the working directory is not there any more"):
+        sweep()
+
+
+def test_a_stop_while_the_texts_are_encoded_is_obeyed(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = SweepPaths(tmp_path / "runs" / "toy")
+
+    def build(*arguments: Any) -> None:
+        assert not paths.stop.exists(), "what was asked of an earlier scheduler"
+        (call,) = [argument for argument in arguments if callable(argument)]
+        call(Progress("encoding", 1, 10, 0.0))
+        paths.stop.write_text("leave")
+        call(Progress("encoding", 2, 10, 0.0))
+        pytest.fail("nobody listened")
+
+    monkeypatch.setattr("saebench.stores.cache.build", build)
+    ended = sweep(spec(data__cache=True), threads=True)
+    assert (ended.exit_code, ended.reason) == (75, "saebench stop")
+    assert not paths.root.exists()
 
 
 def test_a_changed_spec_is_refused_and_extend_takes_what_may_grow(sweep: Callable[..., SweepResult]) -> None:

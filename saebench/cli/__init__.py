@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from saebench.errors import UserError
+from saebench.errors import PreflightError, UserError, of_the_machine
 
 COMMANDS = {
     "sweep": "saebench.cli.sweep:sweep",
@@ -48,9 +48,15 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake is one line and an exit code, never a traceback."""
+    """Entry point: a user's mistake, or a full disk, is one line and an exit code, never a traceback."""
     try:
         cli(standalone_mode=True)
     except UserError as error:
         click.echo(f"saebench: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        words = of_the_machine(error)
+        if words is None:
+            raise
+        click.echo(f"saebench: {words}", err=True)
+        sys.exit(PreflightError.exit_code)

@@ -14,7 +14,7 @@ import click
 
 from saebench import paths as places
 from saebench.cli.options import cache_option, plain_option, runs_option
-from saebench.errors import UserError
+from saebench.errors import SpecError, UserError
 from saebench.paths import SweepPaths, TrialPaths, write_json, write_text
 
 if TYPE_CHECKING:
@@ -27,13 +27,27 @@ POLL = 0.5
 def sweeps(runs_dir: str | None) -> list[SweepPaths]:
     """The sweeps of a directory, the one that changed last first."""
     root = places.runs_dir(runs_dir)
-    found = [SweepPaths(lock.parent) for lock in root.glob("*/lock.json")]
-    return sorted(found, key=_last_change, reverse=True)
+    roots = {file.parent for name in ("lock.json", "scheduler.json") for file in root.glob(f"*/{name}")}
+    return sorted((SweepPaths(folder) for folder in roots if _is_sweep(folder)), key=_last_change, reverse=True)
+
+
+def _is_sweep(folder: Path) -> bool:
+    """It has begun, or is being prepared: before the texts are encoded there is only who works on it."""
+    from saebench.lock import holder
+
+    return (folder / "lock.json").is_file() or holder(SweepPaths(folder)) is not None
 
 
 def _last_change(paths: SweepPaths) -> float:
     files = (paths.lock, paths.journal, paths.log, paths.holder)
-    return max(file.stat().st_mtime for file in files if file.exists())
+    return max((_changed(file) for file in files), default=0.0)
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # the sweep that it belongs to may end at any moment
+        return 0.0
 
 
 def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
@@ -44,7 +58,7 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
             raise UserError(f"{places.runs_dir(runs_dir)}: there are no sweeps")
         return known[0]
     for root in (places.runs_dir(runs_dir) / name, Path(name).absolute()):
-        if (root / "lock.json").is_file():
+        if _is_sweep(root):
             return SweepPaths(root)
     there = ", ".join(paths.name for paths in sweeps(runs_dir)[:8]) or "none"
     raise UserError(f"{name}: no such sweep in {places.runs_dir(runs_dir)} (there: {there})")
@@ -83,7 +97,7 @@ def _print_status(paths: SweepPaths) -> None:
     from saebench.terminal.picture import picture
 
     console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(_scheduler_line(paths), highlight=False, markup=False)
+    console.print(_scheduler_line(paths), highlight=False, markup=False, soft_wrap=True)
     console.print(picture(_board(paths), 1000, console.width))
 
 
@@ -109,9 +123,9 @@ def _board(paths: SweepPaths) -> Board:
     from saebench.sweep import spec_of
     from saebench.terminal.board import read_board
 
-    lock = read_lock(paths) or {}
+    lock = read_lock(paths)
     held = holder(paths)
-    planned = make_plan(spec_of(paths), lock.get("d_in")).n_trials
+    planned = make_plan(spec_of(paths), lock.get("d_in")).n_trials if lock else 0
     board = read_board(paths, planned, since=held["since"] if held else None)
     if paths.stop.exists():
         board.stopping = "saebench stop"
@@ -122,7 +136,8 @@ def _scheduler_line(paths: SweepPaths) -> str:
     from saebench.lock import describe, holder
 
     if holder(paths) is not None:
-        return f"{paths.root}: {describe(paths)}"
+        begins = "" if paths.lock.exists() else "; it gets the embeddings ready, no trial has begun"
+        return f"{paths.root}: {describe(paths)}{begins}"
     return f"{paths.root}: no scheduler is at work on it"
 
 
@@ -154,18 +169,29 @@ def _as_json(paths: SweepPaths) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def ls(runs_dir: str | None, as_json: bool) -> None:
     """List the sweeps, the one that changed last first."""
-    from saebench.lock import holder, read_lock
+    from saebench.lock import holder
     from saebench.terminal.board import read_board
 
     rows = []
     for paths in sweeps(runs_dir):
-        lock, held, counts = read_lock(paths) or {}, holder(paths), read_board(paths).counts
+        lock, held, counts = _lock_or_word(paths), holder(paths), read_board(paths).counts
         row = {"sweep": paths.name, "begun": lock.get("created"), "scheduler": held, "counts": dict(counts)}
         rows.append({**row, "root": str(paths.root), "description": lock.get("description", "")})
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
     _print_rows(rows, places.runs_dir(runs_dir))
+
+
+def _lock_or_word(paths: SweepPaths) -> dict[str, Any]:
+    """What lock.json says; one that cannot be read hides no other sweep."""
+    from saebench.lock import read_lock
+
+    try:
+        return read_lock(paths) or {}
+    except SpecError as error:
+        click.echo(f"saebench: {error}", err=True)
+        return {}
 
 
 def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
@@ -264,12 +290,15 @@ def retry(
         raise UserError("--failed and --trial: give one of the two")
     paths = find_sweep(name, runs_dir)
     wanted = _failed(paths, numbers)
+    spec = spec_of(paths)
+    if spec.name != paths.name:
+        raise UserError(f"{paths.root}: the folder of the sweep {spec.name} has another name now; give it back its own")
     write_json(paths.retry, wanted)
     if holder(paths) is not None:
         click.echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trials again")
         return
     view = choose_view(plain=plain)
-    result = run_sweep(spec_of(paths), runs_dir=paths.root.parent, cache_dir=cache_dir, view=view)
+    result = run_sweep(spec, runs_dir=paths.root.parent, cache_dir=cache_dir, view=view)
     sys.exit(result.exit_code)
 
 
