@@ -130,6 +130,11 @@ class SweepPaths:
         """Folder of what `saebench report` writes by default."""
         return self.root / "report"
 
+    @property
+    def stability(self) -> Path:
+        """How alike the dictionaries of two seeds are, as `saebench report` has measured it so far."""
+        return self.report / "stability.json"
+
     def trial(self, number: int) -> TrialPaths:
         """The directory of trial `number`."""
         return TrialPaths(self.root / "trials" / f"{number:04d}")

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
 SUFFIXES = {".csv": "csv", ".md": "markdown", ".json": "json", ".html": "html", ".tex": "latex", ".parquet": "parquet"}
-NAMES = ("verdict", "strata", "arms", "pareto", "best", "seeds", "effects", "importances", "lost", "trials")
+NAMES = ("verdict", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "seeds", "effects",
+         "importances", "lost", "trials")  # fmt: skip
 """report.TABLES, spelled out so that --help needs no pandas; a test compares."""
 PLOTS = ("pareto", "curves", "dead", "density", "l0", "parallel")
 """report.charts.CHARTS, likewise."""
@@ -117,11 +118,11 @@ def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
     if kind == "html":
         from saebench.report.html import page
 
-        return page(document)
+        return page(document, quick="stability" not in names)
     if kind in ("csv", "json"):
         table = document.table(names[0] if names else "trials")
         return formats.csv(table) if kind == "csv" else formats.to_json(table)
-    tables = [document.table(name) for name in names or NAMES]
+    tables = [document.table(name, quick=not names) for name in names or NAMES]
     return formats.markdown(document, tables) if kind == "markdown" else formats.latex(document, tables)
 
 

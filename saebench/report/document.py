@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
-from saebench.report import effects, points, tables
+from saebench.report import effects, embedding, points, tables
 from saebench.report.compare import Comparison, compare, runs_of, with_texts
 from saebench.report.read import Record, evaluations, histories, read
 from saebench.report.sources import find
+from saebench.report.stability import stability
 from saebench.report.table import Table, counted, trial_counts
 from saebench.report.verdict import sentence
 
@@ -93,9 +94,19 @@ class Report:
         ]
         return pd.DataFrame(rows, columns=["run_id", "samples", "value"])
 
-    def table(self, name: str) -> Table:
-        """One of TABLES."""
-        return TABLES[name](self)
+    @cached_property
+    def stability(self) -> Table:
+        """Every point of several seeds; takes seconds per pair of seeds, and asks MLflow for SAEs that are not here."""
+        return embedding.stability(stability(self.record, self.frame, self.chosen, quick=False))
+
+    @cached_property
+    def quick_stability(self) -> Table:
+        """Of the best points what is at hand, or done in seconds."""
+        return embedding.stability(stability(self.record, self.frame, self.chosen, quick=True))
+
+    def table(self, name: str, *, quick: bool = False) -> Table:
+        """One of TABLES; `quick`: without what would take long, which becomes a note."""
+        return self.quick_stability if quick and name == "stability" else TABLES[name](self)
 
 
 TABLES: dict[str, Callable[[Report], Table]] = {
@@ -104,6 +115,9 @@ TABLES: dict[str, Callable[[Report], Table]] = {
     "arms": lambda r: tables.arms(r.frame, r.comparisons),
     "pareto": lambda r: tables.pareto(r.strata),
     "best": lambda r: tables.best(r.frame, r.chosen, r.searched, r.record.objective, r.record.maximize),
+    "fidelity": lambda r: embedding.fidelity(r.frame, r.chosen),
+    "probing": lambda r: embedding.probing(r.frame, r.chosen),
+    "stability": lambda r: r.stability,
     "seeds": lambda r: tables.seeds(r.frame, r.searched),
     "effects": lambda r: effects.effects(r.frame, r.searched, r.record.objective, r.record.maximize),
     "importances": lambda r: effects.importances(r.record, r.frame),

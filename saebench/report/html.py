@@ -17,8 +17,9 @@ from saebench.report.table import Column, Row, Table
 if TYPE_CHECKING:
     from saebench.report.document import Report
 
-ORDER = ("chart:pareto", "arms", "strata", "chart:curves", "pareto", "best", "verdict", "seeds", "chart:dead",
-         "chart:density", "chart:l0", "chart:parallel", "effects", "importances", "lost", "trials")  # fmt: skip
+ORDER = ("chart:pareto", "arms", "strata", "chart:curves", "pareto", "best", "fidelity", "probing", "stability",
+         "verdict", "seeds", "chart:dead", "chart:density", "chart:l0", "chart:parallel", "effects", "importances",
+         "lost", "trials")  # fmt: skip
 """Sections of the page, top to bottom."""
 _LONG = 60
 """Rows above which a table begins closed."""
@@ -26,9 +27,9 @@ _FILTER = 15
 """Rows above which a table has a filter."""
 
 
-def page(report: Report) -> str:
-    """The whole page as text."""
-    sections = list(_sections(report))  # before the notes: a section may add some
+def page(report: Report, *, quick: bool = True) -> str:
+    """The whole page as text; `quick`: without what would take long, which becomes a note."""
+    sections = list(_sections(report, quick))  # before the notes: a section may add some
     nav = "".join(f'<a href="#{name}">{escape(title)}</a>' for name, title, _ in sections)
     here = files("saebench.report")
     return Template(here.joinpath("page.html").read_text("utf-8")).substitute(
@@ -44,7 +45,7 @@ def page(report: Report) -> str:
     )
 
 
-def _sections(report: Report) -> Iterator[tuple[str, str, str]]:
+def _sections(report: Report, quick: bool) -> Iterator[tuple[str, str, str]]:
     """(anchor, title, html)."""
     for name in ORDER:
         kind, _, chart_name = name.partition(":")
@@ -53,7 +54,7 @@ def _sections(report: Report) -> Iterator[tuple[str, str, str]]:
             if chart.panels:
                 yield f"chart-{chart.name}", chart.title, _figure(chart)
         else:
-            table = report.table(kind)
+            table = report.table(kind, quick=quick)
             if len(table.frame):
                 yield table.name, table.title, _table(table)
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from saebench.report.document import Report
 
-SHOWN = ("strata", "arms", "pareto", "best", "lost")
+SHOWN = ("strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "lost")
 """Tables of the terminal report; the others on request."""
 FEW = 30
 """Rows up to which a table of trials is shown unasked."""
@@ -40,7 +40,7 @@ def show(report: Report, console: Console, tables: Sequence[Table] | None = None
 
 
 def _default(report: Report) -> list[Table]:
-    tables = [report.table(name) for name in SHOWN]
+    tables = [report.table(name, quick=True) for name in SHOWN]
     if len(report.frame) <= FEW:
         tables.append(report.table("trials"))
     return [table for table in tables if len(table.frame) and (table.name != "lost" or len(table.frame) <= FEW)]

@@ -1,0 +1,101 @@
+"""The decoders of trained SAEs, read with numpy: from the sweep's directory, else from MLflow's artifacts."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saebench.errors import UserError
+from saebench.paths import TrialPaths
+from saebench.report.artifacts import download
+from saebench.report.sources import Source
+from saebench.report.table import Row, missing
+
+WEIGHTS, EVALUATION = "sae.safetensors", "evaluation.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A complete trial, and where its SAE may be."""
+
+    name: str
+    """SWEEP/NUMBER."""
+    seed: int
+    run_id: str
+    source: Source
+    paths: TrialPaths | None
+    """Its directory, where the sweep's is on this machine."""
+    shape: tuple[Any, Any]
+    """dict_size and d_in as recorded."""
+
+    @property
+    def stamp(self) -> list[int] | None:
+        """Changes with the files that hold the SAE; None where it is not in the sweep's directory."""
+        if self.paths is None or not (self.paths.sae / WEIGHTS).is_file():
+            return None
+        there = [p.stat() for p in (self.paths.sae / WEIGHTS, self.paths.evaluation) if p.is_file()]
+        return [number for stat in there for number in (stat.st_size, stat.st_mtime_ns)]
+
+
+def trained(source: Source, row: Row) -> Trained:
+    """A row of the report's frame."""
+    number = None if missing(row["trial"]) else int(row["trial"])
+    paths = source.paths.trial(number) if source.paths and number is not None else None
+    shape = (row.get("dict_size"), row.get("d_in"))
+    return Trained(f"{source.name}/{number}", int(row["seed"]), row["run_id"], source, paths, shape)
+
+
+@dataclass(frozen=True)
+class Dictionary:
+    """Decoder rows (latents, d_in) of the latents that fire on the hold-out; of all of them where `firing_known` is
+    false."""
+
+    rows: NDArray[Any]
+    firing_known: bool
+
+
+def local(trial: Trained) -> Dictionary | None:
+    """The dictionary in the sweep's directory; None where it is not there, or damaged."""
+    return _read(trial.paths.sae / WEIGHTS, trial.paths.evaluation, trial.shape) if trial.paths else None
+
+
+def from_mlflow(trial: Trained) -> Dictionary | None:
+    """The dictionary among MLflow's artifacts; None where it is not there, or damaged."""
+    with tempfile.TemporaryDirectory() as folder:
+        weights, evaluation = (_fetched(trial, name, folder) for name in ("sae", EVALUATION))
+        return _read(weights / WEIGHTS, evaluation, trial.shape)
+
+
+def _fetched(trial: Trained, name: str, folder: str) -> Path:
+    """The artifact in `folder`; where it cannot be had, a path at which nothing is."""
+    try:
+        return download(trial.source, trial.run_id, name, Path(folder))
+    except UserError:
+        return Path(folder, "missing")
+
+
+def _read(weights: Path, evaluation: Path, shape: tuple[Any, Any]) -> Dictionary | None:
+    rows, firing = _tensor(weights, "W_dec"), _tensor(evaluation, "firing")
+    if rows is None or rows.ndim != 2 or not np.isfinite(rows).all():
+        return None
+    if any(not missing(said) and said != there for said, there in zip(shape, rows.shape, strict=True)):
+        return None
+    if firing is None or len(firing) != len(rows):
+        return Dictionary(rows, False)
+    return Dictionary(rows[firing > 0], True)
+
+
+def _tensor(path: Path, name: str) -> NDArray[Any] | None:
+    """One tensor of a safetensors file; None where the file, or the tensor in it, is missing or broken."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return np.asarray(file.get_tensor(name))
+    except (SafetensorError, OSError):
+        return None
