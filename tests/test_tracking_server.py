@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from saebench.errors import PreflightError
-from saebench.tracking.server import check
+from saebench.tracking.server import check, connect
 
 
 @pytest.mark.parametrize(
@@ -50,3 +51,31 @@ def test_a_database_that_somebody_writes_to_is_fine(tmp_path: Path, monkeypatch:
     writer.execute("BEGIN IMMEDIATE")
     check(f"sqlite:///{file}")
     writer.close()
+
+
+def test_two_sweeps_that_start_at_once_do_not_make_the_tables_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inside: list[int] = []
+    most: list[int] = []
+
+    class SlowClient:
+        """MLflow's, where the tables are not there yet."""
+
+        def __init__(self, tracking_uri: str) -> None:  # noqa: ARG002 - what MLflow calls it
+            inside.append(1)
+            most.append(len(inside))
+            time.sleep(0.05)
+            inside.pop()
+
+        def search_experiments(self, max_results: int) -> list[object]:
+            return [None] * max_results
+
+    monkeypatch.setattr("mlflow.MlflowClient", SlowClient)
+    threads = [threading.Thread(target=connect, args=(f"sqlite:///{tmp_path}/mlflow.db",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1, 1, 1, 1]
+    assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []

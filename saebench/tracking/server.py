@@ -9,14 +9,16 @@ import socket
 import sqlite3
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
+from filelock import FileLock
+
 from saebench.config import TrackingConfig
 from saebench.errors import PreflightError
-from saebench.tracking.database import gather, quicken
+from saebench.tracking.database import file_of, gather, quicken
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -120,12 +122,27 @@ def connect(uri: str) -> MlflowClient:
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    with preflight(uri):
+    with preflight(uri), _alone(uri):
         quicken(uri)
         client = MlflowClient(tracking_uri=uri)
         client.search_experiments(max_results=1)
         gather(uri)  # a database that has just been made is whole in its file
         return client
+
+
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """One process at a time: MLflow makes the tables of a SQLite file when it first looks, and of two sweeps that look
+    at once (they waited for the same corpus) one fails on a table that "already exists"."""
+    path = file_of(uri)
+    lock = FileLock(path.with_name(f".{path.name}.saebench.lock")) if path else None
+    with ExitStack() as stack:
+        if lock is not None:
+            with suppress(OSError):  # a folder that cannot be written: whoever made the file is done
+                lock.acquire(timeout=60)
+                stack.callback(lock.release)
+                stack.callback(Path(lock.lock_file).unlink, missing_ok=True)
+        yield
 
 
 @contextmanager
