@@ -12,7 +12,16 @@ from rows import RowsStore, open_rows
 from safetensors.torch import load_file
 
 from saebench import stores, trial
-from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig, marks
+from saebench.config import (
+    EVAL_METRICS,
+    FINAL_METRICS,
+    SAE_CONFIGS,
+    DataConfig,
+    DatasetConfig,
+    TrainConfig,
+    TrialConfig,
+    marks,
+)
 from saebench.events import Event, EventLog, Verdict, read
 from saebench.paths import TrialPaths
 from saebench.saes import load_sae
@@ -123,6 +132,36 @@ def test_what_a_trial_leaves_behind(tmp_path: Path) -> None:
     assert int(evaluation["l0"].sum()) == int(evaluation["firing"].sum())
     assert 0.2 < values["eval/explained_variance"] < 1
     assert not (tmp_path / "checkpoint").exists()
+
+
+class LabelledRows(RowsStore):
+    """The label of a row is the sign of its first coordinate."""
+
+    def train_labels(self, n: int) -> list[bool]:  # type: ignore[override]
+        return (self.sample(n)[:, 0] > 0).tolist()
+
+    def holdout_labels(self) -> list[bool]:  # type: ignore[override]
+        return (next(self.holdout())[:, 0] > 0).tolist()
+
+
+def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "open_store", lambda _, *, batch_size, seed, **__: LabelledRows(batch_size, seed))
+    extra = ("knn_overlap_at_10", "similarity_rank_correlation", "probing")
+    told = run(config().model_copy(update={"extra_metrics": extra}), tmp_path)
+    first, last, done = next(e for e in told if e.type == "eval"), told[-2], told[-1]
+    sizes = [*(f"k{k}{suffix}" for k in (1, 5, 20) for suffix in ("", "_raw", "_pca")), "all_raw"]
+    added = {f"eval/probing_{score}_{size}" for score in ("auc", "accuracy") for size in sizes}
+    assert done.values.keys() - first.values.keys() == added | {f"eval/{name}" for name in extra[:2]}
+    assert last.values == done.values
+    assert {key for keys in FINAL_METRICS.values() for key in keys} <= done.values.keys()
+    assert done.values["eval/probing_auc_k1_raw"] == 1, "one raw coordinate tells the class, by the definition of it"
+    assert {"eval/cosine", "eval/cosine_p5"} <= first.values.keys() & EVAL_METRICS.keys()
+
+
+def test_without_labels_a_trial_ends_well_and_without_probing(tmp_path: Path) -> None:
+    told = run(config().model_copy(update={"extra_metrics": ("probing",)}), tmp_path)
+    assert told[-1].type == "done"
+    assert not any("probing" in key for key in told[-1].values)
 
 
 def test_speed_is_told_and_is_no_part_of_the_history(tmp_path: Path) -> None:
