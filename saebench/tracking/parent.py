@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from saebench.config import DataConfig, TrackingConfig
 from saebench.paths import SweepPaths
-from saebench.tracking import record, server
+from saebench.tracking import record, server, views
 from saebench.tracking.best import best_trials
 from saebench.tracking.book import Book
 from saebench.tracking.stream import UPLOADS, Sender, log_files
@@ -52,6 +53,8 @@ class Parent:
         new = not book.run_id
         if new:
             save()
+            for key, value in views.tags(self._name, self._info.get("spec") or {}, time.time()).items():
+                client.set_experiment_tag(book.experiment_id, key, value)
             book.run_id = client.create_run(book.experiment_id, tags=tags, run_name=self._name).info.run_id
         else:
             client.update_run(book.run_id, status="RUNNING")

@@ -91,6 +91,9 @@ def clean(tags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _text(value: Any) -> str:
+    """16.0 is written 16, so that grouping and filters find one k for all types."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value, default=str).strip('"')
 
 

@@ -1,0 +1,112 @@
+"""A sweep as MLflow's page of runs shows it: the columns, the grouping and the charts of a sweep, ready to open.
+
+MLflow keeps a saved view in a tag of the experiment, as JSON of the page's own state; its page lists them under Views.
+Without one the page shows a sweep's parent run alone, and no parameter or metric until the user has picked them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_TAG = "mlflow.sharedViewState."
+_LONGEST = 5000  # of an experiment's tag, on servers before MLflow 3.5
+VIEWS = ("trials", "strata")
+"""Every trial by itself, the best first; strata with their means over complete trials, those below them."""
+
+
+def page(experiment_id: str, sweep: str, view: str = "trials") -> str:
+    """Where `view` of a sweep is on a server, from its root on."""
+    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={_key(sweep, view)}&workflowType=machine_learning"
+
+
+def tags(sweep: str, spec: Mapping[str, Any], now: float) -> dict[str, str]:
+    """Tags of the experiment that hold the views of a sweep of this resolved spec; `now` in seconds."""
+    made = int(now * 1000)
+    found = {}
+    for view in VIEWS:
+        state = json.dumps(_state(sweep, spec, grouped=view == "strata"))
+        saved = {"name": f"{sweep}: {view}", "createdAt": made, "updatedAt": made, "state": state}
+        found[_TAG + _key(sweep, view)] = json.dumps(saved)
+    return {key: value for key, value in found.items() if len(value) <= _LONGEST}
+
+
+def _key(sweep: str, view: str) -> str:
+    return f"saebench-{sweep}-{view}"
+
+
+def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, Any]:
+    search = spec.get("search") or {}
+    objective = search.get("objective", "eval/fvu")
+    params = varied(spec)
+    widths = _columns(params, objective)
+    wanted = f"tags.`saebench.kind` = 'trial' AND tags.`saebench.sweep` = '{sweep}'"
+    return {
+        # a pruned trial's last value comes from a smaller budget: no mean of a stratum has it
+        "searchFilter": wanted + (" AND tags.`saebench.state` = 'complete'" if grouped else ""),
+        "orderByKey": f"metrics.`{objective}`",  # by time, the page would fold the trials below their parent
+        "orderByAsc": search.get("direction", "minimize") == "minimize",
+        "selectedColumns": [column for column in widths if column not in _FIXED],
+        "columnOrder": list(widths),
+        "columnWidths": widths,
+        "runsHiddenMode": "FIRST_20_RUNS",  # in charts
+        "groupBy": _by("saebench.stratum") if grouped else None,
+        "isAccordionReordered": True,  # else the sections are sorted by name, ours behind "eval"
+        "compareRunSections": [{"uuid": "sweep", "name": "sweep", "display": True, "isReordered": True}],
+        "compareRunCharts": _charts(params, objective),
+    }
+
+
+_FIXED = {"attributes.`Run Name`": 290, "runDateAndNestInfo": 130, "duration": 90}
+"""Columns that are always there, by the page's own names; wide enough for a stratum's name."""
+
+
+def _columns(params: list[str], objective: str) -> dict[str, int]:
+    """Columns in their order, with their width in pixels."""
+    name, *rest = _FIXED.items()
+    metrics = dict.fromkeys((objective, "eval/fvu", "eval/l0", "eval/dead_fraction"))
+    return {
+        **dict([name]),
+        **{f"metrics.`{key}`": 150 if len(key) > 8 else 110 for key in metrics},
+        **{f"params.`{key}`": 110 if key in ("type", "lr") else 80 for key in params},
+        "tags.`saebench.state`": 130,
+        "attributes.`Dataset`": 260,
+        **dict(rest),
+        "tags.`saebench.reason`": 300,
+    }
+
+
+def _by(tag: str) -> dict[str, Any]:
+    return {"aggregateFunction": "average", "groupByKeys": [{"mode": "tag", "groupByData": tag}]}
+
+
+def _charts(params: list[str], objective: str) -> list[dict[str, Any]]:
+    """What a sweep is looked at for; MLflow adds a curve for every other metric in sections of its own."""
+    l0, value = {"key": "eval/l0", "type": "METRIC"}, {"key": objective, "type": "METRIC"}
+    return [
+        _chart("LINE", "curve", metricKey=objective, xAxisKey="step", useGlobalXaxisKey=True, scaleType="linear"),
+        _chart("SCATTER", "front", xaxis=l0, yaxis=value),
+        _chart("PARALLEL", "parallel", selectedParams=params, selectedMetrics=[objective], showAllRuns=True),
+    ]
+
+
+def _chart(kind: str, name: str, **settings: Any) -> dict[str, Any]:
+    base = {"uuid": name, "type": kind, "metricSectionId": "sweep", "deleted": False, "isGenerated": False}
+    return {**base, "runsCountToCompare": 100, **settings}
+
+
+def varied(spec: Mapping[str, Any]) -> list[str]:
+    """Names of the params in which the trials of a sweep can differ: its arms', its ranges' and lists', the seed."""
+    arms = [{"type": "", **arm} for arm in spec.get("sae") or ()]
+    names = dict.fromkeys(name for arm in arms for name in arm)
+    found = [name for name in names if _differ(arm.get(name) for arm in arms)]
+    found += [name for name, value in (spec.get("train") or {}).items() if _differ([value])]
+    found += ["seed"] if len(spec.get("seeds") or ()) > 1 else []
+    return list(dict.fromkeys("dict_size" if name == "expansion_factor" else name for name in found))
+
+
+def _differ(values: Iterable[Any]) -> bool:
+    """Is one of them a range or a list of choices, or are they not all the same?"""
+    known = list(values)
+    return any(isinstance(value, (dict, list)) for value in known) or len({json.dumps(v) for v in known}) > 1
