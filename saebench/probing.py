@@ -33,7 +33,7 @@ def probing(
     train: dict[str, Tensor], train_labels: Sequence[Any], test: dict[str, Tensor], test_labels: Sequence[Any]
 ) -> dict[str, float]:
     """`eval/probing_auc_k{k}{suffix}` and `eval/probing_accuracy_k{k}{suffix}` for k in 1, 5, 20 and each suffix ->
-    features (N, width) of train and test; `..._all_raw` for a probe on every raw dimension, the most there is to read.
+    features (N, width) of train and test; `..._all_raw` for a probe on every raw dimension.
 
     Rows without a label count for nothing. Empty where fewer than two classes have examples enough in both parts.
     """
