@@ -31,6 +31,10 @@ class Work:
     """Texts to encode, once for the whole sweep (in every trial where `data.cache` is off)."""
     embedding_bytes: int | None
     """Of the embedding cache."""
+    sae_bytes: int | None
+    """Of the SAEs in the sweep's directory."""
+    copied_bytes: int | None
+    """Of those that are copied to MLflow (`tracking.log_sae`), without logged models."""
 
 
 def work(plan: Plan) -> Work:
@@ -39,6 +43,7 @@ def work(plan: Plan) -> Work:
     flops: float | None = None
     if plan.d_in is not None:
         flops = sum(flops_per_example(s, plan.d_in) * s.points * seeds * plan.samples for s in plan.strata)
+    copied = {"all": None, "best": 1, "none": 0}[plan.spec.tracking.log_sae]
     return Work(
         trials=plan.n_trials,
         train_examples=plan.n_trials * plan.samples,
@@ -48,7 +53,28 @@ def work(plan: Plan) -> Work:
         embedding_bytes=None
         if plan.d_in is None
         else data.num_examples * plan.d_in * {"float32": 4, "float16": 2}[data.dtype],
+        sae_bytes=_weights(plan, None),
+        copied_bytes=_weights(plan, copied),
     )
+
+
+def _weights(plan: Plan, each: int | None) -> int | None:
+    """Bytes of `each` SAEs of every stratum, or of all: two matrices in float32; vectors are not counted."""
+    if plan.d_in is None:
+        return None
+    seeds, d_in = len(plan.spec.seeds), plan.d_in
+    return sum(
+        2 * 4 * d_in * _width(s, d_in) * (s.points * seeds if each is None else min(each, s.points * seeds))
+        for s in plan.strata
+    )
+
+
+def _width(stratum: Stratum, d_in: int) -> int:
+    """The largest dict_size."""
+    found = {**stratum.fixed, **stratum.axes}
+    widths = options("dict_size", found.get("dict_size") or stratum.space.get("dict_size"))
+    factors = options("expansion_factor", found.get("expansion_factor") or stratum.space.get("expansion_factor"))
+    return int(max([w for w in widths if w] + [round(f * d_in) for f in factors if f]))
 
 
 def flops_per_example(stratum: Stratum, d_in: int) -> float:
@@ -56,10 +82,7 @@ def flops_per_example(stratum: Stratum, d_in: int) -> float:
 
     Dense codes: five products of d_in x dict_size (encode, decode, and three backward), eight for gated, whose gate has
     a decoder pass of its own. k-sparse codes: the encoder's product, then four over the k active latents only."""
-    found = {**stratum.fixed, **stratum.axes}
-    widths = options("dict_size", found.get("dict_size") or stratum.space.get("dict_size"))
-    factors = options("expansion_factor", found.get("expansion_factor") or stratum.space.get("expansion_factor"))
-    width = max([w for w in widths if w] + [round(f * d_in) for f in factors if f])
+    found, width = {**stratum.fixed, **stratum.axes}, _width(stratum, d_in)
     if stratum.type in _DENSE:
         return float(_DENSE[stratum.type] * d_in * width)
     k = max(options("k", found.get("k") or stratum.space.get("k")))

@@ -289,6 +289,15 @@ def test_work_counts_every_point_with_every_seed() -> None:
     assert work(plan(d_in=None)).train_flops is None
 
 
+@pytest.mark.parametrize(("log_sae", "copies"), [("all", 6), ("best", 1), ("none", 0)])
+def test_work_says_what_the_saes_take_on_the_disk_and_in_mlflow(log_sae: str, copies: int) -> None:
+    arm = {"type": "vanilla", "l1_coeff": 1, "dict_size": 128}
+    cost = work(plan(sae=[arm], seeds=[0, 1], tracking={"log_sae": log_sae}))
+    one = 2 * 64 * 128 * 4
+    assert (cost.sae_bytes, cost.copied_bytes) == (6 * one, copies * one)
+    assert work(plan(d_in=None)).sae_bytes is None
+
+
 def test_a_k_sparse_step_costs_one_dense_product_and_four_sparse_ones() -> None:
     found = plan()
     assert flops_per_example(found.strata[0], 64) == 2 * 64 * 128 + 8 * 64 * 16

@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fakes import trial_config
+from mlflow_server import Server, wait_for
 
 from saebench.config import TrackingConfig, TrialConfig
 from saebench.errors import PreflightError
@@ -92,13 +91,6 @@ def work(paths: TrialPaths, points: int = POINTS, number: int = 0) -> None:
 def finish(paths: TrialPaths, made: Tracker, number: int, state: str = "complete") -> None:
     TrialState(number, "s", "p", 0, 40, state=state).write(paths)  # type: ignore[arg-type]
     made.close_trial(number, state, "", {})
-
-
-def wait_for(said: Callable[[], bool], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not said():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.02)
 
 
 def children(uri: str, run_id: str) -> dict[str, Any]:
@@ -499,6 +491,7 @@ _VICTIM = """
 import sys, time
 from pathlib import Path
 from fakes import trial_config
+from mlflow_server import Server, wait_for
 from saebench.config import TrackingConfig
 from saebench.events import EventLog
 from saebench.paths import SweepPaths
@@ -566,39 +559,6 @@ def test_an_offset_beyond_the_file_means_that_the_trial_was_begun_again(sweep: S
 
 
 # --- a real server ---------------------------------------------------------------------------------------------------
-
-
-class Server:
-    """`mlflow server` on loopback, that can be killed and started again."""
-
-    def __init__(self, folder: Path, backend: str) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri, self._folder, self.backend = f"http://127.0.0.1:{self.port}", folder, backend
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--backend-store-uri", self.backend, "--workers", "1"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with (self._folder / "server.log").open("a") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, cwd=self._folder,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-            )  # fmt: skip
-        wait_for(self._answers, 90)
-
-    def _answers(self) -> bool:
-        assert self._process.poll() is None, (self._folder / "server.log").read_text()
-        try:
-            with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
-                return True
-        except OSError:
-            return False
-
-    def kill(self) -> None:
-        os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 @pytest.fixture

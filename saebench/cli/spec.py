@@ -173,6 +173,7 @@ def _lines(plan: Plan, entry: dict[str, Any]) -> list[str]:
         f"[bold]evaluate[/] {len(plan.marks())} times per trial, every {plan.eval_every:,} examples, on "
         f"{held_out}; objective {_escaped(spec.search.objective)}",
         f"[bold]prune[/]    {_pruning(plan)}",
+        *_keeping(plan),
     ]
 
 
@@ -192,6 +193,29 @@ def _encoding(plan: Plan, entry: dict[str, Any]) -> str:
         return f"nothing: {entry['texts']:,} texts are cached in {_escaped(entry['dir'])} ({width})"
     state = "not cached yet" if entry["cached"] is False else "whether they are cached could not be told"
     return f"{texts}, once; {state} ({_escaped(entry['dir'])})"
+
+
+def _keeping(plan: Plan) -> list[str]:
+    """What the SAEs take on the disk, and once more in MLflow; nothing while their width is not known."""
+    from saebench.forecast import work
+
+    cost, which = work(plan), plan.spec.tracking.log_sae
+    if cost.sae_bytes is None or cost.copied_bytes is None:
+        return []
+    copied = {
+        "all": f"as much again in MLflow{_cheaper(cost.copied_bytes)}",
+        "best": f"the best of every stratum, {_bytes(cost.copied_bytes)}, also in MLflow",
+        "none": "none in MLflow",
+    }
+    return [f"[bold]keep[/]     {plan.n_trials:,} SAEs, {_at_most(plan)}{_bytes(cost.sae_bytes)}; {copied[which]}"]
+
+
+def _cheaper(size: int) -> str:
+    return " (tracking.log_sae: best copies one per stratum)" if size > 1e9 else ""
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
 
 
 def _pruning(plan: Plan) -> str:

@@ -64,5 +64,15 @@ def artifact(client: Any, run_id: str, name: str, to: Path) -> Path:
         paths += [inner.path for item in there if item.is_dir for inner in client.list_artifacts(run_id, item.path)]
     path = next((path for path in paths if Path(path).name == name), None)
     if path is None:
-        raise UserError(f"run {run_id}: no artifact {name}")
+        raise UserError(f"run {run_id}: no artifact {name}{_elsewhere(client, run_id, name)}")
     return Path(client.download_artifacts(run_id, path, str(to)))
+
+
+def _elsewhere(client: Any, run_id: str, name: str) -> str:
+    """Where it may be instead."""
+    tags = client.get_run(run_id).data.tags
+    if name != "sae" or not {"saebench.sweep", "saebench.trial"} <= tags.keys():
+        return ""
+    place = f"{tags['saebench.sweep']}/trials/{tags['saebench.trial']}/sae"
+    host = f" on {tags['saebench.host']}" if "saebench.host" in tags else ""
+    return f": with tracking.log_sae best or none it stays in the sweep's directory ({place}{host})"

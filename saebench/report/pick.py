@@ -18,7 +18,7 @@ from saebench.paths import SweepPaths, TrialPaths, runs_dir
 from saebench.report.artifacts import download
 from saebench.report.document import Report
 from saebench.report.read import read
-from saebench.report.sources import Source, connect, find, speaking_to
+from saebench.report.sources import Source, connect, directory_of, find, speaking_to
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -39,7 +39,7 @@ def register(report: Report, row: dict[str, Any], name: str) -> tuple[str, str]:
     """Register a trial's SAE in MLflow's model registry; returns (version, what was registered).
 
     The logged model where the sweep logged one (`tracking.log_model`), else the plain folder of weights, which can be
-    downloaded from the registry but not served.
+    downloaded from the registry but not served; it is copied to MLflow first if it is only in the sweep's directory.
     """
     source = next(s for s in report.record.sources if s.name == row["sweep"])
     frame = report.frame
@@ -47,7 +47,7 @@ def register(report: Report, row: dict[str, Any], name: str) -> tuple[str, str]:
     client = connect(source.uri)
     with speaking_to(source.uri):
         run = client.get_run(trial["run_id"])
-        uri, what = _model_uri(client, run)
+        uri, what = _model_uri(client, run, source.paths.trial(row["best_trial"]).sae if source.paths else None)
         known = {model.name for model in client.search_registered_models(filter_string=f"name = '{_safe(name)}'")}
         if name not in known:
             client.create_registered_model(name)
@@ -62,7 +62,7 @@ def _safe(name: str) -> str:
     return name
 
 
-def _model_uri(client: Any, run: Any) -> tuple[str, str]:
+def _model_uri(client: Any, run: Any, local: Path | None) -> tuple[str, str]:
     models = run.outputs.model_outputs if run.outputs else []
     if models:
         # its place, not models:/<id>: MLflow would look that up in its default store, not in this one
@@ -71,6 +71,9 @@ def _model_uri(client: Any, run: Any) -> tuple[str, str]:
     for folder in folders:
         if any(Path(inner.path).name == "MLmodel" for inner in client.list_artifacts(run.info.run_id, folder)):
             return f"{run.info.artifact_uri}/{folder}", "its logged model"
+    if "sae" not in folders and local is not None and (local / WEIGHTS).is_file():
+        client.log_artifacts(run.info.run_id, str(local), "sae")
+        folders.append("sae")
     if "sae" not in folders:
         raise UserError(f"run {run.info.run_id}: neither a logged model nor a folder sae among its artifacts")
     return f"{run.info.artifact_uri}/sae", "its weights (set tracking.log_model for a model that can be served)"
@@ -148,7 +151,10 @@ def _run(run_id: str, runs: str | None, tracking_uri: str | None) -> Place:
     import os
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or find([], runs)[0].uri
-    return Place(run_id, None, Source("", uri, "", run_id), run_id)
+    client = connect(uri)
+    with speaking_to(uri):
+        tags = client.get_run(run_id).data.tags
+    return Place(run_id, directory_of(run_id, tags, runs_dir(runs)), Source("", uri, "", run_id), run_id)
 
 
 @contextmanager

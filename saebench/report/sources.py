@@ -9,7 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from saebench.errors import PreflightError, UserError
-from saebench.paths import SweepPaths, runs_dir
+from saebench.paths import SweepPaths, TrialPaths, runs_dir
 
 ANSWER_WITHIN = 5
 """Seconds a tracking server gets for its first answer."""
@@ -116,6 +116,16 @@ def _local(root: Path) -> Source:
                 name, _with_password(str(found["uri"])), str(found["experiment_id"]), str(found["run_id"]), paths, lock
             )
     raise UserError(f"{root}: neither tracking.json nor lock.json names an MLflow run: the sweep has not started yet")
+
+
+def directory_of(run_id: str, tags: Mapping[str, str], folder: Path) -> TrialPaths | None:
+    """The directory of the trial whose run this is, if its sweep is in `folder`."""
+    sweep, trial = tags.get("saebench.sweep"), tags.get("saebench.trial", "")
+    if not sweep or not trial.isdigit():
+        return None
+    paths = SweepPaths((folder / sweep).absolute())
+    known = _read_json(paths.tracking).get("trials", {}).get(trial, {})
+    return paths.trial(int(trial)) if known.get("run_id") == run_id else None
 
 
 def _with_password(uri: str) -> str:

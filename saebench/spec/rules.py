@@ -134,6 +134,14 @@ def _extra_metrics(draft: Draft) -> Found:
         yield at("eval.metrics", metrics, "probing"), "needs the classes: set data.dataset.label_column"
 
 
+def _tracking(draft: Draft) -> Found:
+    if draft.get("tracking", "log_model") and draft.get("tracking", "log_sae") == "none":
+        yield (
+            "tracking.log_model",
+            "logs the SAEs that tracking.log_sae copies: set that to all or best",
+        )
+
+
 SECTION_RULES = (
     _name_is_a_directory,
     _seeds,
@@ -144,4 +152,5 @@ SECTION_RULES = (
     _prune,
     _objective,
     _extra_metrics,
+    _tracking,
 )
