@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 KS = (1, 5, 20)
 SCORES = {"accuracy": "accuracy", "auc": "AUC"}
-BASELINES = {"_raw": "raw embedding", "_pca": "principal components"}
+BASELINES = {"_raw": "raw dimensions", "_pca": "PCA"}
 """Suffix of a metric's key -> the row that stands for it."""
 
 _WHERE = (
@@ -122,7 +122,7 @@ def probing(frame: DataFrame, best: DataFrame) -> Table:
     for score, title in SCORES.items():
         spare = 0 if score == "accuracy" else 3
         columns += [
-            Column(name, f"{title}, k={k}", plus_minus(name, f"{name}_high", 3), spare=spare)
+            Column(name, f"{title} k={k}", plus_minus(name, f"{name}_high", 3), spare=spare)
             for k in KS
             for name in [f"{score}_k{k}"]
         ]
@@ -132,7 +132,7 @@ def probing(frame: DataFrame, best: DataFrame) -> Table:
 _PROBING = (
     "Classes told by a logistic regression on the k latents (raw dimensions, principal components) whose means differ "
     "most between class and rest, on the hold-out: balanced accuracy and area under the ROC curve, 0.5 by chance. Best "
-    "point of each stratum, mean ± 95% over its seeds."
+    "point of each stratum, mean and t interval over its seeds."
 )
 
 
@@ -176,9 +176,10 @@ def stability(rows: Sequence[Row]) -> Table:
     ]  # fmt: skip
     note = (
         "Latents of two seeds matched one to one by the cosine of their decoder rows (Hungarian algorithm; those that "
-        f"fire on the hold-out): mean cosine, lowest and highest pair of seeds, and the share matched above {SAME}. "
-        "Sampled: so many rows of one dictionary stand for all, which gives at least the value of the whole."
+        f"fire on the hold-out): mean cosine, lowest and highest pair of seeds, and the share matched above {SAME}."
     )
+    if any(row["sampled"] for row in rows):
+        note += " Sampled: so many rows of one dictionary stand for all, which gives at least the value of the whole."
     if not rows:
         note = "No point has SAEs of several complete seeds that could be compared."
     return make("stability", "Stability of latents across seeds", list(rows), columns, note)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from saebench.report.read import Record
 
-QUICK = 16_000_000
+QUICK = 32_000_000
 """Cosines that a report computes unasked: some five seconds of one core."""
 ASK = "--table stability"
 

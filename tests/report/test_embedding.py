@@ -94,7 +94,7 @@ def test_groups_have_baselines_of_their_own() -> None:
         trial["params"]["data.dataset"] = trial["sweep"]
         trial["metrics"]["eval/probing_auc_k1_raw"] = 0.6 if trial["sweep"] == "a" else 0.7
     found = report_of(trials).table("probing")
-    raw = found.frame[found.frame["arm"] == "raw embedding"].set_index("group")["auc_k1"]
+    raw = found.frame[found.frame["arm"] == "raw dimensions"].set_index("group")["auc_k1"]
     assert raw.to_dict() == pytest.approx({"a": 0.6, "b": 0.7})
     assert "All raw dimensions (a): accuracy" in found.note
 
@@ -141,7 +141,7 @@ def test_they_are_in_every_form_of_the_report(report: Report) -> None:
     for text in texts:
         assert "What is left of similarities" in text
         assert "k-sparse probing" in text
-        assert "principal components" in text
+        assert BASELINES["_raw"] in text
     for table in tables:
         assert len(json.loads(formats.to_json(table))) == len(table.frame)
         assert formats.csv(table).count("\n") == len(table.frame) + 1
