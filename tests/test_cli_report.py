@@ -81,6 +81,15 @@ def _raise(result: Result) -> None:
     raise result.exception
 
 
+def test_a_table_without_rows_says_why(store: Store) -> None:
+    """The demo has neither labels nor, but for one trial, SAEs."""
+    lines = done(store, "report", "demo", "--table", "probing", "--table", "stability").stdout.splitlines()
+    assert lines[2] == "k-sparse probing: none"
+    assert "where the dataset has labels enough" in lines[3]
+    assert "Stability of latents across seeds: none" in lines
+    assert any(line.startswith("note: stability of latents: no readable SAE of demo/0, ") for line in lines)
+
+
 def test_where_narrows_everything(store: Store) -> None:
     rows = json.loads(done(store, "report", "--where", "type=batchtopk", "--where", "k=16", "--format", "json").stdout)
     assert {(row["type"], row["k"]) for row in rows} == {("batchtopk", 16)}

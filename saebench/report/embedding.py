@@ -171,7 +171,7 @@ def stability(rows: Sequence[Row]) -> Table:
         *_WHERE, *([Column("point", "point")] if several else []), Column("seeds", "seeds"),
         Column("cosine", "matched cosine", _range),
         Column("same_share", f"above {SAME}", lambda r: percentage(r["same_share"])),
-        Column("alive", "live latents", lambda r: f"{r['alive']:.0f}" if r["alive"] else "-"),
+        Column("alive", "live latents", lambda r: "-" if missing(r["alive"]) else f"{r['alive']:.0f}"),
         Column("sampled", "sampled"), Column("by_pair", "by pair of seeds", spare=3), _COUNTS,
     ]  # fmt: skip
     note = (
