@@ -4,6 +4,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +26,7 @@ from saebench.config import (
 from saebench.events import Event, EventLog, Verdict, read
 from saebench.paths import TrialPaths
 from saebench.saes import load_sae
-from saebench.trial import finite, numbers, run_trial
+from saebench.trial import finite, gpu_uuid, numbers, run_trial
 from saebench.worker import classify
 
 SPARSITY = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "matryoshka": {"k": 4}}
@@ -277,6 +278,26 @@ def test_the_default_checkpoints_are_some_time_apart(tmp_path: Path, monkeypatch
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0.0)
     told = run(config(), tmp_path / "b")
     assert [event.samples for event in told if event.type == "checkpoint"] == [512, 1024, 1536]
+
+
+def test_the_first_and_the_last_step_say_what_the_trial_takes_of_its_machine(tmp_path: Path) -> None:
+    """And those in between that are ten seconds later; none here."""
+    steps = [event for event in run(config(), tmp_path) if event.type == "step"]
+    told = [event for event in steps if "system/process_memory_megabytes" in event.values]
+    assert [event.samples for event in told] == [steps[0].samples, 2000]
+    assert 0 < told[0].values["system/process_cpu_seconds"] <= told[1].values["system/process_cpu_seconds"]
+
+
+def test_the_gpu_that_nvml_is_asked_about_is_the_leased_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda", 0)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-second,GPU-other")
+    assert gpu_uuid(device) == "GPU-second"
+    assert gpu_uuid(torch.device("cuda", 1)) == "GPU-other"
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="first"))
+    for mask in ("0", ""):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", mask)
+        assert gpu_uuid(device) == "GPU-first"
+    assert gpu_uuid(torch.device("cpu")) is None
 
 
 @pytest.mark.parametrize("mark", [0, 500])
