@@ -1,18 +1,25 @@
 """The same sweep with and without pruning: does it find the same best points, and for how much training?
 
-python experiments/pruning/compare.py REFERENCE SWEEP... [--runs-dir DIR]
+python experiments/pruning/compare.py REFERENCE:SWEEP[:TRIALS]... [--seeds SWEEP] [--runs-dir DIR]
 
-REFERENCE is the sweep in which nothing was stopped. Prints a markdown table and writes results.csv beside this script.
+Names or paths. Of each pair, REFERENCE is the sweep in which nothing was stopped; TRIALS: as both stood with that many
+trials. With `--seeds`, a sweep of the best points (of both) with more seeds: where a pair found different best points,
+the difference of their log FVU over the seeds and its 95% interval (paired: a seed fixes initialisation and order of
+data). Prints markdown and writes results.csv and seeds.csv beside this script.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 import pandas as pd
+from scipy import stats
 
 import saebench.report
+
+HERE = Path(__file__).parent
 
 
 def read(sweep: str, runs_dir: str | None) -> pd.DataFrame:
@@ -23,51 +30,86 @@ def read(sweep: str, runs_dir: str | None) -> pd.DataFrame:
     return frame.assign(spent=frame["spent"].fillna(0))
 
 
-def best_of(frame: pd.DataFrame, stratum: str) -> pd.Series:
-    mine = frame[(frame["stratum"] == stratum) & (frame["state"] == "complete")]
-    return mine.loc[mine["eval/fvu"].idxmin()]
+def best_of(frame: pd.DataFrame) -> pd.Series:
+    complete = frame[frame["state"] == "complete"]
+    return complete.loc[complete["eval/fvu"].idxmin()]
+
+
+def compared(pair: str, runs_dir: str | None) -> list[dict[str, object]]:
+    """A row per stratum of the pair."""
+    first_name, name, *most = pair.split(":")
+    reference, pruned = (read(sweep, runs_dir) for sweep in (first_name, name))
+    if most:
+        reference, pruned = (frame[frame["trial"].astype(int) < int(most[0])] for frame in (reference, pruned))
+    assert set(pruned["point"]) == set(reference["point"]), f"{pair}: not the same points"
+    rows = []
+    for stratum in sorted(set(reference["stratum"])):
+        whole, mine = (frame[frame["stratum"] == stratum] for frame in (reference, pruned))
+        first, best = best_of(whole), best_of(mine)
+        rows.append(
+            {
+                "sweep": Path(name).name,
+                "trials": len(pruned),
+                "stratum": stratum,
+                "complete": int((mine["state"] == "complete").sum()),
+                "pruned": int((mine["state"] == "pruned").sum()),
+                "training": mine["spent"].sum(),
+                "of": whole["spent"].sum(),
+                "share of the training": mine["spent"].sum() / whole["spent"].sum(),
+                "best FVU, nothing stopped": first["eval/fvu"],
+                "best FVU": best["eval/fvu"],
+                "best point, nothing stopped": first["point"],
+                "best point": best["point"],
+                "regret": best["eval/fvu"] / first["eval/fvu"] - 1,
+            }
+        )
+    return rows
+
+
+def interval(seeds: pd.DataFrame, one: str, other: str) -> tuple[float, float, float]:
+    """(mean, low, high) of FVU(other) / FVU(one) - 1 over the seeds that both have, paired."""
+    table = seeds.pivot_table(index="seed", columns="point", values="eval/fvu")[[one, other]].dropna()
+    ratio = table.map(math.log).diff(axis=1).iloc[:, 1]
+    half = stats.t.ppf(0.975, len(ratio) - 1) * ratio.std() / math.sqrt(len(ratio))
+    return (math.expm1(ratio.mean()), math.expm1(ratio.mean() - half), math.expm1(ratio.mean() + half))
+
+
+def spread(seeds: pd.DataFrame) -> pd.DataFrame:
+    """A row per point: how far its FVU goes over the seeds."""
+    grouped = seeds.groupby(["stratum", "point"])["eval/fvu"]
+    table = grouped.agg(["count", "mean", "std", "min", "max"]).reset_index()
+    return table.assign(spread=table["max"] / table["min"] - 1)
+
+
+def markdown(table: pd.DataFrame) -> str:
+    lines = [table.columns.tolist(), ["---"] * len(table.columns)]
+    for row in table.itertuples(index=False):
+        lines.append([f"{value:.4g}" if isinstance(value, float) else str(value) for value in row])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reference")
-    parser.add_argument("sweeps", nargs="+")
+    parser.add_argument("pairs", nargs="+", metavar="REFERENCE:SWEEP[:TRIALS]")
+    parser.add_argument("--seeds")
     parser.add_argument("--runs-dir")
     args = parser.parse_args()
-    reference = read(args.reference, args.runs_dir)
-    rows = []
-    for sweep in (args.reference, *args.sweeps):
-        frame = read(sweep, args.runs_dir)
-        assert set(frame["point"]) == set(reference["point"]), f"{sweep}: not the points of {args.reference}"
-        for stratum in sorted(set(frame["stratum"])):
-            mine, whole = (f[f["stratum"] == stratum] for f in (frame, reference))
-            best, first = best_of(frame, stratum), best_of(reference, stratum)
-            rows.append(
-                {
-                    "sweep": sweep,
-                    "stratum": stratum,
-                    "complete": int((mine["state"] == "complete").sum()),
-                    "pruned": int((mine["state"] == "pruned").sum()),
-                    "share of the training": mine["spent"].sum() / whole["spent"].sum(),
-                    "best FVU": best["eval/fvu"],
-                    "lr": best["lr"],
-                    "same point": best["point"] == first["point"],
-                    "regret": best["eval/fvu"] / first["eval/fvu"] - 1,
-                    "training": mine["spent"].sum(),
-                    "of": whole["spent"].sum(),
-                }
-            )
-    table = pd.DataFrame(rows)
-    table.to_csv(Path(__file__).parent / "results.csv", index=False, float_format="%.6g")
-    total = table.groupby("sweep", sort=False)[["training", "of"]].sum()
-    for sweep, row in total.iterrows():
-        print(f"{sweep}: {row['training']:,.0f} of {row['of']:,.0f} examples = {row['training'] / row['of']:.1%}")
-    print()
-    columns = table.columns.drop(["training", "of"]).tolist()
-    print("| " + " | ".join(columns) + " |\n" + "| --- " * len(columns) + "|")
-    for row in table[columns].itertuples(index=False):
-        words = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in row]
-        print("| " + " | ".join(words) + " |")
+    table = pd.DataFrame([row for pair in args.pairs for row in compared(pair, args.runs_dir)])
+    if args.seeds:
+        seeds = read(args.seeds, args.runs_dir)
+        said = spread(seeds)
+        said.to_csv(HERE / "seeds.csv", index=False, float_format="%.6g")
+        print(markdown(said) + "\n")
+        found = [
+            interval(seeds, row["best point, nothing stopped"], row["best point"]) if row["regret"] else (0.0, 0.0, 0.0)
+            for _, row in table.iterrows()
+        ]
+        table[["over seeds", "low", "high"]] = found
+    table.to_csv(HERE / "results.csv", index=False, float_format="%.6g")
+    for (sweep, trials), row in table.groupby(["sweep", "trials"], sort=False)[["training", "of"]].sum().iterrows():
+        spent, whole = row["training"], row["of"]
+        print(f"{sweep}, {trials} trials: {spent:,.0f} of {whole:,.0f} examples = {spent / whole:.1%}")
+    print("\n" + markdown(table.drop(columns=["training", "of"])))
 
 
 if __name__ == "__main__":

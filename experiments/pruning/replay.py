@@ -3,8 +3,8 @@
 python experiments/pruning/replay.py SPEC SWEEP [--orders 50] [--runs-dir DIR]
 
 The pruners are those that `saebench sweep` makes from SPEC; the points of a stratum come one after the other, in many
-random orders (two at a time, as in a real sweep, a pruner knows a little less). Prints a markdown table and writes
-replay-SWEEP.csv beside this script.
+random orders (two at a time, as in a real sweep, a pruner knows a little less). Prints markdown tables, of all strata
+and of each type, and writes replay-SWEEP.csv beside this script.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from saebench.plan import Plan, Stratum, make_plan
 from saebench.spec import load_spec
 from saebench.study.pruners import make_pruner
 
-SHARES = (0.1, 0.15, 0.2, 0.25, 0.35)
-SETTINGS: tuple[tuple[str, int], ...] = (("median", 1), ("median", 2), ("median", 4), ("asha", 2), ("asha", 3))
+SHARES = (None, 0.1, 0.15, 0.2, 0.25, 0.35)
+"""Warm-ups as shares of the budget; None: the default."""
+SETTINGS: tuple[tuple[str, int], ...] = (("median", 2), ("asha", 3), ("asha", 4))
 """Pruner, and its startup_trials or reduction_factor."""
 Curve = dict[int, float]
 
@@ -56,40 +57,47 @@ def replay(plan: Plan, stratum: Stratum, found: Sequence[Curve]) -> tuple[int, f
 
 
 def rows(spec: Path, found: dict[str, list[Curve]], orders: int) -> list[dict[str, object]]:
-    said = []
+    """A row per setting for all strata together ("all") and for each type."""
+    said: list[dict[str, object]] = []
     for pruner, number in SETTINGS:
         for share in SHARES:
             name = "startup_trials" if pruner == "median" else "reduction_factor"
-            base = load_spec(spec)
-            warmup = int(share * base.train["samples"])  # type: ignore[arg-type, operator]
-            plan = make_plan(
-                load_spec(spec, [f"prune.pruner={pruner}", f"prune.{name}={number}", f"prune.warmup={warmup}"])
-            )
-            costs, regrets, starts = [], [], set()
-            for order in range(orders):
-                spent = whole = 0
-                for stratum in plan.strata:
-                    mine = found[stratum.id]
-                    shuffled = random.Random(f"{order} {stratum.id}").sample(mine, len(mine))
-                    cost, best = replay(plan, stratum, shuffled)
-                    spent, whole = spent + cost, whole + plan.samples * len(mine)
-                    regrets.append(best / min(curve[plan.samples] for curve in mine) - 1)
-                    starts.add(plan.prune_from(stratum) / plan.samples)
-                costs.append(spent / whole)
-            regret = pd.Series(regrets)
-            said.append(
-                {
-                    "pruner": f"{pruner}, {name} {number}",
-                    "warm-up": f"{share:.0%}",
-                    "first verdict at": " or ".join(f"{start:.0%}" for start in sorted(starts)),
-                    "share of the training": f"{pd.Series(costs).mean():.0%}",
-                    "same best point": f"{(regret == 0).mean():.0%}",
-                    "regret, mean": f"{regret.mean():.2%}",
-                    "95th percentile": f"{regret.quantile(0.95):.2%}",
-                    "highest": f"{regret.max():.2%}",
-                }
-            )
+            changes = [f"prune.pruner={pruner}", f"prune.{name}={number}"]
+            if share is not None:
+                samples = load_spec(spec).train["samples"]
+                changes.append(f"prune.warmup={int(share * samples)}")  # type: ignore[operator]
+            plan = make_plan(load_spec(spec, changes))
+            trials = pd.DataFrame([row for order in range(orders) for row in _sweep(plan, found, order)])
+            title = {"pruner": f"{pruner}, {name} {number}", "warm-up": "default" if share is None else f"{share:.0%}"}
+            for kind, mine in (("all", trials), *trials.groupby("type")):
+                said.append({**title, "type": kind, **_summary(mine)})
     return said
+
+
+def _sweep(plan: Plan, found: dict[str, list[Curve]], order: int) -> list[dict[str, object]]:
+    """A row per stratum, its points in one random order."""
+    said: list[dict[str, object]] = []
+    for stratum in plan.strata:
+        mine = found[stratum.id]
+        cost, best = replay(plan, stratum, random.Random(f"{order} {stratum.id}").sample(mine, len(mine)))
+        regret = best / min(curve[plan.samples] for curve in mine) - 1
+        start = plan.prune_from(stratum) / plan.samples
+        share = cost / (plan.samples * len(mine))
+        said.append({"order": order, "type": stratum.type, "share": share, "regret": regret, "start": start})
+    return said
+
+
+def _summary(trials: pd.DataFrame) -> dict[str, str]:
+    costs, regret = trials.groupby("order")["share"].mean(), trials["regret"]
+    return {
+        "first verdict at": " or ".join(f"{start:.0%}" for start in sorted(set(trials["start"]))),
+        "share of the training": f"{costs.mean():.0%}",
+        "10th to 90th percentile": f"{costs.quantile(0.1):.0%} to {costs.quantile(0.9):.0%}",
+        "same best point": f"{(regret == 0).mean():.0%}",
+        "within 1%": f"{(regret < 0.01).mean():.0%}",
+        "regret, mean": f"{regret.mean():.2%}",
+        "highest": f"{regret.max():.2%}",
+    }
 
 
 def main() -> None:
@@ -101,9 +109,10 @@ def main() -> None:
     args = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     table = pd.DataFrame(rows(args.spec, curves(args.sweep, args.runs_dir), args.orders))
-    table.to_csv(Path(__file__).parent / f"replay-{args.sweep}.csv", index=False)
-    lines = [table.columns.tolist(), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    print("\n".join("| " + " | ".join(line) + " |" for line in lines))
+    table.to_csv(Path(__file__).parent / f"replay-{Path(args.sweep).name}.csv", index=False)
+    for _, mine in table.groupby("type", sort=False):
+        lines = [table.columns.tolist(), ["---"] * len(table.columns), *mine.to_numpy().tolist()]
+        print("\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n")
 
 
 if __name__ == "__main__":
