@@ -23,9 +23,10 @@ from saebench import probing
 from saebench.config import TrialConfig
 from saebench.errors import DataError
 from saebench.metrics import Evaluation, Extras, Sums
-from saebench.optim import adam, default_lr, schedule
+from saebench.optim import Adam, default_lr, schedule
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.calibrate import rows_per_chunk
+from saebench.saes.kernels import lend
 from saebench.saes.penalty import SparsityControl, wants_penalty
 
 SAMPLE_ROWS = 16_384
@@ -87,7 +88,7 @@ class Training:
         self.lr = train.lr or default_lr(sae.dict_size)
         self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
         self.step = self.samples = 0
-        self.optimizer = adam(sae.named_parameters(), sae.learning_rate_factors(), train, self.lr)
+        self.optimizer = Adam(sae.named_parameters(), sae.learning_rate_factors(), train, self.lr)
         self.control = SparsityControl(config.sae, self.steps, self.lr, self.device)
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -113,13 +114,10 @@ class Training:
         return self._metrics(loss, moment, lr)
 
     def _descend(self, total: Tensor, lr: float) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
+        lend(self.sae.parameters())
         total.backward()  # type: ignore[no-untyped-call]
         self.sae.project_gradient()
-        torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.config.train.grad_clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr * group["factor"]
-        self.optimizer.step()
+        self.optimizer.step(lr, self.config.train.grad_clip)
         self.sae.constrain()
 
     @torch.no_grad()
@@ -180,9 +178,7 @@ class Training:
         """(tensors, JSON): all that the steps to come depend on, but for the store's position. Checks first."""
         self.check()
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
-        for name, parameter in self.sae.named_parameters():
-            for key, value in self.optimizer.state[parameter].items():
-                tensors[f"adam.{name}.{key}"] = value
+        tensors |= {f"adam.{name}": tensor for name, tensor in self.optimizer.state_dict().items()}
         tensors |= {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
         tensors |= {"since_fired": self.since_fired, "dead_index": self.dead_index}
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -207,11 +203,8 @@ class Training:
         ):
             raise ValueError("the checkpoint is of another architecture or width")
         self.sae.load_state_dict(theirs)
-        for name, parameter in self.sae.named_parameters():
-            prefix = f"adam.{name}."
-            self.optimizer.state[parameter] = {
-                key.removeprefix(prefix): _like(value, parameter) for key, value in tensors.items() if prefix in key
-            }
+        adam = {name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")}
+        self.optimizer.load_state_dict(adam)
         self.control.load_state_dict({n: tensors[f"control.{n}"] for n in self.control.state_dict()})
         self.since_fired = tensors["since_fired"].to(self.device)
         self.dead_index = tensors["dead_index"].to(self.device)
@@ -291,10 +284,3 @@ def _row_keys(x: Tensor) -> Tensor:
 
 def _first(known: Tensor, fine: Tensor, samples: int) -> Tensor:
     return torch.where((known < 0) & ~fine, samples, known)
-
-
-def _like(value: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor of optimiser state, with the parameter's memory layout where it has its shape."""
-    if value.shape != parameter.shape:
-        return value.to(parameter.device)
-    return torch.empty_like(parameter).copy_(value)

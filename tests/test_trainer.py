@@ -248,6 +248,51 @@ def test_one_step_equals_plain_adam_on_the_same_gradients() -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
 
 
+def test_adam_is_torchs_on_dense_float64_gradients_also_for_latents_that_rest() -> None:
+    """25 steps of topk in which latents come and go, against autograd on the dense formula and torch.optim.Adam: what
+    did not fire goes on by its momentum."""
+    trial = config("topk", {"aux_coeff": 0.0, "preprocess": "none", "dict_size": 240}, grad_clip=0.2, warmup=0, decay=0)
+    rows, generator = store(), torch.Generator().manual_seed(0)
+    training = Training.start(trial, rows)
+    p = {n: q.detach().double().contiguous().requires_grad_() for n, q in training.sae.named_parameters()}
+    reference = torch.optim.Adam(p.values(), lr=3e-3, eps=6.25e-10, fused=False, foreach=False)
+    rested = torch.zeros(240, dtype=torch.bool)
+    for _ in range(25):
+        x = sparse_rows(32, seed=int(torch.randint(1 << 30, (), generator=generator)))
+        training.advance(x)
+        z = x.double()
+        pre = (z - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+        place = pre.topk(4, dim=1).indices
+        f = torch.zeros_like(pre).scatter(1, place, pre.gather(1, place).relu())
+        loss = ((z - f @ p["W_dec"] - p["b_dec"]) ** 2).sum(1).mean() / float(training.sae.variance)
+        reference.zero_grad()
+        loss.backward()
+        W, g = p["W_dec"], p["W_dec"].grad
+        assert g is not None
+        with torch.no_grad():
+            g -= (g * W).sum(1, keepdim=True) * W
+            moving = reference.state[W]["exp_avg"].abs().sum(1) if W in reference.state else torch.zeros(240)
+            rested |= (f == 0).all(0) & (moving > 0)
+        torch.nn.utils.clip_grad_norm_(p.values(), 0.2)
+        reference.step()
+        with torch.no_grad():
+            W /= W.norm(dim=1, keepdim=True)
+    assert rested.any(), "every latent fired all the time: the test shows less than it says"
+    for name, parameter in training.sae.named_parameters():
+        torch.testing.assert_close(parameter.double(), p[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None:
+    rows = store()
+    training = Training.start(config("batchtopk", {"aux_coeff": 0.0}), rows)
+    places = []
+    for _ in range(3):
+        training.advance(rows.next_batch())
+        places.append([p.grad.data_ptr() for p in (training.sae.W_enc, training.sae.W_dec) if p.grad is not None])
+    assert places[0] == places[1] == places[2]
+    assert len(places[0]) == 2
+
+
 def test_the_learning_rate_rises_then_falls_and_is_never_zero() -> None:
     rows = store(100)
     training = Training.start(config(samples=2000, batch_size=100, warmup=0.2, decay=0.3, lr=1.0e-2), rows)

@@ -18,7 +18,7 @@ from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
 from saebench.saes.initial import geometric_median, unit_rows
 from saebench.saes.kernels import Precision as Precision
-from saebench.saes.kernels import affine
+from saebench.saes.kernels import affine, blocks
 from saebench.saes.preprocess import Preprocessing, Side
 from saebench.saes.sparse import Codes
 
@@ -215,13 +215,16 @@ class SAE(nn.Module, ABC):
     def project_gradient(self) -> None:
         """Take from the decoder's gradient the part along each row: a step may turn rows, not stretch them."""
         if self.W_dec.grad is not None:
-            along = (self.W_dec.grad * self.W_dec).sum(1, keepdim=True)
-            self.W_dec.grad.addcmul_(along, self.W_dec, value=-1)
+            for rows in blocks(self.dict_size, self.d_in, self.W_dec.device):
+                gradient, decoder = self.W_dec.grad[rows], self.W_dec[rows]
+                gradient.addcmul_((gradient * decoder).sum(1, keepdim=True), decoder, value=-1)
 
     @torch.no_grad()
     def constrain(self) -> None:
         """After the step: decoder rows of length 1 again."""
-        self.W_dec.div_(torch.linalg.vector_norm(self.W_dec, dim=1, keepdim=True).clamp_min(1e-12))
+        for rows in blocks(self.dict_size, self.d_in, self.W_dec.device):
+            decoder = self.W_dec[rows]
+            decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
 
     def training_input(self, x: Tensor) -> Tensor:
         """A batch (B, d_in), B >= 1, in model space."""

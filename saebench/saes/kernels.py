@@ -7,12 +7,16 @@ depends on the build and the shapes alone, never on a timing, so that a resumed 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
+_BLOCK = 1 << 18
+"""Numbers in a block (1 MiB)."""
+_LENT = "_lent_gradient"
 
 
 def _onednn() -> bool:
@@ -35,6 +39,27 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
         result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
         return result
     return a @ b if bias is None else torch.addmm(bias, a, b)
+
+
+def blocks(rows: int, width: int, device: torch.device) -> list[slice]:
+    """Rows of a (rows, width) tensor, so many at a time that what is made of them stays in a processor's cache, and in
+    memory that is used again: pages fresh from the system cost ten times as much as what is written to them."""
+    size = max(1, _BLOCK // max(1, width)) if device.type == "cpu" else max(1, rows)
+    return [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
+
+
+def lend(parameters: Iterable[Tensor]) -> None:
+    """No gradient for these parameters, as after `zero_grad`; the memory of the last ones is for `borrow`."""
+    for parameter in parameters:
+        vars(parameter)[_LENT], parameter.grad = parameter.grad, None
+
+
+def borrow(weight: Tensor) -> Tensor:
+    """Memory for the gradient of `weight`, laid out as it is, with anything in it. What was lent is given once."""
+    lent: Tensor | None = vars(weight).pop(_LENT, None)
+    if lent is None or lent.shape != weight.shape or lent.stride() != weight.stride() or lent.device != weight.device:
+        return torch.empty_like(weight)
+    return lent
 
 
 def affine_no_grad(x: Tensor, weight: Tensor, bias: Tensor, precision: Precision = "float32") -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saebench.saes.kernels import product
+from saebench.saes.kernels import blocks, product
 
 MOST_PAIRS = 1 / 24
 """Share of the latents above which, on a CPU, pairs cost more than dense products."""
@@ -26,6 +27,8 @@ class ByLatent(NamedTuple):
 
     order: Tensor
     bounds: Tensor
+    rows: Tensor
+    """The row of each pair, in that order."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,7 @@ class SparseCodes:
         """The same pairs column by column; computed once for both gradients."""
         latents, order = self.indices.sort(stable=True)
         every = torch.arange(self.dict_size + 1, device=latents.device)
-        return ByLatent(order, torch.searchsorted(latents, every))
+        return ByLatent(order, torch.searchsorted(latents, every), self.row_of_pair.index_select(0, order))
 
     @property
     def crowded(self) -> bool:
@@ -128,6 +131,24 @@ class DenseCodes:
 Codes = SparseCodes | DenseCodes
 
 
+def _sampled_product() -> bool:
+    """Whether torch computes single entries of a product on the CPU (checked on a product of integers). It says once
+    that this is new; it says so here."""
+    bounds, columns = torch.tensor([0, 1, 3]), torch.tensor([2, 0, 1])
+    a, b = torch.arange(4.0).view(2, 2), torch.arange(6.0).view(2, 3)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pairs = torch.sparse_csr_tensor(bounds, columns, torch.zeros(3), (2, 3), check_invariants=False)
+            found = torch.sparse.sampled_addmm(pairs, a, b, beta=0.0).values()
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return bool(found.tolist() == [float((a @ b)[r, c]) for r, c in ((0, 2), (1, 0), (1, 1))])
+
+
+_SAMPLED = _sampled_product()
+
+
 def sum_by_latent(per_pair: Tensor, codes: SparseCodes) -> Tensor:
     """(pairs,) to (dict_size,)."""
     return per_pair.new_zeros(codes.dict_size).index_add_(0, codes.indices, per_pair)
@@ -144,6 +165,12 @@ def dots(codes: SparseCodes, rows: Tensor, vectors: Tensor) -> Tensor:
     """(pairs,): for each pair, its row of (rows, d) times the vector (dict_size, d) of its latent."""
     if codes.crowded:
         return torch.cat([product(rows[p.rows], vectors.t()).flatten()[p.places] for p in _parts(codes)])
+    if _SAMPLED and rows.device.type == "cpu":
+        order, bounds, row_of_pair = codes.by_latent  # so that the vectors, the larger of the two, are read in order
+        shape, nothing = (codes.dict_size, codes.rows), rows.new_zeros(codes.indices.numel())
+        pairs = torch.sparse_csr_tensor(bounds, row_of_pair, nothing, shape, check_invariants=False)
+        found = torch.sparse.sampled_addmm(pairs, vectors.detach(), rows.t(), beta=0.0).values()
+        return torch.empty_like(found).index_copy_(0, order, found)
     with torch.enable_grad():  # embedding_bag's own gradient does it without gathering pairs x d
         weights = torch.zeros_like(codes.indices, dtype=rows.dtype).requires_grad_()
         sums = _bags(codes.indices, vectors.detach(), codes.offsets, weights)
@@ -151,15 +178,22 @@ def dots(codes: SparseCodes, rows: Tensor, vectors: Tensor) -> Tensor:
     return result
 
 
-def collect(codes: SparseCodes, weights: Tensor, rows: Tensor) -> Tensor:
-    """(dict_size, d): for each latent, its pairs' weights times their rows of (rows, d)."""
-    if not codes.crowded:
-        order, bounds = codes.by_latent
-        return _bags(codes.row_of_pair[order], rows, bounds, weights[order])
-    total = rows.new_zeros(codes.dict_size, rows.shape[1])
-    for part in _parts(codes):
-        total += product(part.dense(weights).t(), rows[part.rows])
-    return total
+def collect(codes: SparseCodes, weights: Tensor, rows: Tensor, into: Tensor) -> Tensor:
+    """`into` (dict_size, d), overwritten: for each latent, its pairs' weights times their rows of (rows, d)."""
+    if codes.crowded:
+        into.zero_()
+        for part in _parts(codes):
+            into += product(part.dense(weights).t(), rows[part.rows])
+        return into
+    order, bounds, row_of_pair = codes.by_latent
+    weights = weights.index_select(0, order)
+    if rows.device.type != "cpu":
+        return into.copy_(_bags(row_of_pair, rows, bounds, weights))
+    for block in blocks(codes.dict_size, rows.shape[1], rows.device):
+        first, last = int(bounds[block.start]), int(bounds[block.stop])
+        starts = bounds[block.start : block.stop + 1] - first
+        into[block] = _bags(row_of_pair[first:last], rows, starts, weights[first:last])
+    return into
 
 
 def _bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:

@@ -1,14 +1,19 @@
 """Which pairs of (row, latent) a k-sparse code keeps: exact choices, one chunk of pre-activations at a time.
 
-A chunk is cut into groups of adjacent latents. The k best pairs lie in the k groups with the best maxima, because a
-pair outside of them has k better ones, one in each. So a pass over the chunk for the maxima and two small choices
-replace one choice among all of it. Choices are made among int64 keys that order like (value, lower place first): no
-two are equal, so the result does not depend on algorithm, thread count, chunking or device.
+Latents are cut into groups. The k best pairs lie in the k groups with the best maxima, because a pair outside of them
+has k better ones, one in each. So a pass over the chunk for the maxima and small choices replace one choice among all
+of it. Choices are made among int64 keys that order like (value, lower place first): no two are equal, so the result
+does not depend on algorithm, thread count, chunking or device.
 
-Nothing here waits for a GPU except `above`; nothing has a gradient.
+On a CPU the maxima give a bound that the k best reach (for a batch, a guess at one), and all that reach it are looked
+at; members of a group lie apart there, so that the maxima are those of whole vectors. A GPU would have to wait for the
+number of candidates: there, groups of adjacent latents are chosen by their keys, and nothing waits except `above`.
+Nothing here has a gradient.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +25,14 @@ CHUNK_ROWS = 256
 """Rows whose pre-activations exist at a time, halved until a chunk holds at most CHUNK_ELEMENTS of them."""
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
 """32 MiB of float32 on a CPU, where a chunk should stay in the cache; on a GPU, few large launches."""
+_LANES = 64
+"""Most latents between two members of a group: the maxima of that many groups are taken together, four vectors wide."""
+_GROUP = 16
+"""Most members of a group on a CPU: reading more of them costs more than reading fewer maxima saves."""
+_SMALLEST = 2.0**-149
+"""The smallest positive float32: what reaches it is positive, or NaN."""
+_SAMPLE = 300
+"""Numbers above the guess among those that it is read off: more make it surer and dearer."""
 
 
 def keys_of(values: Tensor, places: Tensor, signed: bool = False) -> Tensor:
@@ -50,13 +63,83 @@ def chunks(x: Tensor, dict_size: int) -> tuple[Tensor, ...]:
     return torch.split(x, rows)
 
 
+class _Groups(NamedTuple):
+    """dict_size latents in groups of `size`, powers of two both: group g has latents `lanes` apart from each other."""
+
+    size: int
+    lanes: int
+
+    @classmethod
+    def of(cls, dict_size: int, least: float) -> _Groups:
+        """At least `least` groups, where `dict_size` can be cut so."""
+        size = _two_power(dict_size, min(_GROUP, dict_size // max(1, int(least))))
+        return cls(size, _two_power(dict_size // size, _LANES))
+
+    def maxima(self, pre: Tensor) -> Tensor:
+        """(rows, dict_size) to (rows, groups)."""
+        return pre.view(pre.shape[0], -1, self.size, self.lanes).amax(2).flatten(1)
+
+    def members(self, group: Tensor) -> Tensor:
+        """Places in the flat chunk (groups, size) of the members of groups, given by places in the flat maxima."""
+        first = group + group // self.lanes * (self.lanes * (self.size - 1))
+        return first.unsqueeze(1) + torch.arange(0, self.size * self.lanes, self.lanes)
+
+
+def _two_power(number: int, most: int) -> int:
+    """The largest power of two that divides `number` and is at most `most`, or 1."""
+    power = 1
+    while 2 * power <= most and number % (2 * power) == 0:
+        power *= 2
+    return power
+
+
+def _reaching(pre: Tensor, maxima: Tensor, bound: Tensor, groups: _Groups, most: float) -> tuple[Tensor, Tensor] | None:
+    """Values and flat places of what is not below `bound` (rows, 1) or () in a chunk; None where more than `most`
+    groups hold some."""
+    group = (maxima < bound).logical_not_().flatten().nonzero().squeeze(1)
+    if group.numel() > most:
+        return None
+    places = groups.members(group)
+    values = pre.flatten().index_select(0, places.flatten()).view_as(places)
+    if bound.numel() > 1:
+        bound = bound.index_select(0, group // maxima.shape[1])
+    kept = (values < bound).logical_not_().flatten().nonzero().squeeze(1)
+    return values.flatten().index_select(0, kept), places.flatten().index_select(0, kept)
+
+
 # Each chunk is handed straight to a function, so that it is gone before the next one is computed.
 
 
 def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, signed: bool) -> tuple[Tensor, Tensor]:
     """Values (rows, k) and latents (rows, k)."""
-    found = [_topk_of(affine_no_grad(c, W_enc, b_enc, precision), k, signed) for c in chunks(x, W_enc.shape[1])]
-    return torch.cat([values for values, _ in found]), torch.cat([latents for _, latents in found])
+    parts, dict_size = chunks(x, W_enc.shape[1]), W_enc.shape[1]
+    groups = _Groups.of(dict_size, 2 * k)
+    if x.device.type != "cpu" or groups.size < 4:
+        found = [_topk_of(affine_no_grad(c, W_enc, b_enc, precision), k, signed) for c in parts]
+        return torch.cat([values for values, _ in found]), torch.cat([latents for _, latents in found])
+    near = [_near_topk(affine_no_grad(c, W_enc, b_enc, precision), k, signed, groups) for c in parts]
+    values, latents = torch.cat([v for v, _, _ in near]), torch.cat([latent for _, latent, _ in near])
+    row = torch.cat([row + n * parts[0].shape[0] for n, (_, _, row) in enumerate(near)])
+    best = keys_of(values, latents, signed).neg_().sort().indices
+    of_row, place = row.index_select(0, best).sort(stable=True)
+    starts = torch.searchsorted(of_row, torch.arange(x.shape[0]))
+    best = best.index_select(0, place.index_select(0, (starts.unsqueeze(1) + torch.arange(k)).flatten()))
+    return values.index_select(0, best).view(-1, k), latents.index_select(0, best).view(-1, k)
+
+
+def _near_topk(pre: Tensor, k: int, signed: bool, groups: _Groups) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, latents and rows, in order of rows, of at least the k best of each row of a chunk, and few more."""
+    rows, dict_size = pre.shape
+    maxima = groups.maxima(pre)
+    coarse = _two_power(maxima.shape[1], maxima.shape[1] // (2 * k))
+    bound = maxima.view(rows, coarse, -1).amax(1).topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
+    found = _reaching(pre, maxima, bound, groups, most=4 * rows * k)
+    if found is None:  # many equal values, or NaN
+        values, latents = _topk_of(pre, k, signed)
+        return values.flatten(), latents.flatten(), torch.arange(rows).repeat_interleave(k)
+    values, places = found
+    row = places // dict_size
+    return values, places - row * dict_size, row
 
 
 def _topk_of(pre: Tensor, k: int, signed: bool) -> tuple[Tensor, Tensor]:
@@ -100,32 +183,29 @@ def _best(keys: Tensor, count: int) -> Tensor:
 
 
 def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor | None:
-    """The same keys from the pairs above a threshold that the first chunk suggests; None where it was too high."""
-    dict_size, guess, found = W_enc.shape[1], -1.0, []
-    size = _group_size(dict_size, pairs / x.shape[0])
+    """The same keys from the pairs that reach a threshold which the first chunk suggests; None where that is too
+    high, or so low that it helps nobody."""
+    dict_size, guess, found = W_enc.shape[1], torch.tensor(-1.0), []
+    groups = _Groups.of(dict_size, 2 * pairs / x.shape[0])
     for number, chunk in enumerate(parts := chunks(x, dict_size)):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision).view(-1, size)
+        pre = affine_no_grad(chunk, W_enc, b_enc, precision)
         if guess < 0:
             guess = _quantile(pre, 1.3 * pairs / (x.shape[0] * dict_size))
-        found.append(_near(pre, guess, number * parts[0].shape[0] * dict_size))
+        near = _reaching(pre, groups.maxima(pre), guess, groups, most=4 * pairs / x.shape[0] * len(chunk) + 64)
+        if near is None:
+            return None
+        found.append(keys_of(near[0], near[1] + number * parts[0].shape[0] * dict_size))
         del pre
     keys = torch.cat(found)
-    return _best(keys, pairs) if keys.numel() >= pairs or guess == 0.0 else None
+    return _best(keys, pairs) if keys.numel() >= pairs or guess <= _SMALLEST else None
 
 
-def _near(pre: Tensor, guess: float, first: int) -> Tensor:
-    size = pre.shape[1]
-    groups = (max_pool1d(pre, size).flatten() <= guess).logical_not_().nonzero().squeeze(1)
-    near = pre[groups]
-    row, member = (near <= guess).logical_not_().nonzero(as_tuple=True)
-    return keys_of(near[row, member], first + groups[row] * size + member)
-
-
-def _quantile(pre: Tensor, share: float) -> float:
-    """A value that about `share` of pre exceeds, at least 0, from a seventeenth of it."""
-    sample = pre.flatten()[:: 17 if pre.numel() > 1 << 16 else 1]
+def _quantile(pre: Tensor, share: float) -> Tensor:
+    """A positive value that about `share` of pre exceeds, from some of it at equal distances."""
+    step = max(1, int(pre.numel() * share / _SAMPLE))
+    sample = pre.flatten()[:: step | 1]
     rank = min(sample.numel(), int(share * sample.numel()) + 1)
-    return max(0.0, float(sample.topk(rank, sorted=False).values.min()))
+    return sample.topk(rank, sorted=False).values.min().clamp_min(_SMALLEST)
 
 
 def above(
@@ -145,5 +225,14 @@ def above(
 
 
 def _above_of(pre: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
-    place = (pre <= floor).logical_not_().flatten().nonzero().squeeze(1)
-    return pre.flatten()[place], place
+    place = _places((pre <= floor).logical_not_().flatten())
+    return pre.flatten().index_select(0, place), place
+
+
+def _places(mask: Tensor) -> Tensor:
+    """Where a mask (n,) is true, in order; where that is seldom, eight at a time."""
+    if mask.numel() % 8:
+        return mask.nonzero().squeeze(1)
+    word = mask.view(torch.int64).nonzero().squeeze(1)
+    hit = mask.view(-1, 8).index_select(0, word).flatten().nonzero().squeeze(1)
+    return (word * 8).index_select(0, hit // 8) + hit % 8

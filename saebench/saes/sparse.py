@@ -14,8 +14,9 @@ ones, for AuxK); where a row or batch has fewer, the rest of `values` is 0 and h
 latent wins in a row, the lower row and then the lower latent in a batch. NaN sorts above everything, so that it
 reaches the loss.
 
-W_enc is (d_in, dict_size). Its gradient comes out as the transpose of a contiguous (dict_size, d_in) tensor; a
-parameter with the same strides, `nn.Parameter(torch.empty(dict_size, d_in).t())`, takes it without a copy.
+W_enc is (d_in, dict_size); as the transpose of a contiguous tensor, `nn.Parameter(torch.empty(dict_size, d_in).t())`,
+it is read and its gradient written row by row. Gradients go to memory that was lent for them (`kernels.lend`), where
+there is some.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 
 from saebench.saes import kernels_select as select
-from saebench.saes.kernels import Precision, affine
+from saebench.saes.kernels import Precision, affine, borrow
 from saebench.saes.kernels_codes import MOST_PAIRS, collect, combine, dots, sum_by_latent
 from saebench.saes.kernels_codes import Codes as Codes
 from saebench.saes.kernels_codes import DenseCodes as DenseCodes
@@ -164,7 +165,7 @@ class _Encode(torch.autograd.Function):
         for_x, for_W, for_b, *_ = ctx.needs_input_grad
         return (
             combine(chosen, grad, W_enc.t().contiguous()) if for_x else None,
-            collect(chosen, grad, x).t() if for_W else None,
+            collect(chosen, grad, x, borrow(W_enc).t()).t() if for_W else None,
             sum_by_latent(grad, chosen) if for_b else None,
             None,
             None,
@@ -184,6 +185,6 @@ class _Decode(torch.autograd.Function):
         grad = grads[0].contiguous()
         return (
             dots(ctx.codes, grad, W_dec) if ctx.needs_input_grad[0] else None,
-            collect(ctx.codes, values, grad) if ctx.needs_input_grad[1] else None,
+            collect(ctx.codes, values, grad, borrow(W_dec)) if ctx.needs_input_grad[1] else None,
             None,
         )

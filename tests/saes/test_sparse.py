@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from saebench.saes import kernels, kernels_select, sparse
+from saebench.saes import kernels, kernels_codes, kernels_select, sparse
 
 SHAPES = [(1, 4, 8, 3), (37, 16, 96, 5), (64, 8, 61, 61), (3, 5, 7, 1), (300, 8, 1024, 4), (20, 8, 1000, 3)]
 
@@ -72,6 +72,25 @@ def test_among_equals_the_lower_latent_wins_and_in_a_batch_the_lower_row(dict_si
     x, W, b = _integers(70, 6, dict_size)
     assert torch.equal(sparse.encode_topk(x, W, b, 5).dense(), _topk_by_sort(x @ W + b, 5))
     assert torch.equal(sparse.encode_batchtopk(x, W, b, 5).dense(), _batchtopk_by_sort(x @ W + b, 350))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize(("dict_size", "k"), [(1024, 5), (3072, 32), (1536, 7), (768, 48)])
+def test_the_wide_choice_equals_a_full_sort(dict_size: int, k: int, signed: bool) -> None:
+    """Continuous values, values of which many are equal, and more than the bound can tell apart; with NaN."""
+    assert kernels_select._Groups.of(dict_size, 2 * k).size >= 4, "not the path this is about"
+    x, (W, b) = _rows(300, 6), _weights(6, dict_size)
+    whole = _integers(300, 6, dict_size)
+    for inputs in ((x, W, b), whole, (0 * x, W, torch.ones(dict_size)), (x, W, b - 50)):
+        pre = inputs[0] @ inputs[1] + inputs[2]
+        best = pre.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        want = torch.zeros_like(pre).scatter(1, best, pre.gather(1, best) if signed else pre.gather(1, best).relu())
+        found = sparse.encode_topk(*inputs, k, signed=signed).dense()
+        assert torch.equal(found != 0, want != 0)
+        torch.testing.assert_close(found, want)
+    x[7, 2] = torch.nan
+    rows = sparse.encode_topk(x, W, b, k, signed=signed).dense().isnan().any(1)
+    assert rows.nonzero().flatten().tolist() == [7]
 
 
 def test_the_choice_without_a_guess_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,6 +238,55 @@ def test_the_encoder_gradient_has_the_strides_of_a_transposed_parameter() -> Non
     assert W.grad.stride() == W.stride() == (1, 8)
 
 
+def test_dots_by_torch_s_sampled_product_and_by_embedding_bag_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, (W, b) = _rows(64, 16), _weights(16, 512)
+    codes, vectors = sparse.encode_topk(x, W, b, 5), W.t().contiguous()
+    assert kernels_codes._SAMPLED, "torch without it: only the other way is tested"
+    want = (x[codes.row_of_pair] * vectors[codes.indices]).sum(1)
+    torch.testing.assert_close(kernels_codes.dots(codes, x, vectors), want)
+    monkeypatch.setattr(kernels_codes, "_SAMPLED", False)
+    torch.testing.assert_close(kernels_codes.dots(codes, x, vectors), want)
+
+
+def test_a_gradient_overwrites_the_memory_of_the_last_one() -> None:
+    """The same storage again, whatever it held; and each is given away once: a second backward pass adds."""
+    x, (W, b) = _rows(64, 16), _weights(16, 512)
+    encoder, decoder = torch.nn.Parameter(W), torch.nn.Parameter(W.t().contiguous())
+
+    def backward() -> None:
+        sparse.decode(sparse.encode_topk(x, encoder, b, 5), decoder).square().sum().backward()
+
+    backward()
+    once = [p.grad.clone() for p in (encoder, decoder) if p.grad is not None]
+    places = [p.grad.data_ptr() for p in (encoder, decoder) if p.grad is not None]
+    for p in (encoder, decoder):
+        assert p.grad is not None
+        p.grad.fill_(torch.nan)
+    kernels.lend([encoder, decoder])
+    assert encoder.grad is decoder.grad is None
+    backward()
+    assert [p.grad.data_ptr() for p in (encoder, decoder) if p.grad is not None] == places
+    assert all(torch.equal(p.grad, g) for p, g in zip((encoder, decoder), once, strict=True) if p.grad is not None)
+    backward()
+    for p, g in zip((encoder, decoder), once, strict=True):
+        torch.testing.assert_close(p.grad, 2 * g)
+
+
+def test_memory_of_another_shape_is_not_borrowed() -> None:
+    weight = torch.nn.Parameter(torch.zeros(4, 6))
+    weight.grad = torch.ones(4, 6)
+    lent = weight.grad.data_ptr()
+    kernels.lend([weight])
+    weight.data = torch.zeros(6, 4).t()
+    assert kernels.borrow(weight).stride() == (1, 4)
+    weight.data = torch.zeros(4, 6)
+    weight.grad = torch.ones(4, 6)
+    lent = weight.grad.data_ptr()
+    kernels.lend([weight])
+    assert kernels.borrow(weight).data_ptr() == lent
+    assert kernels.borrow(weight).data_ptr() != lent
+
+
 # --- repeatability and memory ----------------------------------------------------------------------------------------
 
 
@@ -256,6 +324,13 @@ def test_the_number_of_threads_does_not_change_the_codes(encode: Callable[..., s
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
 
 
+def _memory(t: Tensor) -> tuple[int, int]:
+    """Where a tensor is, and its bytes."""
+    if t.layout is torch.sparse_csr:
+        return id(t), sum(part.nbytes for part in (t.crow_indices(), t.col_indices(), t.values()))
+    return t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()
+
+
 class _Live(TorchDispatchMode):
     """Peak bytes of tensors that exist at once, of those made under it."""
 
@@ -267,11 +342,11 @@ class _Live(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        known = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
+        known = {_memory(t)[0] for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
         for t in tree_leaves(result):
-            where = t.untyped_storage().data_ptr() if isinstance(t, Tensor) else 0
+            where, size = _memory(t) if isinstance(t, Tensor) else (0, 0)
             if where and (where in self.sizes or where not in known):
-                self.sizes[where] = t.untyped_storage().nbytes()
+                self.sizes[where] = size
                 self.holders[where] = self.holders.get(where, 0) + 1
                 weakref.finalize(t, self._let_go, where)
         self.peak = max(self.peak, sum(self.sizes.values()))
