@@ -148,6 +148,25 @@ def test_a_trial_that_was_retried_has_its_new_sae_copied(sweep: SweepPaths, uri:
     assert Path(file).read_bytes() == b"new"
 
 
+@pytest.mark.parametrize("log_sae", ["all", "best"])
+def test_an_sae_that_cannot_be_stored_keeps_no_sweep_from_its_end(
+    sweep: SweepPaths, uri: str, monkeypatch: pytest.MonkeyPatch, log_sae: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("saebench.tracking.tracker._LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.log_artifacts", full)
+    made = track(sweep, uri, log_sae)
+    client = server.connect(uri)
+    assert client.get_run(made.run_id).info.status == "FINISHED"
+    tags = {number: client.get_run(sent.run_id).data.tags for number, sent in made._book.trials.items()}
+    refused = {number for number, said in tags.items() if "no space left" in said.get("saebench.artifacts", "")}
+    assert refused == ({0, 1, 2, 3, 4} if log_sae == "all" else {2, 4})
+    monkeypatch.undo()
+    assert refused <= copied(uri, track(sweep, uri, log_sae)), "the next scheduler tries again"
+
+
 # --- taking out what was not copied ----------------------------------------------------------------------------------
 
 

@@ -101,10 +101,8 @@ class Parent:
         objective, direction = search.get("objective", "eval/fvu"), search.get("direction", "minimize")
         complete = [number for number, sent in self._book.trials.items() if sent.closed == "complete"]
         for best in best_trials(self._paths, complete, objective, maximize=direction == "maximize"):
-            if not self._book.trials[best.number].sae and self._attempts < UPLOADS:
-                self._attempts += 1
+            if not self._book.trials[best.number].sae:
                 sender.upload_sae(best.number, best.config, self._paths.trial(best.number))
-                self._attempts = 0
 
     def close(self, status: str) -> None:
         """`status`: a run status of MLflow."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +40,6 @@ class Stream:
     end: str | None = None
     """State to close the run in, once its events are sent; None while the trial may write more."""
     reopen: bool = False
-    uploads: int = 0
     unsure: bool = False
     """The run may exist although its id never came back."""
     artifacts: str = ""
@@ -61,6 +62,8 @@ class Sender:
         """`moved`: called whenever the server has taken something."""
         self._client, self._book, self._tracking, self._info = client, book, tracking, info
         self._lock, self._moved = lock, moved
+        self._failed: Counter[int] = Counter()
+        """Trial -> attempts at its artifacts that failed."""
 
     def advance(self, stream: Stream) -> str | None:
         """Everything that is there and wanted now; the state in which the run was closed, None where it stays open."""
@@ -71,6 +74,7 @@ class Sender:
         if reopen:
             self._client.update_run(stream.sent.run_id, status="RUNNING")
             stream.sent.closed, stream.sent.sae, stream.reopen = None, False, False
+            del self._failed[stream.number]
         self._send(stream)
         if end is not None:
             self._finish(stream, end)
@@ -82,7 +86,10 @@ class Sender:
 
     def upload_sae(self, number: int, config: TrialConfig, paths: TrialPaths) -> None:
         """Copy the SAE of a closed trial."""
-        self._log_sae(self._book.trials[number], config, paths)
+        sent = self._book.trials[number]
+        with self._persistence(number, sent.run_id):
+            self._log_sae(sent, config, paths)
+            self._moved()
 
     def _create(self, stream: Stream) -> None:
         client, config = self._client, stream.config
@@ -146,18 +153,24 @@ class Sender:
 
     def _upload(self, stream: Stream, end: str) -> None:
         paths, sent = stream.paths, stream.sent
-        try:
+        with self._persistence(stream.number, sent.run_id):
             if sent.closed != end:
                 to = server.artifacts(self._client, sent.run_id, stream.artifacts)
                 log_files(to, paths.log, paths.config, paths.evaluation)
             if self.owes_sae(sent, paths):
                 self._log_sae(sent, stream.config, paths, stream.artifacts, end)
+
+    @contextmanager
+    def _persistence(self, number: int, run_id: str) -> Iterator[None]:
+        """What goes wrong with a trial's files is raised a few times, to be tried again, then written on its run."""
+        try:
+            yield
         except Exception as error:
-            self._client.get_run(sent.run_id)  # raises when it is the server that is away: then no attempt is counted
-            stream.uploads += 1
-            if stream.uploads < UPLOADS:
+            self._client.get_run(run_id)  # raises when it is the server that is away: then no attempt is counted
+            self._failed[number] += 1
+            if self._failed[number] < UPLOADS:
                 raise
-            self._client.set_tag(sent.run_id, "saebench.artifacts", f"not uploaded: {server.one_line(error)}")
+            self._client.set_tag(run_id, "saebench.artifacts", f"not uploaded: {server.one_line(error)}")
 
     def _log_sae(
         self, sent: Sent, config: TrialConfig, paths: TrialPaths, place: str = "", end: str = "complete"

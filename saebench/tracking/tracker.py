@@ -116,7 +116,7 @@ class Tracker:
         with self._lock:
             stream = self._stream(config.number, config)
             stream.reopen = stream.reopen or stream.end is not None or stream.sent.closed is not None
-            stream.end, stream.uploads = None, 0
+            stream.end = None
             stream.tags |= record.clean({"saebench.state": "running", "saebench.reason": "", **(tags or {})})
 
     def tag(self, number: int, tags: Mapping[str, Any]) -> None:

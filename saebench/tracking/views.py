@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _TAG = "mlflow.sharedViewState."
-_LONGEST = 5000  # of an experiment's tag, on servers before MLflow 3.5
+_MOST = 20
+"""Params in a view: servers of older MLflow take tags of an experiment up to 5000 characters."""
 VIEWS = ("trials", "strata")
 """Every trial by itself, the best first; strata with their means over complete trials, those below them."""
 
@@ -29,7 +30,7 @@ def tags(sweep: str, spec: Mapping[str, Any], now: float) -> dict[str, str]:
         state = json.dumps(_state(sweep, spec, grouped=view == "strata"))
         saved = {"name": f"{sweep}: {view}", "createdAt": made, "updatedAt": made, "state": state}
         found[_TAG + _key(sweep, view)] = json.dumps(saved)
-    return {key: value for key, value in found.items() if len(value) <= _LONGEST}
+    return found
 
 
 def _key(sweep: str, view: str) -> str:
@@ -39,7 +40,7 @@ def _key(sweep: str, view: str) -> str:
 def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, Any]:
     search = spec.get("search") or {}
     objective = search.get("objective", "eval/fvu")
-    params = varied(spec)
+    params = varied(spec)[:_MOST]
     widths = _columns(params, objective)
     wanted = f"tags.`saebench.kind` = 'trial' AND tags.`saebench.sweep` = '{sweep}'"
     return {
@@ -54,7 +55,7 @@ def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, A
         "groupBy": _by("saebench.stratum") if grouped else None,
         "isAccordionReordered": True,  # else the sections are sorted by name, ours behind "eval"
         "compareRunSections": [{"uuid": "sweep", "name": "sweep", "display": True, "isReordered": True}],
-        "compareRunCharts": _charts(params, objective),
+        "compareRunCharts": _charts([] if grouped else params, objective),
     }
 
 
@@ -82,13 +83,17 @@ def _by(tag: str) -> dict[str, Any]:
 
 
 def _charts(params: list[str], objective: str) -> list[dict[str, Any]]:
-    """What a sweep is looked at for; MLflow adds a curve for every other metric in sections of its own."""
+    """What a sweep is looked at for; MLflow adds a curve for every other metric in sections of its own. Parallel
+    coordinates of groups would lack the params that have no mean, such as the type."""
     l0, value = {"key": "eval/l0", "type": "METRIC"}, {"key": objective, "type": "METRIC"}
-    return [
+    charts = [
         _chart("LINE", "curve", metricKey=objective, xAxisKey="step", useGlobalXaxisKey=True, scaleType="linear"),
         _chart("SCATTER", "front", xaxis=l0, yaxis=value),
-        _chart("PARALLEL", "parallel", selectedParams=params, selectedMetrics=[objective], showAllRuns=True),
     ]
+    if params:
+        settings = {"selectedParams": params, "selectedMetrics": [objective], "showAllRuns": True}
+        charts.append(_chart("PARALLEL", "parallel", **settings))
+    return charts
 
 
 def _chart(kind: str, name: str, **settings: Any) -> dict[str, Any]:
