@@ -213,17 +213,22 @@ class _Sweep:
     # --- before the first trial --------------------------------------------------------------------------------------
 
     def _reachable_tracking(self, lock: Mapping[str, Any] | None) -> TrackingConfig:
-        """The spec's tracking, at the address that the sweep was started with; PreflightError when nothing there
-        answers."""
+        """The spec's tracking, at the address that the sweep was started with (unless that was a file which is gone:
+        the folder of a project may be moved); PreflightError when nothing there answers."""
         from saebench.tracking import resolve_uri
+        from saebench.tracking.database import file_of
         from saebench.tracking.server import check
 
         tracking = self._spec.tracking
         uri = resolve_uri(tracking)
         before = lock["tracking"]["uri"] if lock and "tracking" in lock and not tracking.uri else None
         if before and before != _shown(uri) and "***" not in before:
-            self._view.note(f"tracking stays at {before}, where this sweep began")
-            uri = before
+            file = file_of(before)
+            if file is not None and not file.exists():
+                self._view.note(f"tracking goes on at {_shown(uri)}: {file}, where this sweep began, is not there")
+            else:
+                self._view.note(f"tracking stays at {before}, where this sweep began")
+                uri = before
         check(uri)
         return tracking.model_copy(update={"uri": uri})
 
@@ -238,7 +243,7 @@ class _Sweep:
         from saebench.stores import cache
 
         devices = list(dict.fromkeys(slot.device for slot in executor.slots))
-        entry = cache.build(data, self._cache, devices, self._encoding)
+        self._entry = entry = cache.build(data, self._cache, devices, self._encoding)  # kept: gc leaves it alone
         self._view.note(
             f"embeddings: {entry.num_train:,} to train on, {entry.num_holdout:,} held out, d_in {entry.d_in}"
         )

@@ -55,6 +55,10 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
     entry = store.build(loaded.data, paths.cache_dir(cache_dir), devices, _Lines())
     parts = f"{entry.num_train:,} to train on, {entry.num_holdout:,} held out"
     click.echo(f"{entry.directory}: {entry.count:,} texts ({parts}), {entry.d_in} values each")
+    left_out = {"duplicate": "duplicates", "empty": "empty", "non_string": "not strings"}
+    skipped = ", ".join(f"{entry.info[key]:,} {words}" for key, words in left_out.items() if entry.info.get(key))
+    if skipped:
+        click.echo(f"of {entry.info['read']:,} rows read, these were skipped: {skipped}")
 
 
 @cache.command()

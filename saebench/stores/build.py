@@ -6,6 +6,7 @@ is the same to the byte however often that happened.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import shutil
 import time
@@ -19,7 +20,7 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores import children
 from saebench.stores.children import Child, Inbox, Message
-from saebench.stores.encoders import Encoders
+from saebench.stores.encoders import Encoders, faster
 from saebench.stores.entry import (
     MANIFEST,
     ROWS_PER_SHARD,
@@ -46,15 +47,16 @@ class Build:
         self.data, self.folder, self.key, self.tell = data, folder, key, tell
         self.parts = folder / "parts"
         self.inbox: Inbox = queue.SimpleQueue()
-        self.encoders = Encoders(data, folder, list(devices) or ["cpu"], self.inbox)
+        self.devices = list(devices) or ["cpu"]
+        self.encoders = Encoders(data, folder, self.devices, self.inbox)
 
     def run(self) -> None:
-        """Raises DataError; a new entry that got nowhere is removed again."""
+        """Raises DataError, or OSError where the folder cannot be written. A new entry that got nowhere is removed."""
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
             old, will_do = self._sound(Manifest.read(self.folder))
             self._encode(self._texts(old, will_do))
-        except DataError:
+        except (DataError, OSError):
             self._forget_if_empty()
             raise
         finally:
@@ -158,6 +160,8 @@ class Build:
             return
         work = Work(jobs, self._find_part)
         if work.rows:
+            if hint := faster(self.data, self.devices, work.rows):
+                self.tell(Progress("loading", 0, None, 0.0, hint))
             self.encoders.start()
             manifest = self._await_encoder(manifest)
             self._check_disk(manifest, work.rows)
@@ -258,7 +262,8 @@ class Build:
         manifest = Manifest.read(self.folder)
         encoded = manifest is not None and any(shard.encoded for shard in manifest.shards)
         if not encoded and not list(self.parts.glob("*.npy")):
-            (self.folder / MANIFEST).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # what went wrong before this is what will be told
+                (self.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _sweep_up(self, before: set[str]) -> None:

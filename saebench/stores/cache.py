@@ -27,6 +27,7 @@ from saebench.paths import write_json
 from saebench.stores import keys
 from saebench.stores.build import Build
 from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, has_content, has_size
+from saebench.stores.hold import Hold, nobody_holds
 from saebench.stores.progress import Progress, Tell
 from saebench.stores.texts import one_line
 
@@ -37,19 +38,21 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def find(data: DataConfig, cache_dir: Path) -> CacheEntry | None:
-    """The complete entry for `data`, or None. Raises DataError where a local data file is not there."""
+    """The complete entry for `data`, or None; `gc` leaves it alone while the result lives. Raises DataError where a
+    local data file is not there."""
     folder = entry_folder(data, cache_dir)
+    if not (folder / MANIFEST).exists():
+        return None
+    hold = Hold(_beside(folder, ".used"))  # before looking, so that gc cannot come between
     for _ in range(3):  # an entry that grows replaces files between our reading of the manifest and of them
         manifest = Manifest.read(folder)
         if manifest is None:
             return None
         try:
-            entry = CacheEntry.of(folder, manifest, data)
+            entry = CacheEntry.of(folder, manifest, data, hold)
         except OSError:
             continue
         if entry is not None:
-            with contextlib.suppress(OSError):
-                _beside(folder, ".used").touch()
             return entry
     return None
 
@@ -192,8 +195,11 @@ class Listed:
 def entries(cache_dir: Path) -> list[Listed]:
     """What is in the cache, most recently used first."""
     root = cache_dir / "embeddings"
-    folders = [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []
-    return sorted((_list(folder) for folder in folders), key=lambda listed: -listed.last_used)
+    found: list[Listed] = []
+    for folder in [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []:
+        with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
+            found.append(_list(folder))
+    return sorted(found, key=lambda listed: -listed.last_used)
 
 
 def _list(folder: Path) -> Listed:
@@ -213,32 +219,42 @@ def _is_building(folder: Path) -> bool:
     try:
         with FileLock(path, timeout=0):
             return False
-    except (Timeout, OSError):
+    except Timeout:
         return True
+    except OSError:  # a cache that can only be read
+        return False
 
 
 def verify(cache_dir: Path) -> Iterator[tuple[Path, list[str]]]:
     """Each entry's folder with what is wrong in it: nothing, or a line per damaged file. Reads everything."""
     for listed in entries(cache_dir):
-        if listed.manifest is None:
+        manifest = listed.manifest
+        while manifest is not None:
+            files = [file for shard in manifest.shards for file in shard.files()]
+            bad = [file for file in files if not has_content(listed.folder, file)]
+            before, manifest = manifest, Manifest.read(listed.folder)
+            if manifest == before:  # it did not grow, nor was it removed, while it was read
+                _remember(listed.folder, [file for file in files if file not in bad])
+                why = {True: "the content has another checksum", False: "missing or of another size"}
+                yield listed.folder, [f"{file.name}: {why[has_size(listed.folder, file)]}" for file in bad]
+                break
+        if manifest is None and listed.folder.exists():
             yield listed.folder, ["no readable manifest"]
-            continue
-        files = [file for shard in listed.manifest.shards for file in shard.files()]
-        bad = [file for file in files if not has_content(listed.folder, file)]
-        _remember(listed.folder, [file for file in files if file not in bad])
-        why = {True: "the content has another checksum", False: "missing or of another size"}
-        yield listed.folder, [f"{file.name}: {why[has_size(listed.folder, file)]}" for file in bad]
 
 
 def gc(
     cache_dir: Path, keys_: Sequence[str] = (), unused_days: float | None = None, dry_run: bool = False
 ) -> Iterator[tuple[Path, int, str]]:
     """Remove (path, bytes, why): entries named by (the beginning of) their key, entries not used for `unused_days`,
-    and always what no entry needs: unreadable entries and leftovers. Entries that are being built are left alone."""
+    and always what no entry needs: unreadable entries and leftovers. Entries that a process builds or reads stay; those
+    that are named are told all the same, with 0 bytes. Raises DataError where something cannot be removed."""
     for listed in entries(cache_dir):
+        named = any(listed.folder.name.startswith(key) for key in keys_)
         if listed.building:
+            if named:
+                yield listed.folder, 0, "stays: a process builds it"
             continue
-        if any(listed.folder.name.startswith(key) for key in keys_):
+        if named:
             why = "named"
         elif unused_days is not None and time.time() - listed.last_used > unused_days * 86_400:
             why = f"not used for {(time.time() - listed.last_used) / 86_400:.0f} days"
@@ -247,23 +263,28 @@ def gc(
         else:
             yield from _leftovers(listed, dry_run)
             continue
-        if not dry_run and not _remove_entry(listed.folder):
-            continue
-        yield listed.folder, listed.bytes, why
+        if _remove_entry(listed.folder, dry_run):
+            yield listed.folder, listed.bytes, why
+        elif named:
+            yield listed.folder, 0, "stays: a process uses it"
     yield from _stale_digests(cache_dir, dry_run)
 
 
-def _remove_entry(folder: Path) -> bool:
-    """Whether it was removed; not while somebody builds it. The lock file stays: who waits for it must not wait for a
-    file that is not there any more."""
+def _remove_entry(folder: Path, dry_run: bool) -> bool:
+    """Whether it was (in a dry run: would be) removed; not while somebody builds or reads it. The lock file stays: who
+    waits for it must not wait for a file that is not there any more."""
     try:
-        with FileLock(_beside(folder, ".lock"), timeout=0):
+        with FileLock(_beside(folder, ".lock"), timeout=0), nobody_holds(_beside(folder, ".used")) as free:
+            if dry_run or not free:
+                return free
             (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(folder)
             for suffix in (".used", ".verified"):
                 _beside(folder, suffix).unlink(missing_ok=True)
     except Timeout:
         return False
+    except OSError as error:
+        raise DataError(f"cache {folder}: cannot be removed: {one_line(error)}") from error
     return True
 
 

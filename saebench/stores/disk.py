@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -28,10 +29,11 @@ from torch import Tensor
 from saebench.errors import DataError, LockedError
 from saebench.paths import write_json
 from saebench.stores.base import ActivationStore, StoreFullError, check_positive, check_rows
-from saebench.stores.entry import File, has_content, has_size
+from saebench.stores.entry import File, dropped_on_failure, has_content, has_size
 
 _NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.float64: "<f8"}
 """Type -> how NumPy maps it; bfloat16, which NumPy lacks, by its bits."""
+_OWN_FILE = re.compile(r"\.?(\d{12}-\d{12}|ahead)-[0-9a-f]{12}\.safetensors(\.tmp)?")
 
 
 class DiskActivationStore(ActivationStore):
@@ -73,9 +75,11 @@ class DiskActivationStore(ActivationStore):
         self._maps: list[npt.NDArray[Any]] = []
         self._ahead: File | None = None
         self._memory: list[list[Tensor]] = []
-        self._open()
+        self._forget()
         if empty_dir:
             self.empty()
+        else:
+            self._open()
 
     def __reduce__(self) -> tuple[Callable[..., DiskActivationStore], tuple[Any, ...]]:
         """A copy in another process opens the directory anew, and sees what is on the disk."""
@@ -112,10 +116,10 @@ class DiskActivationStore(ActivationStore):
         """Forget all rows and delete their files."""
         self._settle()
         with self._lock:
-            self._start_writing()
-            for path in [*self.storage_path.glob("*.safetensors"), self.storage_path / "manifest.json"]:
-                path.unlink(missing_ok=True)
-            self._open()
+            self._claim()
+            (self.storage_path / "manifest.json").unlink(missing_ok=True)
+            self._forget()
+            self._remove_strays()
 
     def close(self) -> None:
         """Write what is in memory and let go of the directory."""
@@ -125,10 +129,7 @@ class DiskActivationStore(ActivationStore):
             self.flush()
             self._write_ahead()
         finally:
-            assert self._thread is not None
-            self._thread.shutdown()
-            self._writer.release()
-            self._thread = self._writer = None
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -137,6 +138,20 @@ class DiskActivationStore(ActivationStore):
         self.close()
 
     def _start_writing(self) -> None:
+        """Become the writer; what another one wrote since this store was opened comes first."""
+        if self._writer is not None:
+            return
+        self._claim()
+        order = self._order
+        try:
+            self._open()
+        except BaseException:
+            self._release()
+            raise
+        self._order = order if len(order) <= len(self) else self._order
+        self._remove_strays()
+
+    def _claim(self) -> None:
         if self._writer is not None:
             return
         self.storage_path.mkdir(parents=True, exist_ok=True)
@@ -147,6 +162,20 @@ class DiskActivationStore(ActivationStore):
             raise LockedError(f"{self.storage_path}: another process writes to this store") from None
         self._writer = writer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
+
+    def _release(self) -> None:
+        assert self._thread is not None
+        assert self._writer is not None
+        self._thread.shutdown()
+        self._writer.release()
+        self._thread = self._writer = None
+
+    def _remove_strays(self) -> None:
+        """Files that a writer left when it was killed or the disk was full. Other people's files stay."""
+        known = {file.name for _, _, file in self._shards} | {self._ahead.name if self._ahead else ""}
+        for path in self.storage_path.iterdir():
+            if _OWN_FILE.fullmatch(path.name) and path.name not in known:
+                path.unlink(missing_ok=True)
 
     def _take(self, rows: Tensor, component: int) -> None:
         with self._lock:
@@ -177,7 +206,7 @@ class DiskActivationStore(ActivationStore):
         digest = hashlib.sha256(content).hexdigest()
         name = f"{stem}-{digest[:12]}.safetensors"
         aside = self.storage_path / f".{name}.tmp"
-        with aside.open("wb") as file:
+        with dropped_on_failure(aside), aside.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -266,11 +295,15 @@ class DiskActivationStore(ActivationStore):
         n_components, n_neurons = self._shape
         return {"n_neurons": n_neurons, "n_components": n_components, "dtype": str(self._dtype).removeprefix("torch.")}
 
-    def _open(self) -> None:
-        """Read the manifest, check sizes, map the shards."""
+    def _forget(self) -> None:
         self._shards, self._maps, self._ahead = [], [], None
         self._memory = [[torch.empty(0, self._shape[1], dtype=self._dtype)] for _ in range(self._shape[0])]
         self._order = np.zeros(0, np.int64)
+        self._counts = [0] * self._shape[0]
+
+    def _open(self) -> None:
+        """Read the manifest, check sizes, map the shards."""
+        self._forget()
         path = self.storage_path / "manifest.json"
         if path.exists():
             self._adopt(path, json.loads(path.read_text("utf-8")))

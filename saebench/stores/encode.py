@@ -20,7 +20,7 @@ from saebench.errors import DataError
 from saebench.stores.ahead import ahead
 from saebench.stores.children import Message, talk
 from saebench.stores.encoder import AHEAD, SentenceEncoder
-from saebench.stores.entry import ROWS_PER_PART, part_name
+from saebench.stores.entry import ROWS_PER_PART, dropped_on_failure, part_name
 from saebench.stores.texts import one_line
 
 Piece = tuple[Message, list[str], tuple[Any, Any] | None]
@@ -85,7 +85,7 @@ def write_part(folder: Path, job: Message, rows: Tensor, dtype: str) -> str:
     name = f"{part_name(job)}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:12]}.npy"
     aside = folder / f"{name}.{os.getpid()}.tmp"
     try:
-        with aside.open("wb") as file:
+        with dropped_on_failure(aside), aside.open("wb") as file:
             file.write(buffer.getbuffer())
             file.flush()
             os.fsync(file.fileno())

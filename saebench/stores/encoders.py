@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from saebench.stores.entry import ROWS_PER_PART
 
 MAX_CPU_PROCESSES = 8
 """Each holds the model; cores beyond these become threads."""
+LONG_WORK = 50_000
+"""Texts from which on it is worth a line that there is a faster way."""
+_CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
 class Encoders:
@@ -77,3 +81,23 @@ def _places(devices: list[str], examples: int) -> list[tuple[str, str, dict[str,
             visible = {"CUDA_VISIBLE_DEVICES": which} if kind == "cuda" and which else {}
             places.append((device, "cuda:0" if kind == "cuda" else device, visible))
     return places
+
+
+def faster(data: DataConfig, devices: Sequence[str], rows: int) -> str | None:
+    """What to say to who encodes many texts in float32 on devices that compute in bfloat16. It is not chosen without
+    being asked for: the key of an entry must not depend on the machine, and other CPUs are slower at it."""
+    if data.precision != "float32" or rows < LONG_WORK or not all(map(_computes_in_bfloat16, devices)):
+        return None
+    return (
+        f"encoding {rows:,} texts in float32; data.precision: bfloat16 is faster on this machine, and moved the final "
+        "FVU by less than 0.2% where that was measured"
+    )
+
+
+def _computes_in_bfloat16(device: str) -> bool:
+    if device != "cpu":
+        return device.startswith("cuda")
+    try:
+        return any(flag in Path("/proc/cpuinfo").read_text("utf-8") for flag in _CPU_FLAGS)
+    except OSError:
+        return False

@@ -8,7 +8,7 @@
         parts/                              while it is being encoded: pieces of 1,024 rows, each with its digest
     <cache>/embeddings/<key>.lock           held while the entry is being built
     <cache>/embeddings/<key>.verified       which files were read against their checksum since the machine started
-    <cache>/embeddings/<key>.used           its time is that of the last use
+    <cache>/embeddings/<key>.used           its time is that of the last use; locked (shared) by who reads the entry
 
 Files carry (the start of) the SHA-256 of their content in their name and are never changed, only replaced by others.
 """
@@ -18,7 +18,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +30,7 @@ from pydantic import Field, ValidationError
 
 from saebench.config import Config, DataConfig
 from saebench.paths import write_text
+from saebench.stores.hold import Hold
 from saebench.stores.texts import Text, threshold
 
 ROWS_PER_SHARD = 65_536
@@ -130,9 +132,10 @@ class CacheEntry:
     manifest: Manifest
     count: int
     holdout: float
+    hold: Hold | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, folder: Path, manifest: Manifest, data: DataConfig) -> Self | None:
+    def of(cls, folder: Path, manifest: Manifest, data: DataConfig, hold: Hold | None = None) -> Self | None:
         """The entry as `data` sees it; None where it is not complete or a file is missing or has the wrong size."""
         count = manifest.examples(data)
         if count is None or manifest.encoded < count or manifest.d_in is None or count == 0:
@@ -150,7 +153,7 @@ class CacheEntry:
             "dataset_revision": data.dataset.revision,
             "key": folder.name,
         }
-        return cls(folder, manifest.d_in, count - held, held, info, manifest, count, data.holdout)
+        return cls(folder, manifest.d_in, count - held, held, info, manifest, count, data.holdout, hold)
 
     @property
     def key(self) -> str:
@@ -233,6 +236,17 @@ def digest_of(hashes: npt.NDArray[np.uint64]) -> str:
 def part_name(job: dict[str, Any]) -> str:
     """Which rows of which texts a part holds: a part of other texts never passes for this one."""
     return f"{job['shard']:05d}-{job['start']:05d}-{job['stop']:05d}-{job['digest']}"
+
+
+@contextmanager
+def dropped_on_failure(aside: Path) -> Iterator[None]:
+    """Remove a file that is being written aside where that fails: on a full disk, its beginning only takes room."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):
+            aside.unlink()
+        raise
 
 
 def has_size(folder: Path, file: File) -> bool:

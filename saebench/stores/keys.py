@@ -84,7 +84,7 @@ def _files(name: str, root: Path, dataset: DatasetConfig, cache_dir: Path) -> li
     path = root / Path(name).expanduser()
     anchor = Path(path.anchor or ".")
     pattern = str(path.relative_to(anchor))
-    found = sorted(anchor.glob(pattern)) if _GLOB & set(name) else [path]
+    found = sorted(p for p in anchor.glob(pattern) if p.is_file()) if _GLOB & set(name) else [path]
     missing = next((p for p in found if not p.is_file()), None if found else path)
     if missing is not None:
         raise DataError(f"{place(dataset)}: data_files: {missing}: no such file")

@@ -13,7 +13,15 @@ from typing import Any
 import numpy as np
 
 from saebench.stores.children import Child
-from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, File, Shard, digest_of, read_hashes
+from saebench.stores.entry import (
+    ROWS_PER_PART,
+    ROWS_PER_SHARD,
+    File,
+    Shard,
+    digest_of,
+    dropped_on_failure,
+    read_hashes,
+)
 from saebench.stores.read import settle
 
 Job = dict[str, Any]
@@ -95,7 +103,7 @@ def join(sources: Sequence[Path], aside: Path) -> tuple[int, File]:
     rows = sum(len(array) for array in arrays)
     dtype = np.lib.format.dtype_to_descr(arrays[0].dtype)
     header = {"descr": dtype, "fortran_order": False, "shape": (rows, arrays[0].shape[1])}
-    with aside.open("wb") as file:
+    with dropped_on_failure(aside), aside.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, header)
         for array in arrays:
             file.write(np.ascontiguousarray(array).data)

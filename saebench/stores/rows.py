@@ -19,7 +19,7 @@ from saebench.stores.ahead import ahead
 from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry, Index
 
 RESIDENT_FRACTION = 0.25
-"""The training rows stay on the GPU when they take less than this share of its free memory."""
+"""The rows, hold-out included, stay on the GPU when they take less than this share of its free memory."""
 PREFETCH = 4
 """Batches that wait in pinned memory, where they do not stay on the GPU."""
 
@@ -36,7 +36,9 @@ class CachedRows:
         self._shards = entry.rows()
         self._epoch: tuple[int, Index] | None = None
         self._position = 0
-        self._resident = self._load() if self._fits() else None
+        fits = self._fits()
+        self._resident = self._load(entry.train_index) if fits else None
+        self._held = self._load(entry.holdout_index) if fits else None
         self._coming: Iterator[Tensor] | None = None
 
     def next_batch(self) -> Tensor:
@@ -61,6 +63,9 @@ class CachedRows:
     def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
         """Every hold-out row once, in the order of the stream."""
         for start in range(0, self.num_holdout, batch_size):
+            if self._held is not None:
+                yield self._held[start : start + batch_size].float()
+                continue
             yield self._gather(self.entry.holdout_index[start : start + batch_size]).to(self.device)
 
     def holdout_labels(self) -> list[Any] | None:
@@ -143,14 +148,14 @@ class CachedRows:
     def _fits(self) -> bool:
         if self.device.type != "cuda":
             return False
-        size = self.num_train * self.d_in * self._shards[0].dtype.itemsize
+        size = self.entry.count * self.d_in * self._shards[0].dtype.itemsize
         return size < RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
 
-    def _load(self) -> Tensor:
-        """All training rows on the device, in the type in which they are stored."""
+    def _load(self, index: Index) -> Tensor:
+        """These rows of the entry on the device, in the type in which they are stored."""
         dtype = torch.float16 if self._shards[0].dtype == np.float16 else torch.float32
-        rows = torch.empty(self.num_train, self.d_in, dtype=dtype, device=self.device)
-        for start in range(0, self.num_train, ROWS_PER_SHARD):
-            part = self.entry.train_index[start : start + ROWS_PER_SHARD]
+        rows = torch.empty(len(index), self.d_in, dtype=dtype, device=self.device)
+        for start in range(0, len(index), ROWS_PER_SHARD):
+            part = index[start : start + ROWS_PER_SHARD]
             rows[start : start + len(part)] = self._gather(part).to(self.device)
         return rows

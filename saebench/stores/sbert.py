@@ -15,6 +15,7 @@ from saebench import paths
 from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
 from saebench.stores import cache
+from saebench.stores.base import check_positive
 from saebench.stores.entry import CacheEntry
 from saebench.stores.rows import CachedRows
 from saebench.stores.streamed import StreamedRows, StreamSettings
@@ -78,19 +79,22 @@ class ActivationsStoreSBERT:
         missing = sorted(_REQUIRED - cfg.keys())
         if missing:
             raise DataError(f"cfg: {', '.join(missing)}: missing")
-        files = cfg.get("data_files")
+        sizes = {
+            key: int(cfg[key]) for key in ("num_examples", "model_batch_size", "num_batches_in_buffer", "batch_size")
+        }
+        for key, size in sizes.items():
+            check_positive(f"cfg: {key}", size)
         dataset = DatasetConfig(
             path=str(cfg["dataset_path"]),
             name=cfg.get("dataset_name"),
-            data_files=files if files is None or isinstance(files, list) else str(files),
             split=cfg.get("split", "train"),
             text_column=cfg.get("text_column", "text"),
-        )
-        self._data = DataConfig(model="(given)", dataset=dataset, num_examples=int(cfg["num_examples"]))
+        ).model_copy(update={"data_files": cfg.get("data_files")})  # as it is: also paths, or files for each split
+        self._data = DataConfig(model="(given)", dataset=dataset, num_examples=sizes["num_examples"])
         self._counts = Counts()
-        self.device, self.batch_size, self.seed = str(cfg["device"]), int(cfg["batch_size"]), int(cfg.get("seed", 0))
-        self.num_batches_in_buffer = int(cfg["num_batches_in_buffer"])
-        self.model_batch_size = int(cfg["model_batch_size"])
+        self.device, self.batch_size, self.seed = str(cfg["device"]), sizes["batch_size"], int(cfg.get("seed", 0))
+        self.num_batches_in_buffer = sizes["num_batches_in_buffer"]
+        self.model_batch_size = sizes["model_batch_size"]
         self._typed, self._holdout = False, float(cfg.get("holdout", 0.0))
 
     def _cached(self, entry: CacheEntry) -> CachedRows:

@@ -7,7 +7,7 @@ duplicate can carry a text from one part to the other.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -144,8 +144,10 @@ def _check_columns(dataset: DatasetConfig, there: list[str]) -> None:
 
 def place(dataset: DatasetConfig) -> str:
     """The dataset, as an error names it."""
-    files = dataset.data_files
-    source = dataset.path if files is None else files if isinstance(files, str) else files[0]
+    files: Any = dataset.data_files
+    if isinstance(files, Mapping):  # files of each split
+        files = files.get(dataset.split)
+    source = dataset.path if not files else files[0] if isinstance(files, list) else files
     more = f" and {len(files) - 1} more" if isinstance(files, list) and len(files) > 1 else ""
     return f"dataset {source}{more} [{dataset.split}]"
 

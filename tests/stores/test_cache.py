@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +19,11 @@ import pyarrow.parquet
 import pytest
 import torch
 from corpora import HashModel, sentences, tree
+from filelock import FileLock
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import cache
+from saebench.stores import cache, encoders, hold, open_store
 from saebench.stores.progress import Progress
 from saebench.stores.texts import hash_text, threshold
 
@@ -409,8 +414,8 @@ def test_two_builds_at_once_encode_once_and_the_second_says_that_it_waits(
 
 
 def test_gc_removes_leftovers_and_named_entries_only(corpus: Corpus, cache_dir: Path) -> None:
-    keep = cache.build(corpus(sentences(20)), cache_dir)
-    drop = cache.build(corpus(sentences(20), prompt="x"), cache_dir)
+    keep = replace(cache.build(corpus(sentences(20)), cache_dir), hold=None)
+    drop = replace(cache.build(corpus(sentences(20), prompt="x"), cache_dir), hold=None)
     (keep.directory / "parts").mkdir()
     (keep.directory / "parts" / "00000-x.npy").write_bytes(b"123")
     broken = cache_dir / "embeddings" / ("0" * 20)
@@ -424,6 +429,103 @@ def test_gc_removes_leftovers_and_named_entries_only(corpus: Corpus, cache_dir: 
     assert [bad for _, bad in cache.verify(cache_dir)] == [[]]
     assert list(cache.gc(cache_dir, unused_days=1)) == []
     assert [why for _, _, why in cache.gc(cache_dir, unused_days=0)] == ["not used for 0 days"]
+
+
+def test_gc_leaves_an_entry_alone_that_somebody_reads(corpus: Corpus, cache_dir: Path) -> None:
+    data = corpus(sentences(60))
+    entry = cache.build(data, cache_dir)
+    for dry_run in (True, False):
+        [(folder, size, why)] = cache.gc(cache_dir, [entry.key], dry_run=dry_run)
+        assert (folder, size, why) == (entry.directory, 0, "stays: a process uses it")
+    assert list(cache.gc(cache_dir, unused_days=0)) == []
+    store = open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir)
+    del entry
+    assert list(cache.gc(cache_dir, unused_days=0)) == [], "a trial reads it"
+    store.next_batch()
+    del store
+    assert [why for _, _, why in cache.gc(cache_dir, unused_days=0)] == ["not used for 0 days"]
+    assert cache.find(data, cache_dir) is None
+
+
+def test_an_entry_that_goes_or_grows_while_it_is_looked_at_is_no_damage(
+    corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = sentences(60)
+    entry = cache.build(corpus(texts, num_examples=20), cache_dir)
+    plain, busy = cache.has_content, [True]
+
+    def grows(folder: Path, file: Any) -> bool:
+        if busy and busy.pop():
+            cache.build(corpus(texts), cache_dir)
+            for path in set(folder.iterdir()) - {folder / name for name in entry.manifest.names()}:
+                assert path.exists()
+            (folder / file.name).unlink()  # as the end of the other build may have done
+        return plain(folder, file)
+
+    monkeypatch.setattr(cache, "has_content", grows)
+    assert list(cache.verify(cache_dir)) == [(entry.directory, [])]
+    busy.append(True)
+    monkeypatch.setattr(cache, "has_content", lambda folder, _: bool(shutil.rmtree(folder, True)))
+    assert list(cache.verify(cache_dir)) == []
+    (cache_dir / "embeddings" / "going").mkdir()
+    monkeypatch.setattr(cache, "_list", lambda folder: folder.with_name("gone").stat())
+    assert cache.entries(cache_dir) == []
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("module", ["encode", "pieces", "read"])
+def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_written_file(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    texts = sentences(100)
+    plain, left = os.fsync, [1]
+
+    def fills_up(handle: int) -> None:
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        left[0] -= 1
+        plain(handle)
+
+    with monkeypatch.context() as patched:
+        faked = SimpleNamespace(**{**vars(os), "fsync": fills_up})
+        patched.setattr(f"saebench.stores.{module}.os", faked)
+        with pytest.raises(DataError, match="No space left on device") as raised:
+            cache.build(corpus(texts), cache_dir)
+        assert "\n" not in str(raised.value)
+        names = [path.name for path in (cache_dir / "embeddings").rglob("*") if path.is_file()]
+        assert not [name for name in names if name.endswith(("tmp", "-rows", "-texts", "-hashes"))]
+    assert (rows_of(cache.build(corpus(texts), cache_dir)) == expected(texts, inline)).all()
+
+
+def test_a_pattern_means_files_not_folders(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:
+    data = corpus(["a"], "part-1.jsonl")
+    (tmp_path / "part-2.jsonl").mkdir()
+    pattern = data.model_copy(
+        update={"dataset": data.dataset.model_copy(update={"data_files": str(tmp_path / "part-*.jsonl")})}
+    )
+    assert cache.entry_folder(pattern, cache_dir) == cache.entry_folder(data, cache_dir)
+    (tmp_path / "part-1.jsonl").unlink()
+    with pytest.raises(DataError, match=r"part-\*\.jsonl: no such file"):
+        cache.find(pattern, cache_dir)
+
+
+def test_a_cache_that_can_only_be_read_serves_and_is_not_taken_for_one_that_is_being_built(
+    corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = corpus(sentences(60))
+    key = cache.build(data, cache_dir).key
+
+    def refuses(*_: Any, **__: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(hold, "os", SimpleNamespace(**{**vars(os), "open": refuses}))
+    monkeypatch.setattr(cache, "write_json", refuses)
+    monkeypatch.setattr(FileLock, "acquire", refuses)
+    assert len(open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir).next_batch()) == 8
+    assert cache.build(data, cache_dir).key == key
+    assert [listed.building for listed in cache.entries(cache_dir)] == [False]
+    with pytest.raises(DataError, match=r"cannot be removed: .*Read-only file system"):
+        list(cache.gc(cache_dir, [key]))
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -441,3 +543,16 @@ def test_an_unfinished_entry_keeps_its_pieces(
     monkeypatch.setattr(inline, "row", lambda _text: torch.zeros(8))
     cache.build(corpus(bad), cache_dir)
     assert len([text for text in inline.seen[before:] if text in bad]) < 50
+
+
+@pytest.mark.parametrize(("flags", "told"), [("fpu amx_bf16 amx_tile", 1), ("fpu avx2", 0)])
+def test_who_encodes_much_in_float32_is_told_of_bfloat16_where_that_is_faster(
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, told: int
+) -> None:
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}")
+    monkeypatch.setattr(encoders, "Path", lambda name: tmp_path / "cpuinfo" if name == "/proc/cpuinfo" else Path(name))
+    monkeypatch.setattr(encoders, "LONG_WORK", 50)
+    said: list[Progress] = []
+    for count, changes in ((49, {}), (60, {"precision": "bfloat16"}), (60, {"prompt": "x"})):
+        cache.build(corpus(sentences(count), **changes), cache_dir, on_progress=said.append)
+    assert sum("data.precision: bfloat16 is faster" in progress.message for progress in said) == told

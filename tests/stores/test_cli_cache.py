@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def saebench(cache_dir: Path) -> Callable[..., Result]:
 
 @pytest.fixture
 def built(corpus: Callable[..., DataConfig], cache_dir: Path) -> cache.CacheEntry:
-    return cache.build(corpus(sentences(60)), cache_dir)
+    """Nobody reads it any more."""
+    return replace(cache.build(corpus(sentences(60)), cache_dir), hold=None)
 
 
 def test_build_encodes_the_corpus_of_a_spec_once(
@@ -55,6 +57,25 @@ def test_build_encodes_the_corpus_of_a_spec_once(
     assert "texts: 0 of 80" in result.stderr
     again = saebench("build", str(tmp_path / "spec.yaml"), "--set", "data.num_examples=80")
     assert (again.stdout, again.stderr) == (result.stdout, "")
+
+
+def test_build_tells_what_it_skipped(
+    tmp_path: Path, corpus: Callable[..., DataConfig], saebench: Callable[..., Result]
+) -> None:
+    corpus([*sentences(60), sentences(60)[0], *({"text": text} for text in (None, " ", ""))])
+    (tmp_path / "spec.yaml").write_text(SPEC)
+    result = saebench("build", str(tmp_path / "spec.yaml"))
+    assert result.stdout.splitlines()[1:] == ["of 64 rows read, these were skipped: 1 duplicates, 3 empty"]
+
+
+def test_gc_says_that_an_entry_is_in_use(saebench: Callable[..., Result], corpus: Callable[..., DataConfig]) -> None:
+    folder = Path(str(saebench("ls").stdout.split(" in ")[-1].strip()))
+    entry = cache.build(corpus(sentences(60)), folder)
+    assert saebench("gc", entry.key).stdout.splitlines() == [
+        f"embeddings/{entry.key}: 0 B: stays: a process uses it",
+        "0 B freed",
+    ]
+    assert entry.directory.exists()
 
 
 def test_ls_shows_entries_with_their_sizes(saebench: Callable[..., Result], built: cache.CacheEntry) -> None:

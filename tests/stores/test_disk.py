@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from concurrent.futures import Future
 from pathlib import Path
@@ -177,3 +178,50 @@ def test_a_failure_in_the_background_is_raised_where_the_rows_are_used(
     assert torch.equal(store[:], rows(0, 8)[:, None])
     store.close()
     assert torch.equal(DiskActivationStore(3, tmp_path)[:], rows(0, 8)[:, None])
+
+
+def test_a_store_that_begins_to_write_takes_up_what_another_wrote_meanwhile(tmp_path: Path) -> None:
+    late = DiskActivationStore(3, tmp_path, max_cache_size=4)
+    with DiskActivationStore(3, tmp_path, max_cache_size=4) as other:
+        other.extend(rows(0, 10))
+    with late:
+        late.extend(rows(10, 15))
+        assert torch.equal(late[:], rows(0, 15)[:, None])
+    assert torch.equal(DiskActivationStore(3, tmp_path)[:], rows(0, 15)[:, None])
+
+
+def test_what_a_killed_writer_left_goes_and_files_of_others_stay(tmp_path: Path) -> None:
+    with DiskActivationStore(3, tmp_path, max_cache_size=4) as store:
+        store.extend(rows(0, 8))
+    strays = ["000000000008-000000000012-0123456789ab.safetensors", ".ahead-0123456789ab.safetensors.tmp"]
+    for name in [*strays, "model.safetensors"]:
+        (tmp_path / name).write_bytes(b"x")
+    with DiskActivationStore(3, tmp_path, max_cache_size=4) as store:
+        store.extend(rows(8, 9))
+        assert torch.equal(store[:], rows(0, 9)[:, None])
+        assert not [name for name in strays if (tmp_path / name).exists()]
+        store.empty()
+    assert sorted(path.name for path in tmp_path.glob("*")) == ["model.safetensors", "writer.lock"]
+
+
+def test_a_directory_that_is_to_be_emptied_may_hold_another_shape(tmp_path: Path) -> None:
+    with DiskActivationStore(3, tmp_path) as store:
+        store.extend(rows(0, 5))
+    with DiskActivationStore(5, tmp_path, empty_dir=True) as store:
+        store.extend(rows(0, 2, 5))
+    assert len(DiskActivationStore(5, tmp_path)) == 2
+
+
+def test_a_full_disk_keeps_no_half_of_a_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    store = DiskActivationStore(3, tmp_path, max_cache_size=4)
+    with monkeypatch.context() as patched:
+        patched.setattr("saebench.stores.disk.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.extend(rows(0, 4)).result(10)
+        assert [path.name for path in tmp_path.iterdir()] == ["writer.lock"]
+    store.extend(rows(4, 5))
+    store.close()
+    assert torch.equal(DiskActivationStore(3, tmp_path)[:], rows(0, 5)[:, None])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
 from saebench.stores import encoder as module
+from saebench.stores import encoders
 from saebench.stores.encoder import SentenceEncoder
 
 TEXTS = [*sentences(40), "one", "a " * 400, "word"]
@@ -98,3 +101,71 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(monkeypatch: pytest.MonkeyP
 def test_a_model_without_a_limit_refuses_one(static_model: str) -> None:
     with pytest.raises(DataError, match="max_seq_length: this model has no such limit"):
         SentenceEncoder(config(model=static_model, max_seq_length=5), "cpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_a_gpu_encodes_in_every_arithmetic(minilm_path: str, encoder: SentenceEncoder, precision: str) -> None:
+    """A model of its own: `encoder` and its copy on the CPU belong to the session."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(minilm_path, device="cuda:0").eval()
+    rows = SentenceEncoder(config(precision=precision), "cuda:0", model).embed(TEXTS)
+    assert rows.device.type == "cpu"
+    assert cosine(rows, encoder.embed(TEXTS)) > 0.9999
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_real_batch_that_does_not_fit_the_gpu_is_halved(minilm_path: str, encoder: SentenceEncoder) -> None:
+    """PyTorch gets 1 GiB more than it has; a feed-forward of 512 texts of 250 tokens needs 0.8 GB twice."""
+    from sentence_transformers import SentenceTransformer
+
+    texts = [f"{i} " + "a " * 250 for i in range(512)]
+    model = SentenceTransformer(minilm_path, device="cuda:0").eval()
+    gpu = SentenceEncoder(config(encode_batch_size=512), "cuda:0", model)
+    free = torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (1 << 30)) / free)
+    try:
+        rows = gpu.embed(texts)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert torch.cuda.memory_stats()["num_ooms"] > 0, "the batch was halved at least once"
+    assert cosine(rows[:8], encoder.embed(texts[:8])) > 0.9999
+
+
+def test_texts_are_prepared_beside_the_device_and_computed_in_lower_precision(
+    minilm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked of autocast, and that the tokenizer runs in another thread than the model."""
+    asked: list[tuple[str, torch.dtype]] = []
+    where: dict[str, set[str]] = {"tokens": set(), "model": set()}
+    plain = minilm.preprocess
+
+    class Model:
+        max_seq_length, tokenizer = minilm.max_seq_length, minilm.tokenizer
+
+        def preprocess(self, *args: Any, **options: Any) -> Any:
+            where["tokens"].add(threading.current_thread().name)
+            return plain(*args, **options)
+
+        def __call__(self, features: Any) -> Any:
+            where["model"].add(threading.current_thread().name)
+            return minilm(features)
+
+    encoder = SentenceEncoder(config(precision="float16"), "cpu", Model())
+    monkeypatch.setattr(torch, "autocast", lambda kind, dtype: (asked.append((kind, dtype)), nullcontext())[1])
+    where["tokens"].clear()
+    where["model"].clear()
+    encoder.embed(TEXTS)
+    assert set(asked) == {("cpu", torch.float16)}
+    assert where["model"] == {threading.current_thread().name}
+    assert not where["tokens"] & where["model"]
+
+
+def test_every_gpu_gets_a_process_that_sees_only_it() -> None:
+    places = encoders._places(["cuda:GPU-abc", "cuda:1", "cuda:0"], 100_000)
+    assert [inside for _, inside, _ in places] == ["cuda:0"] * 3
+    assert [environment["CUDA_VISIBLE_DEVICES"] for _, _, environment in places] == ["GPU-abc", "1", "0"]

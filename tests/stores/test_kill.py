@@ -11,6 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -120,3 +121,16 @@ def test_a_model_that_cannot_be_loaded_is_one_line(tmp_path: Path, corpus: Corpu
     with pytest.raises(DataError, match=r"model .*empty: cannot be loaded: [^\n]+$"):
         cache.build(corpus(["a"], model=str(tmp_path / "empty")), cache_dir)
     assert not [path for path in (cache_dir / "embeddings").iterdir() if path.is_dir()]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_process_on_a_gpu_builds_the_entry(tmp_path: Path, minilm_path: str, minilm: Any) -> None:
+    texts = sentences(1_500)
+    dataset = DatasetConfig(path="json", data_files=str(write_jsonl(tmp_path / "gpu.jsonl", texts)))
+    data = DataConfig(model=minilm_path, dataset=dataset, num_examples=1_200, precision="bfloat16")
+    entry = cache.build(data, tmp_path / "cache", ["cuda:0"])
+    rows = torch.from_numpy(entry.rows()[0][1_000:1_050])
+    exact = minilm.encode(texts[1_000:1_050], convert_to_tensor=True).cpu()
+    assert (entry.count, entry.d_in) == (1_200, 384)
+    assert float(torch.nn.functional.cosine_similarity(rows, exact).min()) > 0.9999

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores import ActivationsStoreSBERT, DataExhausted, cache, open_store
+from saebench.stores.rows import PREFETCH
 from saebench.stores.texts import hash_text, threshold
 
 Corpus = Callable[..., DataConfig]
@@ -341,7 +343,102 @@ def test_a_gpu_gets_the_same_batches(
     on_gpu = open_store(data, batch_size=100, seed=7, device="cuda:0", cache_dir=cache_dir)
     for _ in range(12):
         assert torch.equal(on_gpu.next_batch().cpu(), on_cpu.next_batch())
+    assert torch.equal(torch.cat(list(on_gpu.holdout(7))).cpu(), torch.cat(list(on_cpu.holdout(7))))
+    assert torch.equal(on_gpu.sample(50).cpu(), on_cpu.sample(50))
     state = on_gpu.state_dict()
     ahead = list(islice(iter(on_gpu.next_batch, None), 3))
     on_gpu.load_state_dict(state)
     assert all(torch.equal(on_gpu.next_batch(), batch) for batch in ahead)
+
+
+# --- a GPU, faked: that its paths are taken and serve the same rows ---------------------------------------------------
+
+
+@pytest.fixture
+def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Tensors that are sent to "cuda" stay here. Counts what was made in pinned memory, on the GPU, and sent there."""
+    counts: Counter[str] = Counter()
+    to, empty = torch.Tensor.to, torch.empty
+
+    def fake_to(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        device = args[0] if args else options.get("device")
+        if isinstance(device, torch.device) and device.type == "cuda":
+            counts["sent, not waiting" if options.get("non_blocking") else "sent"] += len(self)
+            return to(self, *args[1:], copy=True)
+        return to(self, *args, **options)
+
+    def fake_empty(*size: Any, pin_memory: bool = False, device: Any = None, **options: Any) -> Tensor:
+        counts["pinned"] += pin_memory
+        counts["on the GPU"] += device is not None and torch.device(device).type == "cuda"
+        return empty(*size, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", fake_to)
+    monkeypatch.setattr(torch, "empty", fake_empty)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (38_400, 1_000_000))
+    return counts
+
+
+@pytest.mark.parametrize(("fraction", "resident"), [(0.25, False), (0.26, True)])
+@pytest.mark.usefixtures("inline")
+def test_rows_stay_on_the_gpu_where_they_fit_and_come_through_pinned_memory_where_not(
+    corpus: Corpus,
+    cache_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fake_gpu: Counter[str],
+    fraction: float,
+    resident: bool,
+) -> None:
+    """300 rows of 8 float32 are 9,600 bytes: a quarter of the 38,400 that are free, and it has to be less than that."""
+    monkeypatch.setattr("saebench.stores.rows.RESIDENT_FRACTION", fraction)
+    data = corpus(sentences(300))
+    on_cpu, on_gpu = (
+        open_store(data, batch_size=100, seed=7, device=device, cache_dir=cache_dir) for device in ("cpu", "cuda")
+    )
+    assert fake_gpu["on the GPU"] == (2 if resident else 0), "training rows and hold-out"
+    assert fake_gpu["sent"] == (300 if resident else 0)
+    before = fake_gpu.copy()
+    for _ in range(12):
+        assert torch.equal(on_gpu.next_batch(), on_cpu.next_batch())
+    assert torch.equal(torch.cat(list(on_gpu.holdout(7))), torch.cat(list(on_cpu.holdout(7))))
+    spent = fake_gpu - before
+    if resident:
+        assert spent["pinned"] == spent["sent, not waiting"] == 0
+    else:
+        assert spent["sent, not waiting"] == 1_200
+        assert 12 <= spent["pinned"] <= 12 + 2 + PREFETCH, "and a few that wait"
+    state = on_gpu.state_dict()
+    ahead = [on_gpu.next_batch() for _ in range(3)]
+    on_gpu.load_state_dict(state)
+    assert all(torch.equal(on_gpu.next_batch(), batch) for batch in ahead), "what was prefetched is thrown away"
+
+
+# --- what `datasets` is asked for ------------------------------------------------------------------------------------
+
+
+def test_the_four_keys_reach_load_dataset_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked: list[Any] = []
+
+    def load_dataset(*args: Any, **options: Any) -> Any:
+        asked.append((args, options))
+        return plain(*args, **options)
+
+    plain = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    cfg = mapping(tmp_path, sentences(20))
+    files = {"validation": cfg["data_files"], "train": str(write_jsonl(tmp_path / "other.jsonl", ["a"]))}
+    store = ActivationsStoreSBERT(HashModel(), {**cfg, "data_files": files, "split": "validation"})
+    assert len(store.next_batch()) == 16
+    [(args, options)] = asked
+    assert (args, options["data_files"]) == (("json", None), files)
+    assert (options["split"], options["streaming"]) == ("validation", True)
+    bad = {**cfg, "data_files": files, "text_column": "body"}
+    with pytest.raises(DataError, match=r"other\.jsonl \[train\]: text_column: body: no such column"):
+        ActivationsStoreSBERT(HashModel(), bad).next_batch()
+
+
+@pytest.mark.parametrize("key", ["num_examples", "model_batch_size", "num_batches_in_buffer", "batch_size"])
+def test_sizes_of_a_mapping_are_above_zero(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match=f"cfg: {key}: 0: must be a whole number above 0"):
+        ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a"], **{key: 0}))
