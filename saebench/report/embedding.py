@@ -168,11 +168,11 @@ def stability(rows: Sequence[Row]) -> Table:
     """A row per point that several seeds have completed (`stability.stability`)."""
     several = any(not row["best"] for row in rows)
     columns = [
-        *_WHERE, *([Column("point", "point")] if several else []), Column("seeds", "seeds"),
+        *_WHERE, *([Column("point", "point", _point)] if several else []), Column("seeds", "seeds"),
         Column("cosine", "matched cosine", _range),
         Column("same_share", f"above {SAME}", lambda r: percentage(r["same_share"])),
         Column("alive", "live latents", lambda r: "-" if missing(r["alive"]) else f"{r['alive']:.0f}"),
-        Column("sampled", "sampled"), Column("by_pair", "by pair of seeds", spare=3), _COUNTS,
+        Column("sampled", "sampled"), _COUNTS,
     ]  # fmt: skip
     note = (
         "Latents of two seeds matched one to one by the cosine of their decoder rows (Hungarian algorithm; those that "
@@ -183,6 +183,10 @@ def stability(rows: Sequence[Row]) -> Table:
     if not rows:
         note = "No point has SAEs of several complete seeds that could be compared."
     return make("stability", "Stability of latents across seeds", list(rows), columns, note)
+
+
+def _point(row: Row) -> str:
+    return f"{row['point']} (best)" if row["best"] else str(row["point"])
 
 
 def _range(row: Row) -> str:

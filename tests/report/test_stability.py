@@ -277,6 +277,10 @@ def test_asked_for_it_has_the_points_that_are_not_the_best_too(sweep: Sweep) -> 
     found = {quick: report.table("stability", quick=quick).rows() for quick in (True, False)}
     assert [(row["point"], row["best"], row["seeds"]) for row in found[True]] == [("p0", True, 3)]
     assert [(row["point"], row["best"], row["seeds"]) for row in found[False]] == [("p0", True, 3), ("p2", False, 2)]
+    assert "p0 (best)" in formats.markdown_table(report.table("stability"))
+    assert "p0" not in formats.markdown_table(report.table("stability", quick=True)), (
+        "there is no other to tell it from"
+    )
 
 
 def test_planted_copies_are_exactly_the_same(sweep: Sweep) -> None:
