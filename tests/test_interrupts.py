@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import threading
@@ -81,6 +82,19 @@ def test_handlers_are_put_back() -> None:
     with Interrupts():
         assert signal.getsignal(signal.SIGINT) != before
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_handler_that_is_not_pythons_is_no_stumbling_block() -> None:
+    """`faulthandler.register(signal.SIGUSR1)`, as jobs of Slurm do, shows as None."""
+    faulthandler.register(signal.SIGUSR1)
+    try:
+        with Interrupts() as signals:
+            signals.patient = True
+            send("SIGUSR1")
+            assert signals.why == "SIGUSR1"
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+    finally:
+        faulthandler.unregister(signal.SIGUSR1)
 
 
 def test_outside_the_main_thread_there_are_no_handlers() -> None:

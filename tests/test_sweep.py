@@ -274,7 +274,28 @@ def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
     assert states(root) == ["complete"] * 4
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no limits there")
+def test_a_project_that_was_moved_takes_its_database_along(
+    empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's default is a file in the working directory, and lock.json holds its old place."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    first, second = tmp_path / "project", tmp_path / "renamed"
+    first.mkdir()
+    shutil.copy(empty_database, first)
+    monkeypatch.chdir(first)
+    begun = run_sweep(spec(seeds=[0]), target=TOY, quiet=True, runs_dir="runs")
+    assert begun.ok
+    first.rename(second)
+    monkeypatch.chdir(second)
+    again = run_sweep(spec(), target=TOY, quiet=True, runs_dir="runs", extend=True)
+    assert again.ok
+    assert again.run_id == begun.run_id
+    assert again.tracking_uri == f"sqlite:///{second}/mlflow.db"
+    assert not (first / "mlflow.db").exists()
+    shutil.move(second / "mlflow.db", tmp_path)
+    assert sorted(mlflow_runs(tmp_path)) == ["0000", "0001", "0002", "0003", "sweep"]
+
+
 def test_a_disk_that_fills_up_ends_the_sweep_in_one_line_and_it_goes_on_later(
     sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.paths import write_text
+from saebench.tracking.database import file_of
 
 _EVERY = 1.0
 """Seconds between two writes of the file; an offset that is behind costs a repetition, never a point."""
@@ -53,14 +54,19 @@ class Book:
     @classmethod
     def open(cls, path: Path, uri: str) -> Book:
         """The book of this directory; a new one when there is none, it cannot be read, or it is about another
-        server: then everything is sent again, to the new one."""
+        server: then everything is sent again, to the new one. A database's file that is not there any more was moved:
+        if its runs are not in the new place, the parent run will be missed there, and everything is sent again too."""
         try:
             found: dict[str, Any] = json.loads(path.read_text("utf-8"))
             trials = {int(number): Sent(**sent) for number, sent in found.pop("trials").items()}
             book = cls(**found, trials=trials)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return cls(uri)
-        return book if book.uri == uri else cls(uri)
+        file = file_of(book.uri)
+        if book.uri != uri and (file is None or file.exists()):
+            return cls(uri)
+        book.uri = uri
+        return book
 
     def save(self, path: Path, settle: Callable[[], None], *, now: bool = False) -> None:
         """Write the file, at most once a second unless `now` (less often where there are so many trials that it takes
