@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -71,6 +71,20 @@ class SparseCodes:
         """The same pairs with other values; what was computed about the pairs is kept."""
         codes = SparseCodes(values, self.indices, self.offsets, self.dict_size)
         codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent")})
+        return codes
+
+    def cut(self, widths: Sequence[int]) -> SparseCodes:
+        """The same pairs as codes of rows * levels: level i of a row has its latents from widths[i - 1] (0) to
+        widths[i]. The pairs of a row must be in order of latent."""
+        low = torch.tensor([0, *widths[:-1]], device=self.indices.device)
+        starts = torch.arange(self.rows, device=low.device).unsqueeze(1) * self.dict_size + low
+        end = starts.new_tensor([self.rows * self.dict_size])
+        places = self.row_of_pair * self.dict_size + self.indices
+        offsets = torch.searchsorted(places, torch.cat([starts.flatten(), end]))
+        codes = SparseCodes(self.values, self.indices, offsets, self.dict_size)
+        if "by_latent" in self.__dict__:
+            order, bounds, _ = self.by_latent
+            codes.__dict__["by_latent"] = ByLatent(order, bounds, codes.row_of_pair.index_select(0, order))
         return codes
 
     def spread(self, per_latent: Tensor) -> Tensor:

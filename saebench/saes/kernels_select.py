@@ -13,6 +13,7 @@ Nothing here has a gradient.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,8 @@ CHUNK_ROWS = 256
 """Rows whose pre-activations exist at a time, halved until a chunk holds at most CHUNK_ELEMENTS of them."""
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
 """32 MiB of float32 on a CPU, where a chunk should stay in the cache; on a GPU, few large launches."""
+TILE_ELEMENTS = 1 << 22
+"""16 MiB: what is larger the system's allocator may take fresh each time, which costs as much as the choice."""
 _LANES = 64
 """Most latents between two members of a group: the maxima of that many groups are taken together, four vectors wide."""
 _GROUP = 16
@@ -93,18 +96,45 @@ def _two_power(number: int, most: int) -> int:
     return power
 
 
-def _reaching(pre: Tensor, maxima: Tensor, bound: Tensor, groups: _Groups, most: float) -> tuple[Tensor, Tensor] | None:
-    """Values and flat places of what is not below `bound` (rows, 1) or () in a chunk; None where more than `most`
-    groups hold some."""
-    group = (maxima < bound).logical_not_().flatten().nonzero().squeeze(1)
-    if group.numel() > most:
-        return None
-    places = groups.members(group)
-    values = pre.flatten().index_select(0, places.flatten()).view_as(places)
-    if bound.numel() > 1:
-        bound = bound.index_select(0, group // maxima.shape[1])
-    kept = (values < bound).logical_not_().flatten().nonzero().squeeze(1)
-    return values.flatten().index_select(0, kept), places.flatten().index_select(0, kept)
+@dataclass(frozen=True)
+class _Chunk:
+    """Pre-activations of some rows, in tiles side by side, and their groups' maxima."""
+
+    tiles: list[Tensor]
+    groups: _Groups
+    maxima: list[Tensor]
+
+    @classmethod
+    def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, precision: Precision, groups: _Groups) -> _Chunk:
+        """As many tiles as keep each below TILE_ELEMENTS; their number and size depend on the shapes alone."""
+        dict_size, unit = W_enc.shape[1], groups.size * groups.lanes
+        count = -(-x.shape[0] * dict_size // TILE_ELEMENTS)
+        width = -(-dict_size // (count * unit)) * unit
+        tiles, maxima = [], []
+        for W, b in zip(torch.split(W_enc, width, 1), torch.split(b_enc, width), strict=True):
+            tiles.append(affine_no_grad(x, W, b, precision))
+            maxima.append(groups.maxima(tiles[-1]))
+        return cls(tiles, groups, maxima)
+
+    def reaching(self, bound: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Values, rows and latents of what is not below `bound` (rows, 1) or (); None where more than `most` groups
+        hold some."""
+        found, first, count = [], 0, 0
+        for tile, maxima in zip(self.tiles, self.maxima, strict=True):
+            group = _places((maxima < bound).logical_not_().flatten())
+            count += group.numel()
+            if count > most:
+                return None
+            places = self.groups.members(group)
+            values = tile.flatten().index_select(0, places.flatten()).view_as(places)
+            least = bound if bound.numel() == 1 else bound.index_select(0, group // maxima.shape[1])
+            kept = (values < least).logical_not_().flatten().nonzero().squeeze(1)
+            places = places.flatten().index_select(0, kept)
+            row = places // tile.shape[1]
+            found.append((values.flatten().index_select(0, kept), row, places - row * tile.shape[1] + first))
+            first += tile.shape[1]
+        values, rows, latents = (torch.cat(parts) for parts in zip(*found, strict=True))
+        return values, rows, latents
 
 
 # Each chunk is handed straight to a function, so that it is gone before the next one is computed.
@@ -117,9 +147,9 @@ def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, 
     if x.device.type != "cpu" or groups.size < 4:
         found = [_topk_of(affine_no_grad(c, W_enc, b_enc, precision), k, signed) for c in parts]
         return torch.cat([values for values, _ in found]), torch.cat([latents for _, latents in found])
-    near = [_near_topk(affine_no_grad(c, W_enc, b_enc, precision), k, signed, groups) for c in parts]
-    values, latents = torch.cat([v for v, _, _ in near]), torch.cat([latent for _, latent, _ in near])
-    row = torch.cat([row + n * parts[0].shape[0] for n, (_, _, row) in enumerate(near)])
+    near = [_near_topk(_Chunk.of(c, W_enc, b_enc, precision, groups), k, signed) for c in parts]
+    values, latents = torch.cat([v for v, _, _ in near]), torch.cat([latent for _, _, latent in near])
+    row = torch.cat([row + n * parts[0].shape[0] for n, (_, row, _) in enumerate(near)])
     best = keys_of(values, latents, signed).neg_().sort().indices
     of_row, place = row.index_select(0, best).sort(stable=True)
     starts = torch.searchsorted(of_row, torch.arange(x.shape[0]))
@@ -127,19 +157,17 @@ def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, 
     return values.index_select(0, best).view(-1, k), latents.index_select(0, best).view(-1, k)
 
 
-def _near_topk(pre: Tensor, k: int, signed: bool, groups: _Groups) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, latents and rows, in order of rows, of at least the k best of each row of a chunk, and few more."""
-    rows, dict_size = pre.shape
-    maxima = groups.maxima(pre)
-    coarse = _two_power(maxima.shape[1], maxima.shape[1] // (2 * k))
+def _near_topk(chunk: _Chunk, k: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Values, rows and latents of at least the k best of each row of a chunk, and few more."""
+    maxima = torch.cat(chunk.maxima, 1)
+    rows, groups = maxima.shape
+    coarse = _two_power(groups, groups // (2 * k))
     bound = maxima.view(rows, coarse, -1).amax(1).topk(k, dim=1, sorted=False).values.amin(1, keepdim=True)
-    found = _reaching(pre, maxima, bound, groups, most=4 * rows * k)
-    if found is None:  # many equal values, or NaN
-        values, latents = _topk_of(pre, k, signed)
-        return values.flatten(), latents.flatten(), torch.arange(rows).repeat_interleave(k)
-    values, places = found
-    row = places // dict_size
-    return values, places - row * dict_size, row
+    found = chunk.reaching(bound, most=4 * rows * k)
+    if found is not None:
+        return found
+    values, latents = _topk_of(torch.cat(chunk.tiles, 1), k, signed)  # many equal values, or NaN
+    return values.flatten(), torch.arange(rows).repeat_interleave(k), latents.flatten()
 
 
 def _topk_of(pre: Tensor, k: int, signed: bool) -> tuple[Tensor, Tensor]:
@@ -187,23 +215,24 @@ def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precisio
     high, or so low that it helps nobody."""
     dict_size, guess, found = W_enc.shape[1], torch.tensor(-1.0), []
     groups = _Groups.of(dict_size, 2 * pairs / x.shape[0])
-    for number, chunk in enumerate(parts := chunks(x, dict_size)):
-        pre = affine_no_grad(chunk, W_enc, b_enc, precision)
+    for number, part in enumerate(parts := chunks(x, dict_size)):
+        chunk = _Chunk.of(part, W_enc, b_enc, precision, groups)
         if guess < 0:
-            guess = _quantile(pre, 1.3 * pairs / (x.shape[0] * dict_size))
-        near = _reaching(pre, groups.maxima(pre), guess, groups, most=4 * pairs / x.shape[0] * len(chunk) + 64)
+            guess = _quantile(chunk.tiles, 1.3 * pairs / (x.shape[0] * dict_size))
+        near = chunk.reaching(guess, most=4 * pairs / x.shape[0] * len(part) + 64)
         if near is None:
             return None
-        found.append(keys_of(near[0], near[1] + number * parts[0].shape[0] * dict_size))
-        del pre
+        values, rows, latents = near
+        found.append(keys_of(values, (rows + number * parts[0].shape[0]) * dict_size + latents))
+        del chunk
     keys = torch.cat(found)
     return _best(keys, pairs) if keys.numel() >= pairs or guess <= _SMALLEST else None
 
 
-def _quantile(pre: Tensor, share: float) -> Tensor:
-    """A positive value that about `share` of pre exceeds, from some of it at equal distances."""
-    step = max(1, int(pre.numel() * share / _SAMPLE))
-    sample = pre.flatten()[:: step | 1]
+def _quantile(tiles: list[Tensor], share: float) -> Tensor:
+    """A positive value that about `share` of the tiles exceeds, from some of each at equal distances."""
+    step = max(1, int(sum(tile.numel() for tile in tiles) * share / _SAMPLE))
+    sample = torch.cat([tile.flatten()[:: step | 1] for tile in tiles])
     rank = min(sample.numel(), int(share * sample.numel()) + 1)
     return sample.topk(rank, sorted=False).values.min().clamp_min(_SMALLEST)
 

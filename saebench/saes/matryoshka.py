@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,12 +25,36 @@ class MatryoshkaSAE(BatchSparseSAE):
         self.levels = prefixes(config.groups, self.dict_size)
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor]:
-        z_hat, total = self.b_dec.expand_as(z), torch.zeros_like(self.variance)
-        for low, high in pairwise((0, *self.levels)):
-            inside = (codes.indices >= low) & (codes.indices < high)
-            z_hat = z_hat + sparse.decode(codes.with_values(codes.values * inside), self.W_dec)
-            total = total + self.fvu(z, z_hat)
-        return total / len(self.levels), z_hat
+        parts = sparse.decode(codes.cut(self.levels), self.W_dec).view(len(z), len(self.levels), self.d_in)
+        total, last = NestedError.apply(parts, z - self.b_dec)  # type: ignore[no-untyped-call]
+        return total / (len(self.levels) * len(z) * self.variance), last.add_(z)
+
+
+class NestedError(torch.autograd.Function):
+    """Running sums over the levels of parts (B, L, d), each against a target (B, d): (squared error of all of them,
+    error of the last (B, d), which has no gradient).
+
+    A part is in the sums of its own level and all later ones: its gradient is twice the sum of their errors.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, parts: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        errors = torch.empty_like(parts)
+        torch.sub(parts[:, 0], target, out=errors[:, 0])
+        for level in range(1, parts.shape[1]):
+            torch.add(errors[:, level - 1], parts[:, level], out=errors[:, level])
+        ctx.save_for_backward(errors)
+        last = errors[:, -1].clone()
+        ctx.mark_non_differentiable(last)
+        return torch.linalg.vector_norm(errors).square(), last
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        (errors,) = ctx.saved_tensors
+        to_parts = errors * (2 * grads[0])
+        for level in range(errors.shape[1] - 2, -1, -1):
+            to_parts[:, level] += to_parts[:, level + 1]
+        return to_parts, -to_parts[:, 0]
 
 
 def prefixes(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:

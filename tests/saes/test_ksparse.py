@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saebench.config import SAE_CONFIGS
-from saebench.saes import SAE_TYPES, Dead, Moment
+from saebench.saes import SAE_TYPES, Dead, Moment, sparse
 from saebench.saes.ksparse import default_k_aux
 from saebench.saes.matryoshka import prefixes
 
@@ -220,6 +220,33 @@ def test_matryoshka_loss_is_the_plain_mean_over_prefixes() -> None:
     result = sae.loss(torch.tensor([[1.0, 2.0, 3.0, 4.0]]), Moment())
     assert result.total.item() == 18
     assert result.fvu.item() == 0
+
+
+def test_matryoshka_of_many_latents_equals_the_dense_float64_formula() -> None:
+    """All levels in one pass over the pairs: the loss and every gradient; some rows have no pair in some level."""
+    sae, x = formulas.small("matryoshka", dict_size=640), formulas.cloud(48, seed=7)
+    codes = sae.select(sae.training_input(x) - sae.b_dec)  # type: ignore[operator]
+    assert not codes.crowded, "not the path this is about"
+    assert (codes.cut(sae.levels).offsets.diff() == 0).any()
+    loss = sae.loss(x, Moment(coeff=0.1)).total
+    loss.backward()
+    params = formulas.double(sae)
+    expected = formulas.loss(sae, params, x)
+    expected.backward()
+    assert float(loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+    for name, parameter in sae.named_parameters():
+        reference, ours = params[name].grad, parameter.grad
+        assert reference is not None
+        assert ours is not None
+        torch.testing.assert_close(ours.double(), reference, rtol=1e-3, atol=2e-5 * float(reference.abs().max()))
+
+
+def test_cut_codes_are_the_columns_of_each_level() -> None:
+    codes = sparse.encode_batchtopk(formulas.cloud(20), formulas.cloud(40, seed=3).t() - 3, torch.zeros(40), 5)
+    cut = codes.cut((3, 10, 40)).dense().view(20, 3, 40)
+    for level, (low, high) in enumerate(((0, 3), (3, 10), (10, 40))):
+        assert torch.equal(cut[:, level, low:high], codes.dense()[:, low:high])
+    assert torch.equal(cut.sum(1), codes.dense())
 
 
 def test_matryoshka_with_one_level_is_batchtopk() -> None:

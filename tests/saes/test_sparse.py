@@ -93,6 +93,18 @@ def test_the_wide_choice_equals_a_full_sort(dict_size: int, k: int, signed: bool
     assert rows.nonzero().flatten().tolist() == [7]
 
 
+@pytest.mark.parametrize("encode", [sparse.encode_topk, sparse.encode_batchtopk])
+def test_tiles_of_a_chunk_do_not_change_the_choice(
+    encode: Callable[..., sparse.SparseCodes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exact products in: 1 tile, 3 tiles, and tiles of which the last is narrower."""
+    x, W, b = _integers(300, 6, 3072)
+    want = encode(x, W, b, 7).dense()
+    for elements in (256 * 1024, 256 * 1000, 256 * 700):
+        monkeypatch.setattr(kernels_select, "TILE_ELEMENTS", elements)
+        assert torch.equal(encode(x, W, b, 7).dense(), want)
+
+
 def test_the_choice_without_a_guess_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a GPU, and of a batch whose first rows mislead the guess."""
     x, W, b = _integers(300, 6, 256)
