@@ -300,9 +300,14 @@ def gpu_uuid(device: torch.device) -> str | None:
 def numbers(metrics: dict[str, Tensor | float]) -> dict[str, float]:
     """Metrics as floats, with one transfer for all that are on a device."""
     on_device = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
-    read_off = torch.stack([value.detach().double() for value in on_device.values()]).tolist() if on_device else []
+    read_off = torch.stack([_wide(value) for value in on_device.values()]).tolist() if on_device else []
     known = dict(zip(on_device, read_off, strict=True))
     return {key: float(known.get(key, 0.0) if key in known else value) for key, value in metrics.items()}
+
+
+def _wide(value: Tensor) -> Tensor:
+    """A type that all metrics go into; MPS has no float64."""
+    return value.detach().float() if value.device.type == "mps" else value.detach().double()
 
 
 def finite(values: dict[str, float], samples: int) -> dict[str, float]:
