@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from saebench.cli import cli
 from saebench.errors import UserError
+from saebench.tracking import views
 
 
 @pytest.fixture(scope="module")
@@ -298,7 +299,7 @@ def test_ui_starts_mlflow_on_loopback_with_the_sweep_s_store(store: Store, monke
 def test_ui_of_a_server_is_its_address(tmp_path: Path) -> None:
     sweep_data.write_directory(tmp_path / "there", "http://me:secret@tracking.example:5000/", "7", "f" * 32)
     result = CliRunner().invoke(cli, ["ui", "there", "--runs-dir", str(tmp_path)])
-    assert result.stdout == "http://me:***@tracking.example:5000/#/experiments/7\n"
+    assert result.stdout == f"http://me:***@tracking.example:5000{views.page('7', 'there')}\n"
 
 
 def test_ui_does_not_take_a_port_that_is_taken(store: Store) -> None:

@@ -260,9 +260,10 @@ def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: 
 def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: str | None) -> None:
     """Open MLflow's own pages on SWEEP's record: starts `mlflow ui` on 127.0.0.1 and says where. Ctrl-C ends it."""
     from saebench.report.sources import find, without_password
+    from saebench.tracking import views
 
     source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
-    page = f"/#/experiments/{source.experiment_id}"
+    page = views.page(source.experiment_id, source.name)
     if source.uri.startswith(("http://", "https://")):
         click.echo(f"{without_password(source.uri).rstrip('/')}{page}")
         return
