@@ -96,7 +96,7 @@ def holder(paths: SweepPaths) -> dict[str, Any] | None:
     """Who works on the sweep now; None when nobody does. A holder on another host cannot be checked and is believed."""
     try:
         found: dict[str, Any] = json.loads(paths.holder.read_text("utf-8"))
-        if found["host"] != socket.gethostname():
+        if found["at"] and found["since"] and found["host"] != socket.gethostname():
             return found
         return found if born(found["pid"]) == found["born"] else None
     except (OSError, ValueError, KeyError, TypeError, psutil.Error):

@@ -96,6 +96,20 @@ def test_a_pid_that_is_used_again_does_not_hold_the_sweep(paths: SweepPaths) -> 
         assert holder(paths) is None
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"pid": 1, "host": "elsewhere"}', '{"pid": "x", "born": 1}'])
+def test_a_file_that_names_no_holder_names_none(paths: SweepPaths, text: str) -> None:
+    paths.root.mkdir(parents=True)
+    paths.holder.write_text(text)
+    assert holder(paths) is None
+    assert describe(paths) == "a process that has just started"
+
+
+def test_a_holder_on_another_host_is_believed(paths: SweepPaths) -> None:
+    paths.root.mkdir(parents=True)
+    paths.holder.write_text(json.dumps({"pid": 1, "host": "elsewhere", "since": 1.0, "at": "noon"}))
+    assert describe(paths) == "process 1 on elsewhere, since noon"
+
+
 def test_a_clock_that_is_set_changes_nothing(paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """psutil reckons a process's start from the boot time, which moves with the clock (suspended laptops, NTP)."""
     with at_work_on(paths):

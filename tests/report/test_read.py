@@ -136,7 +136,7 @@ def test_a_sweep_that_runs_is_said_to_run(store: Store, tmp_path: Path) -> None:
     from saebench.lock import myself
 
     runs = logged(tmp_path, store, small(), parent_status="RUNNING")
-    (next(runs.iterdir()) / "scheduler.json").write_text(json.dumps({**myself(), "at": ""}))
+    (next(runs.iterdir()) / "scheduler.json").write_text(json.dumps({**myself(), "since": 0.0, "at": "now"}))
     assert "still running" in load(runs_dir=runs).record.notes[0]
 
 
