@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,15 +14,11 @@ class Hold:
     used. It is let go when this object or the process ends. Where locks or writing are impossible, nothing holds."""
 
     def __init__(self, path: Path) -> None:
-        self._handle: int | None = None
         with suppress(OSError):
-            self._handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            weakref.finalize(self, os.close, handle)
             os.utime(path)
-            _lock(self._handle, shared=True)
-
-    def __del__(self) -> None:
-        if self._handle is not None:
-            os.close(self._handle)
+            _lock(handle, shared=True)
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -556,3 +558,15 @@ def test_who_encodes_much_in_float32_is_told_of_bfloat16_where_that_is_faster(
     for count, changes in ((49, {}), (60, {"precision": "bfloat16"}), (60, {"prompt": "x"})):
         cache.build(corpus(sentences(count), **changes), cache_dir, on_progress=said.append)
     assert sum("data.precision: bfloat16 is faster" in progress.message for progress in said) == told
+
+
+def test_a_process_that_ends_with_an_entry_in_its_hands_ends_in_silence(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from saebench.stores.hold import Hold, nobody_holds\n"
+        "path = Path(sys.argv[1]); kept = sys.modules['kept'] = Hold(path); del path\n"
+        "with nobody_holds(Path(sys.argv[1])) as free: print(free)"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.used")], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr, ended.returncode) == ("False\n", "", 0)
+    with hold.nobody_holds(tmp_path / "x.used") as free:
+        assert free
