@@ -41,7 +41,7 @@ def find(data: DataConfig, cache_dir: Path) -> CacheEntry | None:
     """The complete entry for `data`, or None; `gc` leaves it alone while the result lives. Raises DataError where a
     local data file is not there."""
     folder = entry_folder(data, cache_dir)
-    if not (folder / MANIFEST).exists():
+    if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
         return None
     hold = Hold(_beside(folder, ".used"))  # before looking, so that gc cannot come between
     for _ in range(3):  # an entry that grows replaces files between our reading of the manifest and of them
@@ -261,7 +261,8 @@ def gc(
         elif listed.manifest is None:
             why = "no readable manifest"
         else:
-            yield from _leftovers(listed, dry_run)
+            with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
+                yield from _leftovers(listed, dry_run)
             continue
         if _remove_entry(listed.folder, dry_run):
             yield listed.folder, listed.bytes, why
@@ -270,29 +271,42 @@ def gc(
     yield from _stale_digests(cache_dir, dry_run)
 
 
-def _remove_entry(folder: Path, dry_run: bool) -> bool:
-    """Whether it was (in a dry run: would be) removed; not while somebody builds or reads it. The lock file stays: who
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether nobody builds or reads the entry; nobody begins to while this lasts. The lock file stays afterwards: who
     waits for it must not wait for a file that is not there any more."""
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(FileLock(_beside(folder, ".lock"), timeout=0))
+        except Timeout:
+            yield False
+            return
+        yield stack.enter_context(nobody_holds(_beside(folder, ".used")))
+
+
+def _remove_entry(folder: Path, dry_run: bool) -> bool:
+    """Whether it was (in a dry run: would be) removed."""
     try:
-        with FileLock(_beside(folder, ".lock"), timeout=0), nobody_holds(_beside(folder, ".used")) as free:
-            if dry_run or not free:
-                return free
-            (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
-            shutil.rmtree(folder)
-            for suffix in (".used", ".verified"):
-                _beside(folder, suffix).unlink(missing_ok=True)
-    except Timeout:
-        return False
+        with _alone(folder) as alone:
+            if alone and not dry_run:
+                (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
+                shutil.rmtree(folder)
+                for suffix in (".used", ".verified"):
+                    _beside(folder, suffix).unlink(missing_ok=True)
+            return alone
     except OSError as error:
         raise DataError(f"cache {folder}: cannot be removed: {one_line(error)}") from error
-    return True
 
 
 def _leftovers(listed: Listed, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
+    """What an entry does not need; who opened it before it grew may still read files of then."""
     assert listed.manifest is not None
     keep = listed.manifest.names() | (set() if listed.complete else {"parts"})
-    for path in sorted(listed.folder.iterdir()):
-        if path.name not in keep:
+    extra = [path for path in sorted(listed.folder.iterdir()) if path.name not in keep]
+    if not extra:
+        return
+    with _alone(listed.folder) as alone:
+        for path in extra if alone else []:
             size = sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
             if not dry_run:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()

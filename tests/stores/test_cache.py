@@ -449,6 +449,17 @@ def test_gc_leaves_an_entry_alone_that_somebody_reads(corpus: Corpus, cache_dir:
     assert cache.find(data, cache_dir) is None
 
 
+def test_gc_leaves_files_that_an_entry_outgrew_to_who_still_reads_them(corpus: Corpus, cache_dir: Path) -> None:
+    texts = sentences(60)
+    small = cache.build(corpus(texts, num_examples=20), cache_dir)
+    cache.build(corpus(texts), cache_dir)
+    assert list(cache.gc(cache_dir)) == []
+    assert (len(small.hashes), len(list(small.texts()))) == (20, 20)
+    del small
+    assert {why for _, _, why in cache.gc(cache_dir)} == {"left over"}
+    assert [bad for _, bad in cache.verify(cache_dir)] == [[]]
+
+
 def test_an_entry_that_goes_or_grows_while_it_is_looked_at_is_no_damage(
     corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
