@@ -3,15 +3,16 @@
 python experiments/pruning/compare.py REFERENCE:SWEEP[:TRIALS]... [--seeds SWEEP] [--runs-dir DIR]
 
 Names or paths. Of each pair, REFERENCE is the sweep in which nothing was stopped; TRIALS: as both stood with that many
-trials. With `--seeds`, a sweep of the best points (of both) with more seeds: where a pair found different best points,
-the difference of their log FVU over the seeds and its 95% interval (paired: a seed fixes initialisation and order of
-data). Prints markdown and writes results.csv and seeds.csv beside this script.
+trials. With `--seeds`, a sweep of the best points (of both) with more seeds than the pairs have: where a pair found
+different best points, the difference of their log FVU over the seeds and its 95% interval (paired: a seed fixes
+initialisation and order of data). Prints markdown and writes results.csv and seeds.csv beside this script.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +23,7 @@ import saebench.report
 HERE = Path(__file__).parent
 
 
+@cache
 def read(sweep: str, runs_dir: str | None) -> pd.DataFrame:
     """A row per trial: stratum, point, state, lr, final fvu, spent (examples seen at its last evaluation)."""
     report = saebench.report.load(sweep, runs_dir=runs_dir)
@@ -66,6 +68,14 @@ def compared(pair: str, runs_dir: str | None) -> list[dict[str, object]]:
     return rows
 
 
+def with_more_seeds(seeds: str, pairs: list[str], runs_dir: str | None) -> pd.DataFrame:
+    """The complete trials of the points that the sweep `seeds` has, of all sweeps."""
+    more = read(seeds, runs_dir)
+    frames = [more, *(read(name, runs_dir) for pair in pairs for name in pair.split(":")[:2])]
+    trials = pd.concat([f[f["point"].isin(more["point"]) & (f["state"] == "complete")] for f in frames])
+    return trials.drop_duplicates(["point", "seed"])
+
+
 def interval(seeds: pd.DataFrame, one: str, other: str) -> tuple[float, float, float]:
     """(mean, low, high) of FVU(other) / FVU(one) - 1 over the seeds that both have, paired."""
     table = seeds.pivot_table(index="seed", columns="point", values="eval/fvu")[[one, other]].dropna()
@@ -96,13 +106,13 @@ def main() -> None:
     args = parser.parse_args()
     table = pd.DataFrame([row for pair in args.pairs for row in compared(pair, args.runs_dir)])
     if args.seeds:
-        seeds = read(args.seeds, args.runs_dir)
+        seeds = with_more_seeds(args.seeds, args.pairs, args.runs_dir)
         said = spread(seeds)
         said.to_csv(HERE / "seeds.csv", index=False, float_format="%.6g")
         print(markdown(said) + "\n")
         found = [
-            interval(seeds, row["best point, nothing stopped"], row["best point"]) if row["regret"] else (0.0, 0.0, 0.0)
-            for _, row in table.iterrows()
+            interval(seeds, one, other) if one != other else (0.0, 0.0, 0.0)
+            for one, other in zip(table["best point, nothing stopped"], table["best point"], strict=True)
         ]
         table[["over seeds", "low", "high"]] = found
     table.to_csv(HERE / "results.csv", index=False, float_format="%.6g")
