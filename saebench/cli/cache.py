@@ -14,7 +14,9 @@ from saebench import paths
 from saebench.cli.options import cache_option, set_option
 from saebench.errors import DataError, UserError
 from saebench.stores import cache as store
-from saebench.stores.cache import Listed, Progress
+from saebench.stores import tidy
+from saebench.stores.progress import Progress
+from saebench.stores.tidy import Listed
 
 
 @click.group()
@@ -28,7 +30,7 @@ def cache() -> None:
 def ls(cache_dir: str | None, as_json: bool) -> None:
     """List what is in the cache, most recently used first."""
     folder = paths.cache_dir(cache_dir)
-    rows = [_row(listed) for listed in store.entries(folder)]
+    rows = [_row(listed) for listed in tidy.entries(folder)]
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
@@ -66,7 +68,7 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
 def verify(cache_dir: str | None) -> None:
     """Read every file against its checksum; exit code 5 where one is damaged (the next sweep makes it again)."""
     damaged = 0
-    for folder, problems in store.verify(paths.cache_dir(cache_dir)):
+    for folder, problems in tidy.verify(paths.cache_dir(cache_dir)):
         click.echo(f"{folder.name}: {'sound' if not problems else f'{len(problems)} damaged'}")
         for problem in problems:
             click.echo(f"  {problem}")
@@ -83,12 +85,12 @@ def verify(cache_dir: str | None) -> None:
 def gc(keys: tuple[str, ...], unused_for: float | None, dry_run: bool, cache_dir: str | None) -> None:
     """Remove leftovers and unreadable entries, and the entries whose key begins with a KEY."""
     folder = paths.cache_dir(cache_dir)
-    there = [listed.folder.name for listed in store.entries(folder)]
+    there = [listed.folder.name for listed in tidy.entries(folder)]
     for key in keys:
         if not key or not any(name.startswith(key) for name in there):
             raise UserError(f"{key or repr(key)}: no entry of the cache in {folder} begins so")
     total = 0
-    for path, size, why in store.gc(folder, keys, unused_for, dry_run):
+    for path, size, why in tidy.gc(folder, keys, unused_for, dry_run):
         click.echo(f"{path.relative_to(folder)}: {_size(size)}: {why}")
         total += size
     click.echo(f"{_size(total)} {'would be freed' if dry_run else 'freed'}")

@@ -12,12 +12,9 @@ import contextlib
 import json
 import logging
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -26,12 +23,12 @@ from saebench.errors import DataError
 from saebench.paths import write_json
 from saebench.stores import keys
 from saebench.stores.build import Build
-from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, has_content, has_size
-from saebench.stores.hold import Hold, nobody_holds
+from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, has_content
+from saebench.stores.hold import Hold
 from saebench.stores.progress import Progress, Tell
 from saebench.stores.texts import one_line
 
-__all__ = ["CacheEntry", "Listed", "Progress", "build", "entries", "find", "gc", "verify"]
+__all__ = ["CacheEntry", "Progress", "build", "find"]
 
 log = logging.getLogger("saebench")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
@@ -43,7 +40,7 @@ def find(data: DataConfig, cache_dir: Path) -> CacheEntry | None:
     folder = entry_folder(data, cache_dir)
     if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
         return None
-    hold = Hold(_beside(folder, ".used"))  # before looking, so that gc cannot come between
+    hold = Hold(beside(folder, ".used"))  # before looking, so that gc cannot come between
     for _ in range(3):  # an entry that grows replaces files between our reading of the manifest and of them
         manifest = Manifest.read(folder)
         if manifest is None:
@@ -84,7 +81,7 @@ def build(
             entry = find(data, cache_dir)
     if entry is None:
         raise DataError(f"cache {folder}: was changed by something else while it was built")
-    _remember(folder, [file for shard in entry.shards for file in shard.files()])
+    remember(folder, [file for shard in entry.shards for file in shard.files()])
     return entry
 
 
@@ -104,7 +101,7 @@ def _locked(folder: Path, tell: Tell) -> Iterator[None]:
     """The sole right to write the entry; waits for it, saying so."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(_beside(folder, ".lock"))
+        lock = FileLock(beside(folder, ".lock"))
         started = time.monotonic()
         while True:
             try:
@@ -126,7 +123,8 @@ def _locked(folder: Path, tell: Tell) -> Iterator[None]:
 # --- checksums -------------------------------------------------------------------------------------------------------
 
 
-def _beside(folder: Path, suffix: str) -> Path:
+def beside(folder: Path, suffix: str) -> Path:
+    """A file that goes with an entry but is no part of it (see entry.py)."""
     return folder.with_name(folder.name + suffix)
 
 
@@ -138,16 +136,17 @@ def _stamp(folder: Path, file: File) -> list[int]:
 def _remembered(folder: Path) -> dict[str, list[int]]:
     """Files of the entry that were read against their checksum since the machine started."""
     try:
-        found = json.loads(_beside(folder, ".verified").read_text("utf-8"))
+        found = json.loads(beside(folder, ".verified").read_text("utf-8"))
         return dict(found["files"]) if found["boot"] == _boot() else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _remember(folder: Path, files: Sequence[File]) -> None:
+def remember(folder: Path, files: Sequence[File]) -> None:
+    """These files of the entry have just been read against their checksum."""
     with contextlib.suppress(OSError):
         stamps = {**_remembered(folder), **{file.name: _stamp(folder, file) for file in files}}
-        write_json(_beside(folder, ".verified"), {"boot": _boot(), "files": stamps})
+        write_json(beside(folder, ".verified"), {"boot": _boot(), "files": stamps})
 
 
 def _boot() -> str:
@@ -167,161 +166,5 @@ def _is_sound(entry: CacheEntry, tell: Tell) -> bool:
         if not has_content(entry.directory, file):
             return False
     if unread:
-        _remember(entry.directory, unread)
+        remember(entry.directory, unread)
     return True
-
-
-# --- the cache as a whole --------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One entry as `saebench cache ls` shows it."""
-
-    folder: Path
-    manifest: Manifest | None
-    """None where it cannot be read."""
-    bytes: int
-    last_used: float
-    """Seconds since the epoch."""
-    building: bool
-    """Whether a process holds its lock."""
-
-    @property
-    def complete(self) -> bool:
-        return self.manifest is not None and 0 < self.manifest.count == self.manifest.encoded
-
-
-def entries(cache_dir: Path) -> list[Listed]:
-    """What is in the cache, most recently used first."""
-    root = cache_dir / "embeddings"
-    found: list[Listed] = []
-    for folder in [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []:
-        with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile
-            found.append(_list(folder))
-    return sorted(found, key=lambda listed: -listed.last_used)
-
-
-def _list(folder: Path) -> Listed:
-    sizes, times = [0], [folder.stat().st_mtime]
-    for path in folder.rglob("*"):
-        with contextlib.suppress(OSError):  # an entry that is being built loses files while we look
-            sizes.append(path.stat().st_size if path.is_file() else 0)
-    with contextlib.suppress(OSError):
-        times.append(_beside(folder, ".used").stat().st_mtime)
-    return Listed(folder, Manifest.read(folder), sum(sizes), max(times), _is_building(folder))
-
-
-def _is_building(folder: Path) -> bool:
-    path = _beside(folder, ".lock")
-    if not path.exists():
-        return False
-    try:
-        with FileLock(path, timeout=0):
-            return False
-    except Timeout:
-        return True
-    except OSError:  # a cache that can only be read
-        return False
-
-
-def verify(cache_dir: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each entry's folder with what is wrong in it: nothing, or a line per damaged file. Reads everything."""
-    for listed in entries(cache_dir):
-        manifest = listed.manifest
-        while manifest is not None:
-            files = [file for shard in manifest.shards for file in shard.files()]
-            bad = [file for file in files if not has_content(listed.folder, file)]
-            before, manifest = manifest, Manifest.read(listed.folder)
-            if manifest == before:  # it did not grow, nor was it removed, while it was read
-                _remember(listed.folder, [file for file in files if file not in bad])
-                why = {True: "the content has another checksum", False: "missing or of another size"}
-                yield listed.folder, [f"{file.name}: {why[has_size(listed.folder, file)]}" for file in bad]
-                break
-        if manifest is None and listed.folder.exists():
-            yield listed.folder, ["no readable manifest"]
-
-
-def gc(
-    cache_dir: Path, keys_: Sequence[str] = (), unused_days: float | None = None, dry_run: bool = False
-) -> Iterator[tuple[Path, int, str]]:
-    """Remove (path, bytes, why): entries named by (the beginning of) their key, entries not used for `unused_days`,
-    and always what no entry needs: unreadable entries and leftovers. Entries that a process builds or reads stay; those
-    that are named are told all the same, with 0 bytes. Raises DataError where something cannot be removed."""
-    for listed in entries(cache_dir):
-        named = any(listed.folder.name.startswith(key) for key in keys_)
-        if listed.building:
-            if named:
-                yield listed.folder, 0, "stays: a process builds it"
-            continue
-        if named:
-            why = "named"
-        elif unused_days is not None and time.time() - listed.last_used > unused_days * 86_400:
-            why = f"not used for {(time.time() - listed.last_used) / 86_400:.0f} days"
-        elif listed.manifest is None:
-            why = "no readable manifest"
-        else:
-            with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
-                yield from _leftovers(listed, dry_run)
-            continue
-        if _remove_entry(listed.folder, dry_run):
-            yield listed.folder, listed.bytes, why
-        elif named:
-            yield listed.folder, 0, "stays: a process uses it"
-    yield from _stale_digests(cache_dir, dry_run)
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
-    """Whether nobody builds or reads the entry; nobody begins to while this lasts. The lock file stays afterwards: who
-    waits for it must not wait for a file that is not there any more."""
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(FileLock(_beside(folder, ".lock"), timeout=0))
-        except Timeout:
-            yield False
-            return
-        yield stack.enter_context(nobody_holds(_beside(folder, ".used")))
-
-
-def _remove_entry(folder: Path, dry_run: bool) -> bool:
-    """Whether it was (in a dry run: would be) removed."""
-    try:
-        with _alone(folder) as alone:
-            if alone and not dry_run:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
-                shutil.rmtree(folder)
-                for suffix in (".used", ".verified"):
-                    _beside(folder, suffix).unlink(missing_ok=True)
-            return alone
-    except OSError as error:
-        raise DataError(f"cache {folder}: cannot be removed: {one_line(error)}") from error
-
-
-def _leftovers(listed: Listed, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
-    """What an entry does not need; who opened it before it grew may still read files of then."""
-    assert listed.manifest is not None
-    keep = listed.manifest.names() | (set() if listed.complete else {"parts"})
-    extra = [path for path in sorted(listed.folder.iterdir()) if path.name not in keep]
-    if not extra:
-        return
-    with _alone(listed.folder) as alone:
-        for path in extra if alone else []:
-            size = sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
-            if not dry_run:
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-            yield path, size, "left over"
-
-
-def _stale_digests(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
-    for path in sorted((cache_dir / "digests").glob("*.json")):
-        try:
-            known: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            stale = not os.path.exists(known["path"])
-        except (OSError, ValueError, KeyError, TypeError):
-            stale = True
-        if stale:
-            size = path.stat().st_size
-            if not dry_run:
-                path.unlink()
-            yield path, size, "of a file that is gone"

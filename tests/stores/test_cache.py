@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import cache, encoders, hold, open_store
+from saebench.stores import cache, encoders, hold, open_store, tidy
 from saebench.stores.progress import Progress
 from saebench.stores.texts import hash_text, threshold
 
@@ -231,7 +231,7 @@ def test_a_damaged_file_is_noticed_and_made_again(
         assert cache.find(data, cache_dir) is None
     else:
         victim.unlink()
-    assert next(bad for _, bad in cache.verify(cache_dir))[0].startswith(victim.name)
+    assert next(bad for _, bad in tidy.verify(cache_dir))[0].startswith(victim.name)
     before = len(inline.seen)
     told: list[Progress] = []
     cache.build(data, cache_dir, on_progress=told.append)
@@ -422,30 +422,30 @@ def test_gc_removes_leftovers_and_named_entries_only(corpus: Corpus, cache_dir: 
     (keep.directory / "parts" / "00000-x.npy").write_bytes(b"123")
     broken = cache_dir / "embeddings" / ("0" * 20)
     broken.mkdir()
-    would = [(path.name, why) for path, _, why in cache.gc(cache_dir, [drop.key[:8]], dry_run=True)]
+    would = [(path.name, why) for path, _, why in tidy.gc(cache_dir, [drop.key[:8]], dry_run=True)]
     assert sorted(would) == sorted([("parts", "left over"), (drop.key, "named"), ("0" * 20, "no readable manifest")])
     assert broken.exists()
     assert drop.directory.exists()
-    list(cache.gc(cache_dir, [drop.key[:8]]))
-    assert [listed.folder for listed in cache.entries(cache_dir)] == [keep.directory]
-    assert [bad for _, bad in cache.verify(cache_dir)] == [[]]
-    assert list(cache.gc(cache_dir, unused_days=1)) == []
-    assert [why for _, _, why in cache.gc(cache_dir, unused_days=0)] == ["not used for 0 days"]
+    list(tidy.gc(cache_dir, [drop.key[:8]]))
+    assert [listed.folder for listed in tidy.entries(cache_dir)] == [keep.directory]
+    assert [bad for _, bad in tidy.verify(cache_dir)] == [[]]
+    assert list(tidy.gc(cache_dir, unused_days=1)) == []
+    assert [why for _, _, why in tidy.gc(cache_dir, unused_days=0)] == ["not used for 0 days"]
 
 
 def test_gc_leaves_an_entry_alone_that_somebody_reads(corpus: Corpus, cache_dir: Path) -> None:
     data = corpus(sentences(60))
     entry = cache.build(data, cache_dir)
     for dry_run in (True, False):
-        [(folder, size, why)] = cache.gc(cache_dir, [entry.key], dry_run=dry_run)
+        [(folder, size, why)] = tidy.gc(cache_dir, [entry.key], dry_run=dry_run)
         assert (folder, size, why) == (entry.directory, 0, "stays: a process uses it")
-    assert list(cache.gc(cache_dir, unused_days=0)) == []
+    assert list(tidy.gc(cache_dir, unused_days=0)) == []
     store = open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir)
     del entry
-    assert list(cache.gc(cache_dir, unused_days=0)) == [], "a trial reads it"
+    assert list(tidy.gc(cache_dir, unused_days=0)) == [], "a trial reads it"
     store.next_batch()
     del store
-    assert [why for _, _, why in cache.gc(cache_dir, unused_days=0)] == ["not used for 0 days"]
+    assert [why for _, _, why in tidy.gc(cache_dir, unused_days=0)] == ["not used for 0 days"]
     assert cache.find(data, cache_dir) is None
 
 
@@ -453,11 +453,11 @@ def test_gc_leaves_files_that_an_entry_outgrew_to_who_still_reads_them(corpus: C
     texts = sentences(60)
     small = cache.build(corpus(texts, num_examples=20), cache_dir)
     cache.build(corpus(texts), cache_dir)
-    assert list(cache.gc(cache_dir)) == []
+    assert list(tidy.gc(cache_dir)) == []
     assert (len(small.hashes), len(list(small.texts()))) == (20, 20)
     del small
-    assert {why for _, _, why in cache.gc(cache_dir)} == {"left over"}
-    assert [bad for _, bad in cache.verify(cache_dir)] == [[]]
+    assert {why for _, _, why in tidy.gc(cache_dir)} == {"left over"}
+    assert [bad for _, bad in tidy.verify(cache_dir)] == [[]]
 
 
 def test_an_entry_that_goes_or_grows_while_it_is_looked_at_is_no_damage(
@@ -465,7 +465,7 @@ def test_an_entry_that_goes_or_grows_while_it_is_looked_at_is_no_damage(
 ) -> None:
     texts = sentences(60)
     entry = cache.build(corpus(texts, num_examples=20), cache_dir)
-    plain, busy = cache.has_content, [True]
+    plain, busy = tidy.has_content, [True]
 
     def grows(folder: Path, file: Any) -> bool:
         if busy and busy.pop():
@@ -475,14 +475,14 @@ def test_an_entry_that_goes_or_grows_while_it_is_looked_at_is_no_damage(
             (folder / file.name).unlink()  # as the end of the other build may have done
         return plain(folder, file)
 
-    monkeypatch.setattr(cache, "has_content", grows)
-    assert list(cache.verify(cache_dir)) == [(entry.directory, [])]
+    monkeypatch.setattr(tidy, "has_content", grows)
+    assert list(tidy.verify(cache_dir)) == [(entry.directory, [])]
     busy.append(True)
-    monkeypatch.setattr(cache, "has_content", lambda folder, _: bool(shutil.rmtree(folder, True)))
-    assert list(cache.verify(cache_dir)) == []
+    monkeypatch.setattr(tidy, "has_content", lambda folder, _: bool(shutil.rmtree(folder, True)))
+    assert list(tidy.verify(cache_dir)) == []
     (cache_dir / "embeddings" / "going").mkdir()
-    monkeypatch.setattr(cache, "_list", lambda folder: folder.with_name("gone").stat())
-    assert cache.entries(cache_dir) == []
+    monkeypatch.setattr(tidy, "_list", lambda folder: folder.with_name("gone").stat())
+    assert tidy.entries(cache_dir) == []
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -536,9 +536,9 @@ def test_a_cache_that_can_only_be_read_serves_and_is_not_taken_for_one_that_is_b
     monkeypatch.setattr(FileLock, "acquire", refuses)
     assert len(open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir).next_batch()) == 8
     assert cache.build(data, cache_dir).key == key
-    assert [listed.building for listed in cache.entries(cache_dir)] == [False]
+    assert [listed.building for listed in tidy.entries(cache_dir)] == [False]
     with pytest.raises(DataError, match=r"cannot be removed: .*Read-only file system"):
-        list(cache.gc(cache_dir, [key]))
+        list(tidy.gc(cache_dir, [key]))
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -549,9 +549,9 @@ def test_an_unfinished_entry_keeps_its_pieces(
     bad = [*texts[:90], "nan", *texts[90:]]
     with pytest.raises(DataError, match="NaN"):
         cache.build(corpus(bad), cache_dir)
-    [listed] = cache.entries(cache_dir)
+    [listed] = tidy.entries(cache_dir)
     assert not listed.complete
-    assert list(cache.gc(cache_dir)) == []
+    assert list(tidy.gc(cache_dir)) == []
     before = len(inline.seen)
     monkeypatch.setattr(inline, "row", lambda _text: torch.zeros(8))
     cache.build(corpus(bad), cache_dir)
