@@ -54,10 +54,11 @@ def probing(
 
 
 def principal_components(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of both on the principal components of train (N, d)."""
+    """Scores of both on the principal components of train (N, d), the strongest first."""
     mean = train.double().mean(0)
-    _, _, directions = torch.linalg.svd(train.double() - mean, full_matrices=False)
-    return (train.double() - mean) @ directions.t(), (test.double() - mean) @ directions.t()
+    centred = train.double() - mean
+    directions = torch.linalg.eigh(centred.t() @ centred).eigenvectors.flip(1)[:, : len(train)]
+    return centred @ directions, (test.double() - mean) @ directions
 
 
 def strongest(features: Array, positive: Array, k: int) -> Array:
@@ -73,16 +74,33 @@ def _scores(train: Array, positive: Array, test: Array, truth: Array, ks: Sequen
 
 
 def _probe(train: Array, positive: Array, test: Array, truth: Array) -> tuple[float, float]:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-
     train, test = train.astype(np.float64), test.astype(np.float64)
     mean, spread = train.mean(0), train.std(0)
     spread[spread == 0] = 1
-    probe = LogisticRegression(class_weight="balanced", max_iter=1000)
-    probe.fit((train - mean) / spread, positive)
-    score = probe.decision_function((test - mean) / spread)
-    return float(roc_auc_score(truth, score)), float(((score[truth] > 0).mean() + (score[~truth] <= 0).mean()) / 2)
+    weights = _fitted((train - mean) / spread, positive)
+    score = (test - mean) / spread @ weights[:-1] + weights[-1]
+    yes, no = score[truth], np.sort(score[~truth])
+    above = np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")  # a tie is half an order
+    return float(above.mean() / (2 * len(no))), float(((yes > 0).mean() + (no <= 0).mean()) / 2)
+
+
+def _fitted(x: Array, positive: Array) -> Array:
+    """Weights (k + 1, the intercept last) of the logistic regression of x (N, k): both sides weigh N / 2 in the loss,
+    and half the squared weights are added to it, without the intercept's."""
+    from scipy.optimize import minimize
+
+    n, sign, ones = len(x), np.where(positive, 1.0, -1.0), np.ones((len(x), 1))
+    weight = np.where(positive, 0.5 / positive.sum(), 0.5 / (~positive).sum())
+    rows, penalty = np.hstack([x, ones]), np.append(np.full(x.shape[1], 1 / n), 0)
+
+    def loss(theta: Array) -> tuple[float, Array]:
+        margin = sign * (rows @ theta)
+        missed = np.exp(-np.logaddexp(0, margin))
+        value = weight @ np.logaddexp(0, -margin) + penalty @ theta**2 / 2
+        return float(value), penalty * theta - (sign * weight * missed) @ rows
+
+    found = minimize(loss, np.zeros(rows.shape[1]), jac=True, method="L-BFGS-B", options={"maxiter": 1000})
+    return np.asarray(found.x)
 
 
 def _known(labels: Sequence[Any]) -> Array:

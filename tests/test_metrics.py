@@ -185,6 +185,15 @@ def test_similarity_rank_correlation_equals_spearman_over_all_pairs() -> None:
     assert similarity_rank_correlation(x, 2 * x) == pytest.approx(1)
 
 
+def test_similarity_rank_correlation_gives_ties_the_mean_of_their_ranks() -> None:
+    corners = torch.tensor([[1.0, 0], [0, 1], [1, 0], [-1, 0], [0, -1], [1, 1]]).double()
+    x_hat, _, _ = data(6, d=2, mean=0)
+    pairs = [(i, j) for i in range(6) for j in range(i + 1, 6)]
+    cosines = [[float(torch.cosine_similarity(t[i], t[j], dim=0)) for i, j in pairs] for t in (corners, x_hat)]
+    assert len({round(c, 9) for c in cosines[0]}) < 6, "many ties"
+    assert similarity_rank_correlation(corners, x_hat) == pytest.approx(spearmanr(*cosines).statistic)
+
+
 def test_similarity_rank_correlation_of_a_collapsed_reconstruction_is_0() -> None:
     """Not NaN, which would fail a trial whose other numbers are sound."""
     x, _, _ = data(40, mean=0.5)

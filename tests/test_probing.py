@@ -95,6 +95,26 @@ def test_it_equals_the_rule_computed_by_hand() -> None:
     assert all(values[f"eval/probing_auc_k{k}"] == values[f"eval/probing_auc_k{k}_raw"] for k in KS)
 
 
+def test_it_equals_the_rule_computed_with_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+    from sklearn.preprocessing import StandardScaler
+
+    (here, labels), (there, truth) = overlapping(600, 2), overlapping(600, 3)
+    values = probing({"_raw": here}, labels, {"_raw": there}, truth)
+    areas, accuracies = [], []
+    for c in "abc":
+        y, t = (np.array(part) == c for part in (labels, truth))
+        columns = np.argsort([-abs(column[y].mean() - column[~y].mean()) for column in here.double().numpy().T])[:5]
+        scale = StandardScaler().fit(here[:, columns].numpy())
+        probe = LogisticRegression(class_weight="balanced").fit(scale.transform(here[:, columns].numpy()), y)
+        score = probe.decision_function(scale.transform(there[:, columns].numpy()))
+        areas.append(roc_auc_score(t, score))
+        accuracies.append(balanced_accuracy_score(t, score > 0))
+    assert values["eval/probing_auc_k5_raw"] == pytest.approx(np.mean(areas), abs=2e-4)
+    assert values["eval/probing_accuracy_k5_raw"] == pytest.approx(np.mean(accuracies), abs=5e-3)
+
+
 def test_a_rare_class_is_no_success_by_saying_no() -> None:
     """Noise, and a class of one in ten: a probe that always says "rest" is right 90 times in 100, and worth 0.5."""
     noise = torch.randn(900, 5, generator=torch.Generator().manual_seed(5))
