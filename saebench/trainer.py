@@ -26,7 +26,7 @@ from saebench.metrics import Evaluation, Extras, Sums
 from saebench.optim import Adam, default_lr, schedule
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.calibrate import rows_per_chunk
-from saebench.saes.kernels import lend
+from saebench.saes.kernels import lend, settle
 from saebench.saes.penalty import SparsityControl, wants_penalty
 
 SAMPLE_ROWS = 16_384
@@ -116,6 +116,7 @@ class Training:
     def _descend(self, total: Tensor, lr: float) -> None:
         lend(self.sae.parameters())
         total.backward()  # type: ignore[no-untyped-call]
+        settle(self.sae.parameters())
         self.sae.project_gradient()
         self.optimizer.step(lr, self.config.train.grad_clip)
         self.sae.constrain()

@@ -16,7 +16,7 @@ from torch import Tensor
 Precision = Literal["float32", "bfloat16"]
 _BLOCK = 1 << 18
 """Numbers in a block (1 MiB)."""
-_LENT = "_lent_gradient"
+_LENT, _LATER = "_lent_gradient", "_later_gradients"
 
 
 def _onednn() -> bool:
@@ -49,9 +49,21 @@ def blocks(rows: int, width: int, device: torch.device) -> list[slice]:
 
 
 def lend(parameters: Iterable[Tensor]) -> None:
-    """No gradient for these parameters, as after `zero_grad`; the memory of the last ones is for `borrow`."""
+    """No gradient for these parameters, as after `zero_grad`; the memory of the last ones is for `borrow`. After the
+    backward pass `settle` must follow."""
     for parameter in parameters:
         vars(parameter)[_LENT], parameter.grad = parameter.grad, None
+        vars(parameter)[_LATER] = []
+
+
+def settle(parameters: Iterable[Tensor]) -> None:
+    """Add to the parameters' gradients what the backward pass left aside: gradients of some latents alone."""
+    for parameter in parameters:
+        vars(parameter).pop(_LENT, None)
+        for index, gradient, dim in vars(parameter).pop(_LATER, ()):
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad.transpose(0, dim).index_add_(0, index, gradient)
 
 
 def borrow(weight: Tensor) -> Tensor:
@@ -60,6 +72,33 @@ def borrow(weight: Tensor) -> Tensor:
     if lent is None or lent.shape != weight.shape or lent.stride() != weight.stride() or lent.device != weight.device:
         return torch.empty_like(weight)
     return lent
+
+
+def latents_of(weight: Tensor, index: Tensor, dim: int) -> Tensor:
+    """`weight` at some latents (M,), which lie along `dim` (0 or 1) of it; laid out as `weight` is. The gradient is
+    summed over M latents, not over all, where the parameter was lent."""
+    result: Tensor = _LatentsOf.apply(weight, index, dim)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _LatentsOf(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, index: Tensor, dim: int) -> Tensor:
+        ctx.save_for_backward(weight, index)
+        ctx.dim = dim
+        return weight.transpose(0, dim).index_select(0, index).transpose(0, dim)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
+        weight, index = ctx.saved_tensors
+        gradient = grads[0].transpose(0, ctx.dim)
+        later = vars(weight).get(_LATER)
+        if later is not None:
+            later.append((index, gradient, ctx.dim))
+            return None, None, None
+        whole = torch.zeros_like(weight)
+        whole.transpose(0, ctx.dim).index_add_(0, index, gradient)
+        return whole, None, None
 
 
 def affine_no_grad(x: Tensor, weight: Tensor, bias: Tensor, precision: Precision = "float32") -> Tensor:

@@ -28,9 +28,9 @@ CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
 """32 MiB of float32 on a CPU, where a chunk should stay in the cache; on a GPU, few large launches."""
 TILE_ELEMENTS = 1 << 22
 """16 MiB: what is larger the system's allocator may take fresh each time, which costs as much as the choice."""
-_LANES = 64
-"""Most latents between two members of a group: the maxima of that many groups are taken together, four vectors wide."""
-_GROUP = 16
+_LANES = 32
+"""Most latents between two members of a group: the maxima of that many groups are taken together, two vectors wide."""
+_GROUP = 8
 """Most members of a group on a CPU: reading more of them costs more than reading fewer maxima saves."""
 _SMALLEST = 2.0**-149
 """The smallest positive float32: what reaches it is positive, or NaN."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from saebench.config import BatchTopKConfig, MatryoshkaConfig, TopKConfig
 from saebench.saes import sparse
 from saebench.saes.base import SAE, Dead, Loss, Moment, Precision
+from saebench.saes.kernels import latents_of
 from saebench.saes.sparse import SparseCodes
 
 
@@ -65,10 +66,10 @@ class KSparseSAE(SAE):
             return residual.new_zeros(())
         bias = self.b_enc[dead.index].masked_fill(~dead.still, -torch.inf)
         k = min(self.k_aux, dead.index.numel())
-        W_enc = self.W_enc.t().index_select(0, dead.index).t()  # laid out as the parameter: so is its gradient
+        W_enc, W_dec = latents_of(self.W_enc, dead.index, 1), latents_of(self.W_dec, dead.index, 0)
         codes = sparse.encode_topk(centred, W_enc, bias, k, precision, signed=True)
         values = torch.where(codes.values.isneginf(), 0.0, codes.values)
-        rebuilt = sparse.decode(codes.with_values(values), self.W_dec.index_select(0, dead.index))
+        rebuilt = sparse.decode(codes.with_values(values), W_dec)
         spread, least = (residual - residual.mean(0)).square().sum(), 1e-9 * len(residual) * self.variance
         share = (residual - rebuilt).square().sum() / torch.maximum(spread, least)
         return torch.where(dead.still.any() & (spread > least), share, 0.0)

@@ -284,6 +284,26 @@ def test_a_gradient_overwrites_the_memory_of_the_last_one() -> None:
         torch.testing.assert_close(p.grad, 2 * g)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_the_gradient_of_some_latents_is_that_of_index_select_lent_or_not(dim: int) -> None:
+    """Alone and beside another gradient of the same parameter; latent 3 is asked for twice."""
+    for alone in (True, False):
+        found = []
+        for way in ("plain", "ours", "lent"):
+            weight = torch.nn.Parameter(_rows(6, 4, 1).t() if dim else _rows(6, 4, 1))
+            index = torch.tensor([3, 0, 3])
+            if way == "lent":
+                kernels.lend([weight])
+            pick = weight.index_select(dim, index) if way == "plain" else kernels.latents_of(weight, index, dim)
+            loss = (pick * _rows(3, 4, 2).transpose(0, dim)).square().sum()
+            (loss if alone else loss + weight.square().sum()).backward()
+            kernels.settle([weight])
+            assert weight.grad is not None
+            found.append(weight.grad)
+        torch.testing.assert_close(found[0], found[1])
+        torch.testing.assert_close(found[0], found[2])
+
+
 def test_memory_of_another_shape_is_not_borrowed() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, 6))
     weight.grad = torch.ones(4, 6)
