@@ -7,7 +7,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -275,22 +274,11 @@ def test_a_layout_that_is_not_installed_is_said(store: Store, tmp_path: Path, mo
 # --- ui --------------------------------------------------------------------------------------------------------------
 
 
-class Started:
-    """In place of `subprocess.Popen`: remembers the command, ends at once."""
-
-    commands: ClassVar[list[list[str]]] = []
-
-    def __init__(self, command: list[str]) -> None:
-        self.commands.append(command)
-
-    def wait(self) -> int:
-        return 0
-
-
 def test_ui_starts_mlflow_on_loopback_with_the_sweep_s_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subprocess, "Popen", Started)
+    commands: list[list[str]] = []
+    monkeypatch.setattr("saebench.cli.serve.serve", commands.append)
     result = done(store, "ui", "demo")
-    *command, port = Started.commands[-1]
+    *command, port = commands[-1]
     assert command == [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri, "--workers", "1",
                        "--host", "127.0.0.1", "--port"]  # fmt: skip
     assert result.stdout.startswith(f"http://127.0.0.1:{port}/#/experiments/77")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -49,6 +50,9 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point: a user's mistake, or a full disk, is one line and an exit code, never a traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before Python began
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live
     try:
         cli(standalone_mode=True)
     except UserError as error:

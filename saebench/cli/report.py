@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -259,6 +258,7 @@ def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: 
 @_URI
 def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: str | None) -> None:
     """Open MLflow's own pages on SWEEP's record: starts `mlflow ui` on 127.0.0.1 and says where. Ctrl-C ends it."""
+    from saebench.cli.serve import serve
     from saebench.report.sources import find, without_password
     from saebench.tracking import views
 
@@ -270,11 +270,7 @@ def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: 
     port = _port(port)
     click.echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", source.uri, "--workers", "1"]
-    server = subprocess.Popen([*command, "--host", "127.0.0.1", "--port", str(port)])
-    try:
-        sys.exit(server.wait())
-    except KeyboardInterrupt:
-        server.wait()
+    sys.exit(serve([*command, "--host", "127.0.0.1", "--port", str(port)]))
 
 
 def _port(wanted: int | None) -> int:

@@ -1,0 +1,45 @@
+"""Another program's server in the foreground."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+PATIENCE = 10.0
+"""Seconds a server has to end after it was asked to."""
+
+
+def serve(command: Sequence[str]) -> int:
+    """Run `command` until it ends (its exit status), or until Ctrl-C, SIGTERM or a closed terminal end this process:
+    then the server and all that it started end too, where a plain child would live on without anybody to stop it."""
+    windows = sys.platform == "win32"
+    server = subprocess.Popen(command, start_new_session=not windows)
+    if not windows:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _leave)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:
+        _end(server)
+
+
+def _leave(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
+    sys.exit(128 + number)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    for name in ("SIGTERM", "SIGKILL"):
+        with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
+            if sys.platform == "win32":
+                server.terminate()
+            else:
+                os.killpg(server.pid, getattr(signal, name))
+            server.wait(PATIENCE)
+            return
