@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import statistics
 import time
 from collections import defaultdict
@@ -31,8 +30,17 @@ PARTS: dict[str, tuple[str, ...]] = {
 }
 """Functions whose time is a part's, without that of the functions of other parts that they call."""
 REST = "the rest"
-BYTES = {"Adam": 28, "clipping": 4, "gradients of the weights": 4, "decoder norm": 4, "projection": 4}
-"""Bytes per weight of W_enc and W_dec together that must move at least."""
+FLOORS: dict[str, tuple[float, float]] = {
+    "selection": (0, 4),
+    "gradients of the weights": (4, 0),
+    "projection": (6, 0),
+    "clipping": (4, 0),
+    "Adam": (28, 0),
+    "decoder norm": (4, 0),
+}
+"""Bytes that must move, per weight (of W_enc and W_dec together) and per pre-activation. A gradient is written, and
+read for the norm; the projection reads it and the decoder and writes it, for half of the weights; Adam reads p, g, m, v
+and writes p, m, v; the decoder is read and written once more; each pre-activation is read once to choose."""
 
 
 class Clock:
@@ -78,12 +86,7 @@ def measure_parts(step: Callable[[], object], rounds: int) -> dict[str, float]:
                 *outer, last = path.split(".")
                 for attribute in outer:
                     owner = getattr(owner, attribute)
-                original = inspect.getattr_static(owner, last)
-                plain = original.__func__ if isinstance(original, staticmethod) else original
-                timed: Any = clock.timed(part, plain)
-                stack.enter_context(
-                    patch.object(owner, last, staticmethod(timed) if isinstance(original, staticmethod) else timed)
-                )
+                stack.enter_context(patch.object(owner, last, clock.timed(part, getattr(owner, last))))
         for _ in range(3):
             step()
         clock.lap()
@@ -91,6 +94,13 @@ def measure_parts(step: Callable[[], object], rounds: int) -> dict[str, float]:
             step()
             laps.append(clock.lap())
     return {part: statistics.median(lap.get(part, 0.0) for lap in laps) for part in [*PARTS, REST]}
+
+
+def floors(batch: int, d_in: int, dict_size: int) -> dict[str, float]:
+    """Milliseconds that the bytes of each part take at the bandwidth of a copy of a weight matrix, measured now."""
+    bandwidth = copy_bandwidth(d_in * dict_size)
+    weights, pre_activations = 2 * d_in * dict_size, batch * dict_size
+    return {part: (w * weights + p * pre_activations) / bandwidth for part, (w, p) in FLOORS.items()}
 
 
 def copy_bandwidth(numbers: int) -> float:
@@ -102,3 +112,20 @@ def copy_bandwidth(numbers: int) -> float:
         target.copy_(source)
         times.append(time.process_time() - start)
     return 8 * numbers / (1e3 * statistics.median(times))
+
+
+def parts_table(kind: str, measured: dict[int, tuple[dict[str, float], dict[str, float]]]) -> list[str]:
+    """Rows of parts, columns of widths: milliseconds (floor). `measured`: (parts, floors) by width."""
+    widths = list(measured)
+    lines = [f"| {kind}, cpu-ms | {' | '.join(str(w) for w in widths)} |", f"| --- |{' ---: |' * len(widths)}"]
+    for part in [*PARTS, REST]:
+        if max(measured[w][0][part] for w in widths) >= 0.1:
+            cells = [_cell(measured[w][0][part], measured[w][1].get(part)) for w in widths]
+            lines.append(f"| {part} | {' | '.join(cells)} |")
+    beyond = {w: sum(parts.values()) - parts["encoder product"] for w, (parts, _) in measured.items()}
+    lines.append(f"| all but the encoder product | {' | '.join(f'{beyond[w]:.1f}' for w in widths)} |")
+    return lines
+
+
+def _cell(milliseconds: float, floor: float | None) -> str:
+    return f"{milliseconds:.1f}" if floor is None else f"{milliseconds:.1f} ({floor:.1f})"

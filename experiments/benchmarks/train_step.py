@@ -2,6 +2,7 @@
 
     python experiments/benchmarks/train_step.py --batchtopk CHECKOUT --out table.md
     python experiments/benchmarks/train_step.py --quick
+    python experiments/benchmarks/train_step.py --parts 6144 12288 24576 --types topk batchtopk
 
 Installs nothing: it uses those of sae-lens, dictionary-learning, eai-sparsify and overcomplete that are importable, and
 BatchTopK's code from the folder given, and says what is missing. A step is forward, loss, backward, clipping, decoder
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import step_parts
 import torch
 from torch import Tensor
 
@@ -35,7 +37,7 @@ from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig,
 from saebench.trainer import Training
 
 Step = Callable[[], object]
-TYPES = ("topk", "batchtopk", "vanilla", "jumprelu")
+TYPES = ("topk", "batchtopk", "vanilla", "jumprelu", "matryoshka")
 STEPS = 1_000_000
 """Length of the run that schedules are made for; nobody gets there."""
 
@@ -277,6 +279,19 @@ def _lead(times: dict[str, float]) -> str:
     return f"{peers[fastest] / times['saebench']:.1f}x ({fastest})"
 
 
+def parts(kinds: list[str], shape: tuple[int, ...], widths: list[int], rounds: int) -> list[str]:
+    """A table for each type; the floor of a part, where it has one, in brackets."""
+    batch, d_in, _, k = shape
+    lines = []
+    for kind in kinds:
+        measured = {}
+        for width in widths:
+            step = saebench(kind, make_work(batch, d_in, width, k))
+            measured[width] = step_parts.measure_parts(step, rounds), step_parts.floors(batch, d_in, width)
+        lines += [*step_parts.parts_table(kind, measured), ""]
+    return lines
+
+
 def machine() -> str:
     model = next((line.split(":")[1].strip() for line in _cpuinfo() if line.startswith("model name")), "")
     return (
@@ -301,12 +316,19 @@ def versions() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batchtopk", type=Path, help="checkout of bartbussmann/BatchTopK")
-    parser.add_argument("--types", nargs="+", default=list(TYPES), choices=TYPES, help="architectures")
+    parser.add_argument("--types", nargs="+", default=list(TYPES[:4]), choices=TYPES, help="architectures")
     parser.add_argument("--work", nargs=4, type=int, default=(2048, 384, 6144, 32), metavar=("BATCH", "D", "F", "K"))
     parser.add_argument(
         "--clock", choices=("wall", "cpu"), default="wall", help="cpu: processor time on one thread, for a busy machine"
     )
     parser.add_argument("--rounds", type=int, default=9, help="timed steps of each contestant")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        type=int,
+        metavar="F",
+        help="instead: our step part by part at these widths, on one thread",
+    )
     parser.add_argument("--quick", action="store_true", help="two rounds of small work: does it run?")
     parser.add_argument("--out", type=Path, help="also write the table to this file")
     arguments = parser.parse_args()
@@ -315,6 +337,9 @@ def main() -> None:
     if arguments.clock == "cpu":
         torch.set_num_threads(1)
     clock = time.perf_counter if arguments.clock == "wall" else time.process_time
+    if arguments.parts:
+        print("\n".join([f"{machine()}.", "", *parts(arguments.types, shape, arguments.parts, rounds)]))
+        return
     work, missing = make_work(*shape), set[str]()
     results: dict[str, dict[str, float]] = {}
     for kind in arguments.types:
