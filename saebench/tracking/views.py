@@ -59,7 +59,7 @@ def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, A
     }
 
 
-_FIXED = {"attributes.`Run Name`": 290, "runDateAndNestInfo": 130, "duration": 90}
+_FIXED = {"attributes.`Run Name`": 290, "runDateAndNestInfo": 150, "duration": 90}
 """Columns that are always there, by the page's own names; wide enough for a stratum's name."""
 
 
@@ -71,7 +71,7 @@ def _columns(params: list[str], objective: str) -> dict[str, int]:
         **dict([name]),
         **{f"metrics.`{key}`": 150 if len(key) > 8 else 110 for key in metrics},
         **{f"params.`{key}`": 110 if key in ("type", "lr") else 80 for key in params},
-        "tags.`saebench.state`": 130,
+        "tags.`saebench.state`": 150,
         "attributes.`Dataset`": 260,
         **dict(rest),
         "tags.`saebench.reason`": 300,
