@@ -18,7 +18,7 @@ import numpy as np
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import children
+from saebench.stores import children, keys
 from saebench.stores.children import Child, Inbox, Message
 from saebench.stores.encoders import Encoders, faster
 from saebench.stores.entry import (
@@ -101,6 +101,8 @@ class Build:
         reading.mkdir()
         try:
             found = self._read(reading, cap)
+            if keys.describe(self.data, self.folder.parents[1]) != self.key:
+                raise DataError(f"{place(self.data.dataset)}: changed while it was read; start again")
             shards = [Shard.model_validate(one) for one in found["shards"]]
             for file in (file for shard in shards for file in shard.files()):
                 (reading / file.name).replace(self.folder / file.name)

@@ -66,6 +66,8 @@ def build(
     at the next call, from the last piece of 1,024 texts.
     """
     tell = on_progress or _no_one
+    with contextlib.suppress(OSError):  # where digests of data files are remembered: they are asked for again below
+        cache_dir.mkdir(parents=True, exist_ok=True)
     folder = entry_folder(data, cache_dir)
     entry = find(data, cache_dir)
     if entry is not None and _is_sound(entry, tell):

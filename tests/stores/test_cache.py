@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import cache, encoders, hold, open_store, tidy
+from saebench.stores import build, cache, encoders, hold, open_store, tidy
 from saebench.stores.progress import Progress
 from saebench.stores.texts import hash_text, threshold
 
@@ -320,6 +320,26 @@ def test_malformed_json_and_a_dataset_that_dies_half_way(
     with pytest.raises(DataError, match="failed after 30 rows: the line went dead"):
         cache.build(data, cache_dir)
     assert not [p for p in (cache_dir / "embeddings").iterdir() if p.is_dir()]
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entry would hold other texts than those of the content it is named by."""
+    data, plain = corpus(sentences(30)), build.Build._read
+
+    def reads(self: build.Build, *args: Any) -> Any:
+        found = plain(self, *args)
+        with (tmp_path / "t.jsonl").open("a") as file:
+            file.write('{"text": "one more"}\n')
+        return found
+
+    with monkeypatch.context() as patched:
+        patched.setattr(build.Build, "_read", reads)
+        with pytest.raises(DataError, match=r"t\.jsonl \[train\]: changed while it was read"):
+            cache.build(data, cache_dir)
+    assert not [path for path in (cache_dir / "embeddings").iterdir() if path.is_dir()]
+    assert cache.build(data, cache_dir).count == 31
 
 
 def test_a_missing_file_is_named(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:
