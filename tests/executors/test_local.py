@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -146,6 +147,35 @@ def test_a_gpu_worker_sees_its_gpu_alone() -> None:
 def test_a_gpu_slot_is_told_to_the_worker_as_cuda_0(local: LocalExecutor, tmp_path: Path) -> None:
     request = local._request(trial(tmp_path, "world"), Slot(0, "cuda:GPU-aaaa", "x", memory_fraction=0.475))
     assert (request.device, request.memory_fraction) == ("cuda:0", 0.475)
+
+
+@pytest.mark.parametrize("patience", [60.0, 0.5])
+def test_a_gpu_is_given_back_when_its_memory_is(
+    local: LocalExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """A driver may count a dead process's memory for a while; one that always does costs seconds, not the GPU."""
+    slot, counted = Slot(0, "cuda:GPU-aaaa", "cuda 0"), list[int]()
+    nvml = SimpleNamespace(
+        NVMLError=OSError,
+        nvmlInit=lambda: None,
+        nvmlDeviceGetHandleByUUID=lambda uuid: uuid,
+        nvmlDeviceGetComputeRunningProcesses=lambda gpu: (
+            [SimpleNamespace(pid=pid) for pid in counted] if gpu == "GPU-aaaa" else []
+        ),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)  # type: ignore[arg-type]
+    monkeypatch.setattr(local, "_slots", (slot,))
+    monkeypatch.setattr("saebench.executors.local.DRAIN", patience)
+    local.start(trial(tmp_path, "sleeps"), slot)
+    counted.append(started(local)["pid"])
+    local.stop(0, "kill")
+    until(lambda: not lives(counted[0]))
+    if patience > 1:
+        assert local.poll(0.5) == []
+        with pytest.raises(RuntimeError, match="cuda 0 is not free"):
+            local.start(trial(tmp_path, "quick", 1), slot)
+        counted.clear()
+    assert exit_of(local) == ExitMessage(0, "killed", "killed")
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
