@@ -78,7 +78,7 @@ def test_status_shows_everything_of_the_last_sweep(paths: SweepPaths) -> None:
     text = call("status").output
     for words in (
         f"{paths.root}: no scheduler is at work on it",
-        "3/4 trials  1 complete  1 pruned  1 failed  1 running  1 interrupted",
+        "3 trials of at most 4  1 complete  1 pruned  1 failed  1 running  1 interrupted",
         "0003",
         "0.25",
         "trial 0001 at 100: prune (median: value 0.5, threshold 0.4)",

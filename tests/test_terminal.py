@@ -63,6 +63,15 @@ def test_the_picture_shows_slots_counts_verdicts_and_failures_with_reasons() -> 
     assert "interrupted" not in text
 
 
+def test_a_sweep_that_nobody_works_on_has_no_pace_and_is_not_four_fifths_done() -> None:
+    board = a_board()
+    board.attended = False
+    text = drawn(board)
+    assert "15 trials of at most 24" in text
+    assert "0:00" not in text.split("slot")[0]
+    assert "15/24" not in text
+
+
 def test_many_running_trials_leave_room_for_the_failures() -> None:
     board = a_board()
     for n in range(100):

@@ -68,6 +68,8 @@ class Board:
     """Trials that had ended when this scheduler started."""
     tracker: str = ""
     """What is wrong with tracking, if anything."""
+    attended: bool = True
+    """Whether a scheduler is at work on it; without one, time does not count and `planned` is only a bound."""
 
     @property
     def ended(self) -> int:
@@ -106,7 +108,7 @@ def read_board(paths: SweepPaths, planned: int = 0, since: float | None = None) 
     """The board of a sweep from its files, whether or not a scheduler is at work on it. since: when it began to be, in
     seconds since the epoch; without it there is no pace."""
     board = Board(paths.name, planned)
-    board.started = since or board.started
+    board.started, board.attended = since or board.started, since is not None
     judged: list[tuple[float, str]] = []
     for trial in paths.trials():
         state = read_state(trial)

@@ -46,7 +46,8 @@ def duration(seconds: float) -> str:
 
 def counts_text(board: Board) -> Text:
     """12/24: 10 complete, 1 pruned, 1 failed, 2 running."""
-    text = Text(f"{board.ended}/{board.planned or '?'} trials")
+    of = f"/{board.planned or '?'} trials" if board.attended else f" trials of at most {board.planned or '?'}"
+    text = Text(f"{board.ended}{of}")
     for state, style in STYLES.items():
         if board.counts[state]:
             text.append(f"  {board.counts[state]} {state}", style)
@@ -122,7 +123,7 @@ def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
     """The whole screen, at most about `height` lines of it."""
     parts: list[RenderableType] = [
         Text.assemble((board.name, "bold"), "  ", counts_text(board)),
-        bar_line(board.ended, board.planned, pace_text(board), width),
+        *([bar_line(board.ended, board.planned, pace_text(board), width)] if board.attended else []),
     ]
     if board.stopping:
         parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and leave", "magenta"))
