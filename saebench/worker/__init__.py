@@ -149,6 +149,8 @@ _CUDA_MEMORY = (
     "Triton Error [CUDA]: out of memory",
     "MPS backend out of memory",
 )
+_NO_CUDA = ("Torch not compiled with CUDA", "Found no NVIDIA driver", "NVIDIA driver on your system is too old")
+"""Of torch and this machine together: no trial could run on any GPU here."""
 _HOST_MEMORY = ("can't allocate memory", "Cannot allocate memory")
 
 
@@ -164,6 +166,8 @@ def classify(error: BaseException) -> FailureKind:
         if isinstance(one, FloatingPointError):
             return "diverged"
         if isinstance(one, UserError | ImportError | SyntaxError) or {"ValidationError", "ValueError"} <= names:
+            return "user_error"
+        if any(mark in text for mark in _NO_CUDA):
             return "user_error"
     return "crash"
 
