@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update", "--hide-scrollbars"]  # fmt: skip
 PATIENCE = 60_000
-"""Milliseconds to wait for something to appear; a page of MLflow takes 3 s on an idle core."""
+"""Milliseconds to wait for something to appear; a page of MLflow took 2 to 10 s on two cores with a load of 14."""
 
 
 @contextmanager
