@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 SAME = 0.7
 """Cosine above which two latents count as the same."""
 CELLS = 6144**2
-"""Cosines per matching: 450 MB at its height, and 15 seconds of one core."""
+"""Cosines per matching: 1 GB at its height, and 4 seconds of one core."""
 
 
 @dataclass(frozen=True)

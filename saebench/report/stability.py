@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from saebench.report.read import Record
 
 QUICK = 32_000_000
-"""Cosines that a report computes unasked: some five seconds of one core."""
+"""Cosines that a report computes unasked: some three seconds of one core."""
 ASK = "--table stability"
 
 
