@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import click
 import pytest
 from click.testing import CliRunner
@@ -33,3 +36,8 @@ def test_every_command_and_option_says_what_it_does() -> None:
         for option in command.params:
             if isinstance(option, click.Option):
                 assert option.help, f"{name} {option.opts[0]} has no help"
+
+
+def test_the_package_can_be_run_where_the_script_is_not_on_the_path() -> None:
+    ran = subprocess.run([sys.executable, "-m", "saebench", "--version"], capture_output=True, text=True, check=True)
+    assert "saebench, version" in ran.stdout

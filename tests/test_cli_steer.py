@@ -178,6 +178,7 @@ def test_retry_runs_a_sweep_that_nobody_works_on(paths: SweepPaths, monkeypatch:
         (["stop", "toy"], "toy: no scheduler is at work on it"),
         (["logs", "99"], "there is no trial '99' (there: 0 to 4)"),
         (["logs", "x"], "there is no trial 'x'"),
+        (["logs", "\u00b2"], "there is no trial"),
         (["logs", "nosuch/1"], "nosuch: no such sweep"),
         (["retry", "--trial", "0"], "trial 0: complete, not failed"),
         (["retry", "--trial", "77"], "trial 77: is not there, not failed"),

@@ -220,7 +220,7 @@ def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> No
     """Print what a trial printed, all attempts. TRIAL is a number, or SWEEP/NUMBER."""
     before, _, number = trial.rpartition("/")
     paths = find_sweep(before or name, runs_dir)
-    if not number.isdigit() or not (root := paths.trial(int(number)).root).is_dir():
+    if not number.isdecimal() or not (root := paths.trial(int(number)).root).is_dir():
         numbers = [int(t.root.name) for t in paths.trials()]
         there = f"0 to {max(numbers)}" if numbers else "none"
         raise UserError(f"{paths.name}: there is no trial {number!r} (there: {there})")
