@@ -63,7 +63,35 @@ def test_runs_over_http_are_those_of_the_database_page_by_page(
     monkeypatch.setattr(wire, "_PAGE", 7)
     frame = trials("demo", runs_dir=tmp_path, tracking_uri=served)
     pd.testing.assert_frame_equal(frame, trials("demo", runs_dir=store.runs))
-    assert asked == [wire._SEARCH] * -(-len(store.trials) // 7)
+    pages = -(-len(store.trials) // 7)
+    assert asked == [wire._SEARCH] * (pages + 1), "and one for the newest: all of these began at the same moment"
+
+
+def test_spans_of_time_together_are_all_times_and_no_time_is_in_two() -> None:
+    for begin, end in ((100, 101), (100, 107), (100, 100_000), (0, 3)):
+        times = [*range(begin, min(end, begin + 300) + 1), end, end + 50]
+        spans = [span.replace("attributes.start_time", "t") for span in wire._spans(begin, end)]
+        assert all(sum(eval(span, {"t": t}) for span in spans) == 1 for t in times)
+    assert wire._spans(100, 100) == []
+
+
+def test_a_long_sweep_is_asked_for_in_spans_of_time(
+    store: Store, served: str, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Uneven times, some of them equal, one in a page of its own."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=store.uri)
+    experiment = client.create_experiment("long", artifact_location=tmp_path.as_uri())
+    parent = client.create_run(experiment, tags={"saebench.kind": "sweep", "saebench.sweep": "long"}).info.run_id
+    for number in range(24):
+        tags = {"saebench.kind": "trial", "mlflow.parentRunId": parent, "saebench.trial": f"{number:04d}"}
+        client.create_run(experiment, start_time=1000 + (number // 3) ** 4, tags=tags)
+    monkeypatch.setattr(wire, "_PAGE", 4)
+    frame = trials("long", runs_dir=tmp_path, tracking_uri=served)
+    assert frame["trial"].tolist() == list(range(24))
+    pd.testing.assert_frame_equal(frame, trials("long", runs_dir=tmp_path, tracking_uri=store.uri))
+    assert len(asked) > 2 + wire._SPANS
 
 
 def test_numbers_that_json_does_not_have_arrive_as_they_are(served: str, store: Store, tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     with speaking_to(source.uri):
         parent = client.get_run(source.run_id)
         if wire.is_server(source.uri):
-            runs = list(wire.runs(source.uri, source.experiment_id, wanted))
+            runs = wire.runs(source.uri, source.experiment_id, wanted, _AT_ONCE)
         else:
             query = {"experiment_ids": [source.experiment_id], "filter_string": wanted, "max_results": 1000}
             runs = [_plain(run) for run in pages(client.search_runs, **query)]
