@@ -62,7 +62,7 @@ def _safe(name: str) -> str:
     return name
 
 
-def _model_uri(client: Any, run: Any, local: Path | None) -> tuple[str, str]:
+def _model_uri(client: Any, run: Any, local: Path | None = None) -> tuple[str, str]:
     models = run.outputs.model_outputs if run.outputs else []
     if models:
         # its place, not models:/<id>: MLflow would look that up in its default store, not in this one
