@@ -112,6 +112,8 @@ def run_sweep(
             words = of_the_machine(error)
             if words is None:
                 raise
+            if error.filename is None:
+                words = f"{paths.root}: {words}"
             if not paths.lock.exists():
                 raise PreflightError(words) from error
             shown.say(f"ended early: {words}; once that is mended the same command goes on")
