@@ -44,7 +44,9 @@ class JumpReLUSAE(SAE):
     """latents = pre where pre > threshold, else 0; loss = FVU + coeff * mean L0.
 
     The threshold is a raw float32 parameter (a logarithm moves by its learning rate times itself under Adam and so
-    stands still), started where the L0 on training rows is about three times the target.
+    stands still), started where the L0 on training rows is the target. Started at three times that, as the other
+    penalised types are, a tenth of the latents falls silent while the thresholds rise and, without a gradient, stays so
+    (experiments/LOG.md).
     """
 
     config: JumpReLUConfig
@@ -58,7 +60,7 @@ class JumpReLUSAE(SAE):
     def initialise_from(self, z: Tensor) -> None:
         pre = sample_pre_activations(self, z)
         self.bandwidth.copy_(pre.std() * self.config.bandwidth)
-        self.threshold.fill_(activation_quantile(pre, starting_l0(self)))
+        self.threshold.fill_(activation_quantile(pre, self.config.target_l0 or starting_l0(self)))
         self.constrain()
 
     def learning_rate_factors(self) -> dict[str, float]:

@@ -63,9 +63,10 @@ def made(preprocess: str = "center_scale", scale: float = 1.0, **fields: float) 
     return sae
 
 
-def test_it_starts_at_three_times_the_target() -> None:
-    sae = made(target_l0=5.0)
-    assert float((sae.encode(formulas.cloud(4000, seed=2)) > 0).sum(1).double().mean()) == pytest.approx(15, rel=0.05)
+@pytest.mark.parametrize(("fields", "l0"), [({"target_l0": 5.0}, 5), ({"l0_coeff": 0.1}, 2)])
+def test_it_starts_at_the_target_or_at_a_quarter_of_the_width(fields: dict[str, float], l0: float) -> None:
+    fires = made(**fields).encode(formulas.cloud(4000, seed=2)) > 0
+    assert float(fires.sum(1).double().mean()) == pytest.approx(l0, rel=0.05)
 
 
 def test_the_bandwidth_is_in_units_of_the_pre_activations() -> None:
