@@ -157,6 +157,6 @@ def test_a_real_sweep_its_status_and_again(
     assert status["planned"] == 1
     assert status["scheduler"] is None
     assert status["trials"][0]["values"]["eval/l0"] == 4.0
-    assert "1/1 trials  1 complete" in saebench("status").out
+    assert "1 trials of at most 1  1 complete" in saebench("status").out
     assert "trial 0000 attempt 1" in saebench("logs", "0").out
     assert os.listdir(tmp_path / "runs") == ["tiny"]
