@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from test_sweep import empty_database, spec
 
-pytest.importorskip("ipykernel", reason="it is not a dependency: pip install ipykernel")
+pytest.importorskip("ipykernel", reason="ipykernel is not installed (extra [dev])")
 client = pytest.importorskip("jupyter_client")
 __all__ = ["empty_database"]
 
