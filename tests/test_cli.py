@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import click
 import pytest
@@ -41,3 +45,35 @@ def test_every_command_and_option_says_what_it_does() -> None:
 def test_the_package_can_be_run_where_the_script_is_not_on_the_path() -> None:
     ran = subprocess.run([sys.executable, "-m", "saebench", "--version"], capture_output=True, text=True, check=True)
     assert "saebench, version" in ran.stdout
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_is_one_line_and_130(tmp_path: Path) -> None:
+    spec = tmp_path / "spec.yaml"
+    os.mkfifo(spec)  # reading it waits for us
+    command = [sys.executable, "-m", "saebench", "plan", str(spec)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as us:
+        end = time.monotonic() + 60
+        while (writer := _opened(spec)) is None:
+            assert time.monotonic() < end
+            assert us.poll() is None
+            time.sleep(0.02)
+        us.send_signal(signal.SIGINT)
+        out, errors = us.communicate(timeout=30)
+    os.close(writer)
+    assert (us.returncode, out, errors) == (130, "", "saebench: interrupted\n")
+
+
+def _opened(fifo: Path) -> int | None:
+    """The writing end, once somebody reads."""
+    try:
+        return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError:
+        return None
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["plan"], ["plan", "--nonsense", "a.yaml"]])
+def test_a_command_line_that_is_wrong_is_still_2(arguments: list[str]) -> None:
+    ran = subprocess.run([sys.executable, "-m", "saebench", *arguments], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (2, "")
+    assert "Usage:" in ran.stderr

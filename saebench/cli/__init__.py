@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
@@ -41,6 +43,17 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(importlib.import_module(module), name)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Ctrl-C ends in 130, as in a shell and in `sweep`; click alone would say "Aborted!" and exit with 1."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _InterruptedError from None
+
+
+class _InterruptedError(Exception):
+    """KeyboardInterrupt under a name that click lets through."""
+
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="saebench")
@@ -55,6 +68,11 @@ def main() -> None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live
     try:
         cli(standalone_mode=True)
+    except (KeyboardInterrupt, _InterruptedError):
+        with contextlib.suppress(OSError):  # a second Ctrl-C is welcome to end us sooner
+            after = "\n" * sys.stderr.isatty()  # the terminal has written ^C
+            click.echo(f"{after}saebench: interrupted", err=True)
+        sys.exit(130)
     except UserError as error:
         click.echo(f"saebench: {error}", err=True)
         sys.exit(error.exit_code)
