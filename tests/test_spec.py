@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 
@@ -95,6 +96,30 @@ def test_a_mapping_is_read_as_a_file_is() -> None:
         SpecError, match=r"^here: <object .*>: must be a mapping, a list, text, a number, a bool or None"
     ):
         parse_spec({**values, "train": {"samples": object()}}, label="here")
+
+
+def test_a_mapping_that_pyyaml_has_read_means_what_its_text_says() -> None:
+    text = BASE.replace("samples: 10_000", "samples: 1e4").replace("lr: {low: 1e-4", "lr: {low: 1E-4")
+    loaded = yaml.safe_load(text.replace("batch_size: 128", "batch_size: [128, 2e2]"))
+    assert loaded["train"]["samples"] == "1e4"  # YAML 1.1 wants 1.0e+4
+    train = parse_spec(loaded).train
+    assert (train["samples"], train["batch_size"]) == (10_000, (128, 200))
+    assert train["lr"] == Range(1e-4, 1e-2, log=True)
+
+
+@pytest.mark.parametrize("value", ["", "~", "3e-4x", "nan", "on", "1:30", " 1", "0x10"])
+def test_other_text_from_python_is_no_number(value: str) -> None:
+    loaded = yaml.safe_load(BASE)
+    loaded["train"]["lr"] = value
+    with pytest.raises(SpecError, match="must be a number"):
+        parse_spec(loaded)
+
+
+def test_text_from_python_stays_text_where_text_is_meant() -> None:
+    loaded = yaml.safe_load(BASE)
+    loaded["data"] |= {"revision": "1e5", "prompt": "10"}
+    data = parse_spec(loaded).data
+    assert (data.revision, data.prompt) == ("1e5", "10")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 from pydantic import TypeAdapter, ValidationError
 
 from saebench.config import Config
-from saebench.spec.nodes import Leaf, Node
+from saebench.spec.nodes import Leaf, Node, plain_value
 
 
 class Bad:
@@ -56,10 +56,19 @@ class Accepts:
             return value if isinstance(value, bool) else leaf.text is not None and leaf.text.lower() in _TRUE
         if isinstance(value, bool):
             return BAD
+        if isinstance(value, str) and leaf.text is None:
+            value = self._as_loaded(value)
         if isinstance(value, int | float) and self.numeric:
             return self._numeric(value)
         text = leaf.text if leaf.text is not None else value
         return text if text in self.words or (str in self.kinds and isinstance(text, str)) else BAD
+
+    def _as_loaded(self, text: str) -> Any:
+        """Text from Python: a number where only that will do, because `yaml.safe_load` gives "3e-4" for 3e-4."""
+        if not self.numeric or str in self.kinds or text in self.words:
+            return text
+        value = plain_value(text)
+        return text if value is None else value
 
     def _numeric(self, value: int | float) -> Any:
         if not math.isfinite(value):
