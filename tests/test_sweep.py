@@ -328,6 +328,19 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_disk_that_is_full_for_the_runs_is_not_said_to_be_the_databases(
+    sweep: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("saebench.tracking.book.write_text", full)
+    with pytest.raises(PreflightError) as error:
+        sweep(threads=True)
+    assert str(error.value).endswith("/runs/toy: No space left on device")
+    assert "tracking" not in str(error.value)
+
+
 def test_a_working_directory_that_was_deleted_is_one_line(
     sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -79,3 +81,9 @@ def test_two_sweeps_that_start_at_once_do_not_make_the_tables_at_once(
         thread.join()
     assert most == [1, 1, 1, 1]
     assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []
+
+
+def test_what_mlflow_is_warned_of_is_no_error_of_ours(tmp_path: Path) -> None:
+    code = f"from saebench.tracking.server import connect; connect('sqlite:///{tmp_path}/mlflow.db')"
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")

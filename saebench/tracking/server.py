@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import re
 import socket
 import sqlite3
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
@@ -30,6 +32,10 @@ _PREFLIGHT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
 }
 """MLflow's own are 7 retries of up to 120 s each: about four minutes before a wrong address is reported."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+"""Raised as they are by writing the sweep's own files; what MLflow's writing meets, it says in its own words."""
+_OTHERS = r"(mlflow|sqlalchemy|alembic)(\.|$)"
+"""Modules whose warnings of what they will change one day are their own affair: `python -W error` would stop here."""
 _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of a logged model: it would tear the live view
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -118,6 +124,8 @@ def _check_address(uri: str) -> None:
 def connect(uri: str) -> MlflowClient:
     """A client whose store has answered; raises PreflightError with one line, within about ten seconds over http."""
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    for kind in (DeprecationWarning, FutureWarning):
+        warnings.filterwarnings("ignore", category=kind, module=_OTHERS)
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
@@ -154,6 +162,8 @@ def preflight(uri: str) -> Iterator[None]:
         except PreflightError:
             raise
         except Exception as error:  # whatever a driver, a proxy or a plugin raises means: no tracking
+            if isinstance(error, OSError) and error.errno in _NO_ROOM:
+                raise
             raise PreflightError(f"tracking {without_password(uri)}: {one_line(error)}") from error
 
 
