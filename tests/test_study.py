@@ -455,6 +455,24 @@ def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
     assert survived, "the sweep has more records than crashes were tried"
 
 
+def test_a_trial_without_a_number_is_drawn_as_if_none_had_been_tried_again(tmp_path: Path) -> None:
+    """Optuna has counted the second attempt; a scheduler that lived on would not have."""
+    straight = Search(plan(k=16), tmp_path / "straight")
+    expected = run(straight)
+    search = Search(plan(k=16), tmp_path / "killed")
+    for _ in range(2):
+        config = search.ask()
+        assert config is not None
+        search.tell(config.number, "failed", {}, "crash")
+        complete(search, search.reopen(config.number))
+    search._cells[0].study.ask()  # and killed before it had params or a number
+    again = Search(plan(k=16), tmp_path / "killed")
+    [left] = again.running()
+    assert drawn([left]) == drawn(expected[2:3])
+    complete(again, left)
+    assert drawn(run(again)) == drawn(expected[3:])
+
+
 def test_nobody_waits_for_the_disk_but_for_what_no_one_else_knows(
     journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -223,8 +223,9 @@ class Search:
             self._register(trial)
         for cell, past in unnumbered:
             # nobody has seen it yet: it gets what it lacks, and is a trial like any other
-            cell.study.sampler = samplers.make_sampler(self._plan.spec.search, cell.study.study_name, past.number)
-            adopted = accept(self._plan, cell, attach(cell.study, past._trial_id), self._next)
+            asked = attach(cell.study, past._trial_id)  # its number as the study counts, without superseded trials
+            cell.study.sampler = samplers.make_sampler(self._plan.spec.search, cell.study.study_name, asked.number)
+            adopted = accept(self._plan, cell, asked, self._next)
             if adopted is not None:
                 self._register(adopted).left = True
 
