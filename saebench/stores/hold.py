@@ -18,7 +18,7 @@ class Hold:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             weakref.finalize(self, os.close, handle)
             os.utime(path)
-            _lock(handle, shared=True)
+            _share(handle)
 
 
 @contextmanager
@@ -26,20 +26,30 @@ def nobody_holds(path: Path) -> Iterator[bool]:
     """Whether no process (this one included) holds the entry; nobody new does while this lasts."""
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        _lock(handle, shared=False)
-        free = True
-    except BlockingIOError:
-        free = False
-    try:
-        yield free
+        yield _take(handle)
     finally:
         os.close(handle)
 
 
-def _lock(handle: int, shared: bool) -> None:
-    """Lock an open file without waiting; raises BlockingIOError. Nothing happens where there is no flock (Windows)."""
-    try:
+# Nothing happens where there is no flock (Windows).
+
+
+def _share(handle: int) -> None:
+    """Lock an open file with others. Waits for who has it alone: it may be about to remove the entry, and without a
+    lock the entry would be found and then be gone."""
+    with suppress(ImportError):
         import fcntl
-    except ImportError:
-        return
-    fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+
+        fcntl.flock(handle, fcntl.LOCK_SH)
+
+
+def _take(handle: int) -> bool:
+    """Whether an open file could be locked alone, without waiting."""
+    with suppress(ImportError):
+        import fcntl
+
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

@@ -469,6 +469,22 @@ def test_gc_leaves_an_entry_alone_that_somebody_reads(corpus: Corpus, cache_dir:
     assert cache.find(data, cache_dir) is None
 
 
+def test_an_entry_that_is_being_removed_is_waited_for_and_not_found(corpus: Corpus, cache_dir: Path) -> None:
+    """Without a lock it would be found a moment before it is gone."""
+    data = corpus(sentences(20))
+    folder = cache.build(data, cache_dir).directory
+    found: list[Any] = []
+    finder = threading.Thread(target=lambda: found.append(cache.find(data, cache_dir)))
+    with hold.nobody_holds(cache.beside(folder, ".used")) as free:
+        assert free
+        finder.start()
+        finder.join(0.2)
+        assert found == []
+        (folder / "manifest.json").unlink()
+    finder.join(20)
+    assert found == [None]
+
+
 def test_gc_leaves_files_that_an_entry_outgrew_to_who_still_reads_them(corpus: Corpus, cache_dir: Path) -> None:
     texts = sentences(60)
     small = cache.build(corpus(texts, num_examples=20), cache_dir)
