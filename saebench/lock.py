@@ -117,7 +117,14 @@ def born(pid: int) -> str:
     state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     if state == "Z":
         raise ProcessLookupError(f"{pid}: has ended")
-    return f"{_BOOT.read_text().strip()} {fields[18]}"
+    return f"{_boot()} {fields[18]}"
+
+
+def _boot() -> str:
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:  # hidden from some containers: a process of an earlier boot may then pass for a living one
+        return ""
 
 
 def describe(paths: SweepPaths) -> str:

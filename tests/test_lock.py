@@ -117,6 +117,14 @@ def test_a_clock_that_is_set_changes_nothing(paths: SweepPaths, monkeypatch: pyt
         assert holder(paths) is not None
 
 
+def test_where_the_kernel_does_not_name_its_boot_a_sweep_is_held_all_the_same(
+    paths: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saebench.lock._BOOT", tmp_path / "not there")
+    with at_work_on(paths):
+        assert holder(paths) is not None
+
+
 def test_a_holder_that_nobody_has_reaped_is_gone(paths: SweepPaths, other: subprocess.Popen[str]) -> None:
     os.kill(other.pid, signal.SIGKILL)
     os.waitid(os.P_PID, other.pid, os.WEXITED | os.WNOWAIT)
