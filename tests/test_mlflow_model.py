@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,3 +131,47 @@ def test_nothing_is_written_to_another_place(logged: tuple[str, Any, Path], here
     """The tracker's thread must not wake MLflow's default store in the working directory."""
     assert logged
     assert not list(here.iterdir())
+
+
+@pytest.mark.slow
+def test_mlflow_serves_it(model: Any, logged: tuple[str, Any, Path], tmp_path: Path) -> None:
+    uri, run, _ = logged
+    (output,) = run.outputs.model_outputs
+    location = server.connect(uri).get_logged_model(output.model_id).artifact_location
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", location, "--env-manager", "local"]
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # it calls uvicorn by its name
+    log = tmp_path / "serve.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            stdout=out, stderr=out, env=os.environ | {"PATH": path}, start_new_session=True,
+        )  # fmt: skip
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/ping", process, log)
+        rows = torch.nn.functional.normalize(torch.randn(3, D_IN)).numpy()
+        asked = {"inputs": rows.tolist(), "params": {"output": "reconstruction"}}
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            served = np.array(json.load(answer)["predictions"])
+        np.testing.assert_allclose(served, model.predict(rows, params={"output": "reconstruction"}), atol=1e-5)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def _wait_for(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end = time.monotonic() + 120
+    while True:
+        try:
+            with urllib.request.urlopen(address, timeout=10):
+                return
+        except OSError:  # a refused connection is a URLError, which is one
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
