@@ -30,8 +30,9 @@ PRUNE_SHARE = 0.2
 
 What a penalised trial learns during the ramp is another task. At its end the controller of `target_l0` swings (the
 training L0 passes a tenth and three times the target), and as evaluations are at the target all the same, their FVU
-is that of a moved threshold: it ranks the trials of jumprelu backwards (experiments/pruning). Measured on the
-learning curves of 208 points, 16 strata: experiments/early_signal and experiments/pruning."""
+is that of a moved threshold: it ranked the trials of jumprelu backwards (experiments/pruning) while its thresholds
+started at three times the target, before they started at it. Measured then, on the learning curves of 208 points, 16
+strata: experiments/early_signal and experiments/pruning."""
 DEAD_WINDOW = 100_000
 """Most examples of the default dead window (TrainConfig.dead_after)."""
 
