@@ -491,7 +491,6 @@ _VICTIM = """
 import sys, time
 from pathlib import Path
 from fakes import trial_config
-from mlflow_server import Server, wait_for
 from saebench.config import TrackingConfig
 from saebench.events import EventLog
 from saebench.paths import SweepPaths
