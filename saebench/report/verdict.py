@@ -9,6 +9,8 @@ from saebench.report.statistics import MAX_SEEDS
 
 ENOUGH_SEEDS = 3
 """Seeds to ask for where there is one."""
+SAME = 1e-9
+"""Log-ratios below this are the rounding of equal numbers."""
 
 
 def percent(log_ratio: float) -> float:
@@ -17,13 +19,15 @@ def percent(log_ratio: float) -> float:
 
 
 def worded(log_ratio: float) -> str:
-    """In words: 4.1% lower, 0.30% higher."""
+    """In words: 4.1% lower, 0.30% higher, under 0.01% higher, equal."""
     value = percent(log_ratio)
+    if abs(log_ratio) < SAME:
+        return "equal"
     return f"{_digits(abs(value))}% {'lower' if value < 0 else 'higher'}"
 
 
 def _digits(value: float) -> str:
-    return f"{value:.1f}" if value >= 1 else f"{value:.2g}" if value >= 0.01 else f"{value:.2f}"
+    return f"{value:.1f}" if value >= 1 else f"{value:.2g}" if value >= 0.01 else "under 0.01"
 
 
 def sentence(c: Comparison) -> str:
@@ -32,6 +36,8 @@ def sentence(c: Comparison) -> str:
     if not c.strata:
         why = f": {c.left_out[0]}" if c.left_out else ""
         return f"{c.a} and {c.b} were not compared{where}: they have no common stratum or range of L0{why}"
+    if all(abs(pair.log_ratio) < SAME for stratum in c.strata for pair in stratum.pairs.values()):
+        return f"{c.a} and {c.b} have the same FVU at equal L0{where}, in {_all(c)}; {_seeds(c)}{_texts(c)}"
     if c.decided:
         return _decided(c, where)
     if c.low != c.low:
@@ -72,6 +78,10 @@ def _strata(c: Comparison) -> str:
     return f"{c.lower} of {len(c.strata)} strata"
 
 
+def _all(c: Comparison) -> str:
+    return f"all {len(c.strata)} strata" if len(c.strata) > 1 else "the one stratum"
+
+
 def _seeds(c: Comparison) -> str:
     return f"{c.seeds} seed{'s' * (c.seeds != 1)}"
 
@@ -79,7 +89,9 @@ def _seeds(c: Comparison) -> str:
 def _texts(c: Comparison) -> str:
     """What else the reader must know: the other interval, interpolation, strata left out, an L0 that is not equal."""
     parts = []
-    if c.texts:
+    if c.texts and max(abs(c.text_low), abs(c.text_high)) < SAME:
+        parts.append(f"equal over {c.texts} hold-out texts, too")
+    elif c.texts:
         low, high = worded(c.text_low), worded(c.text_high)
         span = f"{high.split('%')[0]} to {low}" if c.text_high < 0 else f"{low} to {high}"
         parts.append(f"over {c.texts} hold-out texts {span}")

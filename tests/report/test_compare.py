@@ -10,7 +10,7 @@ from sweep_data import frame_of, simulate
 
 from saebench.report import points
 from saebench.report.compare import compare, runs_of, with_texts
-from saebench.report.verdict import percent, sentence
+from saebench.report.verdict import percent, sentence, worded
 
 
 def compared(trials):
@@ -82,6 +82,28 @@ def test_seeds_that_gave_the_same_values_decide_nothing() -> None:
     (c,) = compared(simulate(seed_sd=0, cell_sd=0))
     assert not c.decided
     assert "gave the same values" in sentence(c)
+
+
+@pytest.mark.parametrize(("seeds", "levels", "where"), [((0, 1, 2), (16, 32), "all 4 strata; 3 seeds"),
+                                                        ((0,), (16, 32), "all 4 strata; 1 seed")])  # fmt: skip
+def test_arms_that_are_the_same_are_said_to_be(seeds, levels, where) -> None:
+    trials = simulate(seeds=seeds, levels=levels)
+    metrics = {}
+    for trial in trials:
+        where_it_is = tuple(trial["params"][key] for key in ("k", "dict_size")), trial["point"], trial["seed"]
+        trial["metrics"] = metrics.setdefault(where_it_is, trial["metrics"])
+    (c,) = compared(trials)
+    assert sentence(c) == f"{c.a} and {c.b} have the same FVU at equal L0, in {where}"
+    (again,) = [with_texts(c, {run: np.linspace(1, 2, 300) for run in runs_of([c])})]
+    assert sentence(again) == f"{sentence(c)}; equal over 300 hold-out texts, too"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(0.959, "4.1% lower"), (1.003, "0.3% higher"), (1.00002, "under 0.01% higher"), (1 + 1e-12, "equal")],
+)
+def test_no_difference_is_worded_as_zero_percent(ratio: float, words: str) -> None:
+    assert worded(math.log(ratio)) == words
 
 
 def test_one_stratum_is_enough() -> None:
