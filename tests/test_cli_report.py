@@ -17,7 +17,10 @@ from report.sweep_data import Store
 from safetensors.numpy import save_file
 
 from saebench.cli import cli
+from saebench.cli.report import PLOTS
 from saebench.errors import UserError
+from saebench.report.document import Report
+from saebench.report.read import Record
 from saebench.tracking import views
 
 
@@ -103,6 +106,34 @@ def test_plots_go_where_they_are_told(store: Store, tmp_path: Path) -> None:
     assert {p.name for p in tmp_path.glob("q-*.svg")} == {
         f"q-{name}.svg" for name in ("pareto", "curves", "dead", "density", "l0", "parallel")
     }
+
+
+def test_what_cannot_be_drawn_is_said_in_one_line(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = [sweep_data.with_state(trial, "failed", "crash") for trial in sweep_data.simulate()]
+    monkeypatch.setattr("saebench.report.load", lambda *_, **__: Report(Record(sweep_data.frame_of(failed))))
+    result = call(store, "report", "--plot", tmp_path / "p.png", "--chart", "all")
+    assert isinstance(result.exception, UserError)
+    assert str(result.exception) == (
+        f"{tmp_path / 'p.png'}: nothing to draw for {', '.join(PLOTS)}: no trial has what they show"
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_chart_that_is_missing_among_all_is_named(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trials = sweep_data.simulate()
+    for trial in trials:
+        del trial["metrics"]["eval/dead_fraction"]
+    monkeypatch.setattr("saebench.report.load", lambda *_, **__: Report(Record(sweep_data.frame_of(trials))))
+    result = done(store, "report", "--plot", tmp_path / "p.svg", "--chart", "all")
+    drawn = {path.stem.removeprefix("p-") for path in tmp_path.iterdir()}
+    assert "pareto" in drawn
+    assert "dead" not in drawn
+    missing = ", ".join(name for name in PLOTS if name not in drawn)
+    assert result.stderr.splitlines()[-1].startswith(f"nothing to draw for {missing}: no trial has what ")
 
 
 def test_the_page_goes_into_the_sweep_s_directory_unless_told_otherwise(store: Store) -> None:

@@ -65,8 +65,15 @@ def report(
     document = load(*sweeps, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
     kind = kind or (SUFFIXES.get(out.suffix.lower(), "table") if out else "table")
     if plot:
-        for path in _plots(document, plot, chart):
+        drawn = _plots(document, plot, chart)
+        for path in drawn.values():
             click.echo(f"plot: {path}", err=True)
+        if missing := [name for name in PLOTS if chart == "all" and name not in drawn]:
+            shown = "they show" if len(missing) > 1 else "it shows"
+            why = f"nothing to draw for {', '.join(missing)}: no trial has what {shown}"
+            if not drawn:
+                raise UserError(f"{plot}: {why}")
+            click.echo(why, err=True)
     if not plot or out or names:
         _write(document, kind, out, tuple(NAMES) if "all" in names else names)
     if log:
@@ -76,20 +83,22 @@ def report(
             click.echo(f"note: {note}", err=True)
 
 
-def _plots(document: Report, path: Path, chart: str) -> list[Path]:
+def _plots(document: Report, path: Path, chart: str) -> dict[str, Path]:
+    """The file of every chart that has something to show."""
     from saebench.report.charts import CHARTS
     from saebench.report.plots import save
 
     if chart != "all":
         with _writing(path):
             save(CHARTS[chart](document), path)
-        return [path]
-    drawn = {path.with_stem(f"{path.stem}-{name}"): CHARTS[name](document) for name in PLOTS}
-    drawn = {place: made for place, made in drawn.items() if made.panels}
-    for place, made in drawn.items():
-        with _writing(place):
-            save(made, place)
-    return list(drawn)
+        return {chart: path}
+    drawn = {}
+    for name in PLOTS:
+        if (made := CHARTS[name](document)).panels:
+            drawn[name] = path.with_stem(f"{path.stem}-{name}")
+            with _writing(drawn[name]):
+                save(made, drawn[name])
+    return drawn
 
 
 def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]) -> None:
