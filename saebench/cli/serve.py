@@ -18,10 +18,10 @@ def serve(command: Sequence[str]) -> int:
     """Run `command` until it ends (its exit status), or until Ctrl-C, SIGTERM or a closed terminal end this process:
     then the server and all that it started end too, where a plain child would live on without anybody to stop it."""
     windows = sys.platform == "win32"
-    server = subprocess.Popen(command, start_new_session=not windows)
     if not windows:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _leave)
+    server = subprocess.Popen(command, start_new_session=not windows)
     try:
         return server.wait()
     except KeyboardInterrupt:
@@ -35,11 +35,20 @@ def _leave(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signat
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    for name in ("SIGTERM", "SIGKILL"):
-        with contextlib.suppress(ProcessLookupError, PermissionError, subprocess.TimeoutExpired):
-            if sys.platform == "win32":
-                server.terminate()
-            else:
-                os.killpg(server.pid, getattr(signal, name))
+    """Ask it to end, then make it: after PATIENCE, or at once where a second signal comes meanwhile."""
+    try:
+        _tell(server, "SIGTERM")
+        with contextlib.suppress(subprocess.TimeoutExpired):
             server.wait(PATIENCE)
-            return
+    finally:
+        _tell(server, "SIGKILL")
+        server.wait()
+
+
+def _tell(server: subprocess.Popen[bytes], name: str) -> None:
+    """Send a signal to the server and all that it started."""
+    if sys.platform == "win32":
+        server.terminate()
+        return
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(server.pid, getattr(signal, name))
