@@ -16,6 +16,7 @@ from saebench.events import Event
 from saebench.state import TrialState
 from saebench.terminal import views as terminal
 from saebench.terminal.board import Board, Running
+from saebench.terminal.encoding import forgive
 from saebench.terminal.picture import duration, failure_lines, pace_text, picture
 from saebench.terminal.views import LiveView, LoggedView, PlainView, QuietView, choose_view
 
@@ -194,6 +195,37 @@ def test_what_is_said_is_logged_too(tmp_path: Path) -> None:
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path: Path) -> None:
     with LoggedView(QuietView(), tmp_path / "nowhere" / "scheduler.log") as view:
         view.say("a")
+
+
+def test_what_an_encoding_lacks_stops_nothing(tmp_path: Path) -> None:
+    """A folder's name under LC_ALL=C is decoded byte by byte; a pipe may take ASCII alone."""
+    stream = io.BytesIO()
+    out = io.TextIOWrapper(stream, encoding="ascii")
+    with LoggedView(PlainView(out), tmp_path / "scheduler.log") as view:
+        view.say("sweep: /home/jos\udcc3\udca9/runs")
+        view.say("é • 木")
+    shown = [line[9:] for line in stream.getvalue().decode("ascii").splitlines()]
+    assert shown == [r"sweep: /home/jos\udcc3\udca9/runs", r"\xe9 \u2022 \u6728"]
+    logged = (tmp_path / "scheduler.log").read_text(encoding="utf-8").splitlines()
+    assert [line[20:] for line in logged] == [shown[0], "é • 木"]
+
+
+def test_no_live_screen_where_its_bars_cannot_be_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
+    for encoding, view in (("utf-8", LiveView), ("ascii", PlainView)):
+        file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr(terminal, "Console", lambda file=file: Console(file=file, force_terminal=True))
+        monkeypatch.setenv("TERM", "xterm")
+        assert isinstance(choose_view(), view)
+
+
+def test_a_forgiving_stream_writes_the_bytes_of_names_and_the_numbers_of_characters() -> None:
+    stream = io.BytesIO()
+    out = io.TextIOWrapper(stream, encoding="ascii")
+    forgive(out)
+    print("jos\udcc3\udca9 • é", file=out, flush=True)
+    assert stream.getvalue() == "josé ".encode() + rb"\u2022 \xe9" + b"\n"
+    forgive(io.StringIO())
 
 
 def test_no_live_screen_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

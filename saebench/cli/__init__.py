@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from saebench.errors import PreflightError, UserError, of_the_machine
+from saebench.terminal.encoding import forgive
 
 COMMANDS = {
     "sweep": "saebench.cli.sweep:sweep",
@@ -66,6 +67,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before Python began
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live
+        forgive(getattr(sys, name))
     try:
         cli(standalone_mode=True)
     except (KeyboardInterrupt, _InterruptedError):

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from saebench.state import TrialState
 from saebench.terminal.board import Board
+from saebench.terminal.encoding import encodable
 from saebench.terminal.picture import (
     EncodingProgress,
     bar_line,
@@ -91,7 +92,7 @@ class PlainView(QuietView):
         out = self._out or sys.stdout
         try:
             for line in text.splitlines():
-                print(f"{time.strftime('%H:%M:%S')} {line}", file=out, flush=True)
+                _print(f"{time.strftime('%H:%M:%S')} {line}", out)
         except OSError:  # `| head` has what it wants, or the disk of a log is full: no reason to end a sweep
             if out is sys.stdout:
                 with contextlib.suppress(OSError, ValueError):
@@ -114,6 +115,13 @@ class PlainView(QuietView):
         if self._clock() - self._last >= HEARTBEAT:
             self._last = self._clock()
             self.say(f"{counts_text(board).plain}; {pace_text(board)}")
+
+
+def _print(line: str, out: IO[str]) -> None:
+    try:
+        print(line, file=out, flush=True)
+    except UnicodeEncodeError as error:
+        print(encodable(line, error.encoding), file=out, flush=True)
 
 
 class LoggedView(QuietView):
@@ -148,7 +156,8 @@ class LoggedView(QuietView):
         self._view.show(board)
 
     def _log(self, text: str) -> None:
-        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8") as file:  # a full disk is no reason
+        """A full disk is no reason to end a sweep, nor is a folder's name that is not of this locale's characters."""
+        with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in text.splitlines())
 
 
@@ -199,6 +208,6 @@ def choose_view(*, plain: bool = False, quiet: bool = False) -> View:
         return QuietView()
     if not plain and sys.stdout.isatty():
         console = Console()
-        if console.is_terminal and not console.is_dumb_terminal:
+        if console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf"):
             return LiveView(console)
     return PlainView()
