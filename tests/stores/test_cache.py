@@ -485,6 +485,17 @@ def test_an_entry_that_is_being_removed_is_waited_for_and_not_found(corpus: Corp
     assert found == [None]
 
 
+def test_a_dry_run_is_no_use_of_an_entry(corpus: Corpus, cache_dir: Path) -> None:
+    """A build that was killed has never been used, and is what is to be removed."""
+    folder = replace(cache.build(corpus(sentences(20)), cache_dir), hold=None).directory
+    cache.beside(folder, ".used").unlink()
+    os.utime(folder, (0, 0))
+    for dry_run in (True, True, False):
+        [(path, _, why)] = tidy.gc(cache_dir, unused_days=1, dry_run=dry_run)
+        assert (path, why.partition(" for ")[0]) == (folder, "not used")
+    assert not folder.exists()
+
+
 def test_gc_leaves_files_that_an_entry_outgrew_to_who_still_reads_them(corpus: Corpus, cache_dir: Path) -> None:
     texts = sentences(60)
     small = cache.build(corpus(texts, num_examples=20), cache_dir)
