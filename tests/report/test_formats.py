@@ -119,6 +119,26 @@ def test_no_number_is_cut_however_narrow_the_terminal(report: Report, width: int
     assert max(map(len, text.splitlines())) <= width
 
 
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize("name", ["best", "seeds", "trials", "verdict", "strata", "arms", "effects"])
+def test_no_word_is_cut_in_a_terminal_of_80_columns(width: int, name: str) -> None:
+    few = Report(Record(frame_of(simulate(levels=(16, 32), widths=(1536,)))))
+    text = shown(few, width, (name,))
+    rows = few.table(name).rows()
+    key = next(column for column in few.table(name).columns if column.key == "arm" or column.title in ("arm", "arms"))
+    assert {word for row in rows for word in key.text(row).split()} <= set(text.split())
+    heads = {word for line in text.split("─")[0].splitlines() for word in line.split()}
+    kept = [c for c in few.table(name).columns if not c.spare]
+    assert {word for column in kept for word in column.title.split()} <= heads
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_a_terminal_too_narrow_for_a_word_per_column_still_shows_them_all(report: Report) -> None:
+    text = shown(report, 40, ("best",))
+    assert max(map(len, text.splitlines())) <= 40
+    assert text.count("…") == 0
+
+
 def test_a_few_trials_are_listed_and_many_are_offered(report: Report) -> None:
     assert "--table seeds|effects|importances|trials" in shown(report, 140)
     few = Report(Record(frame_of(simulate(levels=(16,), widths=(1536,), points=1))))
