@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -81,6 +82,17 @@ def test_two_sweeps_that_start_at_once_do_not_make_the_tables_at_once(
         thread.join()
     assert most == [1, 1, 1, 1]
     assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []
+
+
+def test_a_lock_that_cannot_be_removed_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a folder for everybody, where another user made it."""
+
+    def refuses(_: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(f"Operation not permitted, {missing_ok}")
+
+    monkeypatch.setattr("mlflow.MlflowClient", lambda **_: SimpleNamespace(search_experiments=lambda **_: []))
+    monkeypatch.setattr(Path, "unlink", refuses)
+    assert connect(f"sqlite:///{tmp_path}/mlflow.db").search_experiments() == []
 
 
 def test_what_mlflow_is_warned_of_is_no_error_of_ours(tmp_path: Path) -> None:

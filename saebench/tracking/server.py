@@ -149,8 +149,13 @@ def _alone(uri: str) -> Iterator[None]:
             with suppress(OSError):  # a folder that cannot be written: whoever made the file is done
                 lock.acquire(timeout=60)
                 stack.callback(lock.release)
-                stack.callback(Path(lock.lock_file).unlink, missing_ok=True)
+                stack.callback(_remove, Path(lock.lock_file))
         yield
+
+
+def _remove(file: Path) -> None:
+    with suppress(OSError):  # somebody else's, in a folder where only they may remove it
+        file.unlink()
 
 
 @contextmanager
