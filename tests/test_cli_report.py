@@ -315,6 +315,17 @@ def test_ui_starts_mlflow_on_loopback_with_the_sweep_s_store(store: Store, monke
     assert result.stdout.startswith(f"http://127.0.0.1:{port}/#/experiments/77")
 
 
+def test_ui_opens_a_saved_view_only_where_there_is_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr("saebench.cli.serve.serve", lambda _: 0)
+    experiment = str(json.loads((store.runs / "demo" / "tracking.json").read_text())["experiment_id"])
+    assert views.page(experiment, "demo", saved=()) + " " in done(store, "ui", "demo").stdout
+    for key, value in views.tags("demo", {}, 1.5).items():
+        MlflowClient(store.uri).set_experiment_tag(experiment, key, value)
+    assert views.page(experiment, "demo") + " " in done(store, "ui", "demo").stdout
+
+
 def test_ui_of_a_server_is_its_address(tmp_path: Path) -> None:
     sweep_data.write_directory(tmp_path / "there", "http://me:secret@tracking.example:5000/", "7", "f" * 32)
     result = CliRunner().invoke(cli, ["ui", "there", "--runs-dir", str(tmp_path)])

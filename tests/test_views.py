@@ -58,6 +58,12 @@ def test_the_page_names_a_tag_that_is_written() -> None:
     assert f"mlflow.sharedViewState.{key}" in tags("demo", SPEC, 1.5)
 
 
+def test_a_view_that_was_never_saved_is_not_opened() -> None:
+    assert page("7", "demo", saved=tags("demo", SPEC, 1.5)) == page("7", "demo")
+    assert page("7", "demo", saved=["mlflow.experimentKind"]) == "/#/experiments/7/runs?workflowType=machine_learning"
+    assert "ShareKey" not in page("7", "demo", saved=tags("other", SPEC, 1.5))
+
+
 def test_a_sweep_of_very_many_params_still_fits_in_a_tag() -> None:
     wide = {**SPEC, "train": {f"a_rather_long_field_{i}": [1, 2] for i in range(200)}}
     assert all(len(value) <= 5000 for value in tags("demo", wide, 1.5).values())

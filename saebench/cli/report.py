@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.errors import UserError
+from saebench.errors import PreflightError, UserError
 
 if TYPE_CHECKING:
     from saebench.report.document import Report
+    from saebench.report.sources import Source
     from saebench.report.table import Table
 
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
@@ -272,7 +273,7 @@ def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: 
     from saebench.tracking import views
 
     source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
-    page = views.page(source.experiment_id, source.name)
+    page = views.page(source.experiment_id, source.name, saved=_experiment_tags(source))
     if source.uri.startswith(("http://", "https://")):
         click.echo(f"{without_password(source.uri).rstrip('/')}{page}")
         return
@@ -280,6 +281,20 @@ def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: 
     click.echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", source.uri, "--workers", "1"]
     sys.exit(serve([*command, "--host", "127.0.0.1", "--port", str(port)]))
+
+
+def _experiment_tags(source: Source) -> list[str] | None:
+    """Their names; None where the server does not say (who opens the page will see why)."""
+    from saebench.report.sources import connect, speaking_to
+
+    try:
+        client = connect(source.uri)
+        with speaking_to(source.uri):
+            return list(client.get_experiment(source.experiment_id).tags)
+    except PreflightError:
+        if source.uri.startswith(("http://", "https://")):
+            return None
+        raise
 
 
 def _port(wanted: int | None) -> int:

@@ -11,15 +11,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 _TAG = "mlflow.sharedViewState."
+_RUNS = "workflowType=machine_learning"
 _MOST = 20
 """Params in a view: servers of older MLflow take tags of an experiment up to 5000 characters."""
 VIEWS = ("trials", "strata")
 """Every trial by itself, the best first; strata with their means over complete trials, those below them."""
 
 
-def page(experiment_id: str, sweep: str, view: str = "trials") -> str:
-    """Where `view` of a sweep is on a server, from its root on."""
-    return f"/#/experiments/{experiment_id}/runs?viewStateShareKey={_key(sweep, view)}&workflowType=machine_learning"
+def page(experiment_id: str, sweep: str, view: str = "trials", saved: Iterable[str] | None = None) -> str:
+    """Where `view` of a sweep is on a server, from its root on. `saved`: names of the experiment's tags, where they are
+    known; without the view's (the sweep is older than views, or somebody deleted it) MLflow would show an error, and
+    the page is the plain one."""
+    plain = f"/#/experiments/{experiment_id}/runs?"
+    there = saved is None or _TAG + _key(sweep, view) in set(saved)
+    return f"{plain}viewStateShareKey={_key(sweep, view)}&{_RUNS}" if there else plain + _RUNS
 
 
 def tags(sweep: str, spec: Mapping[str, Any], now: float) -> dict[str, str]:
