@@ -88,8 +88,29 @@ def _ask_hub(name: str, revision: str | None) -> str | None:
         except errors.OfflineModeIsEnabled:
             return "HF_HUB_OFFLINE forbids to ask the hub"
         except Exception as error:  # no connection: of a class that changes with the client's HTTP library
-            return f"the hub ({constants.ENDPOINT}) cannot be reached: {str(error).strip() or type(error).__name__}"
+            return _unreachable(error)
     return why_not
+
+
+def _unreachable(error: Exception) -> str:
+    from huggingface_hub import constants
+
+    return f"the hub ({constants.ENDPOINT}) cannot be reached: {str(error).strip() or type(error).__name__}"
+
+
+def dataset_out_of_reach(name: str, revision: str | None = None) -> str | None:
+    """Why nothing can be had of a hub that does not answer; None where it answers, whatever that is. `datasets` finds
+    out by asking for half a minute."""
+    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+
+    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else HUB_TIMEOUT
+    try:
+        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset", revision=revision), timeout=timeout)
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled):
+        return None
+    except Exception as error:  # no connection: of a class that changes with the client's HTTP library
+        return _unreachable(error)
+    return None
 
 
 def _repositories(name: str) -> tuple[str, ...]:

@@ -7,12 +7,16 @@ duplicate can carry a text from one part to the other.
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from saebench.config import DatasetConfig
 from saebench.errors import DataError
+from saebench.models import dataset_out_of_reach
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +120,36 @@ _EMPTY_FILE = ("BatchSize must be greater than 0", "EmptyDataError")
 """What `datasets` makes of a Parquet file without rows, and of a CSV file without a header."""
 
 
+_ON_THE_HUB = re.compile(r"[\w.-]+(/[\w.-]+)?")
+
+
+def _refuse_out_of_reach(dataset: DatasetConfig) -> None:
+    """Nothing is asked about folders, file formats, and what the hub's local caches may hold."""
+    from datasets import config, packaged_modules
+    from datasets.naming import camelcase_to_snakecase
+    from huggingface_hub import constants
+
+    name = dataset.path
+    formats = packaged_modules._PACKAGED_DATASETS_MODULES
+    if not _ON_THE_HUB.fullmatch(name) or name in formats or os.path.exists(name):
+        return
+    *owner, last = name.split("/")
+    caches = (
+        Path(constants.HF_HUB_CACHE) / f"datasets--{name.replace('/', '--')}",
+        Path(config.HF_DATASETS_CACHE) / "___".join([*owner, camelcase_to_snakecase(last)]),
+    )
+    if any(cache.exists() for cache in caches):
+        return
+    if why_not := dataset_out_of_reach(name, dataset.revision):
+        raise DataError(
+            f"{place(dataset)}: no such folder, no copy in the hub's cache ({caches[0].parent}), and {why_not}"
+        )
+
+
 def _load(dataset: DatasetConfig) -> Any:
     import datasets
 
+    _refuse_out_of_reach(dataset)
     rows = datasets.load_dataset(
         dataset.path,
         dataset.name,

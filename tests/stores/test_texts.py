@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import socket
+import time
+from pathlib import Path
+
 import pytest
 from corpora import sentences
 from hypothesis import given
 from hypothesis import strategies as st
 
-from saebench.stores.texts import Counts, clean, hash_text, select, threshold
+from saebench.config import DatasetConfig
+from saebench.errors import DataError
+from saebench.models import dataset_out_of_reach
+from saebench.stores import texts
+from saebench.stores.texts import Counts, clean, hash_text, select, stream, threshold
 
 
 @pytest.mark.parametrize(
@@ -46,3 +54,50 @@ def test_the_share_held_out_is_the_share_of_hashes_below_the_threshold() -> None
 def test_the_hash_of_a_text_never_changes() -> None:
     """BLAKE2b-128 of the UTF-8, first 8 bytes, big-endian: entries and splits of earlier versions rest on it."""
     assert hash_text("abc") == 0xCF4AB791C62B8D2B
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """The address of a hub that does not answer; the local caches are empty."""
+    from datasets import config
+    from huggingface_hub import constants
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+    return url
+
+
+@pytest.mark.parametrize("name", ["fancyzhx/agg_news", "imdbb"])
+def test_without_a_network_a_dataset_that_is_not_cached_is_refused_at_once(
+    nobody: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(time, "sleep", slept.append)
+    with pytest.raises(DataError, match=rf"^dataset {name} \[train\]: .* \({nobody}\) cannot be reached: .*refused"):
+        next(stream(DatasetConfig(path=name)))
+    assert slept == []
+
+
+@pytest.mark.parametrize("cached", ["hub/datasets--org--MyTexts", "datasets/org___my_texts"])
+def test_a_dataset_that_a_cache_may_hold_is_left_to_the_loader(nobody: str, cached: str, tmp_path: Path) -> None:
+    (tmp_path / cached).mkdir(parents=True)
+    assert dataset_out_of_reach("org/MyTexts") is not None, nobody
+    texts._refuse_out_of_reach(DatasetConfig(path="org/MyTexts"))
+
+
+def test_folders_and_formats_need_no_hub(nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object) -> str:
+        raise AssertionError(nobody)
+
+    monkeypatch.setattr(texts, "dataset_out_of_reach", ask)
+    (tmp_path / "own" / "texts").mkdir(parents=True)
+    (tmp_path / "own" / "texts" / "a.csv").write_text("text\na cat\n")
+    monkeypatch.chdir(tmp_path)
+    for path, files in (("own/texts", None), (str(tmp_path / "own" / "texts"), None), ("csv", "own/texts/a.csv")):
+        assert list(stream(DatasetConfig(path=path, data_files=files))) == [("a cat", None)]
