@@ -168,6 +168,12 @@ def test_a_sweep_that_is_not_there_is_one_line_and_exit_code_2(store: Store) -> 
     assert result.stderr == f"saebench: nosuch: no such sweep in {store.runs}; there are: demo\n"
 
 
+def test_what_mlflow_is_warned_of_stops_no_report(store: Store) -> None:
+    command = [sys.executable, "-W", "error", "-m", "saebench", "best", "demo", "--runs-dir", str(store.runs)]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("option", ["--out", "--plot"])
 @pytest.mark.parametrize("place", ["file/x.{}", "folder.{}"])
 def test_a_file_that_cannot_be_written_is_one_line(store: Store, tmp_path: Path, option: str, place: str) -> None:

@@ -9,6 +9,7 @@ import socket
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -206,6 +207,8 @@ def connect(uri: str) -> Any:
     """An `MlflowClient`, once something answers at `uri`; PreflightError with one line, within seconds, where nothing
     does. Never creates a database."""
     _answers(uri)
+    for kind in (DeprecationWarning, FutureWarning):  # of MLflow's own affairs: under `python -W error` they would be
+        warnings.filterwarnings("ignore", category=kind, module=r"(mlflow|sqlalchemy|alembic)(\.|$)")  # errors of ours
     from mlflow import MlflowClient
 
     with speaking_to(uri):
