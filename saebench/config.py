@@ -341,8 +341,8 @@ class PruneConfig(Config):
     pruner: Literal["none", "median", "asha", "hyperband", "threshold", "pareto"] = "median"
     """Rule of the verdict; trials are compared inside their stratum, at the same number of examples."""
     warmup: PositiveInt | None = None
-    """Examples before the first verdict; null: a fifth of the budget, counted from the end of the sparsity ramp. Never
-    within lr warm-up, sparsity ramp and the first dead window."""
+    """Examples before the first verdict; null: a fifth of the budget. Never within lr warm-up, sparsity ramp and the
+    first dead window."""
     startup_trials: Annotated[int, Field(ge=0)] = 2
     """Complete trials a stratum needs before median prunes."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3

@@ -25,14 +25,12 @@ from saebench.spec.strata import axis_names, cross, label, stratum_id
 
 Choices = tuple[Scalar, ...]
 PRUNE_SHARE = 0.2
-"""Share of the budget before which nothing is stopped, counted from the end of the penalty's ramp, unless
-`prune.warmup` says otherwise: 0.2 for k-sparse types, 0.3 for those whose ramp has its default of 0.1.
+"""Share of the budget before which nothing is stopped, unless `prune.warmup` says otherwise.
 
-What a penalised trial learns during the ramp is another task. At its end the controller of `target_l0` swings (the
-training L0 passes a tenth and three times the target), and as evaluations are at the target all the same, their FVU
-is that of a moved threshold: it ranked the trials of jumprelu backwards (experiments/pruning) while its thresholds
-started at three times the target, before they started at it. Measured then, on the learning curves of 208 points, 16
-strata: experiments/early_signal and experiments/pruning."""
+Measured on the full learning curves of 208 points in 16 strata (experiments/early_signal and experiments/pruning):
+Spearman(FVU here, final FVU) is 0.83 on average in the former (0.60 at a tenth, 0.94 at half). Median with two startup
+trials keeps a point within 1% of the best in 84 to 98% of random orders, and at 25 or 35% in no more of them; what is
+lost is nearly all jumprelu's, whose best points look average until late."""
 DEAD_WINDOW = 100_000
 """Most examples of the default dead window (TrainConfig.dead_after)."""
 
@@ -155,16 +153,15 @@ class Plan:
         return tuple(found)
 
     def prune_from(self, stratum: Stratum) -> int:
-        """Examples at the first mark at which a trial may be stopped: `prune.warmup` (null: a fifth of the budget
-        after the ramp of the penalty), but never before the lr warm-up, that ramp and the first dead window are over;
-        `samples` where there is no such mark."""
+        """Examples at the first mark at which a trial may be stopped: `prune.warmup` (null: a fifth of the budget),
+        but never before the lr warm-up, the ramp of the penalty and the first dead window are over; `samples` where
+        there is no such mark."""
         texts = self.spec.data.num_examples * (1 - self.spec.data.holdout)
         window = _maximum(stratum, "dead_after") or min(texts, DEAD_WINDOW)
-        ramp = (_maximum(stratum, "sparsity_warmup") or 0) * self.samples
-        warmup = (_maximum(stratum, "warmup") or 0) * self.samples
+        ramps = max(_maximum(stratum, "warmup") or 0, _maximum(stratum, "sparsity_warmup") or 0) * self.samples
         given = self.spec.prune.warmup
-        start = ramp + PRUNE_SHARE * self.samples if given is None else given
-        return self.mark_after(round(max(start, ramp, warmup, window), 6))  # 0.1 + 0.2 is more than 0.3
+        floor = max(ramps, window, PRUNE_SHARE * self.samples if given is None else given)
+        return self.mark_after(floor)
 
     def mark_after(self, samples: float) -> int:
         """The first mark at which `samples` examples were seen; the last one, where there is none."""

@@ -247,8 +247,8 @@ def test_two_marks_never_lie_in_one_batch() -> None:
     ("changes", "first"),
     [
         ({"prune": {}}, 20_000),  # a fifth of the budget, where nothing is said
-        ({"prune": {}, "sae": [{"type": "jumprelu", "target_l0": 9, "dict_size": 99}]}, 30_000),  # after the ramp
-        ({"prune": {}, "sae": [{"type": "vanilla", "l1_coeff": 1, "dict_size": 99, "sparsity_warmup": 0.02}]}, 25_000),
+        ({"prune": {}, "sae": [{"type": "jumprelu", "target_l0": 9, "dict_size": 99}]}, 20_000),
+        ({"prune": {}, "sae": [{"type": "vanilla", "l1_coeff": 1, "dict_size": 99, "sparsity_warmup": 0.3}]}, 30_000),
         ({"prune": {"warmup": 50_000}}, 50_000),
         ({}, 10_000),  # not at 1: the first dead window is one epoch, 0.9 * 10,000, and lr warms up over 5,000
         ({"train": {**BASE["train"], "warmup": 0.31}}, 35_000),
