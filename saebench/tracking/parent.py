@@ -7,6 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from saebench.config import DataConfig, TrackingConfig
@@ -53,16 +54,23 @@ class Parent:
         new = not book.run_id
         if new:
             save()
-            for key, value in views.tags(self._name, self._info.get("spec") or {}, time.time()).items():
-                client.set_experiment_tag(book.experiment_id, key, value)
             book.run_id = client.create_run(book.experiment_id, tags=tags, run_name=self._name).info.run_id
         else:
             client.update_run(book.run_id, status="RUNNING")
             client.log_batch(book.run_id, tags=record.as_tags(tags))
+        self._save_views()
         if data := self._section("data"):
             inputs = record.dataset_inputs(DataConfig.model_validate(data), self._info)
             client.log_inputs(book.run_id, inputs)
         return new
+
+    def _save_views(self) -> None:
+        """At every start: the spec may have grown."""
+        from mlflow.exceptions import MlflowException
+
+        for key, value in views.tags(self._name, self._info.get("spec") or {}, time.time()).items():
+            with suppress(MlflowException):  # a server that takes no such tag shows its plain page
+                self._client.set_experiment_tag(self._book.experiment_id, key, value)
 
     def _tags(self) -> dict[str, str]:
         search = self._section("search")
