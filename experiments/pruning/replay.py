@@ -22,7 +22,7 @@ from saebench.plan import Plan, Stratum, make_plan
 from saebench.spec import load_spec
 from saebench.study.pruners import make_pruner
 
-SHARES = (None, 0.1, 0.2, 0.25, 0.35)
+SHARES = (None, 0.1, 0.25, 0.3, 0.35)
 """Warm-ups as shares of the budget; None: the default."""
 SETTINGS: tuple[tuple[str, int], ...] = (("median", 2), ("asha", 3), ("asha", 4), ("asha", 5))
 """Pruner, and its startup_trials or reduction_factor."""

@@ -1,4 +1,4 @@
-"""Why jumprelu is ranked backwards early: the training L0 on its way to the target, and the rank correlation of FVU.
+"""How early FVU ranks the trials of each type, and how far the training L0 of jumprelu is from its target by then.
 
 python experiments/pruning/settling.py RUN_FOLDER...
 
@@ -19,6 +19,8 @@ mpl.use("Agg")
 
 import matplotlib.pyplot as plt
 import pandas as pd
+
+from saebench.plan import PRUNE_SHARE
 
 HERE = Path(__file__).parent
 
@@ -79,9 +81,8 @@ def draw(frame: pd.DataFrame, table: pd.DataFrame) -> None:
     right.axhline(0, color="grey", linewidth=0.5)
     right.set(xlabel="share of the budget", ylabel="Spearman(FVU here, final FVU), mean of strata")
     right.legend(frameon=False)
-    for axes, start in ((left, (0.3,)), (right, (0.2, 0.3))):
-        for share in start:
-            axes.axvline(share, color="grey", linestyle=":", linewidth=1)
+    for axes in (left, right):
+        axes.axvline(PRUNE_SHARE, color="grey", linestyle=":", linewidth=1)
     figure.savefig(HERE / "settling.png", dpi=110)
 
 
