@@ -6,10 +6,19 @@ import faulthandler
 import os
 import signal
 import threading
+from collections.abc import Iterator
 
 import pytest
 
 from saebench.scheduler.interrupts import Interrupts
+
+
+@pytest.fixture(autouse=True)
+def terminal() -> Iterator[None]:
+    """A terminal that can be closed: under nohup, SIGHUP is ignored from the start."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 def send(name: str) -> None:
