@@ -67,13 +67,12 @@ def find_model(name: str, revision: str | None = None) -> tuple[str, bool]:
 
 def _ask_hub(name: str, revision: str | None) -> str | None:
     """Why the hub will not give this model; None where it does, or may when it is asked again."""
-    from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub import constants, errors
 
-    timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else HUB_TIMEOUT
     why_not = "it is no name of a model on the hub"
     for repo in _repositories(name):
         try:
-            get_hf_file_metadata(hf_hub_url(repo, "modules.json", revision=revision), timeout=timeout)
+            _ask(repo, "modules.json", revision)
             return None
         except errors.HFValidationError:
             continue
@@ -87,30 +86,42 @@ def _ask_hub(name: str, revision: str | None) -> str | None:
             return None
         except errors.OfflineModeIsEnabled:
             return "HF_HUB_OFFLINE forbids to ask the hub"
-        except Exception as error:  # no connection: of a class that changes with the client's HTTP library
-            return _unreachable(error)
+        except _UnreachableError as error:
+            return str(error)
     return why_not
-
-
-def _unreachable(error: Exception) -> str:
-    from huggingface_hub import constants
-
-    return f"the hub ({constants.ENDPOINT}) cannot be reached: {str(error).strip() or type(error).__name__}"
 
 
 def dataset_out_of_reach(name: str, revision: str | None = None) -> str | None:
     """Why nothing can be had of a hub that does not answer; None where it answers, whatever that is. `datasets` finds
     out by asking for half a minute."""
+    from huggingface_hub import errors
+
+    try:
+        _ask(name, "README.md", revision, "dataset")
+    except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled):
+        return None
+    except _UnreachableError as error:
+        return str(error)
+    return None
+
+
+class _UnreachableError(Exception):
+    """The hub gave no answer; why, in words."""
+
+
+def _ask(repo: str, file: str, revision: str | None, kind: str | None = None) -> None:
+    """One question to the hub: does it give this file of a repository (a model's where `kind` is None)? What it answers
+    instead is an error of huggingface_hub; no answer in time is an _UnreachableError."""
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
     timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else HUB_TIMEOUT
     try:
-        get_hf_file_metadata(hf_hub_url(name, "README.md", repo_type="dataset", revision=revision), timeout=timeout)
+        get_hf_file_metadata(hf_hub_url(repo, file, repo_type=kind, revision=revision), timeout=timeout)
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.OfflineModeIsEnabled):
-        return None
+        raise
     except Exception as error:  # no connection: of a class that changes with the client's HTTP library
-        return _unreachable(error)
-    return None
+        why = str(error).strip() or type(error).__name__
+        raise _UnreachableError(f"the hub ({constants.ENDPOINT}) cannot be reached: {why}") from error
 
 
 def _repositories(name: str) -> tuple[str, ...]:
