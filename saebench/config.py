@@ -257,6 +257,8 @@ class TrainConfig(Config):
     """Arithmetic of the encoder's matrix product; weights stay float32."""
     deterministic: bool = False
     """Deterministic CUDA kernels, so that resuming is bit-exact there too (CPU always is)."""
+    cuda_graph: bool = True
+    """On CUDA, record a step once and replay it; off, to look for errors operation by operation."""
 
 
 def marks(train: TrainConfig) -> tuple[int, ...]:
@@ -265,7 +267,9 @@ def marks(train: TrainConfig) -> tuple[int, ...]:
     return (*range(every, train.samples, every), train.samples)
 
 
-FIXED_TRAIN_FIELDS = frozenset({"samples", "eval_every", "log_every", "checkpoint_every", "deterministic"})
+FIXED_TRAIN_FIELDS = frozenset(
+    {"samples", "eval_every", "log_every", "checkpoint_every", "deterministic", "cuda_graph"}
+)
 """Fields of `train` that cannot be searched: trials are compared at the same of these."""
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from saebench.config import TrainConfig
+from saebench.replay import on_host
 
 
 def default_lr(dict_size: int) -> float:
@@ -51,6 +52,7 @@ class Adam:
             betas=(train.beta1, train.beta2),
             eps=train.eps,
             fused=all(seen.device.type in ("cpu", "cuda") for seen in self._seen.values()),
+            capturable=any(seen.device.type == "cuda" for seen in self._seen.values()),
         )
 
     @property
@@ -59,8 +61,9 @@ class Adam:
         return self._adam.param_groups
 
     @torch.no_grad()
-    def step(self, lr: float, clip: float) -> None:
-        """One step at learning rate `lr` by the parameters' gradients, scaled down to a norm of `clip` together."""
+    def step(self, lr: Tensor | float, clip: float) -> None:
+        """One step at learning rate `lr`, a number or a float32 tensor () on the parameters' device, by the parameters'
+        gradients, scaled down to a norm of `clip` together."""
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
             self._seen[name].grad = None if gradient is None else self._as_it_lies(name, gradient).contiguous()
@@ -97,5 +100,5 @@ def clip_gradients(gradients: list[Tensor], most: float) -> None:
     """As torch's clip_grad_norm_; a factor of 1 is not applied where the host need not wait to know it."""
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
     factor = (most / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp_max(1.0)
-    if factor.device.type != "cpu" or float(factor) != 1.0:
+    if not on_host(factor) or float(factor) != 1.0:
         torch._foreach_mul_(gradients, factor)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from saebench.config import TrialConfig
 from saebench.errors import DataError
 from saebench.metrics import Evaluation, Extras, Sums
 from saebench.optim import Adam, default_lr, schedule
+from saebench.replay import CudaRecorder, Metrics, Recorder, Replay, on_host
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.calibrate import rows_per_chunk
 from saebench.saes.kernels import lend, settle
@@ -32,6 +33,8 @@ from saebench.saes.penalty import SparsityControl, wants_penalty
 SAMPLE_ROWS = 16_384
 """Training rows that preprocessing, b_dec and thresholds start from."""
 STATE_VERSION = 1
+SHORTEST_LIST = 64
+"""Least length of a list of dead latents on a GPU, where it is not empty; others are powers of two."""
 _ODD = 0x1E3779B97F4A7C15
 """Spreads the bits of a row over its fingerprint."""
 
@@ -76,6 +79,15 @@ class Step:
     metrics: dict[str, Tensor | float]
 
 
+class _Now(NamedTuple):
+    """Where the run stands before a step: as tensors (), where a replay of the step must read them anew."""
+
+    progress: Tensor | float
+    """Share of the run that is done, 0 to 1."""
+    lr: Tensor | float
+    samples: Tensor | int
+
+
 class Training:
     """An SAE in training: weights, optimiser, dead counters, sparsity control. `Training.start` makes a new one,
     `load_state_dict` takes it to where another one was, to the last bit."""
@@ -94,6 +106,20 @@ class Training:
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
         self.bad_loss, self.bad_batch = (torch.tensor(-1, device=self.device) for _ in range(2))
         self._held = _row_keys(calibration).sort().values
+        self._lists: dict[int, Tensor] = {}
+        recorder = CudaRecorder(self.device) if self.device.type == "cuda" and train.cuda_graph else None
+        self._replay = None if recorder is None else self._recorded_steps(recorder)
+
+    def _recorded_steps(self, recorder: Recorder) -> Replay:
+        def step(x: Tensor, numbers: Tensor) -> Metrics:
+            progress, lr, samples = numbers.unbind()
+            return self._step(x, _Now(progress.float(), lr.float(), samples.long()))
+
+        return Replay(step, recorder, self.device, self._drop_gradients)
+
+    def _drop_gradients(self) -> None:
+        """Gradients of a recorded step must be its own: the memory of others may be freed."""
+        self.sae.zero_grad(set_to_none=True)
 
     @classmethod
     def start(cls, config: TrialConfig, store: Store, device: str | torch.device = "cpu") -> Self:
@@ -102,18 +128,31 @@ class Training:
         sae = make_sae(config.sae, store.d_in, sample, config.seed).to(device)
         return cls(config, sae, store.num_train, calibration_rows(sample, store.num_train).to(device))
 
-    def advance(self, x: Tensor) -> dict[str, Tensor | float]:
+    def advance(self, x: Tensor) -> Metrics:
         """One optimiser step on embeddings x (B, d_in); returns the training metrics, unread."""
         x = self.sae.check_shape(x)
-        progress = self.samples / self.config.train.samples
-        lr = self.lr * schedule(progress, (self.samples + len(x)) / self.config.train.samples, self.config.train)
-        moment = Moment(progress, self.control.coeff(progress), self._dead(), self.config.train.precision)
-        loss = self.sae.loss(self._without_calibration(x), moment)
-        self._descend(loss.total, lr)
-        self._remember(loss, x, progress, lr)
-        return self._metrics(loss, moment, lr)
+        budget = self.config.train.samples
+        progress = self.samples / budget
+        lr = self.lr * schedule(progress, (self.samples + len(x)) / budget, self.config.train)
+        self._list_dead()
+        if self._replay is not None:
+            metrics = self._replay(self.dead_index.numel(), x, (progress, lr, self.samples))
+        else:
+            metrics = self._step(x, _Now(progress, lr, self.samples))
+        self.samples += len(x)
+        self.step += 1
+        return metrics | {"train/lr": lr}
 
-    def _descend(self, total: Tensor, lr: float) -> None:
+    def _step(self, x: Tensor, now: _Now) -> Metrics:
+        """What of a step happens on the device. It may be recorded: it changes tensors in place, and on a GPU waits for
+        no number."""
+        moment = Moment(now.progress, self.control.coeff(now.progress), self._dead(), self.config.train.precision)
+        loss = self.sae.loss(self._without_calibration(x), moment)
+        self._descend(loss.total, now.lr)
+        self._remember(loss, x, now)
+        return self._metrics(loss, moment)
+
+    def _descend(self, total: Tensor, lr: Tensor | float) -> None:
         lend(self.sae.parameters())
         total.backward()  # type: ignore[no-untyped-call]
         settle(self.sae.parameters())
@@ -122,22 +161,35 @@ class Training:
         self.sae.constrain()
 
     @torch.no_grad()
-    def _remember(self, loss: Loss, x: Tensor, progress: float, lr: float) -> None:
-        self.bad_loss = _first(self.bad_loss, loss.total.isfinite(), self.samples)
-        self.bad_batch = _first(self.bad_batch, x.sum().isfinite(), self.samples)
-        self.since_fired = torch.where(loss.fired, 0, self.since_fired + len(x))
-        self.control.update(loss.l0, progress, lr / self.lr)
-        self.samples += len(x)
-        self.step += 1
+    def _remember(self, loss: Loss, x: Tensor, now: _Now) -> None:
+        _keep_first(self.bad_loss, loss.total.isfinite(), now.samples)
+        _keep_first(self.bad_batch, x.sum().isfinite(), now.samples)
+        self.since_fired.add_(len(x)).masked_fill_(loss.fired, 0)
+        self.control.update(loss.l0, now.progress, now.lr / self.lr)
+
+    def _list_dead(self) -> None:
+        """Draw up the list of dead latents, eight times per window: its length is the one thing the host must wait for.
+        On a GPU it is filled up to one of a few lengths, so that a step is one of a few kinds."""
+        every = max(1, self.dead_after // (8 * self.config.train.batch_size))
+        if getattr(self.config.sae, "aux_coeff", 0) and self.step % every == 0:
+            self._set_dead((self.since_fired >= self.dead_after).nonzero().squeeze(1))
+
+    def _set_dead(self, latents: Tensor) -> None:
+        if on_host(latents):
+            self.dead_index = latents
+            return
+        count, none = latents.numel(), self.sae.dict_size
+        length = 0 if count == 0 else min(none, max(SHORTEST_LIST, 1 << (count - 1).bit_length()))
+        self.dead_index = self._lists.setdefault(length, latents.new_empty(length)).fill_(none)
+        self.dead_index[:count] = latents
 
     def _dead(self) -> Dead | None:
-        """Latents that have not fired for `dead_after` examples. The list is drawn up eight times per window, because
-        its length is the one thing the host must wait for; between, those that fire again are struck off."""
+        """Latents that have not fired for `dead_after` examples: those on the list that have not since."""
         if not getattr(self.config.sae, "aux_coeff", 0):
             return None
-        if self.step % max(1, self.dead_after // (8 * self.config.train.batch_size)) == 0:
-            self.dead_index = (self.since_fired >= self.dead_after).nonzero().squeeze(1)
-        return Dead(self.dead_index, self.since_fired[self.dead_index] >= self.dead_after)
+        latents = self.dead_index.clamp_max(self.sae.dict_size - 1)
+        listed = self.dead_index < self.sae.dict_size
+        return Dead(latents, listed & (self.since_fired[latents] >= self.dead_after))
 
     @torch.no_grad()
     def _without_calibration(self, x: Tensor) -> Tensor:
@@ -150,13 +202,12 @@ class Training:
         place = torch.arange(len(x), device=x.device).masked_fill(held, -1).cummax(0).values
         return x[torch.where(place < 0, held.int().argmin(), place)]
 
-    def _metrics(self, loss: Loss, moment: Moment, lr: float) -> dict[str, Tensor | float]:
-        metrics: dict[str, Tensor | float] = {
+    def _metrics(self, loss: Loss, moment: Moment) -> Metrics:
+        metrics: Metrics = {
             "train/loss": loss.total.detach(),
             "train/fvu": loss.fvu,
             "train/l0": loss.l0,
             "train/dead_features": (self.since_fired >= self.dead_after).sum(),
-            "train/lr": lr,
             **loss.parts,
         }
         if wants_penalty(self.config.sae):
@@ -207,8 +258,11 @@ class Training:
         adam = {name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")}
         self.optimizer.load_state_dict(adam)
         self.control.load_state_dict({n: tensors[f"control.{n}"] for n in self.control.state_dict()})
-        self.since_fired = tensors["since_fired"].to(self.device)
-        self.dead_index = tensors["dead_index"].to(self.device)
+        self.since_fired.copy_(tensors["since_fired"])
+        listed = tensors["dead_index"].to(self.device)
+        self._set_dead(listed[listed < self.sae.dict_size])
+        if self._replay is not None:
+            self._replay.forget()
         self.step, self.samples = int(meta["step"]), int(meta["samples"])
 
 
@@ -283,5 +337,6 @@ def _row_keys(x: Tensor) -> Tensor:
     return (bits * weights).sum(1)
 
 
-def _first(known: Tensor, fine: Tensor, samples: int) -> Tensor:
-    return torch.where((known < 0) & ~fine, samples, known)
+def _keep_first(known: Tensor, fine: Tensor, samples: Tensor | int) -> None:
+    """Note in `known` () the first count of examples at which something was not fine."""
+    known.copy_(torch.where((known < 0) & ~fine, samples, known))

@@ -17,7 +17,7 @@ LAYERS = [
     {"state", "lock"},
     {"spec"},
     {"plan"},
-    {"forecast"},
+    {"forecast", "replay"},
     {"metrics", "probing", "optim", "saes", "stores", "usage"},
     {"trainer"},
     {"trial"},

@@ -36,7 +36,7 @@ class Dead:
 class Moment:
     """What a loss needs to know about the run around it."""
 
-    progress: float = 0.0
+    progress: Tensor | float = 0.0
     """Share of the run that is done, 0 to 1."""
     coeff: Tensor | float = 0.0
     """Weight of the sparsity penalty now (schedule or controller)."""

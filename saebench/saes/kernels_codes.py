@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
+from saebench.replay import on_host
 from saebench.saes.kernels import blocks, product
 
 MOST_PAIRS = 1 / 24
@@ -20,6 +21,10 @@ MOST_PAIRS = 1 / 24
 DENSE_ELEMENTS = 1 << 21
 """Where pairs are more than that (AuxK has hundreds of a few hundred latents), so much of the codes is made dense at a
 time: 8 MiB."""
+LONGEST_SUM = 64
+"""Pairs that one thread of a GPU adds up, one after the other."""
+_SUM = 0
+"""embedding_bag's number for it."""
 
 
 class ByLatent(NamedTuple):
@@ -65,7 +70,7 @@ class SparseCodes:
     def crowded(self) -> bool:
         """Whether dense products are the faster way to sum over the pairs."""
         most = MOST_PAIRS * self.rows * self.dict_size
-        return self.indices.device.type == "cpu" and self.indices.numel() > most
+        return on_host(self.indices) and self.indices.numel() > most
 
     def with_values(self, values: Tensor) -> SparseCodes:
         """The same pairs with other values; what was computed about the pairs is kept."""
@@ -73,14 +78,12 @@ class SparseCodes:
         codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent")})
         return codes
 
-    def cut(self, widths: Sequence[int]) -> SparseCodes:
-        """The same pairs as codes of rows * levels: level i of a row has its latents from widths[i - 1] (0) to
-        widths[i]. The pairs of a row must be in order of latent."""
-        low = torch.tensor([0, *widths[:-1]], device=self.indices.device)
-        starts = torch.arange(self.rows, device=low.device).unsqueeze(1) * self.dict_size + low
-        end = starts.new_tensor([self.rows * self.dict_size])
+    def cut(self, starts: Tensor) -> SparseCodes:
+        """The same pairs as codes of rows * levels: level i of a row has its latents from starts[i] to starts[i + 1],
+        the last those to the end; starts (levels,) int64, the first 0. A row's pairs must be in order of latent."""
+        rows = torch.arange(self.rows + 1, device=starts.device).unsqueeze(1) * self.dict_size
         places = self.row_of_pair * self.dict_size + self.indices
-        offsets = torch.searchsorted(places, torch.cat([starts.flatten(), end]))
+        offsets = torch.searchsorted(places, (rows + starts).flatten()[: 1 - len(starts) or None])
         codes = SparseCodes(self.values, self.indices, offsets, self.dict_size)
         if "by_latent" in self.__dict__:
             order, bounds, _ = self.by_latent
@@ -179,16 +182,16 @@ def dots(codes: SparseCodes, rows: Tensor, vectors: Tensor) -> Tensor:
     """(pairs,): for each pair, its row of (rows, d) times the vector (dict_size, d) of its latent."""
     if codes.crowded:
         return torch.cat([product(rows[p.rows], vectors.t()).flatten()[p.places] for p in _parts(codes)])
-    if _SAMPLED and rows.device.type == "cpu":
+    if _SAMPLED and on_host(rows):
         order, bounds, row_of_pair = codes.by_latent  # so that the vectors, the larger of the two, are read in order
         shape, nothing = (codes.dict_size, codes.rows), rows.new_zeros(codes.indices.numel())
         pairs = torch.sparse_csr_tensor(bounds, row_of_pair, nothing, shape, check_invariants=False)
         found = torch.sparse.sampled_addmm(pairs, vectors.detach(), rows.t(), beta=0.0).values()
         return torch.empty_like(found).index_copy_(0, order, found)
-    with torch.enable_grad():  # embedding_bag's own gradient does it without gathering pairs x d
-        weights = torch.zeros_like(codes.indices, dtype=rows.dtype).requires_grad_()
-        sums = _bags(codes.indices, vectors.detach(), codes.offsets, weights)
-        (result,) = torch.autograd.grad(sums, weights, rows)
+    # embedding_bag's own gradient to its weights: nothing of (pairs, d) is gathered, and no graph is built for it
+    result: Tensor = torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        rows.contiguous(), vectors.detach(), codes.indices, codes.offsets, codes.row_of_pair, _SUM
+    )
     return result
 
 
@@ -201,8 +204,8 @@ def collect(codes: SparseCodes, weights: Tensor, rows: Tensor, into: Tensor) -> 
         return into
     order, bounds, row_of_pair = codes.by_latent
     weights = weights.index_select(0, order)
-    if rows.device.type != "cpu":
-        return into.copy_(_bags(row_of_pair, rows, bounds, weights))
+    if not on_host(rows):
+        return into.copy_(_long_bags(row_of_pair, rows, bounds, weights))
     for block in blocks(codes.dict_size, rows.shape[1], rows.device):
         first, last = int(bounds[block.start]), int(bounds[block.stop])
         starts = bounds[block.start : block.stop + 1] - first
@@ -213,6 +216,18 @@ def collect(codes: SparseCodes, weights: Tensor, rows: Tensor, into: Tensor) -> 
 def _bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
     """Weighted sums of `rows[pairs]`, one per bag of pairs."""
     return embedding_bag(pairs, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
+
+
+def _long_bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """`_bags` on a GPU, where one thread sums a bag: a latent that fires on every row would keep all others waiting. No
+    sum is longer than LONGEST_SUM; a second pass adds the pieces of a bag up."""
+    count = pairs.numel()
+    cuts = torch.cat([offsets, torch.arange(0, count, LONGEST_SUM, device=offsets.device)]).sort().values
+    pieces = _bags(pairs, rows, cuts, weights)
+    first = torch.searchsorted(cuts, offsets)
+    first[-1:].fill_(len(pieces))  # what is behind the last pair is empty
+    every = torch.arange(len(pieces), device=offsets.device)
+    return embedding_bag(every, pieces, first, mode="sum", include_last_offset=True)
 
 
 class _Part(NamedTuple):

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
+from saebench.replay import on_host
 from saebench.saes.kernels import Precision, affine_no_grad
 
 CHUNK_ROWS = 256
@@ -59,7 +60,7 @@ def _group_size(dict_size: int, k: float) -> int:
 
 
 def chunks(x: Tensor, dict_size: int) -> tuple[Tensor, ...]:
-    rows = CHUNK_ROWS if x.device.type == "cpu" else 1 << 30
+    rows = CHUNK_ROWS if on_host(x) else 1 << 30
     most = CHUNK_ELEMENTS.get(x.device.type, CHUNK_ELEMENTS["cuda"])
     while rows > 1 and min(rows, x.shape[0]) * dict_size > most:
         rows //= 2
@@ -144,7 +145,7 @@ def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, 
     """Values (rows, k) and latents (rows, k)."""
     parts, dict_size = chunks(x, W_enc.shape[1]), W_enc.shape[1]
     groups = _Groups.of(dict_size, 2 * k)
-    if x.device.type != "cpu" or groups.size < 4:
+    if not on_host(x) or groups.size < 4:
         found = [_topk_of(affine_no_grad(c, W_enc, b_enc, precision), k, signed) for c in parts]
         return torch.cat([values for values, _ in found]), torch.cat([latents for _, latents in found])
     near = [_near_topk(_Chunk.of(c, W_enc, b_enc, precision, groups), k, signed) for c in parts]
@@ -185,7 +186,7 @@ def _topk_of(pre: Tensor, k: int, signed: bool) -> tuple[Tensor, Tensor]:
 
 def batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor:
     """Keys of the best pairs of the batch, by place = row * dict_size + latent."""
-    if x.device.type == "cpu":
+    if on_host(x):
         keys = _above_a_guess(x, W_enc, b_enc, pairs, precision)
         if keys is not None:
             return keys

@@ -19,13 +19,15 @@ class MatryoshkaSAE(BatchSparseSAE):
     of the dictionary, of the FVU of the reconstruction by the latents in the prefix, plus AuxK on the full one."""
 
     config: MatryoshkaConfig
+    level_starts: Tensor
 
     def __init__(self, config: MatryoshkaConfig, d_in: int) -> None:
         super().__init__(config, d_in)
         self.levels = prefixes(config.groups, self.dict_size)
+        self.register_buffer("level_starts", torch.tensor([0, *self.levels[:-1]]), persistent=False)
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor]:
-        parts = sparse.decode(codes.cut(self.levels), self.W_dec).view(len(z), len(self.levels), self.d_in)
+        parts = sparse.decode(codes.cut(self.level_starts), self.W_dec).view(len(z), len(self.levels), self.d_in)
         total, last = NestedError.apply(parts, z - self.b_dec)  # type: ignore[no-untyped-call]
         return total / (len(self.levels) * len(z) * self.variance), last.add_(z)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from saebench.config import PAnnealConfig
 from saebench.saes.base import SAE, Loss, Moment
 from saebench.saes.calibrate import start_sparse
+from saebench.saes.penalty import ramp
 from saebench.saes.sparse import Codes
 
 _SMOOTHING = 1e-3
@@ -29,11 +30,10 @@ class PAnnealSAE(SAE):
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre - self.offset)
 
-    def exponent(self, progress: float) -> float:
+    def exponent(self, progress: Tensor | float) -> Tensor | float:
         """p at this share of the run."""
         start = self.config.anneal_start
-        done = min(1.0, max(0.0, progress - start) / max(1 - start, 1e-9))
-        return 1 - (1 - self.config.p_end) * done
+        return 1 - (1 - self.config.p_end) * ramp(progress - start, max(1 - start, 1e-9))
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
@@ -45,7 +45,7 @@ class PAnnealSAE(SAE):
         parts: dict[str, Tensor | float] = {"train/sparsity_loss": l1.detach(), "train/p": p}
         return Loss.of(fvu + moment.coeff * penalty, fvu, codes, parts)
 
-    def lp(self, codes: Codes, p: float) -> Tensor:
+    def lp(self, codes: Codes, p: Tensor | float) -> Tensor:
         """Mean over examples of sum_i ((f_i + s)^p - s^p), f_i in standard deviations of the training rows."""
         weighted = codes.values * codes.spread(torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt())
         lp: Tensor = ((weighted + _SMOOTHING).pow(p) - _SMOOTHING**p).sum() / codes.rows

@@ -21,6 +21,14 @@ _DAMPING = 2.0
 """Proportional part, in units of 1 / elasticity."""
 
 
+def ramp(progress: Tensor | float, length: float) -> Tensor | float:
+    """Rises evenly from 0 to 1 over the first `length` of the run, both as shares of it."""
+    if not length:
+        return 1.0
+    done = progress / length
+    return done.clamp(0, 1) if isinstance(done, Tensor) else min(1.0, max(0.0, done))
+
+
 def wants_penalty(config: SAEConfig) -> bool:
     """Whether the architecture has a sparsity penalty at all."""
     return hasattr(config, "target_l0")
@@ -52,29 +60,29 @@ class SparsityControl:
         self.seen = torch.zeros((), device=device)
         self.first = torch.zeros((), device=device)
 
-    def coeff(self, progress: float) -> Tensor | float:
+    def coeff(self, progress: Tensor | float) -> Tensor | float:
         """The weight for the step at this share of the run."""
         if self.fixed is not None:
-            return self.fixed * min(1.0, progress / self.warmup) if self.warmup else self.fixed
+            return self.fixed * ramp(progress, self.warmup)
         return (self.integral + _DAMPING / _ELASTICITY * self.error).exp()
 
     @torch.no_grad()
-    def update(self, l0: Tensor, progress: float, authority: float = 1.0) -> None:
+    def update(self, l0: Tensor, progress: Tensor | float, authority: Tensor | float = 1.0) -> None:
         """Take in the L0 of a batch that was trained on with coeff(progress)."""
         if self.fixed is not None:
             return
         now = l0.clamp_min(1e-3).log()
-        self.first = torch.where(self.seen == 0, now, self.first)
-        self.seen = self.seen + 1
-        self.average = self.average + (now - self.average) / self.seen.clamp_max(self.memory)
-        done = min(1.0, progress / self.warmup) if self.warmup else 1.0
+        self.first.copy_(torch.where(self.seen == 0, now, self.first))
+        self.seen += 1
+        self.average += (now - self.average) / self.seen.clamp_max(self.memory)
+        done = ramp(progress, self.warmup)
         goal = math.log(self.target) * done + self.first * (1 - done)
-        self.error = (self.average - goal).clamp(-1, 1)
-        self.integral = self.integral + self.error * (authority / self.response)
+        self.error.copy_((self.average - goal).clamp(-1, 1))
+        self.integral += self.error * (authority / self.response)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {n: getattr(self, n) for n in ("integral", "error", "average", "seen", "first")}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        for name in self.state_dict():
-            setattr(self, name, state[name].to(self.integral.device))
+        for name, tensor in self.state_dict().items():
+            tensor.copy_(state[name])

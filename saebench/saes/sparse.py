@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saebench.replay import on_host
 from saebench.saes import kernels_select as select
 from saebench.saes.kernels import Precision, affine, borrow
 from saebench.saes.kernels_codes import MOST_PAIRS, collect, combine, dots, sum_by_latent
@@ -55,7 +56,7 @@ def encode_topk(
     with torch.no_grad():
         if among is None:
             values, indices = select.topk(x, W_enc, b_enc, k, precision, signed)
-        elif x.device.type == "cpu":
+        elif on_host(x):
             some = among.nonzero().squeeze(1)
             W, b = W_enc.t()[some].t(), b_enc[some]
             values, indices = select.topk(x, W, b, min(k, some.numel()), precision, signed)
@@ -99,7 +100,7 @@ def encode_above(
     """
     _check(x, W_enc, b_enc)
     found = None
-    if x.device.type == "cpu":
+    if on_host(x):
         with torch.no_grad():
             found = select.above(x, W_enc, b_enc, torch.as_tensor(floor, dtype=x.dtype), MOST_PAIRS, precision)
     if found is None:

@@ -227,7 +227,7 @@ def test_matryoshka_of_many_latents_equals_the_dense_float64_formula() -> None:
     sae, x = formulas.small("matryoshka", dict_size=640), formulas.cloud(48, seed=7)
     codes = sae.select(sae.training_input(x) - sae.b_dec)  # type: ignore[operator]
     assert not codes.crowded, "not the path this is about"
-    assert (codes.cut(sae.levels).offsets.diff() == 0).any()
+    assert (codes.cut(sae.level_starts).offsets.diff() == 0).any()
     loss = sae.loss(x, Moment(coeff=0.1)).total
     loss.backward()
     params = formulas.double(sae)
@@ -243,7 +243,7 @@ def test_matryoshka_of_many_latents_equals_the_dense_float64_formula() -> None:
 
 def test_cut_codes_are_the_columns_of_each_level() -> None:
     codes = sparse.encode_batchtopk(formulas.cloud(20), formulas.cloud(40, seed=3).t() - 3, torch.zeros(40), 5)
-    cut = codes.cut((3, 10, 40)).dense().view(20, 3, 40)
+    cut = codes.cut(torch.tensor([0, 3, 10])).dense().view(20, 3, 40)
     for level, (low, high) in enumerate(((0, 3), (3, 10), (10, 40))):
         assert torch.equal(cut[:, level, low:high], codes.dense()[:, low:high])
     assert torch.equal(cut.sum(1), codes.dense())

@@ -260,6 +260,18 @@ def test_dots_by_torch_s_sampled_product_and_by_embedding_bag_agree(monkeypatch:
     torch.testing.assert_close(kernels_codes.dots(codes, x, vectors), want)
 
 
+@pytest.mark.parametrize("rows", [1, 64, 700])
+def test_sums_of_many_pairs_in_two_passes_equal_one(rows: int) -> None:
+    """As on a GPU; some latents fire on every row, some (the first, the last) on none."""
+    latents = torch.tensor([1, 2, 5]).repeat(rows)
+    codes = sparse.SparseCodes(torch.randn(3 * rows), latents, torch.arange(rows + 1) * 3, 8)
+    vectors = torch.randn(rows, 5)
+    order, bounds, of_row = codes.by_latent
+    sums = kernels_codes._long_bags(of_row, vectors, bounds, codes.values[order])
+    torch.testing.assert_close(sums, codes.dense().t() @ vectors)
+    assert (sums[[0, 3, 4, 6, 7]] == 0).all()
+
+
 def test_a_gradient_overwrites_the_memory_of_the_last_one() -> None:
     """The same storage again, whatever it held; and each is given away once: a second backward pass adds."""
     x, (W, b) = _rows(64, 16), _weights(16, 512)
