@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,7 +100,7 @@ def states(root: Path) -> list[str]:
 
 def mlflow_runs(tmp_path: Path, name: str = "toy") -> dict[str, tuple[str, int]]:
     """Trial (or 'sweep') -> status of its run and how many metric points it has, from the database itself."""
-    with sqlite3.connect(tmp_path / "mlflow.db") as db:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as db:
         rows = db.execute(
             "select coalesce(t.value, 'sweep'), r.status,"
             " (select count(*) from metrics m where m.run_uuid = r.run_uuid)"
