@@ -35,6 +35,8 @@ SAMPLE_ROWS = 16_384
 STATE_VERSION = 1
 SHORTEST_LIST = 64
 """Least length of a list of dead latents on a GPU, where it is not empty; others are powers of two."""
+KEY_COLUMNS = 64
+"""Columns of a row that its fingerprint is made of."""
 _ODD = 0x1E3779B97F4A7C15
 """Spreads the bits of a row over its fingerprint."""
 
@@ -104,8 +106,9 @@ class Training:
         self.control = SparsityControl(config.sae, self.steps, self.lr, self.device)
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
-        self.bad_loss, self.bad_batch = (torch.tensor(-1, device=self.device) for _ in range(2))
-        self._held = _row_keys(calibration).sort().values
+        self._bad = torch.full((2,), -1, device=self.device)
+        self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
+        self._held = _row_keys(calibration, self._key_weights).sort().values
         self._lists: dict[int, Tensor] = {}
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and train.cuda_graph else None
         self._replay = None if recorder is None else self._recorded_steps(recorder)
@@ -162,8 +165,8 @@ class Training:
 
     @torch.no_grad()
     def _remember(self, loss: Loss, x: Tensor, now: _Now) -> None:
-        _keep_first(self.bad_loss, loss.total.isfinite(), now.samples)
-        _keep_first(self.bad_batch, x.sum().isfinite(), now.samples)
+        fine = torch.stack([x.sum(), loss.total]).isfinite()
+        self._bad.copy_(torch.where((self._bad >= 0) | fine, self._bad, now.samples))
         self.since_fired.add_(len(x)).masked_fill_(loss.fired, 0)
         self.control.update(loss.l0, now.progress, now.lr / self.lr)
 
@@ -197,7 +200,7 @@ class Training:
         of such rows alone stays as it is)."""
         if len(x) == 0:
             return x
-        keys = _row_keys(x)
+        keys = _row_keys(x, self._key_weights)
         held = self._held[torch.searchsorted(self._held, keys).clamp_max(len(self._held) - 1)] == keys
         place = torch.arange(len(x), device=x.device).masked_fill(held, -1).cummax(0).values
         return x[torch.where(place < 0, held.int().argmin(), place)]
@@ -216,10 +219,11 @@ class Training:
 
     def check(self) -> None:
         """Wait for the device and raise BadBatchError or DivergedError where a batch or loss was not finite."""
-        if (samples := int(self.bad_batch)) >= 0:
-            raise BadBatchError(samples)
-        if (samples := int(self.bad_loss)) >= 0:
-            raise DivergedError(samples)
+        batch, loss = self._bad.tolist()
+        if batch >= 0:
+            raise BadBatchError(batch)
+        if loss >= 0:
+            raise DivergedError(loss)
 
     def calibrate(self, store: Store) -> None:
         """Set what inference needs (thresholds) from the calibration rows; the same weights give the same result."""
@@ -330,13 +334,7 @@ def calibration_rows(sample: Tensor, num_train: int) -> Tensor:
     return sample[torch.arange(count, device=sample.device) * len(sample) // count]
 
 
-def _row_keys(x: Tensor) -> Tensor:
-    """(B,) int64: a fingerprint of each row's bits."""
-    bits = x[:, :64].float().contiguous().view(torch.int32).long()
-    weights = torch.arange(1, bits.shape[1] + 1, device=x.device) * _ODD | 1
+def _row_keys(x: Tensor, weights: Tensor) -> Tensor:
+    """(B,) int64: a fingerprint of each row's bits; weights (columns,) odd numbers for its first columns."""
+    bits = x[:, : len(weights)].float().contiguous().view(torch.int32).long()
     return (bits * weights).sum(1)
-
-
-def _keep_first(known: Tensor, fine: Tensor, samples: Tensor | int) -> None:
-    """Note in `known` () the first count of examples at which something was not fine."""
-    known.copy_(torch.where((known < 0) & ~fine, samples, known))

@@ -235,7 +235,11 @@ class SAE(nn.Module, ABC):
 
     def fvu(self, z: Tensor, z_hat: Tensor) -> Tensor:
         """Mean squared length of the error over the variance of the training rows."""
-        return (z - z_hat).square().sum() / (len(z) * self.variance)
+        return self.share(z - z_hat)
+
+    def share(self, residual: Tensor) -> Tensor:
+        """Mean squared length of the rows of a residual (B, d_in) over the variance of the training rows."""
+        return residual.square().sum() / (len(residual) * self.variance)
 
     def l1(self, codes: Codes) -> Tensor:
         """Mean over examples of the L1 norm of codes >= 0, each latent weighted by its decoder row's length, in units

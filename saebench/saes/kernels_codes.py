@@ -36,6 +36,15 @@ class ByLatent(NamedTuple):
     """The row of each pair, in that order."""
 
 
+class Pieces(NamedTuple):
+    """Pairs by latent, cut where a latent's end and at equal distances: piece p has `bounds[p]:bounds[p + 1]`, latent f
+    the pieces `first[f]:first[f + 1]` of `every`."""
+
+    bounds: Tensor
+    every: Tensor
+    first: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class SparseCodes:
     """Codes of a batch as pairs, row by row: row b has the pairs `offsets[b]:offsets[b + 1]`."""
@@ -66,6 +75,15 @@ class SparseCodes:
         every = torch.arange(self.dict_size + 1, device=latents.device)
         return ByLatent(order, torch.searchsorted(latents, every), self.row_of_pair.index_select(0, order))
 
+    @cached_property
+    def pieces(self) -> Pieces:
+        """Their latents' pairs in pieces of at most LONGEST_SUM; computed once for both gradients."""
+        bounds, count = self.by_latent.bounds, self.indices.numel()
+        cuts = torch.cat([bounds, torch.arange(0, count, LONGEST_SUM, device=bounds.device)]).sort().values
+        first = torch.searchsorted(cuts, bounds)
+        first[-1:].fill_(len(cuts) - 1)  # what is behind the last pair is empty
+        return Pieces(cuts, torch.arange(len(cuts) - 1, device=bounds.device), first)
+
     @property
     def crowded(self) -> bool:
         """Whether dense products are the faster way to sum over the pairs."""
@@ -75,7 +93,7 @@ class SparseCodes:
     def with_values(self, values: Tensor) -> SparseCodes:
         """The same pairs with other values; what was computed about the pairs is kept."""
         codes = SparseCodes(values, self.indices, self.offsets, self.dict_size)
-        codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent")})
+        codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent", "pieces")})
         return codes
 
     def cut(self, starts: Tensor) -> SparseCodes:
@@ -88,6 +106,7 @@ class SparseCodes:
         if "by_latent" in self.__dict__:
             order, bounds, _ = self.by_latent
             codes.__dict__["by_latent"] = ByLatent(order, bounds, codes.row_of_pair.index_select(0, order))
+            codes.__dict__.update({n: v for n, v in self.__dict__.items() if n == "pieces"})
         return codes
 
     def spread(self, per_latent: Tensor) -> Tensor:
@@ -205,7 +224,7 @@ def collect(codes: SparseCodes, weights: Tensor, rows: Tensor, into: Tensor) -> 
     order, bounds, row_of_pair = codes.by_latent
     weights = weights.index_select(0, order)
     if not on_host(rows):
-        return into.copy_(_long_bags(row_of_pair, rows, bounds, weights))
+        return into.copy_(_sums_in_two(codes, rows, weights))
     for block in blocks(codes.dict_size, rows.shape[1], rows.device):
         first, last = int(bounds[block.start]), int(bounds[block.stop])
         starts = bounds[block.start : block.stop + 1] - first
@@ -218,16 +237,12 @@ def _bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tens
     return embedding_bag(pairs, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
-def _long_bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """`_bags` on a GPU, where one thread sums a bag: a latent that fires on every row would keep all others waiting. No
-    sum is longer than LONGEST_SUM; a second pass adds the pieces of a bag up."""
-    count = pairs.numel()
-    cuts = torch.cat([offsets, torch.arange(0, count, LONGEST_SUM, device=offsets.device)]).sort().values
-    pieces = _bags(pairs, rows, cuts, weights)
-    first = torch.searchsorted(cuts, offsets)
-    first[-1:].fill_(len(pieces))  # what is behind the last pair is empty
-    every = torch.arange(len(pieces), device=offsets.device)
-    return embedding_bag(every, pieces, first, mode="sum", include_last_offset=True)
+def _sums_in_two(codes: SparseCodes, rows: Tensor, weights: Tensor) -> Tensor:
+    """`_bags` by latent on a GPU, where one thread adds a bag up: a latent that fires on every row would keep all
+    others waiting. No sum is longer than LONGEST_SUM; a second pass adds the pieces of a bag up."""
+    pieces = codes.pieces
+    sums = _bags(codes.by_latent.rows, rows, pieces.bounds, weights)
+    return embedding_bag(pieces.every, sums, pieces.first, mode="sum", include_last_offset=True)
 
 
 class _Part(NamedTuple):

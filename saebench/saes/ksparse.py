@@ -36,23 +36,24 @@ class KSparseSAE(SAE):
     def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
         """Training codes of centred = z - b_dec (B, d_in)."""
 
-    def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor]:
-        """(reconstruction term of the loss, reconstruction z_hat (B, d_in) by all codes)."""
-        z_hat = sparse.decode(codes, self.W_dec, self.b_dec)
-        return self.fvu(z, z_hat), z_hat
+    def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
+        """(reconstruction term of the loss, FVU by all codes, residual z - z_hat (B, d_in) by all codes); the last two
+        are detached."""
+        residual = z - sparse.decode(codes, self.W_dec, self.b_dec)
+        fvu = self.share(residual)
+        return fvu, fvu.detach(), residual.detach()
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
         centred = z - self.b_dec
         codes = self.select(centred, moment.precision)
-        error, z_hat = self.errors(z, codes)
-        residual = (z - z_hat).detach()
+        error, fvu, residual = self.errors(z, codes)
         total = error
         parts: dict[str, Tensor | float] = {}
         if moment.dead is not None and self.config.aux_coeff > 0:
             aux = self.auxk(centred, residual, moment.dead, moment.precision)
             total, parts["train/aux_loss"] = error + self.config.aux_coeff * aux, aux.detach()
-        return Loss.of(total, residual.square().sum() / (len(z) * self.variance), codes, parts)
+        return Loss.of(total, fvu, codes, parts)
 
     def auxk(self, centred: Tensor, residual: Tensor, dead: Dead, precision: Precision = "float32") -> Tensor:
         """Share of the residual's variance that the k_aux strongest dead latents leave unexplained.

@@ -26,10 +26,10 @@ class MatryoshkaSAE(BatchSparseSAE):
         self.levels = prefixes(config.groups, self.dict_size)
         self.register_buffer("level_starts", torch.tensor([0, *self.levels[:-1]]), persistent=False)
 
-    def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor]:
+    def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
         parts = sparse.decode(codes.cut(self.level_starts), self.W_dec).view(len(z), len(self.levels), self.d_in)
         total, last = NestedError.apply(parts, z - self.b_dec)  # type: ignore[no-untyped-call]
-        return total / (len(self.levels) * len(z) * self.variance), last.add_(z)
+        return total / (len(self.levels) * len(z) * self.variance), self.share(last), last.neg_()
 
 
 class NestedError(torch.autograd.Function):

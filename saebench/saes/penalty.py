@@ -50,6 +50,7 @@ class SparsityControl:
         fixed = getattr(config, "l1_coeff", None)
         self.fixed: float | None = fixed if fixed is not None else getattr(config, "l0_coeff", None)
         self.target: float = getattr(config, "target_l0", None) or 1.0
+        self.steers = wants_penalty(config) and self.fixed is None
         self.warmup: float = getattr(config, "sparsity_warmup", 0.0)
         self.memory = max(5.0, _MEMORY * steps)
         self.response = max(_RESPONSE * steps, _TRAVEL / lr) * _ELASTICITY
@@ -62,14 +63,14 @@ class SparsityControl:
 
     def coeff(self, progress: Tensor | float) -> Tensor | float:
         """The weight for the step at this share of the run."""
-        if self.fixed is not None:
-            return self.fixed * ramp(progress, self.warmup)
+        if not self.steers:
+            return (self.fixed or 0.0) * ramp(progress, self.warmup)
         return (self.integral + _DAMPING / _ELASTICITY * self.error).exp()
 
     @torch.no_grad()
     def update(self, l0: Tensor, progress: Tensor | float, authority: Tensor | float = 1.0) -> None:
         """Take in the L0 of a batch that was trained on with coeff(progress)."""
-        if self.fixed is not None:
+        if not self.steers:
             return
         now = l0.clamp_min(1e-3).log()
         self.first.copy_(torch.where(self.seen == 0, now, self.first))

@@ -145,7 +145,7 @@ def _with_gradient(
     chosen = SparseCodes(values, indices, offsets, W_enc.shape[1])
     with_grad: Tensor = _Encode.apply(x, W_enc, b_enc, chosen, padded)  # type: ignore[no-untyped-call]
     if with_grad.requires_grad and not chosen.crowded:
-        _ = chosen.by_latent, chosen.row_of_pair  # one sort for the encoder and the decoder
+        _ = chosen.by_latent, chosen.row_of_pair, on_host(values) or chosen.pieces  # once for encoder and decoder
     return chosen.with_values(with_grad)
 
 
