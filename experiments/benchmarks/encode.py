@@ -1,12 +1,15 @@
 """Encoding and reading: the cache's way against the plain loop, and batches out of a cache of a million rows.
 
-    python experiments/benchmarks/encode.py [--texts 2000] [--rounds 2] [--rows 1000000] [--device cpu]
+    python experiments/benchmarks/encode.py [--texts 2000] [--rounds 2] [--rows 1000000] [--device cpu|cuda]
 
 Encoding. The plain loop is what a training script does: batches of 64 in the order of the stream, each through
 `model.encode`. Ours is what an encoding process of the cache does: windows of 1,024 texts sorted by tokens, batches of
-about equal numbers of tokens, in float32 and in bfloat16 (autocast). All ways run in this process, one after the other,
-`--rounds` times; the best round counts. The last rows encode the same texts by `cache.build`, one process per core:
-texts per second from the first text encoded to the last, then everything, starting processes included.
+about equal numbers of tokens, in float32, in bfloat16 (autocast) and, on a GPU, in float16. All ways run in this
+process, one after the other, `--rounds` times; the best round counts. On a GPU, what they consist of stands beside
+them: the tokens alone and the device alone, of which the longer hides the other. The last rows encode the same texts by
+`cache.build`, on the CPU with one process per core, on a GPU with one process and with several: texts per second from
+the first text encoded to the last, then everything, starting processes included. More texts than there are glosses are
+pairs of these.
 
 Reading. An entry of `--rows` × 384 random rows is written below a temporary folder; then: finding it, opening a store
 on it, and batches of 2,048 on one thread.
@@ -15,37 +18,58 @@ on it, and batches of 2,048 on one thread.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
+import pyarrow
 import pyarrow.parquet
 import torch
+from reading import reading
+from timing import reason, synchronize
 from torch import Tensor
 
 from saebench.config import DataConfig, DatasetConfig
-from saebench.stores import cache, keys, open_store
-from saebench.stores.encoder import SentenceEncoder
-from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, Manifest, Shard, digest_of
-from saebench.stores.read import settle
+from saebench.devices import find_devices
+from saebench.stores import cache
+from saebench.stores.encoder import Batch, SentenceEncoder
+from saebench.stores.entry import ROWS_PER_PART
 
+T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
 GLOSSES = REPOSITORY / "sweeps" / "data" / "wordnet_glosses.parquet"
 PLAIN_BATCH = 64
+TEXTS = {"cpu": 2_000, "cuda": 60_000}
+PRECISIONS = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
+WARM_UP = 4_096
+"""Texts encoded before the first round on a GPU, where every new shape costs something once; 256 on the CPU."""
+SHARED = (2, 4)
+"""Encoding processes on one GPU, beside one: for tokens that take longer than the device."""
 
 
-def config(count: int, precision: str = "float32") -> DataConfig:
+def config(count: int, precision: str = "float32", texts: Path = GLOSSES) -> DataConfig:
     return DataConfig(
         model="sentence-transformers/all-MiniLM-L6-v2",
-        dataset=DatasetConfig(path="parquet", data_files=str(GLOSSES)),
+        dataset=DatasetConfig(path="parquet", data_files=str(texts)),
         num_examples=count,
         precision=precision,
     )
+
+
+def corpus(count: int, folder: Path) -> tuple[Path, list[str]]:
+    """(data file, its first `count` texts): the glosses, or, where these are too few, distinct pairs of them."""
+    glosses = pyarrow.parquet.read_table(GLOSSES)["text"].to_pylist()
+    n = len(glosses)
+    if count <= n:
+        return GLOSSES, glosses[:count]
+    texts = [f"{glosses[i % n]}; {glosses[(7919 * i + i // n + 1) % n]}" for i in range(count)]
+    path = folder / "texts.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path)
+    return path, texts
 
 
 def plain(encoder: SentenceEncoder, texts: Sequence[str]) -> Tensor:
@@ -57,44 +81,105 @@ def plain(encoder: SentenceEncoder, texts: Sequence[str]) -> Tensor:
     return torch.cat(rows).cpu()
 
 
+def windows(texts: Sequence[str]) -> list[Sequence[str]]:
+    """As the cache cuts them."""
+    return [texts[start : start + ROWS_PER_PART] for start in range(0, len(texts), ROWS_PER_PART)]
+
+
 def ours(encoder: SentenceEncoder, texts: Sequence[str]) -> Tensor:
-    """Windows as the cache cuts them."""
-    windows = range(0, len(texts), ROWS_PER_PART)
-    return torch.cat([encoder.embed(texts[start : start + ROWS_PER_PART]) for start in windows])
+    return torch.cat([encoder.embed(window) for window in windows(texts)])
 
 
-def encoding(count: int, rounds: int, device: str) -> None:
-    texts = pyarrow.parquet.read_table(GLOSSES)["text"].to_pylist()[:count]
-    exact, lower = (SentenceEncoder(config(count, p), device) for p in ("float32", "bfloat16"))
-    ways: dict[str, Callable[[], Tensor]] = {
-        f"plain loop, batches of {PLAIN_BATCH}": lambda: plain(exact, texts),
-        "sorted windows, float32": lambda: ours(exact, texts),
-        "sorted windows, bfloat16": lambda: ours(lower, texts),
-    }
+def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
+    """(seconds, result)."""
+    synchronize(device)
+    start = time.perf_counter()
+    result = work()
+    synchronize(device)
+    return time.perf_counter() - start, result
+
+
+def alone(encoders: dict[str, SentenceEncoder], texts: Sequence[str]) -> dict[str, float]:
+    """Seconds of preparing the batches, and of the device, for each precision, with batches that are prepared."""
+    encoder = next(iter(encoders.values()))
+    seconds = {}
+    seconds["tokens"], batches = timed(partial(_prepare, encoder, texts), encoder.device)
+    for precision, one in encoders.items():
+        seconds[f"device, {precision}"], _ = timed(partial(_forward, one, batches), one.device)
+    return seconds
+
+
+def _prepare(encoder: SentenceEncoder, texts: Sequence[str]) -> list[Batch]:
+    return [batch for window in windows(texts) for batch in encoder.batches(window)]
+
+
+def _forward(encoder: SentenceEncoder, batches: Sequence[Batch]) -> None:
+    for _, features in batches:
+        encoder.forward(features)
+
+
+def encoding(texts: Sequence[str], path: Path, rounds: int, device: str) -> None:
+    on_gpu = device == "cuda"
+    encoders = {p: SentenceEncoder(config(len(texts), p, path), device) for p in PRECISIONS[device]}
+    base, exact = f"plain loop, batches of {PLAIN_BATCH}", encoders["float32"]
+    ways: dict[str, Callable[[], Tensor]] = {base: partial(plain, exact, texts)}
+    ways |= {f"sorted windows, {p}": partial(ours, encoder, texts) for p, encoder in encoders.items()}
+    for encoder in encoders.values():
+        ours(encoder, texts[: WARM_UP if on_gpu else 256])  # allocators, thread pools, kernels
     seconds = dict.fromkeys(ways, float("inf"))
     rows: dict[str, Tensor] = {}
-    for encoder in (exact, lower):
-        encoder.embed(texts[:256])  # allocators, thread pools, kernels
     for _ in range(rounds):
         for name, encode in ways.items():
-            start = time.perf_counter()
-            rows[name] = encode()
-            seconds[name] = min(seconds[name], time.perf_counter() - start)
-    base = next(iter(ways))
-    print(f"\n{count:,} texts, {device}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
-    print("| way | texts/s | against plain | cosine to plain, mean / min |\n|---|---|---|---|")
+            spent, rows[name] = timed(encode, exact.device)
+            seconds[name] = min(seconds[name], spent)
+    _print_head(len(texts), device)
+    plain_rate = len(texts) / seconds[base]
     for name in ways:
         cosine = torch.nn.functional.cosine_similarity(rows[name], rows[base])
-        ratio = seconds[base] / seconds[name]
-        print(f"| {name} | {count / seconds[name]:,.0f} | {ratio:.1f}x | {cosine.mean():.6f} / {cosine.min():.6f} |")
-    for precision in ("float32", "bfloat16"):
-        rate, whole = built(config(count, precision), device)
-        print(
-            f"| cache.build, {precision} | {rate:,.0f} | {rate * seconds[base] / count:.1f}x | {whole:.0f} s in all |"
-        )
+        _print_row(name, len(texts) / seconds[name], plain_rate, f"{cosine.mean():.6f} / {cosine.min():.6f}")
+    for name, spent in alone(encoders, texts).items() if on_gpu else ():
+        _print_row(f"{name} alone", len(texts) / spent, plain_rate)
+    builds(len(texts), path, device, plain_rate)
 
 
-def built(data: DataConfig, device: str) -> tuple[float, float]:
+def _print_head(count: int, device: str) -> None:
+    name = f" ({torch.cuda.get_device_name()})" if device == "cuda" else ""
+    print(f"\n{count:,} texts, {device}{name}, {torch.get_num_threads()} threads, load {os.getloadavg()[0]:.1f}\n")
+    print("| way | texts/s | against plain | cosine to plain, mean / min |\n|---|---|---|---|")
+
+
+def _print_row(name: str, rate: float, plain_rate: float, remark: str = "") -> None:
+    print(f"| {name} | {rate:,.0f} | {rate / plain_rate:.1f}x | {remark} |", flush=True)
+
+
+def builds(count: int, path: Path, device: str, plain_rate: float) -> None:
+    """Rows for `cache.build`."""
+    for precision, devices in places(one_of_each(device)):
+        where = f", {len(devices)} on {len(set(devices))} GPU" if device == "cuda" else ""
+        try:
+            rate, whole = built(config(count, precision, path), devices)
+        except Exception as error:  # one that fails must not hide the others
+            print(f"| cache.build, {precision}{where} | {reason(error)} | | |", flush=True)
+        else:
+            _print_row(f"cache.build, {precision}{where}", rate, plain_rate, f"{whole:.0f} s in all")
+
+
+def places(devices: list[str]) -> list[tuple[str, list[str]]]:
+    """(precision, devices, each as often as it has processes) of the builds to time."""
+    found = [(precision, devices[:1]) for precision in ("float32", "bfloat16")]
+    if devices[0] != "cpu":
+        found += [("bfloat16", devices[:1] * processes) for processes in SHARED]
+    return [*found, *([("bfloat16", devices)] if len(devices) > 1 else [])]
+
+
+def one_of_each(device: str) -> list[str]:
+    """The devices of a kind, as `cache.build` wants them named."""
+    if device != "cuda":
+        return [device]
+    return [name for name, _ in find_devices("auto") if name.startswith("cuda")] or ["cuda"]
+
+
+def built(data: DataConfig, devices: Sequence[str]) -> tuple[float, float]:
     """(texts per second while encoding, seconds in all) of a build from nothing."""
     times: list[tuple[float, int]] = []
 
@@ -104,71 +189,33 @@ def built(data: DataConfig, device: str) -> tuple[float, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        cache.build(data, Path(folder), [device], watch)
+        cache.build(data, Path(folder), devices, watch)
         end = time.perf_counter()
     (first, there), (last, total) = times[0], times[-1]
-    return (total - there) / (last - first), end - start
+    return (total - there) / (last - first) if last > first else float("nan"), end - start
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------
-
-
-def make_entry(data: DataConfig, cache_dir: Path) -> None:
-    """An entry of random rows, as a build would have left it (its files of texts are placeholders)."""
-    folder = cache.entry_folder(data, cache_dir)
-    folder.mkdir(parents=True)
-    generator = np.random.default_rng(0)
-    shards = []
-    for number, start in enumerate(range(0, data.num_examples, ROWS_PER_SHARD)):
-        count = min(ROWS_PER_SHARD, data.num_examples - start)
-        hashes = generator.integers(0, 2**64, count, np.uint64)
-        arrays = {"texts": np.zeros(1), "hashes": hashes, "rows": generator.random((count, 384), np.float32)}
-        files = {}
-        for kind, array in arrays.items():
-            aside = folder / f"{number:05d}-{kind}"
-            with aside.open("wb") as file:
-                np.save(file, array)
-            files[kind] = settle(aside, ".npy")
-        shards.append(Shard(count=count, encoded=count, encoded_digest=digest_of(hashes), **files))
-    key = keys.describe(data, cache_dir)
-    Manifest(
-        key=key, named={}, label_column=None, cap=data.num_examples, counts={}, d_in=384, shards=tuple(shards)
-    ).write(folder)
-
-
-def reading(count: int, batches: int = 1500) -> None:
-    torch.set_num_threads(1)
-    data = config(count)
-    with tempfile.TemporaryDirectory() as folder:
-        make_entry(data, Path(folder))
-        cache.find(data, Path(folder))  # the digest of the data file is remembered from here on
-        start = time.perf_counter()
-        cache.find(data, Path(folder))
-        found = time.perf_counter()
-        store = open_store(data, batch_size=2048, seed=0, device="cpu", cache_dir=Path(folder))
-        opened = time.perf_counter()
-        sums = hashlib.sha256(store.next_batch().numpy().tobytes()).hexdigest()[:8]
-        first = time.perf_counter()
-        rates = []
-        for _ in range(3):
-            start_round = time.perf_counter()
-            for _ in range(batches // 3):
-                store.next_batch()
-            rates.append(batches // 3 * 2048 / (time.perf_counter() - start_round))
-    milliseconds = {"find": found - start, "open": opened - found, "first batch": first - opened}
-    print(f"\n{count:,} x 384 float32, one thread, load {os.getloadavg()[0]:.1f} (first batch {sums})\n")
-    print(json.dumps({name: f"{1000 * value:.1f} ms" for name, value in milliseconds.items()}))
-    print("batches of 2,048: " + ", ".join(f"{rate / 1e6:.2f}" for rate in rates) + " million rows/s")
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--texts", type=int, help=f"default: {TEXTS['cpu']:,}, on a GPU {TEXTS['cuda']:,}; 0: no encoding"
+    )
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="0: no reading")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--quick", action="store_true", help="a few texts and rows: does it run?")
+    chosen = parser.parse_args()
+    if chosen.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device")
+    texts = TEXTS[chosen.device] if chosen.texts is None else chosen.texts
+    rows, rounds, batches = (20_000, 1, 20) if chosen.quick else (chosen.rows, chosen.rounds, 500)
+    if texts:
+        with tempfile.TemporaryDirectory() as folder:
+            path, found = corpus(min(texts, 300) if chosen.quick else texts, Path(folder))
+            encoding(found, path, rounds, chosen.device)
+    if rows:
+        reading(config(rows), chosen.device, batches)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=2000)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    if arguments.texts:
-        encoding(arguments.texts, arguments.rounds, arguments.device)
-    if arguments.rows:
-        reading(arguments.rows)
+    main()
