@@ -119,7 +119,7 @@ class SAE(nn.Module, ABC):
         With `target_l0`: `offset`, so that the mean L0 on the rows is the target exactly. The controller has brought
         the L0 of training batches there; what remains is that a trained SAE fires a few per cent more on rows it has
         not seen. Subtracting one number from every bias (or adding it to every threshold) leaves the architecture
-        what it is.
+        what it is. A target that cannot be reached leaves all firing that can.
         """
         target = getattr(self.config, "target_l0", None)
         if target is not None and len(rows):

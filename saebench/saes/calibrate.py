@@ -24,8 +24,9 @@ def rows_per_chunk(dict_size: int) -> int:
 def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> float:
     """The value that exactly `count` of the numbers above `floor` in the chunks exceed (float32).
 
-    It lies halfway between the count-th largest and the next one; where there are fewer it is `floor`; where equal
-    numbers straddle the place, they are all left out. Keeps at most 2 * count numbers and one chunk.
+    It lies halfway between the count-th largest and the next one; where there are fewer it is `floor`, or, without one
+    (-inf), just below them all; where equal numbers straddle the place, they are all left out. Keeps at most 2 * count
+    numbers and one chunk.
     """
     if count < 1:
         raise ValueError(f"a threshold that {count} values exceed: at least 1")
@@ -36,11 +37,16 @@ def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> f
             kept = torch.topk(kept, count + 1, sorted=False).values
             bound = float(kept.min())
     if len(kept) <= count:
-        return floor
+        return floor if floor > -torch.inf else _below(kept)
     top = torch.topk(kept, count + 1, sorted=False).values.sort().values
     below, at = top[0], top[1]
     middle = below + (at - below) / 2
     return float(middle if middle < at else below)
+
+
+def _below(values: Tensor) -> float:
+    """The next smaller number than all of them; 0 where there are none."""
+    return float(torch.nextafter(values.min(), values.new_tensor(-torch.inf))) if len(values) else 0.0
 
 
 @torch.no_grad()

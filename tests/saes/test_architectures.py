@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saebench.config import SAE_CONFIGS
-from saebench.saes import SAE, SAE_TYPES, Dead, Moment, NotCalibratedError, make_sae, sparse
+from saebench.saes import SAE, SAE_TYPES, Dead, GatedSAE, Moment, NotCalibratedError, make_sae, sparse
 
 FIXED_L0 = ("topk", "batchtopk", "matryoshka")
 
@@ -241,6 +241,19 @@ def test_calibration_to_a_target_l0_hits_it_on_the_rows(kind: str) -> None:
     sae.calibrate(rows)
     assert float((sae.encode(rows) != 0).sum(1).double().mean()) == pytest.approx(3.0, abs=0.011)
     assert (sae.encode(rows) >= 0).all()
+
+
+@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+def test_a_target_beyond_reach_leaves_all_firing_that_can(kind: str) -> None:
+    """On 20 rows, 23.99 of 24 latents are all 480 pairs; a magnitude path that is shut keeps many of gated's out."""
+    config = {"l0_coeff" if kind == "jumprelu" else "l1_coeff": None, "target_l0": 23.99}
+    sae, rows = formulas.small(kind, **config), formulas.cloud(20, seed=4)
+    sae.calibrate(rows)
+    assert sae.offset.isfinite()
+    assert sae.encode(rows).isfinite().all()
+    pre = torch.cat(list(sae.pre_activations_of(rows)))
+    can = sae.magnitude(pre) > 0 if isinstance(sae, GatedSAE) else pre > (1e-6 if kind == "jumprelu" else -torch.inf)
+    assert torch.equal(sae.encode(rows) > 0, can)
 
 
 @pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])

@@ -27,6 +27,13 @@ def test_it_is_the_floor_where_fewer_are_above_it() -> None:
     assert threshold_for([torch.tensor([1.0, 2.0, -3.0, -5.0])], 3, floor=-torch.inf) == -4.0
 
 
+def test_without_a_floor_it_lies_just_below_all_of_too_few() -> None:
+    """Not at -inf: it becomes a bias."""
+    threshold = threshold_for([torch.tensor([1.0, -3.0, -torch.inf])], 3, floor=-torch.inf)
+    assert -3.001 < threshold < -3.0
+    assert threshold_for([torch.tensor([-torch.inf])], 3, floor=-torch.inf) == 0.0
+
+
 def test_values_that_straddle_the_place_are_left_out() -> None:
     values = torch.tensor([3.0, 2.0, 2.0, 2.0, 1.0])
     assert threshold_for([values], 2) == 2.0
