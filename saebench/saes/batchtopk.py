@@ -14,10 +14,10 @@ from saebench.saes.sparse import SparseCodes
 
 
 class BatchSparseSAE(KSparseSAE):
-    """Training keeps the round(k * B) largest positive pre-activations of the batch; inference keeps those above a
-    threshold, so that an example's code does not depend on its batch-mates.
+    """Training keeps the round(k * B) largest positive pre-activations of the batch, one at least; inference keeps
+    those above a threshold, so that an example's code does not depend on its batch-mates.
 
-    The threshold is a saved buffer, read off training rows after training (`calibrate`); NaN until then.
+    The threshold is a saved buffer, at least 0, read off training rows after training (`calibrate`); NaN until then.
     """
 
     config: BatchTopKConfig | MatryoshkaConfig
@@ -28,12 +28,13 @@ class BatchSparseSAE(KSparseSAE):
         self.register_buffer("threshold", torch.tensor(torch.nan))
 
     def activate(self, pre: Tensor) -> Tensor:
-        if self.threshold.isnan():
+        if not self.threshold >= 0:
             raise NotCalibratedError(f"{type(self).__name__}: the threshold is not calibrated, call calibrate(rows)")
         return pre * (pre > self.threshold)
 
     def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
-        return sparse.encode_batchtopk(centred, self.W_enc, self.b_enc, self.config.k, precision)
+        k = max(self.config.k, 1 / len(centred))
+        return sparse.encode_batchtopk(centred, self.W_enc, self.b_enc, k, precision)
 
     @torch.no_grad()
     def calibrate(self, rows: Tensor) -> None:

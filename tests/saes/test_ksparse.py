@@ -40,6 +40,7 @@ ROWS = [[1.0, -2.0, 3.0, -4.0], [-5.0, 6.0, -7.0, 8.0]]
         (2, [[5.0, 6, 7, 8], [1, 2, 3, 4]], [[5.0, 6, 7, 8], [0, 0, 0, 0]]),  # one row may take all
         (2, [[1.0, -1, -1, -1], [-1, -1, -1, 2]], [[1.0, 0, 0, 0], [0, 0, 0, 2]]),  # fewer positive than k * B
         (4, [[-1.0, -2, -3, -4]], [[0.0, 0, 0, 0]]),
+        (0.4, [[1.0, 2, 4, 3]], [[0.0, 0, 4, 0]]),  # a run's last batch may be one row: one latent, not none
     ],
 )
 def test_batchtopk_keeps_k_per_example_on_average(k: float, rows: list[Any], expected: list[Any]) -> None:
