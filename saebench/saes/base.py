@@ -157,9 +157,10 @@ class SAE(nn.Module, ABC):
         Where preprocessing is per example (unit, layer_norm) and `side` is not given, its mean over the training
         sample stands in for the length (and mean) that the code does not carry.
         """
+        _check_type(latents, "latents")
         if latents.ndim != 2 or latents.shape[1] != self.dict_size:
             raise ValueError(f"latents of shape {tuple(latents.shape)}: expected (B, {self.dict_size})")
-        return self.preprocessing.undo(affine(latents, self.W_dec, self.b_dec), side)
+        return self.preprocessing.undo(affine(latents.to(self.W_dec.dtype), self.W_dec, self.b_dec), side)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B, d_in) to (reconstruction in the original space (B, d_in), latents (B, dict_size))."""
@@ -176,7 +177,8 @@ class SAE(nn.Module, ABC):
         return affine(z - self.b_dec, self.W_enc, self.b_enc, precision)
 
     def check(self, x: Tensor) -> Tensor:
-        """x as float32. Raises TypeError for a type that is not floating, ValueError for another shape, NaN or inf."""
+        """x as float32. Raises TypeError for what is no floating tensor, and where the weights were made 16 bits wide;
+        ValueError for another shape, NaN or inf."""
         x = self.check_shape(x)
         if not torch.isfinite(x).all():
             bad = int((~torch.isfinite(x)).any(1).nonzero()[0])
@@ -185,8 +187,9 @@ class SAE(nn.Module, ABC):
 
     def check_shape(self, x: Tensor) -> Tensor:
         """The part of `check` that needs no look at the values (so that a training step does not wait for them)."""
-        if not x.is_floating_point():
-            raise TypeError(f"embeddings of type {x.dtype}: expected floating point")
+        _check_type(x, "embeddings")
+        if self.W_enc.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(f"weights of type {self.W_enc.dtype}: an SAE computes in float32: sae.float()")
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ValueError(f"embeddings of shape {tuple(x.shape)}: expected (B, {self.d_in})")
         return x.float()
@@ -255,3 +258,10 @@ class SAE(nn.Module, ABC):
     def rebuilt(self, codes: Codes) -> Tensor:
         """z_hat (B, d_in) of training codes."""
         return sparse.decode(codes, self.W_dec, self.b_dec)
+
+
+def _check_type(x: Tensor, name: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} of type {type(x).__name__}: expected a tensor, as torch.from_numpy makes it")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} of type {x.dtype}: expected floating point")

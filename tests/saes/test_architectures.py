@@ -150,9 +150,12 @@ def test_b_dec_starts_at_the_geometric_median_and_the_variance_is_that_of_the_sa
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
 def test_an_uncalibrated_threshold_is_an_error_and_never_a_dense_code(kind: str) -> None:
-    sae = formulas.small(kind)
-    with pytest.raises(NotCalibratedError, match="not calibrated"):
-        sae.encode(formulas.cloud(4))
+    """Nor is one below 0, as other packages mark it (from there it would let nearly every latent through)."""
+    sae: Any = formulas.small(kind)
+    for never in (torch.nan, -1.0, -torch.inf):
+        sae.threshold.fill_(never)
+        with pytest.raises(NotCalibratedError, match="not calibrated"):
+            sae.encode(formulas.cloud(4))
 
 
 @pytest.mark.parametrize("kind", formulas.TYPES)
@@ -160,6 +163,10 @@ def test_bad_input_is_named(kind: str) -> None:
     sae = calibrated(kind)
     with pytest.raises(TypeError, match=r"int64: expected floating point"):
         sae.encode(torch.ones(2, 8, dtype=torch.int64))
+    with pytest.raises(TypeError, match="embeddings of type ndarray: expected a tensor"):
+        sae.encode(formulas.cloud(2).numpy())
+    with pytest.raises(TypeError, match=r"latents of type torch\.int64: expected floating point"):
+        sae.decode(torch.ones(2, 24, dtype=torch.int64))
     for shape in [(2, 7), (8,), (2, 3, 8)]:
         with pytest.raises(ValueError, match=r"expected \(B, 8\)"):
             sae.encode(torch.ones(shape))
@@ -191,6 +198,16 @@ def test_an_empty_batch_has_empty_codes_and_a_batch_of_one_trains(kind: str) -> 
 def test_other_floating_types_are_taken_as_float32(kind: str, dtype: torch.dtype) -> None:
     sae, x = calibrated(kind), formulas.cloud(4).to(dtype)
     assert torch.equal(sae.encode(x), sae.encode(x.float()))
+    latents = sae.encode(x).to(dtype)
+    assert torch.equal(sae.decode(latents), sae.decode(latents.float()))
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_of_16_bits_are_refused(kind: str, dtype: torch.dtype) -> None:
+    sae = calibrated(kind).to(dtype)
+    with pytest.raises(TypeError, match=rf"weights of type {dtype}: an SAE computes in float32"):
+        sae(formulas.cloud(4))
 
 
 @pytest.mark.parametrize("kind", formulas.TYPES)
