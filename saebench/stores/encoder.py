@@ -6,7 +6,7 @@ tokens, so that next to nothing is computed for padding; tokenisation runs in a 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.metadata import version
 from typing import Any
@@ -36,6 +36,7 @@ class SentenceEncoder:
         self.data = data
         self.device = torch.device(device)
         self.model = _load(data, device) if model is None else model
+        self._prompt = _prompt(data, self.model)
         self.d_in = int(self.embed(["What does one row hold?"]).shape[1])
 
     def info(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class SentenceEncoder:
         while start < len(order):
             count = max(1, budget // int(lengths[order[start]]))
             index = order[start : start + count]
-            yield index, self.model.preprocess([texts[i] for i in index], prompt=self.data.prompt)
+            yield index, self.model.preprocess([texts[i] for i in index], prompt=self._prompt)
             start += count
 
     def _lengths(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
@@ -97,17 +98,26 @@ class SentenceEncoder:
     @torch.inference_mode()
     def forward(self, features: dict[str, Any]) -> Tensor:
         """(n, d_in) float32 on the device; a batch that does not fit the GPU's memory is halved."""
+        out = self._fitting(features)
+        if out is not None:
+            return out
+        torch.cuda.empty_cache()  # out of the handler, where the failed pass is held by its traceback
+        n = len(features["input_ids"])
+        halves = [_rows(features, slice(0, n // 2), n), _rows(features, slice(n // 2, n), n)]
+        return torch.cat([self.forward(half) for half in halves])
+
+    def _fitting(self, features: dict[str, Any]) -> Tensor | None:
+        """What the model gives, cut and scaled as `SentenceTransformer.encode` does it; None where memory runs out and
+        a smaller batch may fit."""
         try:
             with self._arithmetic():
                 moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in features.items()}
                 out: Tensor = self.model(moved)["sentence_embedding"].float()
         except torch.cuda.OutOfMemoryError:
-            n = len(features["input_ids"])
-            if n == 1:
+            if len(features["input_ids"]) == 1:
                 raise
-            torch.cuda.empty_cache()
-            halves = [_rows(features, slice(0, n // 2), n), _rows(features, slice(n // 2, n), n)]
-            return torch.cat([self.forward(half) for half in halves])
+            return None
+        out = out[..., : getattr(self.model, "truncate_dim", None)]
         return torch.nn.functional.normalize(out, dim=1) if self.data.normalize else out
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
@@ -120,6 +130,14 @@ def _rows(features: dict[str, Any], part: slice, n: int) -> dict[str, Any]:
     return {k: v[part] if isinstance(v, Tensor) and v.ndim and len(v) == n else v for k, v in features.items()}
 
 
+def _prompt(data: DataConfig, model: Any) -> str | None:
+    """What is put before every text: the configured prompt, else the model's own default, as `encode` does it."""
+    if data.prompt is not None:
+        return data.prompt
+    prompts: Mapping[str, str] = getattr(model, "prompts", None) or {}
+    return prompts.get(getattr(model, "default_prompt_name", None) or "")
+
+
 def _load(data: DataConfig, device: str) -> Any:
     source, local = find_model(data.model, data.revision)  # before an import that takes seconds
     from sentence_transformers import SentenceTransformer
@@ -129,8 +147,20 @@ def _load(data: DataConfig, device: str) -> Any:
     except Exception as error:  # hub, safetensors, tokenizers, JSON: each fails with a class of its own
         raise DataError(f"model {data.model}: cannot be loaded: {one_line(error)}") from error
     if data.max_seq_length is not None:
-        try:
-            model.max_seq_length = data.max_seq_length
-        except AttributeError:
-            raise DataError(f"model {data.model}: max_seq_length: this model has no such limit") from None
+        _limit(model, data.model, data.max_seq_length)
     return model.eval()
+
+
+def _limit(model: Any, name: str, tokens: int) -> None:
+    """Cut texts after so many tokens. Raises DataError where the model cannot: it would fail at the first long text."""
+    try:
+        model.max_seq_length = tokens
+    except AttributeError:
+        raise DataError(f"model {name}: max_seq_length: this model has no such limit") from None
+    positions = getattr(getattr(getattr(model[0], "auto_model", None), "config", None), "max_position_embeddings", None)
+    if positions is not None and tokens > positions:
+        raise DataError(f"model {name}: max_seq_length: {tokens:,}: this model knows {positions:,} positions")
+    count = getattr(model.tokenizer, "num_special_tokens_to_add", None)
+    marks = count() if count else 0
+    if tokens <= marks:
+        raise DataError(f"model {name}: max_seq_length: {tokens}: the model's own {marks} tokens leave a text no room")

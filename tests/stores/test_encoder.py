@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
+from saebench.models import embedding_width
 from saebench.stores import encoder as module
 from saebench.stores import encoders
 from saebench.stores.encoder import SentenceEncoder
@@ -96,6 +99,52 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(module, "_load", lambda _data, _device: Small())
     assert torch.equal(SentenceEncoder(config(), "cpu").embed(TEXTS), HashModel().encode(TEXTS))
+
+
+def test_what_did_not_fit_the_gpu_is_let_go_before_its_halves_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler's exception holds the frames of the pass that failed, and they hold what it had allocated."""
+    held: list[weakref.ref[Tensor]] = []
+
+    class Full(HashModel):
+        def preprocess(self, texts: Any, prompt: str | None = None) -> dict[str, Any]:
+            rows = super().preprocess(texts, prompt)["rows"]
+            return {"rows": rows, "input_ids": rows}
+
+        def __call__(self, features: Any) -> dict[str, Any]:
+            assert [ref() for ref in held] == [None] * len(held)
+            hidden = torch.ones(3)
+            if len(features["rows"]) > 3:
+                held.append(weakref.ref(hidden))
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return super().__call__(features)
+
+    monkeypatch.setattr(module, "_load", lambda _data, _device: Full())
+    assert torch.equal(SentenceEncoder(config(), "cpu").embed(TEXTS), HashModel().encode(TEXTS))
+    assert len(held) > 2
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": ""}, {"prompt": "anvil 7 "}, {"normalize": True}], ids=str)
+@pytest.mark.parametrize(
+    "habits", [{"truncate_dim": 5}, {"prompts": {"q": "birch 1 "}, "default_prompt_name": "q"}], ids=str
+)
+def test_a_model_with_habits_of_its_own_keeps_them(
+    static_model: str, tmp_path: Path, options: dict[str, Any], habits: dict[str, Any]
+) -> None:
+    """A default prompt and a width to cut to are in the model's folder, and `encode` acts on them."""
+    from sentence_transformers import SentenceTransformer
+
+    SentenceTransformer(static_model, device="cpu", **habits).save(str(tmp_path / "model"))
+    plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    asked = {"prompt": options.get("prompt"), "normalize_embeddings": options.get("normalize", False)}
+    encoder = SentenceEncoder(config(model=str(tmp_path / "model"), **options), "cpu")
+    assert torch.allclose(encoder.embed(TEXTS), torch.from_numpy(plain.encode(TEXTS, **asked)), atol=1e-6)
+    assert encoder.d_in == embedding_width(str(tmp_path / "model"))
+
+
+@pytest.mark.parametrize(("limit", "why"), [(513, "this model knows 512 positions"), (2, "leave a text no room")])
+def test_a_limit_that_the_model_cannot_keep_is_refused(minilm_path: str, limit: int, why: str) -> None:
+    with pytest.raises(DataError, match=rf"model .*: max_seq_length: {limit}: .*{why}"):
+        SentenceEncoder(config(model=minilm_path, max_seq_length=limit), "cpu")
 
 
 def test_a_model_without_a_limit_refuses_one(static_model: str) -> None:
