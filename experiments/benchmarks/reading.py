@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import on_device
 import torch
 from timing import synchronize
 
@@ -60,8 +61,8 @@ def reading(data: DataConfig, device: str, batches: int) -> None:
         found = 1e3 * (time.perf_counter() - start)
         head = f"{data.num_examples:,} x 384 float32, {device}, batches of {BATCH:,} on one thread"
         print(f"\n{head}, load {os.getloadavg()[0]:.1f}; found in {found:.1f} ms\n")
-        print("| rows | open, ms | first batch, ms | million rows/s, by round | of the first batch, SHA-256 |")
-        print("|---|---|---|---|---|")
+        print("| rows | open, ms | first batch, ms | million rows/s, by round | waits a batch | first batch, SHA-256 |")
+        print("|---|---|---|---|---|---|")
         for name, way in ways(device).items():
             with way():
                 print(f"| {name} | {measured(data, Path(folder), device, batches)} |", flush=True)
@@ -69,7 +70,7 @@ def reading(data: DataConfig, device: str, batches: int) -> None:
 
 def ways(device: str) -> dict[str, Callable[[], contextlib.AbstractContextManager[object]]]:
     """Name -> how to have a store do it."""
-    if torch.device(device).type != "cuda":
+    if device != "cuda":
         return {"memory map": contextlib.nullcontext}
     fraction = "saebench.stores.rows.RESIDENT_FRACTION"
     return {
@@ -87,7 +88,9 @@ def measured(data: DataConfig, cache_dir: Path, device: str, batches: int) -> st
     times.append(time.perf_counter())
     opened, waited = (1e3 * (b - a) for a, b in pairwise(times))
     rates = ", ".join(f"{rate / 1e6:.2f}" for rate in rounds(store.next_batch, torch.device(device), batches))
-    return f"{opened:.1f} | {waited:.1f} | {rates} | {hashlib.sha256(first.numpy().tobytes()).hexdigest()[:8]}"
+    waits = f"{on_device.waits(store.next_batch).total() / on_device.STEPS:.2f}" if device == "cuda" else ""
+    seal = hashlib.sha256(first.numpy().tobytes()).hexdigest()[:8]
+    return f"{opened:.1f} | {waited:.1f} | {rates} | {waits} | {seal}"
 
 
 def rounds(next_batch: Callable[[], torch.Tensor], device: torch.device, batches: int) -> Iterator[float]:
