@@ -10,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import tempfile
+import traceback
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ import torch
 from contestants import OURS, Work, start, variants
 from timing import WARM_UP, Step, reason
 
+import saebench
 from saebench.saes.kernels_select import chunks
 
+PACKAGE = Path(saebench.__file__).parent
 STEPS = 20
 """Steps that are watched."""
 ALARM = "synchronizing CUDA operation"
@@ -95,16 +98,27 @@ def alarmed() -> Iterator[None]:
 
 def waits(step: Step) -> Counter[str]:
     """Where the host waits for the device in STEPS steps, and how often."""
-    with warnings.catch_warnings(record=True) as said:
+    found: Counter[str] = Counter()
+
+    def note(message: Warning | str, _category: type[Warning], filename: str, line: int, *_: object) -> None:
+        if ALARM in str(message):
+            found[place(filename, line)] += 1
+
+    with warnings.catch_warnings():
         warnings.simplefilter("always")
+        warnings.showwarning = note  # called where the alarm goes off, so that the stack is there to be read
         with alarmed():
             for _ in range(STEPS):
                 step()
-    return Counter(f"{_short(one.filename)}:{one.lineno}" for one in said if ALARM in str(one.message))
+    return found
 
 
-def _short(filename: str) -> str:
-    return "/".join(Path(filename).parts[-2:])
+def place(filename: str, line: int) -> str:
+    """The innermost line of the package on the stack of this thread, else the given one."""
+    ours = [frame for frame in traceback.extract_stack() if PACKAGE in Path(frame.filename).parents]
+    if ours:
+        return f"{Path(ours[-1].filename).relative_to(PACKAGE.parent)}:{ours[-1].lineno} ({ours[-1].line})"
+    return f"{filename}:{line}"
 
 
 def trace(step: Step, device: torch.device) -> Trace:
