@@ -68,6 +68,8 @@ class Build:
     def _sound(self, manifest: Manifest | None) -> tuple[Manifest | None, bool]:
         """The manifest without rows whose file is damaged, and whether its texts will do."""
         if manifest is None or manifest.key != self.key:
+            if (self.folder / MANIFEST).exists():
+                self._warn(f"{self.folder.name}/{MANIFEST} is damaged: everything is read and encoded again")
             return None, False
         shards = tuple(self._without_damage(shard) for shard in manifest.shards)
         if shards != manifest.shards:

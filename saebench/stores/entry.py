@@ -15,7 +15,9 @@ Files carry (the start of) the SHA-256 of their content in their name and are ne
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,11 +28,12 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from saebench.config import Config, DataConfig
 from saebench.paths import write_text
 from saebench.stores.hold import Hold
+from saebench.stores.seal import seal, unseal
 from saebench.stores.texts import Text, threshold
 
 ROWS_PER_SHARD = 65_536
@@ -110,12 +113,12 @@ class Manifest(Config):
     def read(cls, folder: Path) -> Self | None:
         """The manifest of an entry; None where there is none or it cannot be understood."""
         try:
-            return cls.model_validate_json((folder / MANIFEST).read_text("utf-8"))
-        except (OSError, ValidationError):
+            return cls.model_validate(unseal((folder / MANIFEST).read_bytes()))
+        except (OSError, ValueError):
             return None
 
     def write(self, folder: Path) -> None:
-        write_text(folder / MANIFEST, json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        write_text(folder / MANIFEST, seal(self.model_dump(mode="json")))
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,8 @@ class CacheEntry:
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, data: DataConfig, hold: Hold | None = None) -> Self | None:
-        """The entry as `data` sees it; None where it is not complete or a file is missing or has the wrong size."""
+        """The entry as `data` sees it; None where it is not complete or a file is missing or has the wrong size. Raises
+        OSError where a file goes while we look, or hashes are damaged."""
         count = manifest.examples(data)
         if count is None or manifest.encoded < count or manifest.d_in is None or count == 0:
             return None
@@ -224,8 +228,16 @@ class CacheEntry:
 
 
 def read_hashes(folder: Path, shards: Sequence[Shard]) -> npt.NDArray[np.uint64]:
-    parts = [np.load(folder / shard.hashes.name) for shard in shards]
+    """Raises OSError where a file is not what was written: they decide what is held out."""
+    parts = [np.load(io.BytesIO(_read_whole(folder, shard.hashes))) for shard in shards]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+
+
+def _read_whole(folder: Path, file: File) -> bytes:
+    content = (folder / file.name).read_bytes()
+    if hashlib.sha256(content).hexdigest() != file.sha256:
+        raise OSError(errno.EIO, "the content has another checksum", str(folder / file.name))
+    return content
 
 
 def digest_of(hashes: npt.NDArray[np.uint64]) -> str:

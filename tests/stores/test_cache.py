@@ -241,6 +241,42 @@ def test_a_damaged_file_is_noticed_and_made_again(
     assert sorted(encoded) == (sorted(texts[64:128]) if kind == "rows" else [])
 
 
+@pytest.mark.parametrize("places", [range(0, 500, 7), range(500, 1_400, 7)], ids=["first half", "second half"])
+def test_no_flipped_bit_of_a_manifest_is_believed(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, places: range
+) -> None:
+    """A digit of a count is as good JSON as the digit that it was."""
+    texts = sentences(20)
+    data = corpus(texts)
+    entry = cache.build(data, cache_dir)
+    path, good = entry.directory / "manifest.json", tree(entry.directory)
+    content = path.read_bytes()
+    assert len(content) > places[-1]
+    for place in places:
+        path.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :])
+        assert cache.find(data, cache_dir) is None
+    before = len(inline.seen)
+    told: list[Progress] = []
+    cache.build(data, cache_dir, on_progress=told.append)
+    assert [p.message for p in told if p.warning] == [
+        f"{entry.key}/manifest.json is damaged: everything is read and encoded again"
+    ]
+    assert len([text for text in inline.seen[before:] if text in texts]) == 20
+    assert tree(entry.directory) == good
+
+
+@pytest.mark.parametrize("place", [8, 40, -5])
+def test_damaged_hashes_never_decide_what_is_held_out(corpus: Corpus, cache_dir: Path, place: int) -> None:
+    """Wherever the bit is: in the header, which NumPy would stumble over, or in a hash."""
+    data = corpus(sentences(20))
+    entry = cache.build(data, cache_dir)
+    good = tree(entry.directory)
+    flip(next(entry.directory.glob("*-hashes-*")), place)
+    assert cache.find(data, cache_dir) is None
+    cache.build(data, cache_dir)
+    assert tree(entry.directory) == good
+
+
 def test_a_warning_reaches_the_log_where_nobody_watches(
     corpus: Corpus, cache_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
