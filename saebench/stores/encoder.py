@@ -21,10 +21,13 @@ from saebench.errors import DataError
 from saebench.models import find_model
 from saebench.stores.ahead import ahead
 from saebench.stores.texts import one_line
+from saebench.stores.tokens import Tokens
 
 Batch = tuple[npt.NDArray[np.int64], dict[str, Any]]
 """Which texts of the window (positions), and their features."""
 
+BATCH = {"cpu": 64, "cuda": 1024}
+"""Texts of median length per forward pass: a CPU's cache holds so many, and a GPU is busy with so many."""
 AHEAD = 8
 """Batches that tokenisation may be ahead of the device."""
 
@@ -36,7 +39,7 @@ class SentenceEncoder:
         self.data = data
         self.device = torch.device(device)
         self.model = _load(data, device) if model is None else model
-        self._prompt = _prompt(data, self.model)
+        self._tokens = Tokens(self.model, _prompt(data, self.model))
         self.d_in = int(self.embed(["What does one row hold?"]).shape[1])
 
     def info(self) -> dict[str, Any]:
@@ -69,31 +72,22 @@ class SentenceEncoder:
 
     def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
         """Longest first, each of about encode_batch_size × (median tokens) tokens, padding counted."""
-        lengths = np.maximum(self._lengths(texts), 1)
+        tokenised = self._tokens(texts)
+        lengths = np.maximum(tokenised.lengths, 1)
         order = np.argsort(-lengths, kind="stable")
-        budget = self.data.encode_batch_size * int(np.median(lengths))
+        budget = texts_per_batch(self.data, self.device.type) * int(np.median(lengths))
         start = 0
         while start < len(order):
             count = max(1, budget // int(lengths[order[start]]))
             index = order[start : start + count]
-            yield index, self.model.preprocess([texts[i] for i in index], prompt=self._prompt)
+            yield index, self._ready(tokenised.features(index))
             start += count
 
-    def _lengths(self, texts: Sequence[str]) -> npt.NDArray[np.int64]:
-        """Tokens of each text after truncation; a quarter of its characters where the model has no usual tokenizer."""
-        from transformers import PreTrainedTokenizerBase
-
-        tokenizer = getattr(self.model, "tokenizer", None)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            return np.array([len(text) // 4 for text in texts], np.int64)
-        ids = tokenizer(
-            list(texts),
-            truncation=self.model.max_seq_length is not None,
-            max_length=self.model.max_seq_length,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        return np.array([len(one) for one in ids], np.int64)
+    def _ready(self, features: dict[str, Any]) -> dict[str, Any]:
+        """Features that go to a GPU without anybody waiting for them."""
+        if self.device.type != "cuda":
+            return features
+        return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in features.items()}
 
     @torch.inference_mode()
     def forward(self, features: dict[str, Any]) -> Tensor:
@@ -111,7 +105,9 @@ class SentenceEncoder:
         a smaller batch may fit."""
         try:
             with self._arithmetic():
-                moved = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in features.items()}
+                moved = {
+                    k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in features.items()
+                }
                 out: Tensor = self.model(moved)["sentence_embedding"].float()
         except torch.cuda.OutOfMemoryError:
             if len(features["input_ids"]) == 1:
@@ -124,6 +120,11 @@ class SentenceEncoder:
         if self.data.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=getattr(torch, self.data.precision))
+
+
+def texts_per_batch(data: DataConfig, device: str) -> int:
+    """Texts of median length per forward pass on this kind of device."""
+    return data.encode_batch_size or BATCH.get(device, BATCH["cuda"])
 
 
 def _rows(features: dict[str, Any], part: slice, n: int) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
 from saebench.stores import cache
 from saebench.stores.base import check_positive
+from saebench.stores.encoder import SentenceEncoder, texts_per_batch
 from saebench.stores.entry import CacheEntry
 from saebench.stores.rows import CachedRows
 from saebench.stores.streamed import StreamedRows, StreamSettings
@@ -64,8 +65,8 @@ class ActivationsStoreSBERT:
                 raise TypeError("batch_size: a DataConfig does not say it")
             self._data, self._counts = cfg, Counts()
             self.device, self.batch_size, self.seed = device or "cpu", batch_size, seed
-            self.model_batch_size = cfg.encode_batch_size
-            self.num_batches_in_buffer = max(BATCHES_IN_BUFFER, BLOCK_IN_BATCHES * batch_size // cfg.encode_batch_size)
+            self.model_batch_size = size = texts_per_batch(cfg, self.device.partition(":")[0])
+            self.num_batches_in_buffer = max(BATCHES_IN_BUFFER, BLOCK_IN_BATCHES * batch_size // size)
             self._typed, self._holdout = True, cfg.holdout
             if cfg.cache:
                 self._entry = _entry(cfg, cache_dir or paths.cache_dir(), self.device)
@@ -190,8 +191,6 @@ class ActivationsStoreSBERT:
 
     @cached_property
     def _encoder(self) -> Any:
-        from saebench.stores.encoder import SentenceEncoder
-
         return SentenceEncoder(self._data, self.device, self.model)
 
     def get_batch_tokens(self) -> list[str]:

@@ -49,7 +49,7 @@ def test_rows_are_those_of_the_model_in_the_order_of_the_texts(encoder: Sentence
 
 def test_batches_are_of_similar_length_and_about_the_same_number_of_tokens(encoder: SentenceEncoder) -> None:
     batches = list(encoder.batches(TEXTS))
-    lengths = encoder._lengths(TEXTS)
+    lengths = encoder._tokens(TEXTS).lengths
     assert sorted(np.concatenate([index for index, _ in batches]).tolist()) == list(range(len(TEXTS)))
     longest = [int(lengths[index].max()) for index, _ in batches]
     assert longest == sorted(longest, reverse=True)
@@ -75,7 +75,7 @@ def test_prompt_and_limit_reach_the_model(minilm: Any, minilm_path: str) -> None
     assert prompted.info()["max_seq_length"] == 16
     expected = minilm.encode(["query: short"], convert_to_tensor=True)
     assert torch.allclose(prompted.embed(["short"]), expected, atol=1e-5)
-    assert int(prompted._lengths(["a " * 400])[0]) == 16
+    assert int(prompted._tokens(["a " * 400]).lengths[0]) == 16
     assert minilm.max_seq_length == 256
 
 
