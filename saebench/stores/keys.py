@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ _UNSETTLED_NS = 2_000_000_000
 
 def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
     """The key in words. Raises DataError for a local file that is not there or cannot be read."""
-    model = Path(data.model).expanduser()
+    model = Path(os.path.expanduser(data.model))
     try:
         dataset = _dataset(data.dataset, cache_dir)
         source = _folder(model, cache_dir) if model.is_dir() else data.model
@@ -55,7 +57,9 @@ def digest(described: dict[str, Any]) -> str:
 
 
 def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
-    folder = Path(dataset.path).expanduser()
+    if dataset.path in _BUILDERS and dataset.data_files is None:
+        raise DataError(f"{place(dataset)}: data_files: missing: which files are to be read")
+    folder = Path(os.path.expanduser(dataset.path))
     local = dataset.path not in _BUILDERS and folder.exists()
     source: Any = dataset.path
     files: list[Any] | None = None
@@ -81,7 +85,7 @@ def _files(name: str, root: Path, dataset: DatasetConfig, cache_dir: Path) -> li
     """Content of what one entry of `data_files` names: a file, a pattern, or a URL (which stays what it is)."""
     if "://" in name:
         return [name]
-    path = root / Path(name).expanduser()
+    path = root / os.path.expanduser(name)
     anchor = Path(path.anchor or ".")
     pattern = str(path.relative_to(anchor))
     found = sorted(p for p in anchor.glob(pattern) if p.is_file()) if _GLOB & set(name) else [path]
@@ -93,19 +97,32 @@ def _files(name: str, root: Path, dataset: DatasetConfig, cache_dir: Path) -> li
 
 def _folder(folder: Path, cache_dir: Path) -> dict[str, str]:
     """Relative names and contents of all files below, as one digest."""
-    inside = sorted(
-        p for p in folder.rglob("*") if p.is_file() and ".git" not in p.parts and "__pycache__" not in p.parts
-    )
-    lines = [f"{p.relative_to(folder).as_posix()} {_file(p, cache_dir)['sha256']}" for p in inside]
+    lines = [f"{p.relative_to(folder).as_posix()} {_file(p, cache_dir)['sha256']}" for p in sorted(_inside(folder))]
     return {"sha256": hashlib.sha256("\n".join(lines).encode()).hexdigest()}
 
 
+def _inside(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]:
+    """Files below, also behind symbolic links; not hidden ones, which no loader reads and other programs write."""
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    for path in folder.iterdir():
+        if path.name.startswith(".") or path.name == "__pycache__":
+            continue
+        if path.is_dir():
+            yield from _inside(path, above | {real})
+        elif path.is_file():
+            yield path
+
+
 def _file(path: Path, cache_dir: Path) -> dict[str, str]:
-    """The SHA-256 of a file, remembered by its path, size and time, so that `find` need not read gigabytes."""
+    """The SHA-256 of a file, remembered by its path, size and times, so that `find` need not read gigabytes. Both
+    times: who copies or unpacks another file over it may set mtime, and does not set ctime."""
     path = path.absolute()
     stat = path.stat()
     known = cache_dir / "digests" / (hashlib.sha256(str(path).encode()).hexdigest()[:24] + ".json")
-    stamp = {"path": str(path), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
+    stamp = {"path": str(path), "bytes": stat.st_size, **times}
     try:
         kept = json.loads(known.read_text("utf-8"))
         if {key: kept[key] for key in stamp} == stamp:
@@ -114,7 +131,8 @@ def _file(path: Path, cache_dir: Path) -> dict[str, str]:
         pass
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if time.time_ns() - stat.st_mtime_ns > _UNSETTLED_NS and cache_dir.is_dir():
+    settled = abs(time.time_ns() - stat.st_mtime_ns) > _UNSETTLED_NS  # a clock that was wrong may have set it ahead
+    if settled and cache_dir.is_dir():
         with contextlib.suppress(OSError):  # a cache that can only be read forgets
             write_json(known, {**stamp, "sha256": found})
     return {"sha256": found}

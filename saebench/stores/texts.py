@@ -130,6 +130,8 @@ def _refuse_out_of_reach(dataset: DatasetConfig) -> None:
     from huggingface_hub import constants
 
     name = dataset.path
+    if os.path.isfile(name) and not name.endswith(".py"):
+        raise DataError(f"{place(dataset)}: a file; `path` names its format (json, csv, ...), `data_files` the file")
     formats = packaged_modules._PACKAGED_DATASETS_MODULES
     if not _ON_THE_HUB.fullmatch(name) or name in formats or os.path.exists(name):
         return
@@ -153,16 +155,24 @@ def _load(dataset: DatasetConfig) -> Any:
     rows = datasets.load_dataset(
         dataset.path,
         dataset.name,
-        data_files=dataset.data_files,
+        data_files=_at_home(dataset.data_files),
         split=dataset.split,
         revision=dataset.revision,
         streaming=True,
     )
-    wanted = [dataset.text_column] + ([dataset.label_column] if dataset.label_column else [])
+    wanted = list({dataset.text_column: None, dataset.label_column or dataset.text_column: None})
     if rows.column_names:  # known for parquet and most of the hub; not for JSON before it is read
         _check_columns(dataset, rows.column_names)
         rows = rows.select_columns(wanted)
     return rows
+
+
+def _at_home(files: Any) -> Any:
+    """`data_files` with the user's folder in the place of `~`, which `datasets` takes for a name. What is no string or
+    list of them (files for each split) stays as it is."""
+    if isinstance(files, list):
+        return [_at_home(file) for file in files]
+    return os.path.expanduser(files) if isinstance(files, str) else files
 
 
 def _check_columns(dataset: DatasetConfig, there: list[str]) -> None:

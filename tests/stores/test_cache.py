@@ -197,6 +197,63 @@ def test_local_files_and_model_folders_count_by_content(corpus: Corpus, cache_di
     assert one == two != three
 
 
+@pytest.mark.parametrize("how", ["behind a link", "below a folder .git", "of the same size and time"])
+def test_weights_that_change_in_place_make_another_entry(
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, how: str
+) -> None:
+    cache_dir.mkdir()
+    folder = tmp_path / (".git" if how == "below a folder .git" else "") / "model"
+    weights = (tmp_path / "elsewhere" if how == "behind a link" else folder / "0_Transformer") / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)
+    if how == "behind a link":
+        (folder / "0_Transformer").symlink_to(weights.parent)
+        (weights.parent / "loop").symlink_to(folder)
+    weights.write_bytes(b"before")
+    os.utime(weights, (1e9, 1e9))
+    data = corpus(["a"], model=str(folder))
+    before = cache.entry_folder(data, cache_dir)
+    assert cache.entry_folder(data, cache_dir) == before
+    weights.unlink()
+    weights.write_bytes(b"after!")
+    if how == "of the same size and time":
+        os.utime(weights, (1e9, 1e9))
+    assert cache.entry_folder(data, cache_dir) != before
+
+
+def test_hidden_files_are_no_part_of_a_model(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:
+    """As `hf download --local-dir` and file managers write them."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    before = cache.entry_folder(corpus(["a"], model=str(folder)), cache_dir)
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "config.json.metadata").write_text("1763769600")
+    (folder / ".DS_Store").touch()
+    assert cache.entry_folder(corpus(["a"], model=str(folder)), cache_dir) == before
+
+
+def test_the_digest_of_a_file_that_is_dated_ahead_is_kept_too(
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache_dir.mkdir()
+    data = corpus(sentences(5))
+    os.utime(tmp_path / "t.jsonl", (time.time() + 3_600,) * 2)
+    before = cache.entry_folder(data, cache_dir)
+    monkeypatch.setattr("saebench.stores.keys.hashlib.file_digest", lambda *_: pytest.fail("it was read again"))
+    assert cache.entry_folder(data, cache_dir) == before
+
+
+def test_files_are_found_at_home(
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = corpus(sentences(5))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for files in ("~/t.jsonl", ["~/t.jsonl"]):
+        at_home = corpus(sentences(5), dataset={"data_files": files})
+        assert cache.build(at_home, cache_dir).key == cache.build(data, cache_dir).key
+
+
 # --- accidents -------------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +433,18 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
             cache.build(data, cache_dir)
     assert not [path for path in (cache_dir / "embeddings").iterdir() if path.is_dir()]
     assert cache.build(data, cache_dir).count == 31
+
+
+def test_the_home_of_nobody_is_no_folder(corpus: Corpus, cache_dir: Path) -> None:
+    with pytest.raises(DataError, match=r"~nobody-here/t\.jsonl: no such file"):
+        cache.find(corpus(["a"], dataset={"data_files": "~nobody-here/t.jsonl"}), cache_dir)
+    assert cache.find(corpus(["a"], model="~nobody-here/model"), cache_dir) is None
+
+
+def test_a_format_without_files_is_refused(corpus: Corpus, cache_dir: Path) -> None:
+    """`datasets` would read whatever lies in the working folder, and all such corpora would be one entry."""
+    with pytest.raises(DataError, match=r"dataset json \[train\]: data_files: missing"):
+        cache.find(corpus(["a"], dataset={"data_files": None}), cache_dir)
 
 
 def test_a_missing_file_is_named(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:

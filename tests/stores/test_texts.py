@@ -6,6 +6,8 @@ import socket
 import time
 from pathlib import Path
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from corpora import sentences
 from hypothesis import given
@@ -101,3 +103,17 @@ def test_folders_and_formats_need_no_hub(nobody: str, tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     for path, files in (("own/texts", None), (str(tmp_path / "own" / "texts"), None), ("csv", "own/texts/a.csv")):
         assert list(stream(DatasetConfig(path=path, data_files=files))) == [("a cat", None)]
+
+
+def test_a_file_in_the_place_of_its_format_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text\na cat\n")
+    with pytest.raises(DataError, match=r"a\.csv \[train\]: a file; `path` names its format") as raised:
+        next(stream(DatasetConfig(path=str(tmp_path / "a.csv"))))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_column_may_be_text_and_label(tmp_path: Path) -> None:
+    table = pyarrow.table({"text": ["a cat", "a dog"], "n": [1, 2]})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    dataset = DatasetConfig(path="parquet", data_files=str(tmp_path / "a.parquet"), label_column="text")
+    assert list(stream(dataset)) == [("a cat", "a cat"), ("a dog", "a dog")]
