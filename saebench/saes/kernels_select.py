@@ -6,8 +6,9 @@ of it. Choices are made among int64 keys that order like (value, lower place fir
 does not depend on algorithm, thread count, chunking or device.
 
 On a CPU the maxima give a bound that the k best reach (for a batch, a guess at one), and all that reach it are looked
-at; members of a group lie apart there, so that the maxima are those of whole vectors. A GPU would have to wait for the
-number of candidates: there, groups of adjacent latents are chosen by their keys, and nothing waits except `above`.
+at. Groups are wide there, so that little is left to look at, or, of a small dictionary, small and of latents that lie
+apart: either way the maxima are taken by whole vectors. A GPU would have to wait for the number of candidates: there,
+groups of adjacent latents are chosen by their keys, and nothing waits except `above`.
 Nothing here has a gradient.
 """
 
@@ -32,7 +33,9 @@ TILE_ELEMENTS = 1 << 22
 _LANES = 32
 """Most latents between two members of a group: the maxima of that many groups are taken together, two vectors wide."""
 _GROUP = 8
-"""Most members of a group on a CPU: reading more of them costs more than reading fewer maxima saves."""
+"""Most members of such a group: reading more of them costs more than reading fewer maxima saves."""
+_WIDE = (32, 64)
+"""Least and most members of a group of adjacent latents: with fewer, torch takes the maxima one by one."""
 _SMALLEST = 2.0**-149
 """The smallest positive float32: what reaches it is positive, or NaN."""
 _SAMPLE = 300
@@ -75,18 +78,29 @@ class _Groups(NamedTuple):
 
     @classmethod
     def of(cls, dict_size: int, least: float) -> _Groups:
-        """At least `least` groups, where `dict_size` can be cut so."""
-        size = _two_power(dict_size, min(_GROUP, dict_size // max(1, int(least))))
+        """At least `least` groups, where `dict_size` can be cut so. Wide ones twice that: a row's best are read with
+        all that is in their groups, which should be few of all."""
+        most = dict_size // max(1, int(least))
+        wide = _two_power(dict_size, min(_WIDE[1], most // 2))
+        if wide >= _WIDE[0]:
+            return cls(wide, 1)
+        size = _two_power(dict_size, min(_GROUP, most))
         return cls(size, _two_power(dict_size // size, _LANES))
 
     def maxima(self, pre: Tensor) -> Tensor:
         """(rows, dict_size) to (rows, groups)."""
         return pre.view(pre.shape[0], -1, self.size, self.lanes).amax(2).flatten(1)
 
-    def members(self, group: Tensor) -> Tensor:
-        """Places in the flat chunk (groups, size) of the members of groups, given by places in the flat maxima."""
-        first = group + group // self.lanes * (self.lanes * (self.size - 1))
-        return first.unsqueeze(1) + torch.arange(0, self.size * self.lanes, self.lanes)
+    def first(self, group: Tensor) -> Tensor:
+        """Place in the flat chunk of the first member of each group, given by its place in the flat maxima."""
+        return group + group // self.lanes * (self.lanes * (self.size - 1))
+
+    def read(self, pre: Tensor, group: Tensor) -> Tensor:
+        """(groups, size): the members of these groups of a chunk."""
+        if self.lanes == 1:
+            return pre.view(-1, self.size).index_select(0, group)
+        places = self.first(group).unsqueeze(1) + torch.arange(0, self.size * self.lanes, self.lanes)
+        return pre.flatten().index_select(0, places.flatten()).view_as(places)
 
 
 def _two_power(number: int, most: int) -> int:
@@ -120,18 +134,19 @@ class _Chunk:
     def reaching(self, bound: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor] | None:
         """Values, rows and latents of what is not below `bound` (rows, 1) or (); None where more than `most` groups
         hold some."""
-        found, first, count = [], 0, 0
+        found, first, count, size = [], 0, 0, self.groups.size
         for tile, maxima in zip(self.tiles, self.maxima, strict=True):
-            group = _places((maxima < bound).logical_not_().flatten())
+            group = (maxima < bound).logical_not_().flatten().nonzero().squeeze(1)
             count += group.numel()
             if count > most:
                 return None
-            places = self.groups.members(group)
-            values = tile.flatten().index_select(0, places.flatten()).view_as(places)
-            least = bound if bound.numel() == 1 else bound.index_select(0, group // maxima.shape[1])
-            kept = (values < least).logical_not_().flatten().nonzero().squeeze(1)
-            places = places.flatten().index_select(0, kept)
-            row = places // tile.shape[1]
+            row, values = group // maxima.shape[1], self.groups.read(tile, group)
+            least = bound if bound.numel() == 1 else bound.index_select(0, row)
+            mask = (values < least).logical_not_().flatten()
+            kept = _places(mask) if size > _GROUP else mask.nonzero().squeeze(1)
+            near = kept // size
+            places = self.groups.first(group.index_select(0, near)) + (kept - near * size) * self.groups.lanes
+            row = row.index_select(0, near)
             found.append((values.flatten().index_select(0, kept), row, places - row * tile.shape[1] + first))
             first += tile.shape[1]
         values, rows, latents = (torch.cat(parts) for parts in zip(*found, strict=True))
@@ -263,6 +278,7 @@ def _places(mask: Tensor) -> Tensor:
     """Where a mask (n,) is true, in order; where that is seldom, eight at a time."""
     if mask.numel() % 8:
         return mask.nonzero().squeeze(1)
-    word = mask.view(torch.int64).nonzero().squeeze(1)
-    hit = mask.view(-1, 8).index_select(0, word).flatten().nonzero().squeeze(1)
-    return (word * 8).index_select(0, hit // 8) + hit % 8
+    words = mask.view(torch.int64)
+    place = words.nonzero().squeeze(1)
+    hit = words.index_select(0, place).view(torch.bool).nonzero().squeeze(1)
+    return (place << 3).index_select(0, hit >> 3) + (hit & 7)

@@ -93,6 +93,57 @@ def test_the_wide_choice_equals_a_full_sort(dict_size: int, k: int, signed: bool
     assert rows.nonzero().flatten().tolist() == [7]
 
 
+def _awkward(rows: int, dict_size: int, g: torch.Generator) -> Tensor:
+    """Pre-activations with some of: many equal values, all negative, equal rows, the best side by side, rows and places
+    that are NaN or infinite."""
+
+    def chance() -> bool:
+        return bool(torch.rand((), generator=g) < 0.35)
+
+    def some() -> Tensor:
+        return torch.rand(rows, dict_size, generator=g) < 10 ** -float(1 + 3 * torch.rand((), generator=g))
+
+    pre = torch.randn(rows, dict_size, generator=g)
+    if chance():
+        pre = (pre * 2).round() / 2
+    if chance():
+        pre = pre - 10
+    if chance():
+        pre[:, torch.arange(dict_size) % 977 < 40] += 4
+    if chance():
+        pre[rows // 2 :] = pre[0]
+    for value in (-torch.inf, torch.inf, torch.nan, 0.0, -0.0):
+        if chance():
+            pre[some()] = value
+        if chance() and chance():
+            pre[rows // 3] = value
+    return pre
+
+
+@pytest.mark.parametrize("way", ["topk", "signed", "batchtopk"])
+def test_any_numbers_in_any_width_are_chosen_as_by_a_full_sort(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles and chunks of any size too. The product is replaced: x has the number of a row, W those of the latents."""
+    g, sizes = torch.Generator().manual_seed(12), set()
+    widths = (61, 96, 1000, 1001, 1536, 2016, 4096, 5120, 6144)
+    for case in range(4 * len(widths)):
+        dict_size, rows, k = widths[case % len(widths)], *(int(torch.randint(2, n, (), generator=g)) for n in (90, 40))
+        pre = _awkward(rows, dict_size, g)
+        monkeypatch.setattr(kernels_select, "CHUNK_ROWS", (16, 64)[case % 2])
+        monkeypatch.setattr(kernels_select, "TILE_ELEMENTS", 1 << (12, 16, 22)[case % 3])
+        monkeypatch.setattr(kernels_select, "affine_no_grad", lambda x, W, *_, p=pre: p[x[:, 0].long()][:, W[0].long()])
+        inputs = torch.arange(float(rows)).unsqueeze(1), torch.arange(float(dict_size)).unsqueeze(0), pre[0]
+        if way == "batchtopk":
+            found, want = sparse.encode_batchtopk(*inputs, k), _batchtopk_by_sort(pre, rows * k)
+        else:
+            found = sparse.encode_topk(*inputs, k, signed=way == "signed")
+            best = pre.sort(dim=1, descending=True, stable=True).indices[:, :k]
+            values = pre.gather(1, best) if way == "signed" else pre.gather(1, best).relu()
+            want = torch.zeros_like(pre).scatter(1, best, values)
+        torch.testing.assert_close(found.dense(), want, rtol=0, atol=0, equal_nan=True)
+        sizes.add(kernels_select._Groups.of(dict_size, 2 * k).size)
+    assert sizes >= {1, 8, 32, 64}, "some ways of grouping were not taken"
+
+
 @pytest.mark.parametrize("encode", [sparse.encode_topk, sparse.encode_batchtopk])
 def test_tiles_of_a_chunk_do_not_change_the_choice(
     encode: Callable[..., sparse.SparseCodes], monkeypatch: pytest.MonkeyPatch
