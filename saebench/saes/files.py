@@ -12,6 +12,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from saebench.config import AnySAEConfig
 from saebench.errors import UserError
@@ -59,27 +60,15 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     """The SAE in `folder`, every number as it was saved, ready to encode.
 
     Raises FileNotFoundError where a file is missing and SAEFileError, a ValueError, where one is truncated, foreign,
-    of a newer format, or does not match the other.
+    of a newer format, does not match the other, or holds NaN or infinity.
     """
     folder = Path(folder)
-    about = _read_json(folder / "sae.json")
-    sae = _empty(about, folder / "sae.json")
-    path = folder / "sae.safetensors"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        tensors = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise SAEFileError(f"{path}: not a whole safetensors file ({error})") from error
-    expected = sae.state_dict()
-    for name in sorted(expected.keys() | tensors.keys()):
-        if name not in tensors or name not in expected:
-            raise SAEFileError(f"{path}: {name}: {'missing' if name in expected else 'unknown tensor'}")
-        ours, theirs = expected[name], tensors[name]
-        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-            raise SAEFileError(
-                f"{path}: {name}: {theirs.dtype} {tuple(theirs.shape)}, expected {ours.dtype} {tuple(ours.shape)}"
-            )
+    path = folder / "sae.json"
+    about = _read_json(path)
+    with torch.device("meta"):  # what the JSON asks for may be larger than any memory
+        expected = _empty(about, path).state_dict()
+    tensors = _read_tensors(folder / "sae.safetensors", expected)
+    sae = _empty(about, path)
     sae.load_state_dict(tensors)
     return sae.to(device).requires_grad_(False).eval()
 
@@ -89,7 +78,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise SAEFileError(f"{path}: not whole JSON ({error})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise SAEFileError(f"{path}: format: not written by saebench")
@@ -102,13 +91,41 @@ def _read_json(path: Path) -> dict[str, Any]:
     return about
 
 
+def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        tensors: dict[str, Tensor] = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise SAEFileError(f"{path}: not a whole safetensors file ({error})") from error
+    for name in sorted(expected.keys() | tensors.keys()):
+        if name not in tensors or name not in expected:
+            raise SAEFileError(f"{path}: {name}: {'missing' if name in expected else 'unknown tensor'}")
+        ours, theirs = expected[name], tensors[name]
+        if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+            raise SAEFileError(
+                f"{path}: {name}: {theirs.dtype} {tuple(theirs.shape)}, expected {ours.dtype} {tuple(ours.shape)}"
+            )
+        never_calibrated = name == "threshold" and theirs.ndim == 0 and bool(theirs.isnan())
+        if not never_calibrated and not theirs.isfinite().all():
+            raise SAEFileError(f"{path}: {name}: holds NaN or infinity")
+    return tensors
+
+
 def _empty(about: dict[str, Any], path: Path) -> SAE:
     from saebench.saes import SAE_TYPES  # here, because the table names the module that offers this function
 
+    d_in = about.get("d_in")
+    if not isinstance(d_in, int) or d_in < 1:
+        raise SAEFileError(f"{path}: d_in: {d_in!r}, expected a whole number above 0")
     try:
         config = _CONFIG.validate_python(about.get("config"))
-        return SAE_TYPES[config.type](config, int(about["d_in"]))
-    except (ValidationError, KeyError, TypeError, ValueError) as error:
+        return SAE_TYPES[config.type](config, d_in)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(["config", *map(str, first["loc"])])
+        raise SAEFileError(f"{path}: {place}: {first['msg']}") from error
+    except (TypeError, ValueError, RuntimeError) as error:  # torch's for sizes no machine has, or the architecture's
         raise SAEFileError(f"{path}: config: {str(error).splitlines()[0]}") from error
 
 

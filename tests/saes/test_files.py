@@ -95,6 +95,38 @@ def test_a_foreign_file_is_refused(folder: Path, text: str) -> None:
         load_sae(folder)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"d_in": ' + 5000 * "9" + "}"])
+def test_json_that_no_parser_takes_is_refused(folder: Path, text: str) -> None:
+    (folder / "sae.json").write_text(text)
+    with pytest.raises(SAEFileError, match=r"sae\.json: not whole JSON"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("d_in", [-1, 0, None, 8.7, "8", float("inf")])
+def test_an_impossible_width_is_named(folder: Path, d_in: object) -> None:
+    edit(folder, d_in=d_in)
+    with pytest.raises(SAEFileError, match=r"d_in: .*, expected a whole number above 0"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("d_in", [9, 10**12, 10**18, 10**30])
+def test_a_width_that_is_not_the_tensors_takes_no_memory(folder: Path, d_in: int) -> None:
+    edit(folder, d_in=d_in)
+    with pytest.raises(SAEFileError, match=r"expected torch.float32|config: "):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("name", ["W_enc", "b_dec", "variance", "preprocessing.scale"])
+def test_numbers_that_are_none_are_refused(folder: Path, name: str) -> None:
+    path = folder / "sae.safetensors"
+    for bad in (torch.nan, torch.inf):
+        tensors = load_file(path)
+        tensors[name].view(-1)[0] = bad
+        save_file(tensors, path)
+        with pytest.raises(SAEFileError, match=f"{name}: holds NaN or infinity"):
+            load_sae(folder)
+
+
 IMPOSSIBLE = [None, {"type": "mystery"}, {"type": "topk"}, {"type": "topk", "k": 99, "dict_size": 3}]
 
 
@@ -102,6 +134,12 @@ IMPOSSIBLE = [None, {"type": "mystery"}, {"type": "topk"}, {"type": "topk", "k":
 def test_an_impossible_config_is_refused(folder: Path, config: object) -> None:
     edit(folder, config=config)
     with pytest.raises(SAEFileError, match="config"):
+        load_sae(folder)
+
+
+def test_a_field_of_another_version_is_named(folder: Path) -> None:
+    edit(folder, config={"type": "batchtopk", "k": 3.5, "dict_size": 24, "sharpness": 2})
+    with pytest.raises(SAEFileError, match=r"config\.batchtopk\.sharpness: Extra inputs are not permitted$"):
         load_sae(folder)
 
 
