@@ -117,9 +117,11 @@ def import_dictionary_learning(folder: str | Path) -> SAE:
     name = _dict_class(folder / CONFIG)
     optional = frozenset({"threshold", "k"}) if name in ("AutoEncoderTopK", "BatchTopKSAE") else frozenset()
     tensors = read_tensors(folder / WEIGHTS, TENSORS[name] - optional, optional)
-    k = int(tensors["k"]) if "k" in tensors else _k(folder / CONFIG) if optional else 0
+    k = _k(folder / CONFIG, tensors) if "k" in TENSORS[name] else 0
     if name == "MatryoshkaBatchTopKSAE":
         sizes = tensors["group_sizes"].double()
+        if sizes.ndim != 1 or not (sizes > 0).all() or int(sizes.sum()) != len(tensors["W_dec"]):
+            raise LayoutError(f"{folder / WEIGHTS}: group_sizes: {sizes.tolist()}, expected those of all latents")
         groups = tuple((sizes / sizes.sum()).tolist())
         form = Plain("threshold", tensors["W_enc"], tensors["b_enc"], tensors["W_dec"], tensors["b_dec"])
         form = _with_threshold(form, tensors)
@@ -158,16 +160,17 @@ def _with_threshold(form: Plain, tensors: dict[str, Tensor]) -> Plain:
 
 def _dict_class(path: Path) -> str:
     name = _trainer(path).get("dict_class")
-    if name not in TENSORS:
+    if not isinstance(name, str) or name not in TENSORS:
         raise LayoutError(f"{path}: trainer.dict_class: {name!r} is none of {', '.join(TENSORS)}")
-    return str(name)
+    return name
 
 
-def _k(path: Path) -> int:
-    k = _trainer(path).get("k")
-    if not isinstance(k, int) or k < 1:
-        raise LayoutError(f"{path}: trainer.k: {k!r}, expected a whole number above 0")
-    return k
+def _k(path: Path, tensors: dict[str, Tensor]) -> int:
+    """From the weights, or, where they lack it, from config.json."""
+    found = tensors["k"].tolist() if "k" in tensors else _trainer(path).get("k")
+    if not isinstance(found, int) or found < 1:
+        raise LayoutError(f"{path}: trainer.k: {found!r}, expected a whole number above 0")
+    return found
 
 
 def _trainer(path: Path) -> dict[str, Any]:

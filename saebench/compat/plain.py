@@ -33,6 +33,10 @@ from saebench.saes.topk import TopKSAE
 Rule = Literal["relu", "topk", "threshold", "gated"]
 
 
+_WHOLE = frozenset({"k", "group_sizes"})
+"""Tensors of whole numbers."""
+
+
 class LayoutError(UserError, ValueError):
     """An SAE that another project's layout cannot hold, or files that are not such a layout."""
 
@@ -43,7 +47,7 @@ def read_json(path: Path) -> Any:
         raise FileNotFoundError(f"{path}: no such file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise LayoutError(f"{path}: not whole JSON ({error})") from error
 
 
@@ -132,8 +136,11 @@ def from_plain(plain: Plain) -> SAE:
 
 @torch.no_grad()
 def filled(config: AnySAEConfig, d_in: int, plain: Plain) -> SAE:
-    """An SAE of `config` with the tensors of `plain`; LayoutError where shapes do not fit."""
-    sae = SAE_TYPES[config.type](config, d_in)
+    """An SAE of `config` with the tensors of `plain`; LayoutError where they do not fit."""
+    try:
+        sae = SAE_TYPES[config.type](config, d_in)
+    except ValueError as error:
+        raise LayoutError(str(error)) from error
     for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold", "r_mag", "b_mag"):
         ours, theirs = getattr(sae, name, None), getattr(plain, name)
         if ours is None or theirs is None:
@@ -145,8 +152,9 @@ def filled(config: AnySAEConfig, d_in: int, plain: Plain) -> SAE:
 
 
 def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file. Raises FileNotFoundError, or LayoutError for a file that is not whole,
-    a name that is missing, or one that is neither in `names` nor `optional`."""
+    """The named tensors of a safetensors file, as float32 but for those that are whole numbers there. Raises
+    FileNotFoundError, or LayoutError for a file that is not whole, a name that is missing, or one that is neither in
+    `names` nor `optional`, a shape or type that cannot be, NaN or infinity."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -157,4 +165,12 @@ def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozens
         raise LayoutError(f"{path}: {name}: missing")
     for name in sorted(tensors.keys() - names - optional):
         raise LayoutError(f"{path}: {name}: unknown tensor")
+    for name, tensor in tensors.items():
+        matrix, whole = name.startswith("W_") or name.endswith(".weight"), name in _WHOLE
+        if matrix != (tensor.ndim == 2):
+            raise LayoutError(f"{path}: {name}: shape {tuple(tensor.shape)}: {'a' if matrix else 'no'} matrix")
+        if whole == tensor.is_floating_point():
+            raise LayoutError(f"{path}: {name}: {tensor.dtype}, expected {'whole' if whole else 'floating'} numbers")
+        if not tensor.isfinite().all():
+            raise LayoutError(f"{path}: {name}: holds NaN or infinity")
     return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}

@@ -121,6 +121,7 @@ def test_a_pickle_is_named_and_left_alone(tmp_path: Path) -> None:
     ("trainer", "said"),
     [
         ({"dict_class": "CrossCoder"}, "trainer.dict_class: 'CrossCoder' is none of AutoEncoder"),
+        ({"dict_class": ["AutoEncoder"]}, "trainer.dict_class: .'AutoEncoder'. is none of"),
         (None, "trainer: missing"),
     ],
 )
@@ -140,6 +141,36 @@ def test_k_is_taken_from_the_config_where_the_weights_lack_it(tmp_path: Path) ->
     assert_close(import_dictionary_learning(tmp_path).encode(x), sae.encode(x), atol=1e-5, rtol=1e-5)
     (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoderTopK"}}))
     with pytest.raises(LayoutError, match=r"trainer\.k: None, expected a whole number above 0"):
+        import_dictionary_learning(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"k": torch.tensor(0)}, "k: 0, expected a whole number above 0"),
+        ({"k": torch.tensor([4, 5])}, r"k: \[4, 5\], expected a whole number"),
+        ({"k": torch.tensor(4.5)}, r"k: torch\.float32"),
+        ({"k": torch.tensor(25)}, "k 25 must not exceed dict_size 24"),
+        ({"group_sizes": torch.tensor([24, 0])}, r"group_sizes: \[24\.0, 0\.0\], expected those of all latents"),
+        ({"group_sizes": torch.tensor([6, 6])}, "group_sizes: "),
+        ({"W_enc": torch.zeros(8)}, r"W_enc: shape \(8,\)"),
+        ({"W_dec": torch.zeros(24, 8, 1)}, r"W_dec: shape \(24, 8, 1\)"),
+        ({"W_enc": torch.zeros(8, 24, dtype=torch.int8)}, r"W_enc: torch\.int8"),
+        ({"b_dec": torch.full((8,), torch.nan)}, "b_dec: holds NaN or infinity"),
+        ({"W_dec": torch.zeros(24, 9)}, r"W_enc: shape \(8, 24\), expected|W_dec: shape \(24, 9\), expected"),
+    ],
+)
+def test_weights_that_are_none_are_named(changes: dict[str, torch.Tensor], said: str, tmp_path: Path) -> None:
+    export_dictionary_learning(grown("matryoshka"), tmp_path)
+    weights = tmp_path / "ae.safetensors"
+    save_file({**load_file(weights), **changes}, weights)
+    with pytest.raises(LayoutError, match=said):
+        import_dictionary_learning(tmp_path)
+
+
+def test_json_that_no_parser_takes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(100_000 * "[")
+    with pytest.raises(LayoutError, match=r"config\.json: not whole JSON"):
         import_dictionary_learning(tmp_path)
 
 
