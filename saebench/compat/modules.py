@@ -87,7 +87,10 @@ class TrainableSAE(nn.Module, ABC):
         with torch.no_grad():
             self.sae.W_dec.copy_(unit_rows(self.sae.dict_size, d_in, torch.Generator().manual_seed(self.seed)))
             self.sae.W_enc.copy_(self.sae.W_dec.t())
-        self.to(device)
+        try:
+            self.to(device)
+        except (AssertionError, RuntimeError) as error:  # torch's for a device that is not here, or that is none
+            raise SettingsError(f"cfg: device: {device}: {str(error).splitlines()[0]}") from error
 
     @staticmethod
     @abstractmethod
@@ -191,6 +194,8 @@ class TrainableSAE(nn.Module, ABC):
 
     def _inferred(self, x: Tensor) -> dict[str, Tensor]:
         z, side = self.sae.preprocessing(self.sae.check(x))
+        if len(z) == 0:
+            raise ValueError("an empty batch has no loss")
         latents = self.sae.activate(self.sae.pre_activations(z))
         z_hat = self.sae.rebuilt(codes := DenseCodes(latents))
         l0 = (latents != 0).sum(1).float().mean()

@@ -274,6 +274,19 @@ def test_bad_batches_are_refused() -> None:
         sae(cloud(4).long())
 
 
+def test_an_empty_batch_has_no_loss_in_evaluation_either() -> None:
+    sae = built("vanilla")
+    sae(cloud(16))
+    with pytest.raises(ValueError, match="an empty batch has no loss"):
+        sae.eval()(cloud(0))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_here_is_named(device: str) -> None:
+    with pytest.raises(SettingsError, match=f"cfg: device: {device}: "):
+        built("topk", device=device)
+
+
 def test_building_and_training_touch_no_global_random_number() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
