@@ -35,7 +35,8 @@ _ONEDNN = _onednn()
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
     """a (n, m) @ b (m, p) + bias (p,), without a gradient; operands may be transposed views."""
-    if _ONEDNN and a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and a.numel() and b.numel():
+    fits = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and a.numel() and b.numel()
+    if _ONEDNN and fits and not torch.compiler.is_compiling():  # inductor lowers constant weights only
         result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
         return result
     return a @ b if bias is None else torch.addmm(bias, a, b)

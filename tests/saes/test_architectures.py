@@ -101,6 +101,21 @@ def test_a_code_does_not_depend_on_batch_mates(kind: str) -> None:
     torch.testing.assert_close(sae.encode(torch.cat([x, 100 * x]))[:20], together)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+def test_torch_compile_sees_no_operator_that_inductor_cannot_lower() -> None:
+    """oneDNN's linear is one: inductor takes it with constant weights only."""
+    sae, x, seen = calibrated("topk"), formulas.cloud(20, seed=3), []
+
+    def backend(graph: torch.fx.GraphModule, _example: list[Tensor]) -> Any:
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(sae, backend=backend)(x), sae(x))
+    assert any("addmm" in name for name in seen)
+    assert not any("mkldnn" in name for name in seen)
+
+
 @pytest.mark.parametrize("kind", formulas.TYPES)
 def test_latents_are_never_negative(kind: str) -> None:
     assert (calibrated(kind).encode(formulas.cloud(200, seed=5)) >= 0).all()
