@@ -7,6 +7,7 @@ order of the stream, which reads the file once from front to back; which rows ar
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -35,6 +36,7 @@ class CachedRows:
         self.d_in, self.num_train, self.num_holdout = entry.d_in, entry.num_train, entry.num_holdout
         self._shards = entry.rows()
         self._epoch: tuple[int, Index] | None = None
+        self._order: tuple[int, Tensor] | None = None
         self._position = 0
         fits = self._fits()
         self._resident = self._load(entry.train_index) if fits else None
@@ -43,12 +45,14 @@ class CachedRows:
 
     def next_batch(self) -> Tensor:
         """(batch_size, d_in) float32 on the device; endless, a new permutation every epoch."""
-        if self.device.type == "cuda" and self._resident is None:
+        if self._resident is not None:
+            batch = self._resident[self._places_there(self._position)].float()
+        elif self.device.type == "cuda":
             if self._coming is None:
-                self._coming = ahead(self._pinned(self._position), PREFETCH)
-            batch = next(self._coming).to(self.device, non_blocking=True)
+                self._coming = self._moved(ahead(self._pinned(self._position), PREFETCH))
+            batch = next(self._coming)
         else:
-            batch = self._take(self._places(self._position))
+            batch = self._batch(self._places(self._position), torch.empty(self.batch_size, self.d_in)).to(self.device)
         self._position += self.batch_size
         return batch
 
@@ -92,14 +96,27 @@ class CachedRows:
 
     def _places(self, position: int) -> list[Index]:
         """Which training rows (0 to num_train - 1) the batch at `position` holds: one ascending run per epoch."""
-        found: list[Index] = []
+        return [np.sort(self._permutation(epoch)[part]) for epoch, part in self._runs(position)]
+
+    def _places_there(self, position: int) -> Tensor:
+        """The same as one tensor on the device, from an order that is brought there once per epoch: the host would wait
+        for every batch of places that it sends."""
+        there = []
+        for epoch, part in self._runs(position):
+            if self._order is None or self._order[0] != epoch:
+                self._order = epoch, torch.from_numpy(self._permutation(epoch)).to(self.device)
+            there.append(self._order[1][part].sort().values)
+        return torch.cat(there) if len(there) > 1 else there[0]
+
+    def _runs(self, position: int) -> Iterator[tuple[int, slice]]:
+        """(epoch, places in its permutation) of each part of the batch at `position`."""
         missing = self.batch_size
         while missing:
             epoch, offset = divmod(position, self.num_train)
-            found.append(np.sort(self._permutation(epoch)[offset : offset + missing]))
-            position += len(found[-1])
-            missing -= len(found[-1])
-        return found
+            count = min(missing, self.num_train - offset)
+            yield epoch, slice(offset, offset + count)
+            position += count
+            missing -= count
 
     def _permutation(self, epoch: int) -> Index:
         """A function of the seed, the epoch and num_train."""
@@ -110,11 +127,6 @@ class CachedRows:
         return kept[1]
 
     # --- where from --------------------------------------------------------------------------------------------------
-
-    def _take(self, runs: list[Index]) -> Tensor:
-        if self._resident is not None:
-            return self._resident[torch.from_numpy(np.concatenate(runs)).to(self.device)].float()
-        return self._batch(runs, torch.empty(self.batch_size, self.d_in)).to(self.device)
 
     def _batch(self, runs: list[Index], out: Tensor) -> Tensor:
         start = 0
@@ -144,6 +156,20 @@ class CachedRows:
             out = torch.empty(self.batch_size, self.d_in, pin_memory=True)
             yield self._batch(self._places(position), out)
             position += self.batch_size
+
+    def _moved(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Each on the GPU, the next already on its way beside the work on it; `batches` are pinned and endless."""
+        beside: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+        coming: deque[tuple[Tensor, torch.cuda.Event]] = deque()
+        for batch in batches:
+            with torch.cuda.stream(beside):
+                coming.append((batch.to(self.device, non_blocking=True), beside.record_event()))
+            if len(coming) > 1:
+                arrived, event = coming.popleft()
+                used_by = torch.cuda.current_stream(self.device)
+                used_by.wait_event(event)
+                arrived.record_stream(used_by)  # its memory was given to the stream beside
+                yield arrived
 
     def _fits(self) -> bool:
         if self.device.type != "cuda":

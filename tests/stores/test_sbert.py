@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -356,8 +357,20 @@ def test_a_gpu_gets_the_same_batches(
 
 @pytest.fixture
 def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Tensors that are sent to "cuda" stay here. Counts what was made in pinned memory, on the GPU, and sent there."""
+    """Tensors that are sent to "cuda" stay here. Counts what was made in pinned memory, on the GPU, and sent there, and
+    how often one stream waited for another."""
     counts: Counter[str] = Counter()
+
+    class Stream:
+        def __init__(self, _: Any = None) -> None: ...
+
+        def record_event(self) -> int:
+            return counts["sent, not waiting"]
+
+        def wait_event(self, event: int) -> None:
+            counts["waited for"] = event
+
+    here = Stream()
     to, empty = torch.Tensor.to, torch.empty
 
     def fake_to(self: Tensor, *args: Any, **options: Any) -> Tensor:
@@ -374,7 +387,16 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(torch.Tensor, "to", fake_to)
     monkeypatch.setattr(torch, "empty", fake_empty)
+
+    def record_stream(self: Tensor, stream: Any) -> None:
+        assert stream is here
+        counts["kept for it"] += len(self)
+
+    monkeypatch.setattr(torch.Tensor, "record_stream", record_stream)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (38_400, 1_000_000))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
     return counts
 
 
@@ -397,14 +419,17 @@ def test_rows_stay_on_the_gpu_where_they_fit_and_come_through_pinned_memory_wher
     assert fake_gpu["on the GPU"] == (2 if resident else 0), "training rows and hold-out"
     assert fake_gpu["sent"] == (300 if resident else 0)
     before = fake_gpu.copy()
-    for _ in range(12):
+    for served in range(1, 13):
         assert torch.equal(on_gpu.next_batch(), on_cpu.next_batch())
+        if not resident:
+            assert fake_gpu["waited for"] == fake_gpu["kept for it"] == 100 * served, "the batch, not the one behind it"
     assert torch.equal(torch.cat(list(on_gpu.holdout(7))), torch.cat(list(on_cpu.holdout(7))))
     spent = fake_gpu - before
     if resident:
         assert spent["pinned"] == spent["sent, not waiting"] == 0
+        assert spent["sent"] == -(-1_200 // on_gpu.num_train) * on_gpu.num_train, "the order of each epoch, once"
     else:
-        assert spent["sent, not waiting"] == 1_200
+        assert spent["sent, not waiting"] == 1_300, "the next one is on its way"
         assert 12 <= spent["pinned"] <= 12 + 2 + PREFETCH, "and a few that wait"
     state = on_gpu.state_dict()
     ahead = [on_gpu.next_batch() for _ in range(3)]
