@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
 from saebench.report import effects, embedding, points, tables
+from saebench.report.about import about
 from saebench.report.compare import Comparison, compare, runs_of, with_texts
 from saebench.report.read import Record, evaluations, histories, read
 from saebench.report.sources import find
@@ -41,6 +42,11 @@ class Report:
     def counts(self) -> str:
         """How the trials ended, in words."""
         return f"{len(self.frame)} trials: {trial_counts(counted(self.frame['state']))}"
+
+    @property
+    def about(self) -> list[str]:
+        """The sweeps' descriptions, then data, budget and seeds: a line each."""
+        return about(self.record.descriptions, self.frame)
 
     @cached_property
     def searched(self) -> list[str]:

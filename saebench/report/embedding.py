@@ -86,6 +86,11 @@ _FIDELITY = {
     "eval/knn_overlap_at_10": "knn_overlap_at_10",
     "eval/similarity_rank_correlation": "similarity_rank_correlation",
 }
+_FIDELITY_WORDS = {
+    "cosine": "cosine between embedding and reconstruction",
+    "knn_overlap_at_10": "share of the ten nearest neighbours that stay",
+    "similarity_rank_correlation": "Spearman's correlation of pairwise cosines",
+}
 
 
 def fidelity(frame: DataFrame, best: DataFrame) -> Table:
@@ -98,12 +103,10 @@ def fidelity(frame: DataFrame, best: DataFrame) -> Table:
         Column("similarity_rank_correlation", "rank correlation ± 95%",
                plus_minus("similarity_rank_correlation", "similarity_rank_correlation_high")), _COUNTS,
     ]  # fmt: skip
-    note = (
-        "Best point of each stratum, mean and t interval over its seeds, on the hold-out: cosine between embedding and "
-        "reconstruction; share of the ten nearest neighbours that stay; Spearman's correlation of pairwise cosines."
-    )
     rows = _per_stratum(frame, best, _FIDELITY)
-    return make("fidelity", "What is left of similarities", rows, columns, note)
+    said = [words for name, words in _FIDELITY_WORDS.items() if any(math.isfinite(row[name]) for row in rows)]
+    note = f"Best point of each stratum, mean and t interval over its seeds, on the hold-out: {'; '.join(said)}."
+    return make("fidelity", "What is left of similarities", rows, columns, note if said else "")
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -174,9 +177,10 @@ def stability(rows: Sequence[Row]) -> Table:
         Column("alive", "live latents", lambda r: "-" if missing(r["alive"]) else f"{r['alive']:.0f}"),
         Column("sampled", "sampled"), _COUNTS,
     ]  # fmt: skip
+    pairs = ", lowest and highest pair of seeds," if any(row["pairs"] > 1 for row in rows) else ""
     note = (
         "Latents of two seeds matched one to one by the cosine of their decoder rows (Hungarian algorithm; those that "
-        f"fire on the hold-out): mean cosine, lowest and highest pair of seeds, and the share matched above {SAME}."
+        f"fire on the hold-out): mean cosine{pairs} and the share matched above {SAME}."
     )
     if any(row["sampled"] for row in rows):
         note += " Sampled: so many rows of one dictionary stand for all, which gives at least the value of the whole."

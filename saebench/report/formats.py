@@ -89,7 +89,8 @@ def _row(cells: Iterable[str]) -> str:
 
 def markdown(report: Report, tables: Sequence[Table]) -> str:
     """The verdicts, notes and tables as one document."""
-    lines = [f"# {report.name}", "", f"{report.counts}.", "", "## Verdicts", ""]
+    about = [f"{line}  " for line in report.about]
+    lines = [f"# {report.name}", "", *about, f"{report.counts}.", "", "## Verdicts", ""]
     lines += [f"- {text}" for text in report.sentences]
     parts = [markdown_table(table) for table in tables]  # before the notes: reading for a table may add some
     if report.record.notes:
@@ -128,13 +129,14 @@ def latex_table(table: Table) -> str:
 def latex(report: Report, tables: Sequence[Table]) -> str:
     """A document that compiles with pdflatex; copy the longtables from it into a paper."""
     parts = [latex_table(table) for table in tables]
+    about = "".join(f"{tex(line)}\\\\\n" for line in report.about)
     verdicts = "\n".join(f"\\item {tex(text)}" for text in report.sentences)
     notes = "\n".join(f"\\item {tex(text)}" for text in report.record.notes)
     notes = f"\\subsection*{{Notes}}\n\\begin{{itemize}}\n{notes}\n\\end{{itemize}}\n" if notes else ""
     return (
         "\\documentclass[a4paper,landscape]{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[T1]{fontenc}\n"
         "\\usepackage[margin=15mm]{geometry}\n\\usepackage{booktabs,longtable}\n\\begin{document}\n\\small\n"
-        f"\\section*{{{tex(report.name)}}}\n{tex(report.counts)}.\n"
+        f"\\section*{{{tex(report.name)}}}\n{about}{tex(report.counts)}.\n"
         f"\\subsection*{{Verdicts}}\n\\begin{{itemize}}\n{verdicts}\n\\end{{itemize}}\n{notes}"
         "\\scriptsize\n" + "\n".join(parts) + "\\end{document}\n"
     )

@@ -37,6 +37,7 @@ def page(report: Report, *, quick: bool = True) -> str:
         style=here.joinpath("page.css").read_text("utf-8"),
         script=here.joinpath("page.js").read_text("utf-8"),
         counts=escape(report.counts),
+        about="".join(f'<p class="about">{escape(line)}</p>' for line in report.about),
         verdicts=_verdicts(report),
         notes=_notes(report.record.notes),
         nav=nav,

@@ -37,6 +37,8 @@ class Record:
     """One line each: unfinished sweeps, runs that were not understood, files that are not there."""
     places: dict[str, str] = field(default_factory=dict)
     """Run id -> where its artifacts are."""
+    descriptions: dict[str, str] = field(default_factory=dict)
+    """Sweep -> what its spec says of it."""
 
     @property
     def objective(self) -> str:
@@ -78,6 +80,7 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     if len(ours) < len(runs):
         record.note(f"{source.name}: {len(runs) - len(ours)} runs under this sweep are not saebench's: left out")
     record.places |= {run.id: run.artifacts for run in ours}
+    record.descriptions[source.name] = parent.data.tags.get("mlflow.note.content", "")
     rows = [row_of(run.id, run.tags, run.params, run.metrics, run.start, run.end, run.status) for run in ours]
     rows = _one_per_trial(rows, source.name, record)
     _say_unfinished(source, parent.info.status, rows, record)

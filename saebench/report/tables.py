@@ -134,8 +134,9 @@ def arms(frame: DataFrame, comparisons: Sequence[Comparison]) -> Table:
         Column("l0_matched", "L0", spare=2),
     ]  # fmt: skip
     note = (
-        "Paired over seeds; Holm's correction is over the strata of a pair. Arms whose L0 differs by more than 5% are "
-        "interpolated along log L0 inside their common range, never extrapolated."
+        "Difference: of the first arm's FVU from the second's; below 0 the first is better. Paired over seeds; Holm's "
+        "correction is over the strata of a pair. Arms whose L0 differs by more than 5% are interpolated along log L0 "
+        "inside their common range, never extrapolated."
     )
     return make("arms", "Arms side by side at equal L0", rows, columns, note)
 

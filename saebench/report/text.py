@@ -26,13 +26,15 @@ def show(report: Report, console: Console, tables: Sequence[Table] | None = None
     chosen = list(tables) if tables is not None else _default(report)
     sentences = report.sentences if tables is None else []
     console.print(f"[bold]{escape(report.name)}[/bold]  {report.counts}", highlight=False)
+    for line in report.about if tables is None else []:
+        console.print(line, style="dim", highlight=False, markup=False)
     for sentence in sentences:
         console.print(f"• {sentence}", highlight=False, markup=False)
     for table in chosen:
         console.print()
         _show_table(table, console)
-        if table.note:
-            console.print(table.note, style="dim", highlight=False, markup=False)
+        if note := " ".join(filter(None, (table.note, _left_out(table, console.width)))):
+            console.print(note, style="dim", highlight=False, markup=False)
     if tables is None:
         _hint(report, console)
     for note in report.record.notes:
@@ -71,11 +73,7 @@ def rich_table(table: Table, width: int) -> RichTable:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    rows = table.rows()
-    columns = [(column, [column.text(row) for row in rows]) for column in table.columns]
-    while _room(columns, width, _GAP) < 0 and any(c.spare for c, _ in columns):
-        most = max(c.spare for c, _ in columns)
-        columns = [(c, cells) for c, cells in columns if c.spare != most]
+    columns = _fitting(table, width)
     gap, sizes = _layout(columns, width)
     shown = RichTable(title=table.title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold", pad_edge=False,
                       padding=_PADDING[gap], show_edge=gap == _GAP)  # fmt: skip
@@ -85,6 +83,23 @@ def rich_table(table: Table, width: int) -> RichTable:
     for row in zip(*(cells for _, cells in columns), strict=True):
         shown.add_row(*map(escape, row))
     return shown
+
+
+def _fitting(table: Table, width: int) -> _Columns:
+    """The columns that there is room for, with their cells."""
+    rows = table.rows()
+    columns = [(column, [column.text(row) for row in rows]) for column in table.columns]
+    while _room(columns, width, _GAP) < 0 and any(c.spare for c, _ in columns):
+        most = max(c.spare for c, _ in columns)
+        columns = [(c, cells) for c, cells in columns if c.spare != most]
+    return columns
+
+
+def _left_out(table: Table, width: int) -> str:
+    """A sentence that names the columns there was no room for."""
+    shown = {column.key for column, _ in _fitting(table, width)}
+    missing = [column.title for column in table.columns if column.key not in shown]
+    return f"No room here for: {', '.join(missing)}." if missing and len(table.frame) else ""
 
 
 _GAP, _LONG = 3, 24

@@ -15,6 +15,7 @@ from sweep_data import frame_of, simulate, with_state
 
 from saebench.report import TABLES, formats
 from saebench.report.document import Report
+from saebench.report.html import page
 from saebench.report.read import Record
 from saebench.report.text import show
 
@@ -105,7 +106,8 @@ def shown(report: Report, width: int, names: tuple[str, ...] = ()) -> str:
 def test_the_terminal_begins_with_counts_and_the_verdict(report: Report) -> None:
     lines = shown(report, 140).splitlines()
     assert lines[0] == "demo  60 trials: 48 complete, 11 pruned, 1 failed"
-    assert lines[1].startswith("• jumprelu reconstructs better than topk at equal L0: FVU ")
+    assert lines[1].startswith("sentence-transformers/all-MiniLM-L6-v2 on parquet; up to 20,000 texts, ")
+    assert lines[2].startswith("• jumprelu reconstructs better than topk at equal L0: FVU ")
     assert "note: a note_with 100% of & everything" in lines
 
 
@@ -131,6 +133,20 @@ def test_no_word_is_cut_in_a_terminal_of_80_columns(width: int, name: str) -> No
     kept = [c for c in few.table(name).columns if not c.spare]
     assert {word for column in kept for word in column.title.split()} <= heads
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_columns_that_there_is_no_room_for_are_named(report: Report) -> None:
+    said = " ".join(shown(report, 80, ("strata",)).split())
+    assert "No room here for: std, expl. var., dead, point chosen as." in said
+    assert "No room here" not in shown(report, 200, ("strata",))
+
+
+def test_every_document_says_what_it_is_about(report: Report) -> None:
+    (line,) = report.about
+    assert line.endswith("; 100,000 examples per trial; seeds 0, 1, 2")
+    assert f"{line}  \n" in formats.markdown(report, [])
+    assert formats.tex(line) in formats.latex(report, [])
+    assert line in page(report)
 
 
 def test_a_terminal_too_narrow_for_a_word_per_column_still_shows_them_all(report: Report) -> None:
