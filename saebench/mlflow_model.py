@@ -58,7 +58,8 @@ class SAEModel(PythonModel):
     def _embeddings(self, rows: Rows) -> Any:
         import torch
 
-        if rows.dtype.kind in "OUS" and all(isinstance(text, str) for text in rows.ravel()):
+        one_column = rows.ndim < 2 or rows.shape[1:] == (1,)
+        if one_column and rows.size and rows.dtype.kind in "OUS" and all(isinstance(t, str) for t in rows.ravel()):
             if self._encoder is None:
                 from saebench.stores.encoder import SentenceEncoder
 

@@ -101,6 +101,9 @@ def test_texts_are_encoded_first(model: Any, minilm: Any) -> None:
 def test_what_is_neither_is_refused_in_words(model: Any) -> None:
     with pytest.raises(ValueError, match="embeddings of 384 numbers"):
         model.predict(np.zeros((2, 7)))
+    for texts in (np.array([["two", "columns"]]), np.array([], dtype=str)):
+        with pytest.raises(ValueError, match="texts, or embeddings of 384 numbers"):
+            model.predict(texts)
     with pytest.raises(ValueError, match="output: loss: one of latents, reconstruction"):
         model.predict(np.zeros((2, D_IN)), params={"output": "loss"})
 
