@@ -26,6 +26,7 @@ try:
     import reading
     import timing
     import train_step
+    import work
 finally:
     sys.path.remove(str(BENCHMARKS))
 
@@ -119,7 +120,7 @@ def test_the_spread_is_the_widest_quartile_range_over_its_median() -> None:
 def test_the_floor_of_a_step_by_hand() -> None:
     """Batch 2, d_in 3, 5 latents, k 1: 10 pre-activations, 2 pairs, 30 weights. Operations: 2 * 3 * (10 + 5 * 2).
     Bytes: 30 * (4 + 28), 10 * 8, 2 pairs of 12 written and read, 6 numbers of the batch."""
-    floor = ceilings.Floor.of(contestants.make_work(2, 3, 5, 1))
+    floor = ceilings.Floor.of(work.make_work(2, 3, 5, 1))
     assert (floor.operations, floor.bytes) == (120, 960 + 80 + 48 + 24)
     limits = ceilings.Ceilings(copy=1112.0, product={"float32": 60.0, "bfloat16": 240.0})
     assert (floor.by_copy(limits), floor.by_product(limits, "bfloat16")) == (1.0, 0.5)
@@ -205,7 +206,7 @@ def test_extra_memory_is_the_peak_without_parameters_gradients_and_moments(monke
         monkeypatch.setattr(torch.cuda, name, lambda _, result=result: result)
     for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
         monkeypatch.setattr(torch.cuda, name, lambda *_: None)
-    facts = on_device.examine("topk", contestants.make_work(2, 3, 5, 1), {})
+    facts = on_device.examine("topk", work.make_work(2, 3, 5, 1), {})
     assert facts.peak == 5000 - 1000 - 4 * 40
     assert len(steps) == timing.WARM_UP["cuda"]
     assert facts.remarks == ["no CUDA graph of the training step, which is slower without: why"]
@@ -265,8 +266,7 @@ def test_a_run_in_which_ours_fails_ends_with_an_error(monkeypatch: pytest.Monkey
     monkeypatch.setattr(contestants, "start", fails)
     monkeypatch.setattr(contestants, "PEERS", {})
     limits = ceilings.Ceilings(copy=1.0, product={"float32": 1.0})
-    work = contestants.make_work(4, 3, 8, 2)
-    lines, whole = train_step.compare(work, ["topk"], 1, time.perf_counter, None, limits)
+    lines, whole = train_step.compare(work.make_work(4, 3, 8, 2), ["topk"], 1, time.perf_counter, None, limits)
     assert not whole
     assert "topk: saebench failed: RuntimeError: broken." in lines
 

@@ -9,13 +9,14 @@ same for all types, counted at k latents per row: what a type computes beyond th
 from __future__ import annotations
 
 import statistics
+import time
 from dataclasses import dataclass
 
 import torch
-from contestants import Work
 from step_parts import FLOORS
-from timing import Arithmetic, Contestant, synchronize, time_steps
+from timing import Arithmetic, Clock, Contestant, synchronize, time_steps
 from torch import Tensor
+from work import Work
 
 from saebench.saes.kernels import product
 
@@ -76,28 +77,27 @@ class Floor:
         )
 
 
-def measure_ceilings(device: torch.device, quick: bool = False) -> Ceilings:
+def measure_ceilings(device: torch.device, clock: Clock = time.perf_counter, quick: bool = False) -> Ceilings:
     shrink = QUICK if quick else 1
-    return Ceilings(
-        copy_rate(device, COPIED[device.type] // shrink), product_rates(device, SIDE[device.type] // shrink)
-    )
+    numbers, side = COPIED[device.type] // shrink, SIDE[device.type] // shrink
+    return Ceilings(copy_rate(device, numbers, clock), product_rates(device, side, clock))
 
 
-def copy_rate(device: torch.device, numbers: int) -> float:
+def copy_rate(device: torch.device, numbers: int, clock: Clock = time.perf_counter) -> float:
     if device.type == "cuda":
         numbers = min(numbers, torch.cuda.mem_get_info(device)[0] // 16)
     source = torch.rand(numbers, device=device)
     target = torch.empty_like(source)
-    return 8 * numbers / _median_ms(Contestant(lambda: target.copy_(source)), device)
+    return 8 * numbers / _median_ms(Contestant(lambda: target.copy_(source)), device, clock)
 
 
-def product_rates(device: torch.device, side: int) -> dict[Arithmetic, float]:
+def product_rates(device: torch.device, side: int, clock: Clock = time.perf_counter) -> dict[Arithmetic, float]:
     """Of square matrices of random numbers; float32 by the faster library where there are two (`kernels.product`)."""
     a, b = (torch.randn(side, side, device=device) for _ in range(2))
     lower = a.bfloat16(), b.bfloat16()
 
     def by(one: Tensor, other: Tensor, tf32: bool = False) -> float:
-        return 2 * side**3 / _median_ms(Contestant(lambda: product(one, other), tf32=tf32), device)
+        return 2 * side**3 / _median_ms(Contestant(lambda: product(one, other), tf32=tf32), device, clock)
 
     rates: dict[Arithmetic, float] = {"float32": by(a, b)}
     if device.type == "cuda":
@@ -105,9 +105,9 @@ def product_rates(device: torch.device, side: int) -> dict[Arithmetic, float]:
     return rates | {"bfloat16": by(*lower)}
 
 
-def _median_ms(contestant: Contestant, device: torch.device) -> float:
+def _median_ms(contestant: Contestant, device: torch.device, clock: Clock) -> float:
     with contestant.settings():
         for _ in range(3):
             contestant.step()
         synchronize(device)
-        return statistics.median(time_steps(contestant.step, 1, device) for _ in range(SAMPLES))
+        return statistics.median(time_steps(contestant.step, 1, device, clock) for _ in range(SAMPLES))

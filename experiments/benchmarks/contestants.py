@@ -1,72 +1,44 @@
-"""The training steps that are timed: ours, and those of other projects, each as its own code runs it.
+"""The training steps that are timed: ours in several ways, those of other projects (peers.py), and a yardstick.
 
-A step is forward, loss, backward, clipping, decoder norm and Adam, by the project's own step where it has one apart
-from its language model (sae-lens, overcomplete, dictionary-learning: yes; eai-sparsify, BatchTopK: their loop's lines,
-around their modules). Everything is on the device of the work's rows. Nothing that a project has on by itself is
-switched off: eai-sparsify computes in bfloat16 on a GPU, decodes by Triton where that is installed, and its trainer
-allows tf32.
+A step is forward, loss, backward, clipping, decoder norm and Adam. Everything is on the device of the work's rows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from peers import PEERS, batchtopk_code
 from timing import Arithmetic, Contestant, Step, reason
 from torch import Tensor
+from work import STEPS, Work
 
 from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
 from saebench.trainer import Training
 
-STEPS = 1_000_000
-"""Length of the run that schedules are made for; nobody gets there."""
 OURS = "saebench"
 PRODUCT = "encoder product"
 K_SPARSE = ("topk", "batchtopk", "matryoshka")
 
 
-@dataclass(frozen=True)
-class Work:
-    """The same for every contestant."""
-
-    batch: int
-    d_in: int
-    dict_size: int
-    k: int
-    rows: Tensor
-    """(4 batches, d_in) float32, on the device that is measured."""
-
-    @property
-    def device(self) -> torch.device:
-        return self.rows.device
-
-    def batches(self) -> Iterator[Tensor]:
-        while True:
-            yield from torch.split(self.rows, self.batch)
-
-    def __str__(self) -> str:
-        return f"Batch {self.batch}, d_in {self.d_in}, dict_size {self.dict_size}, k {self.k}"
+def encoder_product(work: Work, arithmetic: Arithmetic = "float32") -> Contestant:
+    """The yardstick: x @ W_enc + b_enc, as torch does it."""
+    dtype = torch.bfloat16 if arithmetic == "bfloat16" else torch.float32
+    weight = torch.randn(work.d_in, work.dict_size, device=work.device, dtype=dtype)
+    bias, x = torch.zeros(work.dict_size, device=work.device, dtype=dtype), work.rows[: work.batch].to(dtype)
+    return Contestant(lambda: torch.addmm(bias, x, weight), arithmetic, tf32=arithmetic == "tf32")
 
 
-def make_work(batch: int, d_in: int, dict_size: int, k: int, device: str = "cpu") -> Work:
-    """Unit vectors around a common mean, as sentence embeddings are; the same on every device."""
-    g = torch.Generator().manual_seed(0)
-    rows = torch.randn(4 * batch, d_in, generator=g) @ torch.randn(d_in, d_in, generator=g) + 3.0
-    return Work(batch, d_in, dict_size, k, torch.nn.functional.normalize(rows, dim=1).to(device))
-
-
-def encoder_product(work: Work) -> Contestant:
-    """The yardstick: x @ W_enc + b_enc in float32, as torch does it."""
-    weight = torch.randn(work.d_in, work.dict_size, device=work.device)
-    bias, x = torch.zeros(work.dict_size, device=work.device), work.rows[: work.batch]
-    return Contestant(lambda: torch.addmm(bias, x, weight))
+def products(work: Work) -> dict[str, Callable[[], Contestant]]:
+    """In float32, and on a GPU in what its matrix units are for."""
+    found: dict[str, Callable[[], Contestant]] = {PRODUCT: partial(encoder_product, work)}
+    lower: tuple[Arithmetic, ...] = ("tf32", "bfloat16") if work.device.type == "cuda" else ()
+    return found | {f"{PRODUCT}, {arithmetic}": partial(encoder_product, work, arithmetic) for arithmetic in lower}
 
 
 # --- ours ------------------------------------------------------------------------------------------------------------
@@ -143,147 +115,14 @@ def ours(kind: str, work: Work) -> dict[str, Callable[[], Contestant]]:
     return dict(found)
 
 
-# --- theirs ----------------------------------------------------------------------------------------------------------
-
-
-def dictionary_learning(kind: str, work: Work) -> Contestant:
-    from dictionary_learning.trainers import batch_top_k, jumprelu, standard, top_k
-
-    common: dict[str, Any] = {"steps": STEPS, "activation_dim": work.d_in, "dict_size": work.dict_size}
-    common |= {"layer": 0, "lm_name": "none", "device": str(work.device)}
-    trainer = _of_kind(
-        kind,
-        topk=lambda: top_k.TopKTrainer(k=work.k, **common),
-        batchtopk=lambda: batch_top_k.BatchTopKTrainer(k=work.k, **common),
-        vanilla=lambda: standard.StandardTrainer(**common),
-        jumprelu=lambda: jumprelu.JumpReluTrainer(target_l0=work.k, **common),
-    )
-    batches, numbers = work.batches(), iter(range(STEPS))
-    return Contestant(lambda: trainer.update(next(numbers), next(batches)))
-
-
-def sae_lens(kind: str, work: Work) -> Contestant:
-    import sae_lens as lens
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
-    shape: dict[str, Any] = {"d_in": work.d_in, "d_sae": work.dict_size, "device": str(work.device)}
-    sae = _of_kind(
-        kind,
-        topk=lambda: lens.TopKTrainingSAE(lens.TopKTrainingSAEConfig(k=work.k, **shape)),
-        batchtopk=lambda: lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(k=work.k, **shape)),
-        vanilla=lambda: lens.StandardTrainingSAE(lens.StandardTrainingSAEConfig(**shape)),
-        jumprelu=lambda: lens.JumpReLUTrainingSAE(lens.JumpReLUTrainingSAEConfig(**shape)),
-    )
-    settings = SAETrainerConfig(STEPS * work.batch, work.batch, lr=3e-4, lr_end=3e-5, device=str(work.device))
-    trainer = SAETrainer(settings, sae, work.batches())
-    return Contestant(lambda: trainer._train_step(sae, next(trainer.data_provider)))
-
-
-def eai_sparsify(kind: str, work: Work) -> Contestant:
-    from sparsify import SparseCoder, SparseCoderConfig
-
-    config = SparseCoderConfig(num_latents=work.dict_size, k=work.k)
-    sae = _of_kind(kind, topk=lambda: SparseCoder(work.d_in, config, device=work.device))
-    adam, batches = torch.optim.Adam(sae.parameters(), lr=1e-3), work.batches()
-
-    def step() -> None:
-        sae.set_decoder_norm_to_unit_norm()
-        sae(next(batches)).fvu.backward()
-        sae.remove_gradient_parallel_to_decoder_directions()
-        adam.step()
-        adam.zero_grad()
-
-    lower = work.device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return Contestant(step, "bfloat16" if lower else "float32", tf32=True)
-
-
-def overcomplete(kind: str, work: Work) -> Contestant:
-    with _without_torchvision():
-        from overcomplete import sae as oc
-
-    device = str(work.device)
-    shape: dict[str, Any] = {"input_shape": work.d_in, "nb_concepts": work.dict_size, "device": device}
-    model = _of_kind(
-        kind,
-        topk=lambda: oc.TopKSAE(**shape, top_k=work.k),
-        batchtopk=lambda: oc.BatchTopKSAE(**shape, top_k=work.k * work.batch),
-        vanilla=lambda: oc.SAE(**shape),
-        jumprelu=lambda: oc.JumpSAE(**shape),
-    )
-    adam, batches = torch.optim.Adam(model.parameters(), lr=1e-3), work.batches()
-    criterion = oc.mse_l1 if kind in ("vanilla", "jumprelu") else (lambda x, x_hat, *_: (x - x_hat).square().mean())
-    options: dict[str, Any] = {"nb_epochs": 1, "monitoring": 0, "device": device}
-    return Contestant(lambda: oc.train_sae(model, [next(batches)], criterion, adam, **options))
-
-
-@contextlib.contextmanager
-def _without_torchvision() -> Iterator[None]:
-    """overcomplete's package also holds vision models; its SAEs do not need torchvision, so an empty one will do."""
-    try:
-        import torchvision  # noqa: F401
-    except (ImportError, RuntimeError):
-        empty = types.ModuleType("torchvision")
-        empty.transforms = types.ModuleType("transforms")  # type: ignore[attr-defined]
-        sys.modules["torchvision"] = empty
-        try:
-            yield
-        finally:
-            del sys.modules["torchvision"]
-    else:
-        yield
-
-
-def batchtopk_code(kind: str, work: Work, checkout: Path | None) -> Contestant:
-    if checkout is None:
-        raise ModuleNotFoundError("no checkout given (--batchtopk)")
-    sys.path.insert(0, str(checkout))
-    try:
-        import sae as theirs
-    finally:
-        sys.path.remove(str(checkout))
-    settings: dict[str, Any] = {"seed": 0, "device": str(work.device), "dtype": torch.float32}
-    settings |= {"input_unit_norm": True, "l1_coeff": 0.0, "bandwidth": 1e-3}
-    settings |= {"act_size": work.d_in, "dict_size": work.dict_size, "top_k": work.k, "batch_size": work.batch}
-    settings |= {"top_k_aux": 256, "aux_penalty": 1 / 32, "n_batches_to_dead": STEPS}
-    sae = _of_kind(
-        kind,
-        topk=lambda: theirs.TopKSAE(settings),
-        batchtopk=lambda: theirs.BatchTopKSAE(settings),
-        vanilla=lambda: theirs.VanillaSAE(settings),
-        jumprelu=lambda: theirs.JumpReLUSAE(settings),
-    )
-    adam, batches = torch.optim.Adam(sae.parameters(), lr=3e-4, betas=(0.9, 0.99)), work.batches()
-
-    def step() -> None:
-        sae(next(batches))["loss"].backward()
-        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1e5)
-        sae.make_decoder_weights_and_grad_unit_norm()
-        adam.step()
-        adam.zero_grad()
-
-    return Contestant(step)
-
-
-def _of_kind(kind: str, **makers: Callable[[], Any]) -> Any:
-    if kind not in makers:
-        raise NotImplementedError(f"has no {kind}")
-    return makers[kind]()
-
-
-PEERS: dict[str, Callable[[str, Work], Contestant]] = {
-    "eai-sparsify": eai_sparsify,
-    "overcomplete": overcomplete,
-    "dictionary-learning": dictionary_learning,
-    "sae-lens": sae_lens,
-}
+# --- all -------------------------------------------------------------------------------------------------------------
 
 
 def contestants_for(
     kind: str, work: Work, checkout: Path | None, missing: set[str], failed: dict[str, str]
 ) -> dict[str, Contestant]:
     """All that can be made. `missing` gets the projects that are not installed, `failed` reasons by name."""
-    makers: dict[str, Callable[[], Contestant]] = {PRODUCT: partial(encoder_product, work), **ours(kind, work)}
+    makers: dict[str, Callable[[], Contestant]] = {**products(work), **ours(kind, work)}
     makers |= {name: partial(make, kind, work) for name, make in PEERS.items()}
     makers["BatchTopK"] = partial(batchtopk_code, kind, work, checkout)
     found: dict[str, Contestant] = {}

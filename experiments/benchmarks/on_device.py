@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from contestants import OURS, Work, start, variants
+from contestants import OURS, start, variants
 from timing import WARM_UP, Step, reason
+from work import Work
 
 import saebench
 from saebench.saes.kernels_select import chunks
@@ -100,9 +101,12 @@ def waits(step: Step) -> Counter[str]:
     """Where the host waits for the device in STEPS steps, and how often."""
     found: Counter[str] = Counter()
 
-    def note(message: Warning | str, _category: type[Warning], filename: str, line: int, *_: object) -> None:
+    def note(
+        message: Warning | str, category: object, filename: str, lineno: int, file: object = None, line: object = None
+    ) -> None:
+        del category, file, line
         if ALARM in str(message):
-            found[place(filename, line)] += 1
+            found[place(filename, lineno)] += 1
 
     with warnings.catch_warnings():
         warnings.simplefilter("always")

@@ -6,11 +6,11 @@
     python experiments/benchmarks/train_step.py --parts 6144 12288 24576 --types topk batchtopk
 
 Installs nothing: it uses those of sae-lens, dictionary-learning, eai-sparsify and overcomplete that are importable, and
-BatchTopK's code from the folder given, and says what is missing. What a step is: see contestants.py. No latent is dead,
-so AuxK rests (but in the line that says so). Every round gives each contestant a turn, one step on the CPU, some 40 ms
-of them on a GPU; the first table has medians over the rounds, and ratios of medians, which hold on a busy machine when
-times do not. The second has what of the device's ceilings (ceilings.py) each reaches; the third, on a GPU, what our
-step asks of the device and its host (on_device.py).
+BatchTopK's code from the folder given, and says what is missing. What a step is: see contestants.py and peers.py. No
+latent is dead, so AuxK rests (but in the line that says so). Every round gives each contestant a turn, one step on the
+CPU, some 40 ms of them on a GPU; the first table has medians over the rounds, and ratios of medians, which hold on a
+busy machine when times do not. The second has what of the device's ceilings (ceilings.py) each reaches; the third, on a
+GPU, what our step asks of the device and its host (on_device.py).
 """
 
 from __future__ import annotations
@@ -31,8 +31,10 @@ import on_device
 import step_parts
 import torch
 from ceilings import Ceilings, Floor, measure_ceilings
-from contestants import OURS, PEERS, PRODUCT, Work, contestants_for, make_work, start
+from contestants import OURS, PRODUCT, contestants_for, start
+from peers import PEERS
 from timing import Arithmetic, Clock, measure, spread
+from work import Work, make_work
 
 TYPES = ("topk", "batchtopk", "vanilla", "jumprelu", "matryoshka")
 REFERENCE = (2048, 384, 6144, 32)
@@ -82,7 +84,7 @@ def shares(results: Medians, arithmetic: dict[str, Arithmetic], ceilings: Ceilin
     """Table of (share of the product ceiling, share of the copy ceiling) in percent: the floors over the times."""
     lines = _head("% of the ceiling: product, copy", results)
     for name in _names(results):
-        if name == PRODUCT:
+        if name.startswith(PRODUCT):
             continue
         by = floor.by_product(ceilings, arithmetic[name]), floor.by_copy(ceilings)
         cells = [
@@ -226,7 +228,7 @@ def main() -> int:
     if chosen.parts:
         out.add(f"{machine(device)}.", "", *parts(chosen.types, shapes[0], chosen.parts, rounds))
         return 0
-    ceilings = measure_ceilings(device, chosen.quick)
+    ceilings = measure_ceilings(device, clock, chosen.quick)
     out.add(f"{machine(device)}.", f"{versions()}.", f"Ceilings: {ceilings}.")
     complete = True
     for shape in shapes:
