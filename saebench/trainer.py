@@ -133,7 +133,7 @@ class Training:
 
     def advance(self, x: Tensor) -> Metrics:
         """One optimiser step on embeddings x (B, d_in); returns the training metrics, unread."""
-        x = self.sae.check_shape(x)
+        x = self.sae.check_shape(x).to(self.device)
         budget = self.config.train.samples
         progress = self.samples / budget
         lr = self.lr * schedule(progress, (self.samples + len(x)) / budget, self.config.train)
