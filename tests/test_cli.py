@@ -43,6 +43,19 @@ def test_every_command_and_option_says_what_it_does() -> None:
                 assert option.help, f"{name} {option.opts[0]} has no help"
 
 
+def test_the_list_of_commands_cuts_no_sentence() -> None:
+    lines = CliRunner().invoke(cli, ["--help"]).output.partition("Commands:")[2].splitlines()
+    assert len(lines) > len(COMMANDS)
+    assert not [line for line in lines if line.endswith("...")]
+
+
+def test_a_misspelt_command_gets_a_suggestion() -> None:
+    result = CliRunner().invoke(cli, ["swep", "x.yaml"])
+    assert result.exit_code == 2
+    assert "No such command 'swep'. Did you mean 'sweep'?" in result.output
+    assert "Did you mean" not in CliRunner().invoke(cli, ["xyz"]).output
+
+
 def test_the_package_can_be_run_where_the_script_is_not_on_the_path() -> None:
     ran = subprocess.run([sys.executable, "-m", "saebench", "--version"], capture_output=True, text=True, check=True)
     assert "saebench, version" in ran.stdout

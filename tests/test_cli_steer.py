@@ -107,7 +107,7 @@ def test_status_as_json(paths: SweepPaths) -> None:
 
 
 def test_status_watch_ends_when_nobody_works_on_it(paths: SweepPaths) -> None:
-    assert f"{paths.root}: no scheduler" in call("status", "--watch").output
+    assert f"\n{paths.root}: no scheduler" in call("status", "--watch").output
 
 
 def test_ls(paths: SweepPaths, tmp_path: Path) -> None:

@@ -207,9 +207,10 @@ def best(
     runs_dir: str | None,
     tracking_uri: str | None,
 ) -> None:
-    """Show the best trial per arm and sparsity of SWEEP, the best of all first.
+    """Show the best trial of SWEEP per arm and sparsity.
 
-    FVU falls as L0 grows: narrow with --where k=32 (or type=batchtopk, dict_size=3072, ...) to compare like with like.
+    The best of all comes first. FVU falls as L0 grows: narrow with --where level=32 (k or target_l0, whichever the arm
+    has; or type=batchtopk, dict_size=3072, ...) to compare like with like.
     """
     from rich.console import Console
 
@@ -254,7 +255,10 @@ def _best_of_all(document: Report, row: dict[str, Any]) -> str:
 @_RUNS
 @_URI
 def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: str | None) -> None:
-    """Copy the SAE of TRIAL out of its sweep: SWEEP/NUMBER, a trial's directory, or an MLflow run id."""
+    """Copy the SAE of TRIAL out of its sweep.
+
+    TRIAL is SWEEP/NUMBER, a trial's directory, or an MLflow run id.
+    """
     from saebench.report.pick import export as write
 
     for path in write(trial, to, kind, runs=runs_dir, tracking_uri=tracking_uri):
@@ -267,7 +271,10 @@ def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: 
 @_RUNS
 @_URI
 def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: str | None) -> None:
-    """Open MLflow's own pages on SWEEP's record: starts `mlflow ui` on 127.0.0.1 and says where. Ctrl-C ends it."""
+    """Open MLflow's own pages on SWEEP's record.
+
+    Starts `mlflow ui` on 127.0.0.1 and says where; Ctrl-C ends it.
+    """
     from saebench.cli.serve import serve
     from saebench.report.sources import find, without_password
     from saebench.tracking import views

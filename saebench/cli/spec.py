@@ -29,7 +29,10 @@ if TYPE_CHECKING:
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
-    """Show the strata, points and trials of SPEC, what will be encoded and how much work it is; start nothing."""
+    """Show what a sweep of SPEC would do; start nothing.
+
+    Its strata, points and trials, what will be encoded and how much work it is.
+    """
     from saebench.forecast import advice
 
     loaded = load_spec(spec, overrides)
@@ -51,7 +54,10 @@ def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json:
 @click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
 @set_option
 def validate(specs: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
-    """Check every SPEC; all problems at once, one line each: file:line:column: key: value: rule."""
+    """Check every SPEC and name all problems at once.
+
+    One line each: file:line:column: key: value: rule.
+    """
     problems = []
     for path in specs:
         try:
@@ -66,7 +72,7 @@ def validate(specs: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
 
 @click.command()
 def schema() -> None:
-    """Print the JSON schema of a spec; editors complete and check from it."""
+    """Print the JSON schema of a spec, for editors."""
     from saebench.spec.schema import schema as build
 
     click.echo(json.dumps(build(), indent=1))
@@ -75,7 +81,10 @@ def schema() -> None:
 @click.command()
 @click.argument("file", default="sweep.yaml", type=click.Path(path_type=Path))
 def init(file: Path) -> None:
-    """Write a commented starter spec to FILE (default: sweep.yaml; - prints it). Never overwrites."""
+    """Write a commented starter spec to FILE.
+
+    Default: sweep.yaml; - prints it. Never overwrites.
+    """
     text = resources.files("saebench.spec").joinpath("starter.yaml").read_text("utf-8")
     if str(file) == "-":
         click.echo(text, nl=False)

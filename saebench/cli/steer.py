@@ -70,9 +70,10 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
 @click.option("--watch", is_flag=True, help="Keep looking until the sweep ends or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -> None:
-    """Show how a sweep stands: slots, trials by state, pace, verdicts, failures with reasons.
+    """Show how a sweep stands.
 
-    SWEEP is a name or a directory; by default the sweep that changed last.
+    Slots, trials by state, pace, verdicts, failures with reasons. SWEEP is a name or a directory; by default the
+    sweep that changed last.
     """
     from saebench.lock import holder
 
@@ -113,8 +114,10 @@ def _watch(paths: SweepPaths) -> None:
         while True:
             live.update(picture(_board(paths), console.height, console.width), refresh=True)
             if holder(paths) is None:
-                return
+                break
             time.sleep(1.0)
+    if not console.is_terminal:  # rich ends the last line of a screen only
+        console.line()
 
 
 def _board(paths: SweepPaths) -> Board:
@@ -258,7 +261,10 @@ def _follow(trial: TrialPaths, paths: SweepPaths, follow: bool) -> Iterator[str]
 @runs_option
 @click.option("--now", is_flag=True, help="Kill running trials; they go on from their last checkpoint later.")
 def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
-    """Ask a running sweep to stop: no new trials, running ones checkpoint and leave. It can be resumed."""
+    """Ask a running sweep to stop; it can be resumed.
+
+    No new trials begin, running ones checkpoint and leave.
+    """
     from saebench.lock import describe, holder
 
     paths = find_sweep(name, runs_dir)

@@ -38,11 +38,12 @@ def sweep(
     retry_failed: bool,
     plain: bool,
 ) -> None:
-    """Run the sweep of SPEC; the same command again goes on where it stopped.
+    """Run the sweep of SPEC, or go on with it.
 
-    Ctrl-C once: running trials checkpoint and leave; twice: now. SIGTERM, SIGUSR1 and a closed terminal count like
-    Ctrl-C. Exit codes: 0 all well, 2 the spec or the command line, 3 some trials failed, 4 given up, 5 device, data or
-    tracking, 6 another process works on it, 75 stopped but resumable, 130 interrupted.
+    The same command again goes on where it stopped. Ctrl-C once: running trials checkpoint and leave; twice: now.
+    SIGTERM, SIGUSR1 and a closed terminal count like Ctrl-C. Exit codes: 0 all well, 2 the spec or the command line,
+    3 some trials failed, 4 given up, 5 device, data or tracking, 6 another process works on it, 75 stopped but
+    resumable, 130 interrupted.
     """
     from saebench.sweep import run_sweep
     from saebench.terminal.views import choose_view
