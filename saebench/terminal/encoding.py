@@ -8,8 +8,16 @@ import io
 _NAME = "saebench.somehow"
 
 
+_PLAIN = {"•": "*", "±": "+-", "×": "x", "…": "...", "−": "-", "→": "->", "─": "-"}  # noqa: RUF001 - that is the point
+"""What our own texts and tables have, in ASCII."""
+
+
 def _somehow(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Bytes of a file's name as they are, other characters by their number: \\xe9."""
+    """Bytes of a file's name as they are, our own signs in ASCII, other characters by their number: \\xe9."""
+    if isinstance(error, UnicodeEncodeError):
+        error.end = error.start + 1
+        if sign := _PLAIN.get(error.object[error.start]):
+            return sign, error.end
     try:
         return codecs.lookup_error("surrogateescape")(error)
     except UnicodeError:
@@ -26,5 +34,5 @@ def forgive(stream: object) -> None:
 
 
 def encodable(text: str, encoding: str) -> str:
-    """`text` with what the encoding lacks by its number."""
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+    """`text` with what the encoding lacks in ASCII, or by its number."""
+    return text.translate({ord(sign): plain for sign, plain in _PLAIN.items()}).encode(encoding, "backslashreplace").decode(encoding)
