@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -148,9 +149,16 @@ def keep(frame: DataFrame, where: Sequence[str]) -> DataFrame:
         if not equals:
             raise UserError(f"--where {condition}: not KEY=VALUE")
         if key not in frame.columns:
-            raise UserError(f"--where {condition}: no column {key!r}; there are: {', '.join(map(str, frame.columns))}")
+            raise UserError(f"--where {condition}: no column {key!r} ({_columns_like(key, list(frame.columns))})")
         frame = frame[[_equal(cell, value.strip()) for cell in frame[key]]]
     return frame
+
+
+def _columns_like(key: str, columns: Sequence[str]) -> str:
+    """Those that may have been meant; else all but the metrics, which are many."""
+    if near := get_close_matches(key, columns, 3):
+        return f"did you mean {' or '.join(near)}?"
+    return f"there are: {', '.join(c for c in columns if '/' not in c)}, and the metrics"
 
 
 def _equal(cell: Any, text: str) -> bool:

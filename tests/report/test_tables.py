@@ -125,7 +125,14 @@ def test_where_keeps_what_was_asked_for(report: Report) -> None:
     assert keep(report.frame, ["type=nothing"]).empty
 
 
-@pytest.mark.parametrize(("condition", "said"), [("kk=1", "no column 'kk'; there are: sweep, trial"), ("type", "KEY=")])
+@pytest.mark.parametrize(
+    ("condition", "said"),
+    [
+        ("foo=1", r"no column 'foo' \(there are: sweep, trial, .*, and the metrics\)"),
+        ("eval/fvuu=1", r"no column 'eval/fvuu' \(did you mean eval/fvu"),
+        ("type", "not KEY=VALUE"),
+    ],
+)
 def test_where_explains_what_it_cannot_do(report: Report, condition: str, said: str) -> None:
     from saebench.errors import UserError
 
