@@ -31,6 +31,15 @@ class TensorActivationStore(ActivationStore):
         self._stored = [0] * n_components
         self._generator = torch.Generator().manual_seed(seed)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The generator by its state: the workers of a `DataLoader` that are not forked cannot be sent one."""
+        return {**self.__dict__, "_generator": self._generator.get_state().numpy()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        generator = torch.Generator()
+        generator.set_state(torch.from_numpy(state["_generator"]))
+        self.__dict__.update(state, _generator=generator)
+
     @property
     def max_items(self) -> int:
         return self._data.shape[0]

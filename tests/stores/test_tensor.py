@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import pickle
 
 import pytest
 import torch
@@ -110,3 +111,16 @@ def test_type_and_size_are_what_was_asked_for() -> None:
     assert store.__sizeof__() == 7 * 5 * 3 * 2
     assert store[:].dtype == torch.float16
     assert not store[:].requires_grad
+
+
+def test_workers_that_are_not_forked_read_it_and_a_copy_goes_on_as_the_original() -> None:
+    store = TensorActivationStore(12, 2, seed=3)
+    store.extend(torch.arange(24.0).reshape(12, 2))
+    store.shuffle()
+    loader = DataLoader(store, batch_size=5, num_workers=1, multiprocessing_context="spawn")
+    assert torch.equal(torch.cat(list(loader)), store[:])
+    copy = pickle.loads(pickle.dumps(store))
+    store.shuffle()
+    assert not torch.equal(copy[:], store[:])
+    copy.shuffle()
+    assert torch.equal(copy[:], store[:])

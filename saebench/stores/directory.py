@@ -1,0 +1,112 @@
+"""The files of a `DiskActivationStore`.
+
+<folder>/
+    manifest.json                            shape, type and the shards; replaced by rename
+    000000000000-000000010000-<sha>.safetensors   rows start to end: tensor "rows", (end - start, components, neurons)
+    ahead-<sha>.safetensors                  rows of longer components that wait for partners; a tensor per component
+    writer.lock                              held by the one process that writes
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from saebench.errors import DataError
+from saebench.paths import write_text
+from saebench.stores.entry import File, dropped_on_failure, has_size
+from saebench.stores.seal import seal, unseal
+
+MANIFEST = "manifest.json"
+LOCK = "writer.lock"
+NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.float64: "<f8"}
+"""Type -> how NumPy maps it; bfloat16, which NumPy lacks, by its bits."""
+_OWN_FILE = re.compile(r"\.?(\d{12}-\d{12}|ahead)-[0-9a-f]{12}\.safetensors(\.tmp)?")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a manifest lists."""
+
+    shards: tuple[tuple[int, int, File], ...] = ()
+    """First row, last row + 1, file."""
+    ahead: File | None = None
+
+    @property
+    def count(self) -> int:
+        """Examples in the shards."""
+        return self.shards[-1][1] if self.shards else 0
+
+    @property
+    def files(self) -> list[File]:
+        return [file for _, _, file in self.shards] + ([self.ahead] if self.ahead else [])
+
+    @classmethod
+    def read(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
+        """Nothing where there is no manifest. Raises DataError for a store of another `identity` (shape and type), and
+        where the manifest or the size of a file is not what was written."""
+        path = folder / MANIFEST
+        if not path.exists():
+            return cls()
+        try:
+            content = unseal(path.read_bytes())
+        except ValueError as error:
+            raise DataError(f"{path}: damaged: {error}") from error
+        for key, value in identity.items():
+            if content.get(key) != value:
+                raise DataError(f"{path}: {key}: the store has {content.get(key)!r}, not {value!r}")
+        shards = tuple((one.pop("start"), one.pop("end"), File(**one)) for one in content["shards"])
+        written = cls(shards, File(**content["ahead"]) if content["ahead"] else None)
+        for file in written.files:
+            if not has_size(folder, file):
+                raise DataError(f"{folder / file.name}: missing or truncated (it had {file.bytes:,} bytes)")
+        return written
+
+    def write(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        shards = [{"start": start, "end": end, **file.model_dump()} for start, end, file in self.shards]
+        ahead = self.ahead.model_dump() if self.ahead else None
+        write_text(folder / MANIFEST, seal({**identity, "shards": shards, "ahead": ahead}))
+
+
+def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> File:
+    """Write aside, make durable, rename; the name ends with the beginning of the content's checksum."""
+    content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"{stem}-{digest[:12]}.safetensors"
+    aside = folder / f".{name}.tmp"
+    with dropped_on_failure(aside), aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.rename(folder / name)
+    return File(name=name, bytes=len(content), sha256=digest)
+
+
+def read_tensors(folder: Path, file: File) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(folder / file.name)
+
+
+def map_rows(path: Path, dtype: torch.dtype, shape: Sequence[int]) -> npt.NDArray[Any]:
+    """The tensor of a safetensors file (8 bytes of length, a JSON header, then the data) without reading it."""
+    with path.open("rb") as opened:
+        offset = 8 + int.from_bytes(opened.read(8), "little")
+    return np.memmap(path, NUMPY[dtype], "r", offset, tuple(shape))
+
+
+def remove_strays(folder: Path, known: Iterable[File]) -> None:
+    """Files that a writer left when it was killed or the disk was full. Other people's files stay."""
+    names = {file.name for file in known}
+    for path in folder.iterdir():
+        if _OWN_FILE.fullmatch(path.name) and path.name not in names:
+            path.unlink(missing_ok=True)
