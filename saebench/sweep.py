@@ -25,7 +25,9 @@ from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.interrupts import Interrupts
 from saebench.scheduler.ledger import Ledger
 from saebench.scheduler.recovery import await_orphans, recover
-from saebench.spec import SweepSpec, load_spec, parse_spec
+from saebench.spec import SweepSpec, parse_spec
+from saebench.spec.load import folder_of, load_text
+from saebench.spec.source import read_text
 from saebench.terminal.board import Board
 from saebench.terminal.picture import counts_text, duration, failure_lines
 from saebench.terminal.views import LoggedView, View, choose_view
@@ -146,8 +148,8 @@ class _Given:
 
 def _given(spec: str | Path | SweepSpec | Mapping[str, Any], overrides: Sequence[str]) -> _Given:
     if isinstance(spec, str | Path):
-        path = Path(spec)
-        return _Given(load_spec(path, overrides), path.read_text("utf-8"), path.absolute().parent)
+        text = read_text(Path(spec))
+        return _Given(load_text(text, spec, overrides), text, folder_of(spec))
     if not isinstance(spec, SweepSpec):
         spec = parse_spec(spec, overrides)
     elif overrides:

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import string
 import time
@@ -225,6 +227,30 @@ def test_relative_files_are_meant_from_the_folder_of_the_spec(tmp_path: Path) ->
 # --- overrides -------------------------------------------------------------------------------------------------------
 
 
+def test_a_spec_may_come_from_a_pipe_and_its_files_are_then_those_of_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = with_line("{path: fancyzhx/ag_news}", "{path: json, data_files: mine.jsonl}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    assert load_spec("-").data.dataset.data_files == str(tmp_path / "mine.jsonl")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.replace("k: 16", "kk: 16").encode())))
+    with pytest.raises(SpecError, match=r"^stdin:8:5: sae\[1\].k: is missing"):
+        load_spec("-")
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    assert load_spec(f"/dev/fd/{reader}").data.dataset.data_files == str(tmp_path / "mine.jsonl")
+    os.close(reader)
+
+
+def test_a_misspelt_key_of_train_is_the_only_complaint_about_it(tmp_path: Path) -> None:
+    """1000 texts do not fill a batch of the default size, which is not what the user asked for."""
+    assert errors(tmp_path, with_line("batch_size: 128", "batchsize: 128")) == [
+        's.yaml:13:3: train.batchsize: unknown key (did you mean "batch_size"?)'
+    ]
+
+
 def test_overrides_reach_into_lists_make_sections_and_win(tmp_path: Path) -> None:
     spec = load(
         tmp_path, BASE, "train.samples=1e5", "sae[1].k=[8,16]", "prune.pruner=asha", "train.lr.high=1", "name=x"
@@ -270,6 +296,9 @@ def test_errors_name_the_override(tmp_path: Path, setting: str, line: str) -> No
 # --- what is wrong: one line each, with its place ---------------------------------------------------------------------
 
 WRONG: list[tuple[str, str, str]] = [
+    # formats of files
+    ("{path: fancyzhx/ag_news}", "{path: jsonl, data_files: x.jsonl}", 's.yaml:4:19: data.dataset.path: "jsonl": is no format of files (use "json", which reads JSON lines too)'),
+    ("{path: fancyzhx/ag_news}", "{path: parqet, data_files: [x]}", 's.yaml:4:19: data.dataset.path: "parqet": is no format of files (did you mean "parquet"?)'),
     # unknown, missing and misplaced keys
     ("name: base", "nmae: base", 's.yaml:1:1: name: is missing|s.yaml:1:1: nmae: unknown key (did you mean "name"?)'),
     ("name: base\n", "", "s.yaml:1:1: name: is missing"),

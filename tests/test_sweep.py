@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from saebench import events
 from saebench.errors import DataError, PreflightError, SpecError
@@ -27,7 +28,7 @@ from saebench.executors.local import LocalExecutor
 from saebench.paths import SweepPaths, TrialPaths
 from saebench.state import TrialState, read_config, read_state
 from saebench.stores.progress import Progress
-from saebench.sweep import SweepResult, run_sweep, spec_of
+from saebench.sweep import SweepResult, _given, run_sweep, spec_of
 
 TOY = "sweep_toys:train"
 
@@ -393,6 +394,17 @@ def test_a_target_that_cannot_be_imported_stops_at_once(sweep: Callable[..., Swe
 
 
 # --- preflight -------------------------------------------------------------------------------------------------------
+
+
+def test_of_a_spec_from_a_pipe_the_text_is_kept() -> None:
+    """A pipe can be read once; its copy in the sweep's directory was empty."""
+    text = yaml.safe_dump(spec())
+    reader, writer = os.pipe()
+    os.write(writer, text.encode())
+    os.close(writer)
+    given = _given(f"/dev/fd/{reader}", ())
+    os.close(reader)
+    assert (given.text, given.spec.name, given.folder) == (text, "toy", Path.cwd())
 
 
 def test_k_not_below_the_width_leaves_nothing_behind(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:

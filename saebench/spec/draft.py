@@ -35,6 +35,8 @@ class Draft:
         """Every value that a field of `train` can take, nulls and unread ones left out."""
         if name in self.spec.train or any(bad.startswith(f"train.{name}") for bad in self.unread):
             return given(name, self.get("train", name))
+        if any(bad.startswith("train.") and bad[6:] not in TrainConfig.model_fields for bad in self.unread):
+            return ()  # this field may be what a misspelt key means
         return given(name, TrainConfig.model_fields[name].default)
 
 

@@ -18,11 +18,8 @@ from saebench.spec.grammar import Arm, SweepSpec, Value, options
 from saebench.spec.nodes import Items, Leaf, Node, Place, Problem, Table, complaint, from_python, join
 from saebench.spec.overrides import override
 from saebench.spec.reading import Reader
-from saebench.spec.rules import check
-from saebench.spec.source import read_file
-
-BUILDERS = frozenset({"parquet", "json", "csv", "text", "arrow", "xml"})
-"""Dataset paths that name a file format: their data_files are files of ours, not of a repository."""
+from saebench.spec.rules import BUILDERS, check
+from saebench.spec.source import compose, read_text
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
@@ -30,11 +27,21 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
 
     Raises SpecError: one line per problem, `file:line:column: key: value: rule`.
     """
-    path = Path(path)
-    root, problems = read_file(path)
+    return load_text(read_text(Path(path)), path, overrides)
+
+
+def load_text(text: str, path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """`load_spec` of what `read_text` found at `path`; a pipe can be read only once."""
+    root, problems = compose(text, "stdin" if str(path) == "-" else str(path))
     for setting in overrides:
         root = override(root, setting)
-    return _read(root, problems, path.absolute().parent)
+    return _read(root, problems, folder_of(path))
+
+
+def folder_of(path: str | Path) -> Path:
+    """The folder of a spec's file; of a pipe or the standard input, which have none, the working directory."""
+    path = Path(path)
+    return path.absolute().parent if path.is_file() else Path.cwd()
 
 
 def parse_spec(

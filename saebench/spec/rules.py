@@ -12,6 +12,8 @@ from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
 from saebench.spec.draft import Draft, Found, at
 
+BUILDERS = frozenset({"parquet", "json", "csv", "text", "arrow", "xml"})
+"""Dataset paths that name a file format: their data_files are files of ours, not of a repository."""
 MAX_MARKS = 10_000
 LARGEST_SEED = 2**32 - 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -62,6 +64,15 @@ def _corpus(draft: Draft) -> Found:
             "data.num_examples",
             f"about {examples * (1 - holdout):.0f} texts to train on are less than one batch of {largest}",
         )
+
+
+def _dataset(draft: Draft) -> Found:
+    """data_files with a misspelt format would be looked for in a dataset of that name on the hub."""
+    path, files = draft.get("data", "dataset", "path"), draft.get("data", "dataset", "data_files")
+    if isinstance(path, str) and files and path not in BUILDERS and not re.search(r"[/\\.]", path):
+        hint = 'use "json", which reads JSON lines too' if "json" in path else did_you_mean(path, sorted(BUILDERS))
+        if hint:
+            yield "data.dataset.path", f"is no format of files ({hint})"
 
 
 def _budget(draft: Draft) -> Found:
@@ -147,6 +158,7 @@ SECTION_RULES = (
     _seeds,
     _devices,
     _corpus,
+    _dataset,
     _budget,
     _schedule,
     _prune,

@@ -8,6 +8,7 @@ Size, depth and aliases are bounded, so that no file takes longer than a moment.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import yaml
@@ -22,12 +23,15 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _NO_CHARACTER = re.compile(r"\\U(?!000[0-9A-Fa-f]|0010)[0-9A-Fa-f]{8}")
 
 
-def read_file(path: Path) -> tuple[Table, list[Problem]]:
-    """The tree of a file and what is wrong with keys in it. Raises SpecError where there is no tree: no file, not
-    UTF-8, not YAML, too large, too deep, empty."""
+def read_text(path: Path) -> str:
+    """What stands in a spec's file, in a pipe, or (-) in the standard input. Raises SpecError: no file, not UTF-8, too
+    large."""
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        else:
+            with path.open("rb") as file:
+                data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SpecError(f"{path}: {error.strerror or error}") from None
     except ValueError as error:  # a NUL in the path
@@ -35,16 +39,16 @@ def read_file(path: Path) -> tuple[Table, list[Problem]]:
     if len(data) > MAX_BYTES:
         raise SpecError(f"{path}: too large: a spec has at most {MAX_BYTES // 1024} KiB")
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = data[: error.start]
         place = Place(str(path), before.count(b"\n") + 1, error.start - before.rfind(b"\n"))
         raise SpecError(f"{place}: byte {data[error.start]:#04x} is not UTF-8") from None
-    return compose(text, str(path))
 
 
 def compose(text: str, file: str) -> tuple[Table, list[Problem]]:
-    """`read_file` of text that is at hand."""
+    """The tree of a spec's text and what is wrong with keys in it. Raises SpecError where there is no tree: not YAML,
+    too deep, empty. `file` stands where messages name it."""
     node, problems = Composer(text, file).document()
     if node is None or (isinstance(node, Leaf) and node.value is None):
         raise SpecError(f"{file}: the file is empty: a spec needs at least name, data, sae and train")
