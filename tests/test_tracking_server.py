@@ -26,7 +26,7 @@ from saebench.tracking.server import check, connect
         ("postgresql+psycopg2://me:secret@127.0.0.1:1/mlflow", "Connection refused"),
         ("mysql://127.0.0.1:1/mlflow", "Connection refused"),
         ("http://127.0.0.1:1", "the server does not answer (Connection refused)"),
-        ("nothing://here", "unsupported URI"),
+        ("nothing://here", "MLflow knows no such kind of address; it knows databricks, "),
     ],
 )
 def test_what_cannot_be_used_is_said_at_once(uri: str, why: str, tmp_path: Path) -> None:
@@ -54,6 +54,18 @@ def test_a_database_that_somebody_writes_to_is_fine(tmp_path: Path, monkeypatch:
     writer.execute("BEGIN IMMEDIATE")
     check(f"sqlite:///{file}")
     writer.close()
+
+
+def test_a_database_that_can_only_be_read_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A colleague's file. SQLite opens it all the same, and begins a transaction in it."""
+    file, connect = tmp_path / "mlflow.db", sqlite3.connect
+    made = connect(file)
+    made.execute("CREATE TABLE t (x)")
+    made.close()
+    check(f"sqlite:///{file}")
+    monkeypatch.setattr("sqlite3.connect", lambda file, **options: connect(file.replace("=rw", "=ro"), **options))
+    with pytest.raises(PreflightError, match=r"mlflow.db: cannot be used: attempt to write a readonly database"):
+        check(f"sqlite:///{file}")
 
 
 def test_two_sweeps_that_start_at_once_do_not_make_the_tables_at_once(

@@ -35,4 +35,5 @@ def forgive(stream: object) -> None:
 
 def encodable(text: str, encoding: str) -> str:
     """`text` with what the encoding lacks in ASCII, or by its number."""
-    return text.translate({ord(sign): plain for sign, plain in _PLAIN.items()}).encode(encoding, "backslashreplace").decode(encoding)
+    ours = {ord(sign): plain for sign, plain in _PLAIN.items()}
+    return text.translate(ours).encode(encoding, "backslashreplace").decode(encoding)

@@ -104,6 +104,9 @@ def _check_file(path: Path) -> None:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=4)) as database:
             try:
                 database.execute("BEGIN IMMEDIATE")
+                (version,) = database.execute("PRAGMA user_version").fetchone()
+                database.execute(f"PRAGMA user_version = {version}")  # BEGIN passes over a file that can only be read
+                database.rollback()
             except sqlite3.OperationalError as error:
                 if "locked" not in str(error):  # somebody writes to it: it is alive
                     raise
@@ -192,6 +195,9 @@ def one_line(error: BaseException, limit: int = 300) -> str:
     if "Max retries exceeded" in said:  # the rest is four layers of urllib3's and MLflow's own words
         why = re.search(r"Connection refused|timed out|Name or service not known|No route to host|SSLError", said)
         said = f"the server does not answer ({why[0]})" if why else said
+    if schemes := re.search(r"Supported URI schemes are: \[(.*?)\]", said):
+        known = [name for name in re.findall(r"'([\w-]+)'", schemes[1]) if name != "file"]
+        said = f"MLflow knows no such kind of address; it knows {', '.join(known)}"
     return said if len(said) <= limit else f"{said[: limit - 3]}..."
 
 
