@@ -26,11 +26,13 @@ from saebench.stores.entry import (
     ROWS_PER_SHARD,
     Manifest,
     Shard,
+    beside,
     digest_of,
     has_content,
     part_name,
     read_hashes,
 )
+from saebench.stores.hold import nobody_holds
 from saebench.stores.pieces import Job, Work, cut, is_sound, join
 from saebench.stores.progress import Progress, Tell
 from saebench.stores.read import ENVIRONMENT as READER_ENVIRONMENT
@@ -271,12 +273,15 @@ class Build:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _sweep_up(self, before: set[str]) -> None:
-        """Remove what neither the finished entry needs nor who opened it `before` it grew (`cache gc` does then)."""
+        """Remove what neither the finished entry needs nor who opened it, which may be some growths ago, and says so,
+        or just `before` (`cache gc` does then)."""
         manifest = Manifest.read(self.folder)
         assert manifest is not None
-        for path in self.folder.iterdir():
-            if path.name not in manifest.names() | before:
-                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
+        with nobody_holds(beside(self.folder, ".used")) as free:
+            keep = manifest.names() | before
+            for path in self.folder.iterdir() if free else ():
+                if path.name not in keep:
+                    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink()
 
 
 def _failure(child: Child, message: Message) -> DataError:

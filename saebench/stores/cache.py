@@ -23,7 +23,7 @@ from saebench.errors import DataError
 from saebench.paths import write_json
 from saebench.stores import keys
 from saebench.stores.build import Build
-from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, has_content
+from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, beside, has_content
 from saebench.stores.hold import Hold
 from saebench.stores.progress import Progress, Tell
 from saebench.stores.texts import one_line
@@ -75,6 +75,7 @@ def build(
     with _locked(folder, tell):
         entry = find(data, cache_dir)  # while we waited, somebody else may have built it
         if entry is None or not _is_sound(entry, tell):
+            entry = None  # nobody reads it here, and what it outgrows may go
             described = keys.describe(data, cache_dir)
             try:
                 Build(data, folder, described, devices, tell).run()
@@ -123,11 +124,6 @@ def _locked(folder: Path, tell: Tell) -> Iterator[None]:
 
 
 # --- checksums -------------------------------------------------------------------------------------------------------
-
-
-def beside(folder: Path, suffix: str) -> Path:
-    """A file that goes with an entry but is no part of it (see entry.py)."""
-    return folder.with_name(folder.name + suffix)
 
 
 def _stamp(folder: Path, file: File) -> list[int]:

@@ -227,6 +227,11 @@ class CacheEntry:
         return [None if column[i] is None else json.loads(column[i]) for i in index.tolist()]
 
 
+def beside(folder: Path, suffix: str) -> Path:
+    """A file that goes with an entry but is no part of it."""
+    return folder.with_name(folder.name + suffix)
+
+
 def read_hashes(folder: Path, shards: Sequence[Shard]) -> npt.NDArray[np.uint64]:
     """Raises OSError where a file is not what was written: they decide what is held out."""
     parts = [np.load(io.BytesIO(_read_whole(folder, shard.hashes))) for shard in shards]

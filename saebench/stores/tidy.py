@@ -15,8 +15,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saebench.errors import DataError
-from saebench.stores.cache import beside, remember
-from saebench.stores.entry import MANIFEST, Manifest, has_content, has_size
+from saebench.stores.cache import remember
+from saebench.stores.entry import MANIFEST, Manifest, beside, has_content, has_size
 from saebench.stores.hold import nobody_holds
 from saebench.stores.texts import one_line
 

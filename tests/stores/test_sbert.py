@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import ActivationsStoreSBERT, DataExhausted, cache, open_store
+from saebench.stores import ActivationsStoreSBERT, DataExhausted, cache, open_store, tidy
 from saebench.stores.rows import PREFETCH
 from saebench.stores.texts import hash_text, threshold
 
@@ -315,6 +315,27 @@ def test_an_open_store_outlives_the_growth_of_its_entry(corpus: Corpus, cache_di
     assert store.holdout_labels() == labels
     reopened = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
     assert all(torch.equal(reopened.next_batch(), batch) for batch in expected)
+
+
+@pytest.mark.usefixtures("inline", "small_pieces")
+def test_an_open_store_outlives_any_number_of_growths_and_a_repair(corpus: Corpus, cache_dir: Path) -> None:
+    """It reads hashes at its first batch and labels at the end, by name."""
+    texts, changes = sentences(200), {"dataset": {"label_column": "label"}}
+    small = corpus(texts, num_examples=70, **changes)
+    store = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
+    assert store.entry is not None
+    folder = store.entry.directory
+    for count in (80, 90, 100):
+        cache.build(corpus(texts, num_examples=count, **changes), cache_dir)
+    next(folder.glob("00001-rows-*")).write_bytes(b"")
+    cache.build(corpus(texts, num_examples=100, **changes), cache_dir)
+    assert len(store.next_batch()) == 16
+    assert store.holdout_labels() == [len(text) for text in texts[:70] if hash_text(text) < threshold(0.1)]
+    del store
+    assert {why for _, _, why in tidy.gc(cache_dir)} == {"left over"}
+    found = cache.find(corpus(texts, num_examples=100, **changes), cache_dir)
+    assert found is not None
+    assert {path.name for path in folder.iterdir()} == found.manifest.names()
 
 
 @pytest.mark.usefixtures("inline")
