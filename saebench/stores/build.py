@@ -181,6 +181,7 @@ class Build:
                 rows += message["rows"]
                 rate = rows / (time.monotonic() - started)
                 self.tell(Progress("encoding", limit - work.rows + rows, limit, rate))
+                self.encoders.help(child, message["seconds"], work.rows - rows)
                 continue
             if message["type"] == "done":
                 work.finish(child, message["job"], message["name"])
@@ -208,6 +209,8 @@ class Build:
             return
         if message["type"] == "ready":
             self.encoders.greet(child, message)
+        elif message["type"] in ("error", "gone") and self.encoders.spare(child):
+            self.encoders.lose(child)  # it was to help, and the others do without
         elif message["type"] == "error":
             raise _failure(child, message)
         elif message["type"] == "gone":

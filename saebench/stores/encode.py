@@ -19,7 +19,7 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores.ahead import ahead
 from saebench.stores.children import Message, talk
-from saebench.stores.encoder import AHEAD, SentenceEncoder
+from saebench.stores.encoder import AHEAD, Batch, SentenceEncoder
 from saebench.stores.entry import ROWS_PER_PART, dropped_on_failure, part_name
 from saebench.stores.texts import one_line
 
@@ -46,20 +46,21 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
             reply({"type": "error", "message": message})
 
     with ThreadPoolExecutor(1) as writer:  # the device goes on while a piece is checked and written
-        for job, texts, batch in ahead(_pieces(encoder, requests, folder), AHEAD):
+        for job, texts, batch in ahead(_pieces(encoder, requests, folder, meter), AHEAD):
             if batch is not None:
+                start = time.perf_counter()
                 batches.append((batch[0], encoder.forward(batch[1])))
-                meter.add(len(batch[0]))
+                meter.add(len(batch[0]), time.perf_counter() - start)
                 continue
             meter.flush()
             writer.submit(finish, job, texts, batches)
             batches = []
 
 
-def _pieces(encoder: SentenceEncoder, jobs: Iterator[Message], folder: Path) -> Iterator[Piece]:
+def _pieces(encoder: SentenceEncoder, jobs: Iterator[Message], folder: Path, meter: _Meter) -> Iterator[Piece]:
     for job in jobs:
         texts = read_texts(folder / job["texts"], job["start"], job["stop"])
-        for batch in encoder.batches(texts):
+        for batch in meter.preparing(encoder.batches(texts)):
             yield job, texts, batch
         yield job, texts, None
 
@@ -96,21 +97,33 @@ def write_part(folder: Path, job: Message, rows: Tensor, dtype: str) -> str:
 
 
 class _Meter:
-    """Tells how many rows are done, five times a second at most."""
+    """Tells how many rows are done, five times a second at most, and what time went into tokens and into the device."""
 
     def __init__(self, reply: Callable[[Message], None]) -> None:
         self._reply = reply
         self._rows = 0
         self._last = time.monotonic()
+        self._device = self._tokens = self._told = 0.0
 
-    def add(self, rows: int) -> None:
+    def preparing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches, which another thread makes."""
+        start = time.perf_counter()
+        for batch in batches:
+            self._tokens += time.perf_counter() - start
+            yield batch
+            start = time.perf_counter()
+
+    def add(self, rows: int, seconds: float) -> None:
         self._rows += rows
+        self._device += seconds
         if time.monotonic() - self._last > 0.2:
             self.flush()
 
     def flush(self) -> None:
-        self._reply({"type": "progress", "rows": self._rows})
-        self._rows, self._last = 0, time.monotonic()
+        now, tokens = time.monotonic(), self._tokens
+        spent = {"tokens": tokens - self._told, "device": self._device, "all": now - self._last}
+        self._reply({"type": "progress", "rows": self._rows, "seconds": spent})
+        self._rows, self._last, self._device, self._told = 0, now, 0.0, tokens
 
 
 if __name__ == "__main__":

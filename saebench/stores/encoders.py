@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from saebench.config import DataConfig
 from saebench.cores import count_cores
+from saebench.errors import DataError
 from saebench.models import find_model
 from saebench.stores import children
 from saebench.stores.children import Child, Inbox, Message
@@ -15,15 +18,21 @@ from saebench.stores.entry import ROWS_PER_PART
 
 MAX_CPU_PROCESSES = 8
 """Each holds the model; cores beyond these become threads."""
+MAX_GPU_PROCESSES = 4
+"""On one GPU, where tokens are what it waits for."""
+HELP_SECONDS = 5.0
+"""Of an encoder's time that are looked at before another is started beside it."""
+HELP_TEXTS = 100_000
+"""Texts that must be left for that: a process takes ten seconds to be ready."""
 LONG_WORK = 50_000
 """Texts from which on it is worth a line that there is a faster way."""
 _CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
 class Encoders:
-    """One process per device. On the CPU, one single-threaded process per core. Measured on two cores that others used
-    too, MiniLM: 1.1 to 6 times as fast as one process with two threads, which wait for each other after every
-    operation."""
+    """One process per device, and more on a GPU that waits for tokens. On the CPU, one single-threaded process per
+    core: measured on two cores that others used too, MiniLM, 1.1 to 6 times as fast as one process with two threads,
+    which wait for each other after every operation."""
 
     def __init__(self, data: DataConfig, folder: Path, devices: list[str], inbox: Inbox) -> None:
         self._data, self._folder, self._devices, self._inbox = data, folder, devices, inbox
@@ -31,6 +40,9 @@ class Encoders:
         self.ready: list[Child] = []
         self.d_in: int | None = None
         self.info: dict[str, Any] = {}
+        self._places: dict[Child, Place] = {}
+        self._spent: dict[Child, Counter[str]] = {}
+        self._refused = False
 
     def __contains__(self, child: Child) -> bool:
         return child in self.loading or child in self.ready
@@ -42,12 +54,37 @@ class Encoders:
             return
         _, local = find_model(self._data.model, self._data.revision)
         offline = {"HF_HUB_OFFLINE": "1"} if local else {}
-        data = self._data.model_dump(mode="json")
-        for name, inside, environment in _places(self._devices, self._data.num_examples):
-            settings = {**environment, **offline}
-            child = children.start("saebench.stores.encode", f"the encoder on {name}", settings, self._inbox)
-            self.loading.append(child)
-            child.send({"data": data, "device": inside, "folder": str(self._folder)})
+        for place in _places(self._devices, self._data.num_examples):
+            self._start(place._replace(environment={**place.environment, **offline}))
+
+    def _start(self, place: Place) -> None:
+        child = children.start("saebench.stores.encode", f"the encoder on {place.name}", place.environment, self._inbox)
+        self.loading.append(child)
+        self._places[child] = place
+        child.send({"data": self._data.model_dump(mode="json"), "device": place.inside, "folder": str(self._folder)})
+
+    def help(self, child: Child, seconds: Mapping[str, float], left: int) -> None:
+        """An encoder says what its time went into; `left` texts remain. Where it is tokens, and its GPU has time to
+        spare, another process is started there."""
+        spent, place = self._spent.setdefault(child, Counter()), self._places.get(child)
+        spent.update(seconds)
+        if spent["all"] < HELP_SECONDS:
+            return
+        del self._spent[child]
+        waits = spent["tokens"] > 0.7 * spent["all"] and spent["device"] < 0.6 * spent["all"]
+        if place is not None and place.inside.startswith("cuda") and waits and left >= HELP_TEXTS:
+            most = min(MAX_GPU_PROCESSES, count_cores() // (2 * len(self._devices)))
+            if not self.loading and len(self._beside(child)) < most and not self._refused:
+                self._start(place)
+
+    def spare(self, child: Child) -> bool:
+        """Whether an encoder was started to help another and never got ready (memory, say): then no other is."""
+        self._refused = child in self.loading and any(other in self.ready for other in self._beside(child))
+        return self._refused
+
+    def _beside(self, child: Child) -> list[Child]:
+        """The encoders of the same device."""
+        return [other for other in (*self.loading, *self.ready) if self._places[other] == self._places[child]]
 
     def greet(self, child: Child, message: Message) -> None:
         """An encoder is ready."""
@@ -67,20 +104,40 @@ class Encoders:
             self.lose(child)
 
 
-def _places(devices: list[str], examples: int) -> list[tuple[str, str, dict[str, str]]]:
-    """(name, device as the process sees it, environment) of each process."""
-    places: list[tuple[str, str, dict[str, str]]] = []
+class Place(NamedTuple):
+    """Where a process encodes."""
+
+    name: str
+    inside: str
+    """The device as the process sees it."""
+    environment: dict[str, str]
+
+
+def _places(devices: list[str], examples: int) -> list[Place]:
+    """Of each process to begin with."""
+    places: list[Place] = []
     for device in devices:
         kind, _, which = device.partition(":")
         if kind == "cpu":
             cores = count_cores()
             count = min(cores, MAX_CPU_PROCESSES, -(-examples // ROWS_PER_PART))
             threads = {"OMP_NUM_THREADS": str(max(1, cores // count)), "TOKENIZERS_PARALLELISM": "false"}
-            places += [(f"cpu {number}" if count > 1 else "cpu", "cpu", threads) for number in range(count)]
+            places += [Place(f"cpu {number}" if count > 1 else "cpu", "cpu", threads) for number in range(count)]
         else:
-            visible = {"CUDA_VISIBLE_DEVICES": which} if kind == "cuda" and which else {}
-            places.append((device, "cuda:0" if kind == "cuda" else device, visible))
+            visible = {"CUDA_VISIBLE_DEVICES": _visible(which)} if kind == "cuda" and which else {}
+            places.append(Place(device, "cuda:0" if kind == "cuda" else device, visible))
     return places
+
+
+def _visible(which: str) -> str:
+    """A GPU as another process finds it: a number counts the GPUs that this one sees, which may be some of them."""
+    seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if seen is None or not which.isdigit():
+        return which
+    names = [name.strip() for name in seen.split(",")]
+    if int(which) >= len(names):
+        raise DataError(f"cuda:{which}: no such GPU (CUDA_VISIBLE_DEVICES={seen})")
+    return names[int(which)]
 
 
 def faster(data: DataConfig, devices: Sequence[str], rows: int) -> str | None:

@@ -195,6 +195,7 @@ def test_texts_are_prepared_beside_the_device_and_computed_in_lower_precision(
 
     class Model:
         max_seq_length, tokenizer = minilm.max_seq_length, minilm.tokenizer
+        modalities = ("text", "image")  # so that it makes its features itself
 
         def preprocess(self, *args: Any, **options: Any) -> Any:
             where["tokens"].add(threading.current_thread().name)
@@ -211,10 +212,105 @@ def test_texts_are_prepared_beside_the_device_and_computed_in_lower_precision(
     encoder.embed(TEXTS)
     assert set(asked) == {("cpu", torch.float16)}
     assert where["model"] == {threading.current_thread().name}
+    assert len(where["tokens"]) == 1
     assert not where["tokens"] & where["model"]
 
 
 def test_every_gpu_gets_a_process_that_sees_only_it() -> None:
     places = encoders._places(["cuda:GPU-abc", "cuda:1", "cuda:0"], 100_000)
-    assert [inside for _, inside, _ in places] == ["cuda:0"] * 3
-    assert [environment["CUDA_VISIBLE_DEVICES"] for _, _, environment in places] == ["GPU-abc", "1", "0"]
+    assert [place.inside for place in places] == ["cuda:0"] * 3
+    assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in places] == ["GPU-abc", "1", "0"]
+
+
+# --- more than one process on a GPU ----------------------------------------------------------------------------------
+
+TOKENS, DEVICE = {"tokens": 0.19, "device": 0.02, "all": 0.2}, {"tokens": 0.19, "device": 0.18, "all": 0.2}
+"""What an encoder's time goes into where it waits for tokens, and where the device is as slow."""
+
+
+class FakeChild:
+    def __init__(self, name: str, environment: dict[str, str]) -> None:
+        self.name, self.environment, self.sent = name, environment, list[Any]()
+
+    def send(self, message: Any) -> None:
+        self.sent.append(message)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeChild]:
+    made: list[FakeChild] = []
+
+    def start(_module: str, name: str, environment: dict[str, str], _inbox: Any) -> FakeChild:
+        made.append(FakeChild(name, environment))
+        return made[-1]
+
+    monkeypatch.setattr("saebench.stores.children.start", start)
+    monkeypatch.setattr(encoders, "find_model", lambda *_: ("m", True))
+    monkeypatch.setattr(encoders, "count_cores", lambda: 16)
+    return made
+
+
+def on(*devices: str) -> Any:
+    crew = encoders.Encoders(config(num_examples=10**6), Path("x"), list(devices), None)  # type: ignore[arg-type]
+    crew.start()
+    return crew
+
+
+def ready(crew: Any) -> None:
+    for child in [*crew.loading]:
+        crew.greet(child, {"d_in": 4, "info": {}})
+
+
+def work(crew: Any, seconds: dict[str, float], left: int = 10**6) -> None:
+    """Six seconds of it for everybody."""
+    for child in [*crew.ready]:
+        for _ in range(30):
+            crew.help(child, seconds, left)
+
+
+def test_a_gpu_that_waits_for_tokens_gets_more_processes_one_at_a_time(started: list[FakeChild]) -> None:
+    crew = on("cuda:GPU-abc")
+    ready(crew)
+    for count in (2, 3, 4, 4):
+        work(crew, TOKENS)
+        assert len(started) == count
+        work(crew, TOKENS)
+        assert len(started) == count, "not before the last one is ready"
+        ready(crew)
+    assert all(child.environment == started[0].environment for child in started)
+    assert all(child.sent == started[0].sent for child in started)
+
+
+@pytest.mark.parametrize(
+    ("devices", "seconds", "left"),
+    [
+        (["cuda:0"], DEVICE, 10**6),
+        (["cuda:0"], TOKENS, encoders.HELP_TEXTS - 1),
+        (["cpu"], TOKENS, 10**6),
+        ([f"cuda:{n}" for n in range(8)], TOKENS, 10**6),
+        (["cuda:0"], {"tokens": 0.05, "device": 0.01, "all": 0.2}, 10**6),
+    ],
+    ids=["device", "little left", "cpu", "no cores for more", "no work"],
+)
+def test_no_process_is_started_that_would_not_help(
+    started: list[FakeChild], devices: list[str], seconds: dict[str, float], left: int
+) -> None:
+    crew = on(*devices)
+    ready(crew)
+    before = len(started)
+    work(crew, seconds, left)
+    assert len(started) == before
+
+
+def test_a_helper_without_room_on_the_gpu_is_the_last_and_does_not_end_the_build(started: list[FakeChild]) -> None:
+    crew = on("cuda:0")
+    first = crew.loading[0]
+    assert not crew.spare(first), "the only one"
+    ready(crew)
+    work(crew, TOKENS)
+    assert crew.spare(crew.loading[0])
+    crew.lose(crew.loading[0])
+    work(crew, TOKENS)
+    assert (len(started), crew.ready) == (2, [first])
