@@ -10,7 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from saebench.metrics import EXTRAS, Evaluation, Extras, Sums, knn_overlap, similarity_rank_correlation
+from saebench.metrics import EXTRAS, Evaluation, Extras, Sums, knn_overlap, quantiles, similarity_rank_correlation
 
 
 def data(n: int = 200, d: int = 6, seed: int = 0, mean: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,3 +222,11 @@ def test_extras_look_at_the_first_examples_up_to_their_cap(monkeypatch: pytest.M
     assert Extras(()).values() == {}
     with pytest.raises(ValueError, match="unknown metric 'speed'"):
         Extras(("speed",))
+
+
+def test_quantiles_are_torchs_and_take_more_values_than_torch_does() -> None:
+    values = torch.rand(999, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert quantiles(values, 0.05, 0.95) == pytest.approx(
+        torch.quantile(values, values.new_tensor([0.05, 0.95])).tolist()
+    )
+    assert quantiles(torch.arange(16_000_001, dtype=torch.int32), 0.05) == [800_000.0]
