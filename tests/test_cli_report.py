@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -259,6 +260,25 @@ def test_export_copies_the_weights(store: Store, tmp_path: Path, name: str) -> N
     assert result.stdout.splitlines() == [str(tmp_path / "out" / f) for f in ("sae.json", "sae.safetensors")]
     original = store.runs / "demo" / "trials" / "0000" / "sae" / "sae.safetensors"
     assert (tmp_path / "out" / "sae.safetensors").read_bytes() == original.read_bytes()
+
+
+def test_an_exported_sae_says_what_it_was_trained_on(store: Store, tmp_path: Path) -> None:
+    """trial.json is the trial's config, from its directory or from MLflow."""
+    from mlflow import MlflowClient
+
+    config = tmp_path / "config.json"
+    config.write_text('{"data": {"model": "m"}}')
+    shutil.copytree(store.runs / "demo" / "trials" / "0000", tmp_path / "trial")
+    shutil.copy(config, tmp_path / "trial")
+    done(store, "export", tmp_path / "trial", "--to", tmp_path / "here")
+    frame = pd.DataFrame(json.loads(done(store, "report", "--format", "json").stdout))
+    run, client = frame.loc[frame["trial"] == 2, "run_id"].item(), MlflowClient(tracking_uri=store.uri)
+    client.log_artifacts(run, str(_weights(tmp_path / "w")), "sae")
+    client.log_artifact(run, str(config))
+    done(store, "export", run, "--to", tmp_path / "away")
+    for out in ("here", "away"):
+        assert sorted(file.name for file in (tmp_path / out).iterdir()) == ["sae.json", "sae.safetensors", "trial.json"]
+        assert (tmp_path / out / "trial.json").read_text() == config.read_text()
 
 
 def test_export_takes_a_trial_s_directory(store: Store, tmp_path: Path) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -96,7 +96,8 @@ class Place:
 def export(
     trial: str, to: Path, kind: ExportFormat = "saebench", *, runs: str | None = None, tracking_uri: str | None = None
 ) -> list[Path]:
-    """Write the SAE of `trial` into folder `to`; returns the files.
+    """Write the SAE of `trial` into folder `to`, and beside it trial.json: the trial's config, which says with what
+    encoder, on which texts and how it was trained; returns the files.
 
     `trial` is SWEEP/NUMBER, a trial's directory, or an MLflow run id. The weights come from the sweep's directory,
     else from MLflow. Raises UserError where there are none, or where `to` has files already.
@@ -104,13 +105,16 @@ def export(
     if to.is_dir() and any(to.iterdir()):
         raise UserError(f"{to}: not empty; give a new folder")
     writer = None if kind == "saebench" else _writer(kind)
-    with _weights(_locate(trial, runs, tracking_uri)) as folder:
+    place = _locate(trial, runs, tracking_uri)
+    with _weights(place) as folder:
         if writer is None:
             to.mkdir(parents=True, exist_ok=True)
             for file in sorted(folder.iterdir()):
                 shutil.copyfile(file, to / file.name)
         else:
             writer(folder, to)
+    if config := _config(place):
+        (to / "trial.json").write_bytes(config)
     return sorted(path for path in to.rglob("*") if path.is_file())
 
 
@@ -157,7 +161,7 @@ def _run(run_id: str, runs: str | None, tracking_uri: str | None) -> Place:
     return Place(run_id, directory_of(run_id, tags, runs_dir(runs)), Source("", uri, "", run_id), run_id)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _weights(place: Place) -> Iterator[Path]:
     """A folder with sae.safetensors and sae.json, for as long as the context lasts."""
     if place.local is not None and (place.local.sae / WEIGHTS).is_file():
@@ -170,3 +174,14 @@ def _weights(place: Place) -> Iterator[Path]:
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"{place.name}: the artifact sae has no {WEIGHTS}")
         yield folder
+
+
+def _config(place: Place) -> bytes:
+    """The trial's config.json; empty where neither its directory nor MLflow has it any more."""
+    if place.local is not None and place.local.config.is_file():
+        return place.local.config.read_bytes()
+    if place.source is None:
+        return b""
+    with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(UserError):
+        return download(place.source, place.run_id, "config.json", Path(scratch)).read_bytes()
+    return b""
