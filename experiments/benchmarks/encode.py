@@ -21,10 +21,11 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow
 import pyarrow.parquet
@@ -36,7 +37,8 @@ from torch import Tensor
 from saebench.config import DataConfig, DatasetConfig
 from saebench.devices import find_devices
 from saebench.stores import cache
-from saebench.stores.encoder import Batch, SentenceEncoder
+from saebench.stores.ahead import ahead
+from saebench.stores.encoder import AHEAD, Batch, SentenceEncoder
 from saebench.stores.entry import ROWS_PER_PART
 
 T = TypeVar("T")
@@ -87,7 +89,24 @@ def windows(texts: Sequence[str]) -> list[Sequence[str]]:
 
 
 def ours(encoder: SentenceEncoder, texts: Sequence[str]) -> Tensor:
-    return torch.cat([encoder.embed(window) for window in windows(texts)])
+    """As an encoding process does: tokens are made ahead, and a window is put together while the next is computed."""
+    done: list[Future[Tensor]] = []
+    rows: list[tuple[Any, Tensor]] = []
+    with ThreadPoolExecutor(1) as beside:
+        for window, batch in ahead(pieces(encoder, texts), AHEAD):
+            if batch is None:
+                done.append(beside.submit(encoder.assemble, window, rows))
+                rows = []
+            else:
+                rows.append((batch[0], encoder.forward(batch[1])))
+    return torch.cat([one.result() for one in done])
+
+
+def pieces(encoder: SentenceEncoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], Batch | None]]:
+    """Every batch with its window, and None after a window's last."""
+    for window in windows(texts):
+        yield from ((window, batch) for batch in encoder.batches(window))
+        yield window, None
 
 
 def timed(work: Callable[[], T], device: torch.device) -> tuple[float, T]:
@@ -110,7 +129,7 @@ def alone(encoders: dict[str, SentenceEncoder], texts: Sequence[str]) -> dict[st
 
 
 def _prepare(encoder: SentenceEncoder, texts: Sequence[str]) -> list[Batch]:
-    return [batch for window in windows(texts) for batch in encoder.batches(window)]
+    return [batch for _, batch in pieces(encoder, texts) if batch is not None]
 
 
 def _forward(encoder: SentenceEncoder, batches: Sequence[Batch]) -> None:
@@ -208,10 +227,12 @@ def main() -> None:
     if chosen.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device")
     texts = TEXTS[chosen.device] if chosen.texts is None else chosen.texts
-    rows, rounds, batches = (20_000, 1, 20) if chosen.quick else (chosen.rows, chosen.rounds, 500)
+    rows, rounds, batches = chosen.rows, chosen.rounds, 500
+    if chosen.quick:
+        texts, rows, rounds, batches = min(texts, 300), min(rows, 20_000), 1, 20
     if texts:
         with tempfile.TemporaryDirectory() as folder:
-            path, found = corpus(min(texts, 300) if chosen.quick else texts, Path(folder))
+            path, found = corpus(texts, Path(folder))
             encoding(found, path, rounds, chosen.device)
     if rows:
         reading(config(rows), chosen.device, batches)

@@ -65,7 +65,7 @@ class Facts:
     """Place -> times in STEPS steps."""
     peak: int
     """Bytes beyond parameters, gradients and moments, at most, since the training was made: steps as they are, the
-    recording of a graph and replays."""
+    recording of a graph and replays. cuBLAS's workspaces count, 32 MiB for a stream of its own on Hopper."""
     remarks: list[str]
 
 
