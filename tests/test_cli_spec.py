@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner, Result
 
 from saebench.cli import cli
 from saebench.errors import SpecError, UserError
-from saebench.spec import load_spec
+from saebench.forecast import advice
+from saebench.plan import make_plan
+from saebench.spec import load_spec, parse_spec
 from saebench.spec.schema import schema
 
 SPEC = """\
@@ -159,6 +163,17 @@ def test_a_wrong_spec_is_exit_code_2_and_lines_without_a_traceback(tmp_path: Pat
 
 def test_schema_prints_the_schema() -> None:
     assert json.loads(output("schema")) == json.loads(json.dumps(schema()))
+
+
+def test_the_page_about_specs_has_every_key_as_it_is_now(repository: Path) -> None:
+    page = (repository / "docs" / "spec.md").read_text("utf-8")
+    assert page.endswith(output("schema", "--markdown")), "write its tables anew: saebench schema --markdown"
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/spec.md"])
+def test_the_specs_that_pages_show_are_valid_and_planned_without_advice(repository: Path, page: str) -> None:
+    (spec,) = re.findall(r"^```yaml\n(.*?)^```", (repository / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    assert advice(make_plan(parse_spec(yaml.safe_load(spec)))) == []
 
 
 def test_init_writes_a_spec_that_validates_and_is_named_after_its_file(tmp_path: Path) -> None:

@@ -71,8 +71,14 @@ def validate(specs: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
-def schema() -> None:
+@click.option("--markdown", is_flag=True, help="Every key, its default and meaning instead, as in docs/spec.md.")
+def schema(markdown: bool) -> None:
     """Print the JSON schema of a spec, for editors."""
+    if markdown:
+        from saebench.spec.reference import reference
+
+        click.echo(reference(), nl=False)
+        return
     from saebench.spec.schema import schema as build
 
     click.echo(json.dumps(build(), indent=1))
