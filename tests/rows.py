@@ -12,7 +12,7 @@ from torch import Tensor
 class RowsStore:
     """The surface of `ActivationsStoreSBERT` that a trial uses."""
 
-    def __init__(self, batch_size: int, seed: int, rows: int = 600, d_in: int = 16) -> None:
+    def __init__(self, batch_size: int, seed: int, rows: int = 600, d_in: int = 16, device: str = "cpu") -> None:
         generator = torch.Generator().manual_seed(1)
         directions = torch.randn(40, d_in, generator=generator)
         codes = torch.rand(rows + 200, 40, generator=generator) * (
@@ -20,7 +20,7 @@ class RowsStore:
         )
         everything = codes @ directions + 0.01 * torch.randn(rows + 200, d_in, generator=generator)
         self._train, self._holdout = everything[:rows], everything[rows:]
-        self._batch_size, self._seed = batch_size, seed
+        self._batch_size, self._seed, self._device = batch_size, seed, device
         self._epoch = self._at = 0
 
     d_in = property(lambda self: self._train.shape[1])
@@ -42,13 +42,13 @@ class RowsStore:
             self._at += len(part)
             if self._at == len(self._train):
                 self._epoch, self._at = self._epoch + 1, 0
-        return torch.cat(parts)
+        return torch.cat(parts).to(self._device)
 
     def sample(self, n: int) -> Tensor:
-        return self._train[:n]
+        return self._train[:n].to(self._device)
 
     def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
-        yield from self._holdout.split(batch_size)
+        yield from self._holdout.to(self._device).split(batch_size)
 
     def train_labels(self, _: int) -> None:
         return None
@@ -65,5 +65,5 @@ class RowsStore:
 
 def open_rows(data: object, *, batch_size: int, seed: int, device: str, cache_dir: object) -> RowsStore:
     """In the place of `saebench.stores.open_store`."""
-    del data, device, cache_dir
-    return RowsStore(batch_size, seed)
+    del data, cache_dir
+    return RowsStore(batch_size, seed, device=device)

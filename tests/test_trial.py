@@ -68,6 +68,7 @@ def run(
     folder: Path,
     answer: Callable[[Event], Verdict] = lambda _: Verdict.GO,
     pending: Callable[[], Verdict] = trial.go_on,
+    device: str = "cpu",
 ) -> list[Event]:
     """One attempt, recorded as a worker records it; what it reported."""
     paths, told = TrialPaths(folder), list[Event]()
@@ -79,7 +80,7 @@ def run(
         return answer(event)
 
     try:
-        run_trial(config, paths, "cpu", report, cache_dir=folder, pending=pending)
+        run_trial(config, paths, device, report, cache_dir=folder, pending=pending)
     finally:
         log.close()
     return told
@@ -342,12 +343,8 @@ def test_a_metric_that_is_no_number_is_divergence() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("kind", SAE_CONFIGS)
 def test_resuming_is_exact_on_cuda_too_where_asked_for(tmp_path: Path, kind: str) -> None:
-    def attempt(folder: Path, answer: Callable[[Event], Verdict]) -> None:
-        log = EventLog(folder / "events.jsonl")
-        ours = config(kind, deterministic=True)
-        run_trial(ours, TrialPaths(folder), "cuda:0", lambda e: (log.append(e), answer(e))[1], cache_dir=folder)
-
-    attempt(tmp_path / "undisturbed", lambda _: Verdict.GO)
-    attempt(tmp_path, leave_at(1000))
-    attempt(tmp_path, lambda _: Verdict.GO)
+    ours = config(kind, deterministic=True)
+    run(ours, tmp_path / "undisturbed", device="cuda:0")
+    run(ours, tmp_path, leave_at(1000), device="cuda:0")
+    run(ours, tmp_path, device="cuda:0")
     assert_same(tmp_path, tmp_path / "undisturbed")
