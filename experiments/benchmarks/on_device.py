@@ -7,7 +7,6 @@ profiler sees, because the alarm does not know all.
 
 from __future__ import annotations
 
-import gc
 import json
 import tempfile
 import traceback
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 from contestants import OURS, start, variants
-from timing import WARM_UP, Step, reason
+from timing import WARM_UP, Step, reason, release
 from work import Work
 
 import saebench
@@ -71,9 +70,8 @@ class Facts:
 
 def examine(kind: str, work: Work, train: dict[str, Any]) -> Facts:
     """Of a new training of ours, warmed up; on a GPU."""
-    gc.collect()
     torch.cuda.synchronize(work.device)
-    torch.cuda.empty_cache()
+    release(work.device)
     before = torch.cuda.memory_allocated(work.device)
     training, step = start(kind, work, train)
     known = 4 * sum(p.numel() * p.element_size() for p in training.sae.parameters())

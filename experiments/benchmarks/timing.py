@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -76,14 +77,12 @@ def measure(
     failed: dict[str, str],
     clock: Clock = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Milliseconds per step of each contestant in each round. One that raises is out, and in `failed` with the reason:
-    it is foreign code, and the others should get their table."""
+    """Milliseconds per step of each contestant in each round. One that raises is taken out of `contestants`, and is in
+    `failed` with the reason: it is foreign code, and the others should get its memory and their table."""
     counts: dict[str, int] = {}
     times: dict[str, list[float]] = {}
     for number in range(-1, rounds):
-        for name, contestant in contestants.items():
-            if name in failed:
-                continue
+        for name, contestant in list(contestants.items()):
             try:
                 with contestant.settings():
                     if number < 0:
@@ -95,7 +94,16 @@ def measure(
             except Exception as error:
                 failed[name] = reason(error)
                 times.pop(name, None)
+                del contestants[name], contestant
+                release(device)
     return times
+
+
+def release(device: torch.device) -> None:
+    """Give memory back that nobody holds any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def reason(error: BaseException) -> str:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import importlib.metadata
 import os
 import platform
@@ -33,7 +32,7 @@ import torch
 from ceilings import Ceilings, Floor, measure_ceilings
 from contestants import OURS, PRODUCT, contestants_for, start
 from peers import PEERS
-from timing import Arithmetic, Clock, measure, spread
+from timing import Arithmetic, Clock, measure, release, spread
 from work import Work, make_work
 
 TYPES = ("topk", "batchtopk", "vanilla", "jumprelu", "matryoshka")
@@ -111,8 +110,8 @@ def compare(
         results[kind] = {name: statistics.median(values) for name, values in times.items()}
         remarks.append(f"{kind}: half of the rounds lie within {100 * spread(times):.0f}% or less, for each contestant")
         remarks += [f"{kind}: {name} failed: {why}" for name, why in failed.items()]
-        del found
-        gc.collect()
+        found.clear()
+        release(work.device)
     floor = Floor.of(work)
     lines = [*table(results), "", floor.describe(ceilings), "", *shares(results, arithmetic, ceilings, floor), ""]
     lines += [*(f"Missing: {what}." for what in sorted(missing)), *(f"{remark}." for remark in remarks)]
