@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saebench.config import SAEConfig
+from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
 from saebench.saes.initial import geometric_median, unit_rows
@@ -70,7 +71,7 @@ class Loss:
         return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, codes, parts)
 
 
-class NotCalibratedError(RuntimeError):
+class NotCalibratedError(UserError, RuntimeError):
     """An inference threshold was never set; without it the code would be dense."""
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from grown import cloud, grown
 from torch.testing import assert_close
@@ -44,4 +46,15 @@ def test_a_layout_that_cannot_hold_it_is_one_line(layout: str, tmp_path: Path) -
     result = export(tmp_path / "0007", tmp_path / "out", layout)
     assert isinstance(result.exception, UserError | SystemExit)
     assert "preprocess: layer_norm" in str(result.exception) + result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_threshold_never_calibrated_is_one_line(layout: str, tmp_path: Path) -> None:
+    sae: Any = grown("batchtopk")
+    sae.threshold.fill_(torch.nan)
+    save_sae(sae, tmp_path / "0007" / "sae")
+    result = export(tmp_path / "0007", tmp_path / "out", layout)
+    assert isinstance(result.exception, UserError | SystemExit)
+    assert "the threshold is not calibrated" in str(result.exception) + result.output
     assert not (tmp_path / "out").exists()
