@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,11 +36,7 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    columns = ("key", "model", "dataset", "texts", "d_in", "type", "size", "state", "used")
-    table = [columns, *(tuple(str(row[column]) for column in columns) for row in rows)]
-    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
-    for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+    _print_rows(rows, _width())
     total = sum(row["bytes"] for row in rows)
     click.echo(f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}, {_size(total)} in {folder}")
 
@@ -119,22 +117,76 @@ class _Lines:
         click.echo({"loading": "loading the model"}.get(now.stage, f"{now.stage}: {now.done:,}{of}{rate}"), err=True)
 
 
+_COLUMNS = ("key", "model", "dataset", "settings", "texts", "d_in", "type", "size", "state", "used")
+_SPARE = frozenset({"d_in", "type", "used"})
+"""Columns that a terminal has to do without where lines would not fit."""
+
+
+def _print_rows(rows: list[dict[str, Any]], width: int | None) -> None:
+    """A line per entry; in a terminal (`width`), names of models and datasets wrap where they must."""
+    columns = [column for column in _COLUMNS if column != "settings" or any(row["settings"] for row in rows)]
+    table = [columns, *([str(row[column]) for column in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
+    room = sum(widths) + 2 * len(widths) - 2
+    if width is not None and width < room:
+        _print_wrapped(rows, [column for column in columns if column not in _SPARE], width)
+        return
+    for line in table:
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_wrapped(rows: list[dict[str, Any]], columns: list[str], width: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
+    for column in columns:
+        shown.add_column(column, overflow="fold", no_wrap=column not in ("model", "dataset", "settings"))
+    for row in rows:
+        shown.add_row(*(escape(str(row[column])) for column in columns))
+    Console(width=width).print(shown, highlight=False)
+
+
+def _width() -> int | None:
+    """Columns of the terminal; None where the output goes somewhere else."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
 def _row(listed: Listed) -> dict[str, Any]:
     row: dict[str, Any] = {"key": listed.folder.name, "bytes": listed.bytes, "size": _size(listed.bytes)}
     row["used"] = time.strftime("%Y-%m-%d %H:%M", time.localtime(listed.last_used))
     if listed.manifest is None:
-        return {**row, **dict.fromkeys(("model", "dataset", "texts", "d_in", "type"), "?"), "state": "unreadable"}
+        return {
+            **row,
+            **dict.fromkeys(("model", "dataset", "texts", "d_in", "type"), "?"),
+            "settings": "",
+            "state": "unreadable",
+        }
     manifest = listed.manifest
     whole = "complete" if listed.complete else f"{manifest.encoded / max(manifest.count, 1):.0%} encoded"
     return {
         **row,
         "model": manifest.named.get("model", "?"),
         "dataset": manifest.named.get("dataset", "?"),
+        "settings": _settings(manifest.key),
+        "counts": manifest.counts,
         "texts": manifest.count,
         "d_in": manifest.d_in,
         "type": manifest.key.get("dtype", "?"),
         "state": "being built" if listed.building else whole,
     }
+
+
+_SETTINGS = ("model_revision", "prompt", "normalize", "max_seq_length", "precision", "name", "dataset_revision")
+
+
+def _settings(key: dict[str, Any]) -> str:
+    """What else makes an entry another one, where it was asked for."""
+    usual = (None, False, "float32")
+    return ", ".join(
+        name if key[name] is True else f"{name} {key[name]}" for name in _SETTINGS if key.get(name) not in usual
+    )
 
 
 def _size(size: float) -> str:

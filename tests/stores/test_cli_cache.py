@@ -81,11 +81,44 @@ def test_gc_says_that_an_entry_is_in_use(saebench: Callable[..., Result], corpus
 def test_ls_shows_entries_with_their_sizes(saebench: Callable[..., Result], built: cache.CacheEntry) -> None:
     [row] = json.loads(saebench("ls", "--json").stdout)
     size = sum(path.stat().st_size for path in built.directory.rglob("*"))
+    assert row["counts"] == {"read": 60, "kept": 60, "duplicate": 0, "empty": 0, "non_string": 0}
     assert (row["key"], row["texts"], row["d_in"], row["bytes"], row["state"]) == (built.key, 60, 8, size, "complete")
     lines = saebench("ls").stdout.splitlines()
     assert built.key in lines[1]
     assert "hash-model" in lines[1]
     assert lines[2].startswith("1 entry, ")
+
+
+def test_ls_tells_entries_of_the_same_texts_apart(
+    saebench: Callable[..., Result], corpus: Callable[..., DataConfig], cache_dir: Path
+) -> None:
+    for changes in ({}, {"normalize": True, "precision": "bfloat16"}, {"prompt": "query: ", "max_seq_length": 64}):
+        cache.build(corpus(sentences(20), **changes), cache_dir)
+        wide = "settings" in saebench("ls").stdout
+        assert wide == bool(changes), "no column where there is nothing to say"
+    told = {row["settings"] for row in json.loads(saebench("ls", "--json").stdout)}
+    assert told == {"", "normalize, precision bfloat16", "prompt query: , max_seq_length 64"}
+    assert all(words in saebench("ls").stdout for words in told)
+
+
+@pytest.mark.parametrize("width", [70, 80, 100, 400])
+def test_ls_fits_the_terminal_that_it_is_seen_in(
+    saebench: Callable[..., Result], built: cache.CacheEntry, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    """Names wrap, and what tells least is left out; nothing is, where there is room or no terminal."""
+    piped = saebench("ls").stdout.splitlines()[:-1]
+    monkeypatch.setattr("saebench.cli.cache._width", lambda: width)
+    shown = saebench("ls").stdout.splitlines()[:-1]
+    if width == 400:
+        assert shown == piped
+        return
+    assert max(len(line.rstrip()) for line in shown) <= width < max(map(len, piped))
+    assert shown[1].startswith(built.key)
+    assert "complete" in shown[1]
+    where = piped[1].split("  ")[2].replace(" ", "")
+    assert where.startswith("/")
+    start = shown[0].index("dataset")
+    assert "".join(line[start:].split("  ")[0] for line in shown[1:]).replace(" ", "") == where
 
 
 def test_an_empty_cache_has_no_entries(saebench: Callable[..., Result]) -> None:
