@@ -44,10 +44,7 @@ def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json:
     console = _console()
     console.print(_heading(found))
     console.print(_strata_table(found))
-    for line in _lines(found, entry):
-        console.print(line)
-    for line in advice(found):
-        console.print(f"[yellow]note[/]: {_escaped(line)}")
+    console.print(_facts([*_lines(found, entry), *(("[yellow]note[/]", _escaped(line)) for line in advice(found))]))
 
 
 @click.command()
@@ -138,7 +135,16 @@ def _cached(spec: SweepSpec, given: str | None) -> dict[str, Any]:
 
 
 def _counts(plan: Plan) -> str:
-    return f"{len(plan.strata)} strata, {plan.n_points} points, {_at_most(plan)}{plan.n_trials} trials"
+    strata = "1 stratum" if len(plan.strata) == 1 else f"{len(plan.strata)} strata"
+    return f"{strata}, {_count(plan.n_points, 'point')}, {_at_most(plan)}{_count(plan.n_trials, 'trial')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
 
 
 def _at_most(plan: Plan) -> str:
@@ -151,16 +157,30 @@ def _heading(plan: Plan) -> str:
 
 
 def _strata_table(plan: Plan) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from saebench.forecast import describe_space
 
     pruned = plan.spec.prune.pruner != "none"
-    table = Table("stratum", "searched", "points", "trials", *(["first verdict at"] if pruned else []))
+    table = Table(
+        Column("stratum", no_wrap=True), "searched", "points", "trials", *(["first verdict at"] if pruned else [])
+    )
     for stratum in plan.strata:
         verdict = [_verdicts(plan, stratum)] if pruned else []
         trials = str(stratum.points * len(plan.spec.seeds))
         table.add_row(_escaped(stratum.id), _escaped(describe_space(stratum)), str(stratum.points), trials, *verdict)
+    return table
+
+
+def _facts(lines: list[tuple[str, str]]) -> Table:
+    """A word in front, what is to be said of it behind; a long line goes on below its beginning."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for line in lines:
+        table.add_row(*line)
     return table
 
 
@@ -173,7 +193,7 @@ def _verdicts(plan: Plan, stratum: Stratum) -> str:
     return f"{first:,}"
 
 
-def _lines(plan: Plan, entry: dict[str, Any]) -> list[str]:
+def _lines(plan: Plan, entry: dict[str, Any]) -> list[tuple[str, str]]:
     from saebench.forecast import work
 
     spec, cost = plan.spec, work(plan)
@@ -182,12 +202,15 @@ def _lines(plan: Plan, entry: dict[str, Any]) -> list[str]:
     flops = f", about {cost.train_flops:.2g} FLOPs in the SAEs" if cost.train_flops is not None else ""
     replicates = "" if len(spec.seeds) == 1 else f"; replicates: {_REPLICATES[spec.replicate]}"
     return [
-        f"[bold]trials[/]   {_counts(plan)} ({spec.search.sampler}); seeds {seeds}{replicates}",
-        f"[bold]encode[/]   {_encoding(plan, entry)}",
-        f"[bold]train[/]    {plan.samples:,} examples per trial, {_at_most(plan)}{cost.train_examples:,} in all{flops}",
-        f"[bold]evaluate[/] {len(plan.marks())} times per trial, every {plan.eval_every:,} examples, on "
-        f"{held_out}; objective {_escaped(spec.search.objective)}",
-        f"[bold]prune[/]    {_pruning(plan)}",
+        ("trials", f"{_counts(plan)} ({spec.search.sampler}); seeds {seeds}{replicates}"),
+        ("encode", _encoding(plan, entry)),
+        ("train", f"{plan.samples:,} examples per trial, {_at_most(plan)}{cost.train_examples:,} in all{flops}"),
+        (
+            "evaluate",
+            f"{_times(len(plan.marks()))} per trial, every {plan.eval_every:,} examples, on {held_out}; "
+            f"objective {_escaped(spec.search.objective)}",
+        ),
+        ("prune", _pruning(plan)),
         *_keeping(plan),
     ]
 
@@ -210,7 +233,7 @@ def _encoding(plan: Plan, entry: dict[str, Any]) -> str:
     return f"{texts}, once; {state} ({_escaped(entry['dir'])})"
 
 
-def _keeping(plan: Plan) -> list[str]:
+def _keeping(plan: Plan) -> list[tuple[str, str]]:
     """What the SAEs take on the disk, and once more in MLflow; nothing while their width is not known."""
     from saebench.forecast import work
 
@@ -222,7 +245,7 @@ def _keeping(plan: Plan) -> list[str]:
         "best": f"the best of every stratum, {_bytes(cost.copied_bytes)}, also in MLflow",
         "none": "none in MLflow",
     }
-    return [f"[bold]keep[/]     {plan.n_trials:,} SAEs, {_at_most(plan)}{_bytes(cost.sae_bytes)}; {copied[which]}"]
+    return [("keep", f"{_count(plan.n_trials, 'SAE')}, {_at_most(plan)}{_bytes(cost.sae_bytes)}; {copied[which]}")]
 
 
 def _cheaper(size: int) -> str:
