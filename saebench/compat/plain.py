@@ -158,7 +158,7 @@ def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozens
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        tensors = load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise LayoutError(f"{path}: not a whole safetensors file ({error})") from error
     for name in sorted(names - tensors.keys()):
@@ -171,6 +171,7 @@ def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozens
             raise LayoutError(f"{path}: {name}: shape {tuple(tensor.shape)}: {'a' if matrix else 'no'} matrix")
         if whole == tensor.is_floating_point():
             raise LayoutError(f"{path}: {name}: {tensor.dtype}, expected {'whole' if whole else 'floating'} numbers")
-        if not tensor.isfinite().all():
+        tensors[name] = tensor if whole else tensor.float()
+        if not tensors[name].isfinite().all():
             raise LayoutError(f"{path}: {name}: holds NaN or infinity")
-    return {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    return tensors

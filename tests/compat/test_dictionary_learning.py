@@ -168,6 +168,14 @@ def test_weights_that_are_none_are_named(changes: dict[str, torch.Tensor], said:
         import_dictionary_learning(tmp_path)
 
 
+def test_weights_of_8_bits_are_read(tmp_path: Path) -> None:
+    export_dictionary_learning(grown("matryoshka"), tmp_path)
+    weights = tmp_path / "ae.safetensors"
+    few = {name: t.to(torch.float8_e4m3fn) for name, t in load_file(weights).items() if name == "W_dec"}
+    save_file({**load_file(weights), **few}, weights)
+    assert torch.equal(import_dictionary_learning(tmp_path).W_dec, few["W_dec"].float())
+
+
 def test_json_that_no_parser_takes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(100_000 * "[")
     with pytest.raises(LayoutError, match=r"config\.json: not whole JSON"):
