@@ -16,9 +16,9 @@ Step = Callable[[], object]
 Clock = Callable[[], float]
 Arithmetic = Literal["float32", "tf32", "bfloat16"]
 
-WARM_UP = {"cpu": 2, "cuda": 20}
+WARM_UP = {"cpu": 2, "cuda": 64}
 """Untimed steps of each contestant before the first round: libraries set themselves up, kernels are compiled, graphs
-are recorded."""
+are recorded; some latents are dead after 49 steps of the reference work."""
 PILOT = 5
 """Steps by which it is decided how many make a turn on a GPU."""
 TURN_MS = 40.0
@@ -107,7 +107,8 @@ def release(device: torch.device) -> None:
 
 
 def reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
+    """Class and first line."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200].rstrip('.')}"
 
 
 def spread(times: dict[str, list[float]]) -> float:
