@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -80,11 +81,7 @@ class ActivationsStoreSBERT:
         missing = sorted(_REQUIRED - cfg.keys())
         if missing:
             raise DataError(f"cfg: {', '.join(missing)}: missing")
-        sizes = {
-            key: int(cfg[key]) for key in ("num_examples", "model_batch_size", "num_batches_in_buffer", "batch_size")
-        }
-        for key, size in sizes.items():
-            check_positive(f"cfg: {key}", size)
+        sizes = {key: _size(cfg, key) for key in sorted(_REQUIRED - {"dataset_path", "device"})}
         dataset = DatasetConfig(
             path=str(cfg["dataset_path"]),
             name=cfg.get("dataset_name"),
@@ -93,10 +90,13 @@ class ActivationsStoreSBERT:
         ).model_copy(update={"data_files": cfg.get("data_files")})  # as it is: also paths, or files for each split
         self._data = DataConfig(model="(given)", dataset=dataset, num_examples=sizes["num_examples"])
         self._counts = Counts()
-        self.device, self.batch_size, self.seed = str(cfg["device"]), sizes["batch_size"], int(cfg.get("seed", 0))
+        self.device, self.batch_size = str(cfg["device"]), sizes["batch_size"]
+        self.seed = operator.index(cfg.get("seed", 0))
         self.num_batches_in_buffer = sizes["num_batches_in_buffer"]
         self.model_batch_size = sizes["model_batch_size"]
         self._typed, self._holdout = False, float(cfg.get("holdout", 0.0))
+        if not 0 <= self._holdout < 1:
+            raise ValueError(f"cfg: holdout: {self._holdout}: must be at least 0 and less than 1")
 
     def _cached(self, entry: CacheEntry) -> CachedRows:
         return CachedRows(entry, self.batch_size, self.seed, self.device)
@@ -198,13 +198,17 @@ class ActivationsStoreSBERT:
         return self._stream.next_texts()
 
     def get_activations(self, texts: list[str]) -> Tensor:
-        """(len(texts), d_in) float32 on the device."""
+        """(len(texts), d_in) float32 on the device. Raises DataError where the model gives NaN or infinity."""
         if self._typed:
             rows: Tensor = self._encoder.embed(texts)
         else:
             keywords = {"batch_size": self.model_batch_size, "convert_to_tensor": True, "show_progress_bar": False}
             with torch.no_grad():
                 rows = torch.as_tensor(self.model.encode(texts, device=self.device, **keywords))
+            if not bool(torch.isfinite(rows).all()):
+                raise DataError(
+                    f"the model gives NaN or infinity for one of {len(texts)} texts, from {texts[0][:50]!r} on"
+                )
         return rows.to(self.device, torch.float32).clone()  # encode's are inference tensors, unfit for backward
 
     def _fill_buffer(self) -> Tensor:
@@ -219,6 +223,17 @@ class ActivationsStoreSBERT:
 _REQUIRED = frozenset(
     {"dataset_path", "model_batch_size", "device", "num_batches_in_buffer", "num_examples", "batch_size"}
 )
+
+
+def _size(cfg: Mapping[str, Any], key: str) -> int:
+    """A whole number above 0; 1e5 is one."""
+    value = cfg[key]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    elif hasattr(value, "__index__") and not isinstance(value, bool):  # NumPy's
+        value = operator.index(value)
+    check_positive(f"cfg: {key}", value)
+    return int(value)
 
 
 def _entry(data: DataConfig, cache_dir: Path, device: str) -> CacheEntry:

@@ -486,5 +486,20 @@ def test_the_four_keys_reach_load_dataset_as_they_are(tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize("key", ["num_examples", "model_batch_size", "num_batches_in_buffer", "batch_size"])
 def test_sizes_of_a_mapping_are_above_zero(tmp_path: Path, key: str) -> None:
-    with pytest.raises(ValueError, match=f"cfg: {key}: 0: must be a whole number above 0"):
-        ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a"], **{key: 0}))
+    for bad in (0, 2.5, "many", None, True):
+        with pytest.raises(ValueError, match=f"cfg: {key}: {bad!r}: must be a whole number above 0"):
+            ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a"], **{key: bad}))
+    for good in (1e5, np.int64(3)):
+        ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a"], **{key: good}))
+
+
+@pytest.mark.parametrize("share", [1.0, 1.5, -0.1, float("nan")])
+def test_the_hold_out_of_a_mapping_is_a_share(tmp_path: Path, share: float) -> None:
+    with pytest.raises(ValueError, match=f"cfg: holdout: {share}: must be at least 0 and less than 1"):
+        ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a"], holdout=share))
+
+
+def test_a_model_that_gives_nan_is_not_served(tmp_path: Path) -> None:
+    store = ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a", "b nan", "c"]))
+    with pytest.raises(DataError, match="the model gives NaN or infinity for one of 3 texts, from 'a' on"):
+        store.next_batch()
