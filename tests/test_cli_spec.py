@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 from rich.console import Console
 
 from saebench.cli import cli
-from saebench.cli import spec as cli_spec
+from saebench.cli import plan as cli_plan
 from saebench.errors import SpecError, UserError
 from saebench.forecast import advice
 from saebench.plan import make_plan
@@ -79,7 +79,7 @@ def test_plan_shows_strata_work_and_notes(spec: Path, tmp_path: Path) -> None:
 def test_plan_cuts_no_name_of_a_stratum_and_counts_one_as_one(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(width=60, highlight=False)
     found = make_plan(load_spec(spec, ["seeds=[0]", "search.points=1", "sae[0].k=8", "sae[1].k=[8, 16]"]))
-    console.print(cli_spec._strata_table(found))
+    console.print(cli_plan._strata_table(found))
     assert "batchtopk-k16-n128" in capsys.readouterr().out
     one = output("validate", spec, "--set", "sae=[{type: topk, k: 8, dict_size: 99}]", "--set", "seeds=[0]",
                  "--set", "search.points=1")  # fmt: skip

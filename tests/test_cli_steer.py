@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes import trial_config
 
-from saebench.cli import cli, steer
+from saebench.cli import cli, show
 from saebench.errors import UserError
 from saebench.events import Event, EventLog
 from saebench.lock import myself
@@ -136,7 +136,7 @@ def test_logs_follow_until_the_trial_ends(paths: SweepPaths, monkeypatch: pytest
         state.state = "complete"
         state.write(paths.trial(3))
 
-    monkeypatch.setattr(steer.time, "sleep", later)
+    monkeypatch.setattr(show.time, "sleep", later)
     assert call("logs", "3", "-f").output == "trial 3 says hello\nmore\n"
 
 
@@ -225,7 +225,7 @@ def test_the_sweep_that_changed_last_is_meant(paths: SweepPaths, tmp_path: Path)
     older = tmp_path / "saebench-runs" / "older" / "lock.json"
     write_json(older, {"spec": {}})
     os.utime(older, (1, 1))
-    found: Callable[..., SweepPaths] = steer.find_sweep
+    found: Callable[..., SweepPaths] = show.find_sweep
     assert found(None, None).name == "toy"
     assert found("older", None).root == older.parent
     assert found(str(paths.root), None).name == "toy"

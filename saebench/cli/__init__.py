@@ -16,19 +16,19 @@ from saebench.terminal.encoding import forgive
 
 COMMANDS = {
     "sweep": "saebench.cli.sweep:sweep",
-    "plan": "saebench.cli.spec:plan",
+    "plan": "saebench.cli.plan:plan",
     "validate": "saebench.cli.spec:validate",
     "schema": "saebench.cli.spec:schema",
     "init": "saebench.cli.spec:init",
-    "status": "saebench.cli.steer:status",
-    "ls": "saebench.cli.steer:ls",
-    "logs": "saebench.cli.steer:logs",
+    "status": "saebench.cli.show:status",
+    "ls": "saebench.cli.show:ls",
+    "logs": "saebench.cli.show:logs",
     "stop": "saebench.cli.steer:stop",
     "retry": "saebench.cli.steer:retry",
     "report": "saebench.cli.report:report",
     "best": "saebench.cli.report:best",
     "export": "saebench.cli.report:export",
-    "ui": "saebench.cli.report:ui",
+    "ui": "saebench.cli.ui:ui",
     "cache": "saebench.cli.cache:cache",
 }
 """Name -> where its click command lives; imported only when it is called."""

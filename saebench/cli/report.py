@@ -1,9 +1,8 @@
-"""report, best, export, ui: what a sweep says, and taking things out of it."""
+"""report, best, export: what a sweep says, and taking things out of it."""
 
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.errors import PreflightError, UserError
+from saebench.cli.options import runs_option, uri_option
+from saebench.errors import UserError
 
 if TYPE_CHECKING:
     from saebench.report.document import Report
-    from saebench.report.sources import Source
     from saebench.report.table import Table
 
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
@@ -27,8 +26,6 @@ PLOTS = ("pareto", "curves", "dead", "density", "l0", "parallel")
 """report.charts.CHARTS, likewise."""
 _PIPED_WIDTH = 140
 
-_RUNS = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
-_URI = click.option("--tracking-uri", metavar="URI", help="Read this MLflow server instead of the sweep's own.")
 _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only trials with this value; repeatable.")
 
 
@@ -41,8 +38,8 @@ _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only 
 @click.option("--chart", default="pareto", type=click.Choice([*PLOTS, "all"]), help="Which plot (default: pareto).")
 @click.option("--log", is_flag=True, help="Attach the page and all plots to the sweep's run in MLflow.")
 @_WHERE
-@_RUNS
-@_URI
+@runs_option
+@uri_option
 def report(
     sweeps: tuple[str, ...],
     kind: str | None,
@@ -197,8 +194,8 @@ def _log(document: Report) -> list[str]:
 @_WHERE
 @click.option("--register", metavar="NAME", help="Register the best trial's SAE in MLflow's model registry.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
-@_RUNS
-@_URI
+@runs_option
+@uri_option
 def best(
     sweep: str | None,
     where: tuple[str, ...],
@@ -252,8 +249,8 @@ def _best_of_all(document: Report, row: dict[str, Any]) -> str:
     type=click.Choice(["saebench", "saelens", "dictionary_learning"]),
     help="Whose layout (default: saebench: sae.safetensors and sae.json).",
 )
-@_RUNS
-@_URI
+@runs_option
+@uri_option
 def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: str | None) -> None:
     """Copy the SAE of TRIAL out of its sweep.
 
@@ -263,55 +260,3 @@ def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: 
 
     for path in write(trial, to, kind, runs=runs_dir, tracking_uri=tracking_uri):
         click.echo(path)
-
-
-@click.command()
-@click.argument("sweep", required=False, metavar="[SWEEP]")
-@click.option("--port", type=click.IntRange(1, 65535), help="Default: 5000, or the next that is free.")
-@_RUNS
-@_URI
-def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: str | None) -> None:
-    """Open MLflow's own pages on SWEEP's record.
-
-    Starts `mlflow ui` on 127.0.0.1 and says where; Ctrl-C ends it.
-    """
-    from saebench.cli.serve import serve
-    from saebench.report.sources import find, without_password
-    from saebench.tracking import views
-
-    source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
-    page = views.page(source.experiment_id, source.name, saved=_experiment_tags(source))
-    if source.uri.startswith(("http://", "https://")):
-        click.echo(f"{without_password(source.uri).rstrip('/')}{page}")
-        return
-    port = _port(port)
-    click.echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", source.uri, "--workers", "1"]
-    sys.exit(serve([*command, "--host", "127.0.0.1", "--port", str(port)]))
-
-
-def _experiment_tags(source: Source) -> list[str] | None:
-    """Their names; None where the server does not say (who opens the page will see why)."""
-    from saebench.report.sources import connect, speaking_to
-
-    try:
-        client = connect(source.uri)
-        with speaking_to(source.uri):
-            return list(client.get_experiment(source.experiment_id).tags)
-    except PreflightError:
-        if source.uri.startswith(("http://", "https://")):
-            return None
-        raise
-
-
-def _port(wanted: int | None) -> int:
-    """`wanted` if it is free, else a UserError; without a wish the first free one from 5000 on."""
-    for port in [wanted] if wanted else range(5000, 5100):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return port
-    raise UserError(f"--port {wanted}: in use" if wanted else "ports 5000 to 5099 are in use; give --port")

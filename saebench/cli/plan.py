@@ -1,0 +1,245 @@
+"""plan: what a sweep would do, and how much work it is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from saebench.cli.options import cache_option, set_option
+from saebench.errors import UserError
+from saebench.paths import cache_dir
+from saebench.plan import Plan, Stratum, make_plan
+from saebench.spec import Range, SweepSpec, load_spec
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+@click.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@set_option
+@cache_option
+@click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
+def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
+    """Show what a sweep of SPEC would do; start nothing.
+
+    Its strata, points and trials, what will be encoded and how much work it is.
+    """
+    from saebench.forecast import advice
+
+    loaded = load_spec(spec, overrides)
+    entry = _cached(loaded, cache_dir)
+    found = make_plan(loaded, entry.get("d_in"))
+    if as_json:
+        click.echo(json.dumps(_as_json(found, entry), indent=1))
+        return
+    console = _console()
+    console.print(_heading(found))
+    console.print(_strata_table(found))
+    console.print(_facts([*_lines(found, entry), *(("[yellow]note[/]", _escaped(line)) for line in advice(found))]))
+
+
+def _console() -> Console:
+    """Full width where the output is a file or a pipe: nothing is cut off that somebody greps for."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 200
+    return console
+
+
+def _cached(spec: SweepSpec, given: str | None) -> dict[str, Any]:
+    """What the embedding cache has of the corpus: {cached: True | False | None (cannot tell), dir, d_in}."""
+    folder = cache_dir(given)
+    if not spec.data.cache:
+        return {"cached": False, "dir": None}
+    try:
+        from saebench.stores.cache import find
+
+        entry = find(spec.data, folder)
+    except (ImportError, OSError, ValueError, UserError):
+        return {"cached": None, "dir": str(folder)}
+    if entry is None:
+        return {"cached": False, "dir": str(folder)}
+    texts = entry.num_train + entry.num_holdout
+    return {"cached": True, "dir": str(entry.directory), "d_in": entry.d_in, "texts": texts}
+
+
+def counts(plan: Plan) -> str:
+    strata = "1 stratum" if len(plan.strata) == 1 else f"{len(plan.strata)} strata"
+    return f"{strata}, {_count(plan.n_points, 'point')}, {_at_most(plan)}{_count(plan.n_trials, 'trial')}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def _times(number: int) -> str:
+    return "once" if number == 1 else f"{number} times"
+
+
+def _at_most(plan: Plan) -> str:
+    return "at most " if len(plan.spec.seeds) > 1 and plan.spec.replicate == "survivors" else ""
+
+
+def _heading(plan: Plan) -> str:
+    description = f": {_escaped(' '.join(plan.spec.description.split()))}" if plan.spec.description else ""
+    return f"[bold]{_escaped(plan.spec.name)}[/]{description}"
+
+
+def _strata_table(plan: Plan) -> Table:
+    from rich.table import Column, Table
+
+    from saebench.forecast import describe_space
+
+    pruned = plan.spec.prune.pruner != "none"
+    table = Table(
+        Column("stratum", no_wrap=True), "searched", "points", "trials", *(["first verdict at"] if pruned else [])
+    )
+    for stratum in plan.strata:
+        verdict = [_verdicts(plan, stratum)] if pruned else []
+        trials = str(stratum.points * len(plan.spec.seeds))
+        table.add_row(_escaped(stratum.id), _escaped(describe_space(stratum)), str(stratum.points), trials, *verdict)
+    return table
+
+
+def _facts(lines: list[tuple[str, str]]) -> Table:
+    """A word in front, what is to be said of it behind; a long line goes on below its beginning."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 1))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for line in lines:
+        table.add_row(*line)
+    return table
+
+
+def _verdicts(plan: Plan, stratum: Stratum) -> str:
+    first = plan.prune_from(stratum)
+    if first >= plan.samples:
+        return "never"
+    if plan.spec.prune.pruner in ("asha", "hyperband"):
+        return "rungs " + ", ".join(f"{mark:,}" for mark in plan.rungs(stratum))
+    return f"{first:,}"
+
+
+def _lines(plan: Plan, entry: dict[str, Any]) -> list[tuple[str, str]]:
+    from saebench.forecast import work
+
+    spec, cost = plan.spec, work(plan)
+    held_out = f"about {spec.data.num_examples * spec.data.holdout:,.0f} held-out texts"
+    seeds = ", ".join(map(str, spec.seeds[:10])) + (", ..." if len(spec.seeds) > 10 else "")
+    flops = f", about {cost.train_flops:.2g} FLOPs in the SAEs" if cost.train_flops is not None else ""
+    replicates = "" if len(spec.seeds) == 1 else f"; replicates: {_REPLICATES[spec.replicate]}"
+    return [
+        ("trials", f"{counts(plan)} ({spec.search.sampler}); seeds {seeds}{replicates}"),
+        ("encode", _encoding(plan, entry)),
+        ("train", f"{plan.samples:,} examples per trial, {_at_most(plan)}{cost.train_examples:,} in all{flops}"),
+        (
+            "evaluate",
+            f"{_times(len(plan.marks()))} per trial, every {plan.eval_every:,} examples, on {held_out}; "
+            f"objective {_escaped(spec.search.objective)}",
+        ),
+        ("prune", _pruning(plan)),
+        *_keeping(plan),
+    ]
+
+
+_REPLICATES = {"survivors": "only of points that were not stopped", "all": "of every point"}
+
+
+def _encoding(plan: Plan, entry: dict[str, Any]) -> str:
+    from saebench.forecast import work
+
+    data, cost = plan.spec.data, work(plan)
+    width = f"width {plan.d_in}" if plan.d_in is not None else "width not known before the model is loaded"
+    size = f", {cost.embedding_bytes / 1e6:,.1f} MB" if cost.embedding_bytes is not None else ""
+    texts = f"up to {data.num_examples:,} texts with {_escaped(data.model)} ({width}{size})"
+    if not data.cache:
+        return f"{texts} in every trial: data.cache is off"
+    if entry["cached"]:
+        return f"nothing: {entry['texts']:,} texts are cached in {_escaped(entry['dir'])} ({width})"
+    state = "not cached yet" if entry["cached"] is False else "whether they are cached could not be told"
+    return f"{texts}, once; {state} ({_escaped(entry['dir'])})"
+
+
+def _keeping(plan: Plan) -> list[tuple[str, str]]:
+    """What the SAEs take on the disk, and once more in MLflow; nothing while their width is not known."""
+    from saebench.forecast import work
+
+    cost, which = work(plan), plan.spec.tracking.log_sae
+    if cost.sae_bytes is None or cost.copied_bytes is None:
+        return []
+    copied = {
+        "all": f"as much again in MLflow{_cheaper(cost.copied_bytes)}",
+        "best": f"the best of every stratum, {_bytes(cost.copied_bytes)}, also in MLflow",
+        "none": "none in MLflow",
+    }
+    return [("keep", f"{_count(plan.n_trials, 'SAE')}, {_at_most(plan)}{_bytes(cost.sae_bytes)}; {copied[which]}")]
+
+
+def _cheaper(size: int) -> str:
+    return " (tracking.log_sae: best copies one per stratum)" if size > 1e9 else ""
+
+
+def _bytes(size: int) -> str:
+    return f"{size / 1e9:,.1f} GB" if size >= 1e9 else f"{size / 1e6:,.1f} MB"
+
+
+def _pruning(plan: Plan) -> str:
+    prune = plan.spec.prune
+    extra = {
+        "none": "nothing is stopped early",
+        "median": f"worse than the median of its stratum, once {prune.startup_trials} trials there are complete",
+        "asha": f"not among the best 1/{prune.reduction_factor} at a rung",
+        "hyperband": f"not among the best 1/{prune.reduction_factor} at a rung, in several brackets",
+        "threshold": f"outside {prune.lower if prune.lower is not None else '-inf'}..{prune.upper}",
+        "pareto": f"another trial is {prune.margin:.0%} better in both L0 and FVU",
+    }
+    return f"{prune.pruner}: {extra[prune.pruner]}"
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _as_json(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:
+    from saebench.forecast import advice, work
+
+    return {
+        "name": plan.spec.name,
+        "d_in": plan.d_in,
+        "strata": [_stratum_json(plan, stratum) for stratum in plan.strata],
+        "points": plan.n_points,
+        "trials": plan.n_trials,
+        "seeds": list(plan.spec.seeds),
+        "replicate": plan.spec.replicate,
+        "marks": list(plan.marks()),
+        "cache": entry,
+        "work": asdict(work(plan)),
+        "notes": advice(plan),
+    }
+
+
+def _stratum_json(plan: Plan, stratum: Stratum) -> dict[str, Any]:
+    return {
+        "id": stratum.id,
+        "type": stratum.type,
+        "axes": stratum.axes,
+        "fixed": stratum.fixed,
+        "space": {n: asdict(v) if isinstance(v, Range) else v for n, v in stratum.space.items()},
+        "points": stratum.points,
+        "grid": stratum.grid,
+        "enqueued": plan.enqueued(stratum),
+        "prune_from": plan.prune_from(stratum),
+        "rungs": plan.rungs(stratum),
+    }

@@ -1,0 +1,256 @@
+"""status, ls, logs: how sweeps stand, by the files in their directories."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from saebench import paths as places
+from saebench.cli.options import runs_option
+from saebench.errors import SpecError, UserError
+from saebench.paths import SweepPaths, TrialPaths
+
+if TYPE_CHECKING:
+    from saebench.terminal.board import Board
+
+POLL = 0.5
+"""Seconds between two looks at a file that is followed."""
+
+
+def sweeps(runs_dir: str | None) -> list[SweepPaths]:
+    """The sweeps of a directory, the one that changed last first."""
+    root = places.runs_dir(runs_dir)
+    roots = {file.parent for name in ("lock.json", "scheduler.json") for file in root.glob(f"*/{name}")}
+    return sorted((SweepPaths(folder) for folder in roots if _is_sweep(folder)), key=_last_change, reverse=True)
+
+
+def _is_sweep(folder: Path) -> bool:
+    """It has begun, or is being prepared: before the texts are encoded there is only who works on it."""
+    from saebench.lock import holder
+
+    return (folder / "lock.json").is_file() or holder(SweepPaths(folder)) is not None
+
+
+def _last_change(paths: SweepPaths) -> float:
+    files = (paths.lock, paths.journal, paths.log, paths.holder)
+    return max((_changed(file) for file in files), default=0.0)
+
+
+def _changed(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except OSError:  # the sweep that it belongs to may end at any moment
+        return 0.0
+
+
+def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
+    """A sweep by name or directory; without either the one that changed last. Raises UserError."""
+    if name is None:
+        known = sweeps(runs_dir)
+        if not known:
+            raise UserError(f"{places.runs_dir(runs_dir)}: there are no sweeps")
+        return known[0]
+    for root in (places.runs_dir(runs_dir) / name, Path(name).absolute()):
+        if _is_sweep(root):
+            return SweepPaths(root)
+    there = ", ".join(paths.name for paths in sweeps(runs_dir)[:8]) or "none"
+    raise UserError(f"{name}: no such sweep in {places.runs_dir(runs_dir)} (there: {there})")
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[SWEEP]")
+@runs_option
+@click.option("--watch", is_flag=True, help="Keep looking until the sweep ends or Ctrl-C.")
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -> None:
+    """Show how a sweep stands.
+
+    Slots, trials by state, pace, verdicts, failures with reasons. SWEEP is a name or a directory; by default the
+    sweep that changed last.
+    """
+    from saebench.lock import holder
+
+    paths = find_sweep(name, runs_dir)
+    if as_json:
+        click.echo(json.dumps(_as_json(paths), indent=1))
+        return
+    if not watch:
+        _print_status(paths)
+        return
+    try:
+        _watch(paths)
+    except KeyboardInterrupt:
+        return
+    if holder(paths) is None:
+        click.echo(_scheduler_line(paths))
+
+
+def _print_status(paths: SweepPaths) -> None:
+    from rich.console import Console
+
+    from saebench.terminal.picture import picture
+
+    console = Console() if sys.stdout.isatty() else Console(width=140)
+    console.print(_scheduler_line(paths), highlight=False, markup=False, soft_wrap=True)
+    console.print(picture(_board(paths), 1000, console.width))
+
+
+def _watch(paths: SweepPaths) -> None:
+    from rich.console import Console
+    from rich.live import Live
+
+    from saebench.lock import holder
+    from saebench.terminal.picture import picture
+
+    console = Console()
+    with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            live.update(picture(_board(paths), console.height, console.width), refresh=True)
+            if holder(paths) is None:
+                break
+            time.sleep(1.0)
+    if not console.is_terminal:  # rich ends the last line of a screen only
+        console.line()
+
+
+def _board(paths: SweepPaths) -> Board:
+    from saebench.lock import holder, read_lock
+    from saebench.plan import make_plan
+    from saebench.sweep import spec_of
+    from saebench.terminal.board import read_board
+
+    lock = read_lock(paths)
+    held = holder(paths)
+    planned = make_plan(spec_of(paths), lock.get("d_in")).n_trials if lock else 0
+    board = read_board(paths, planned, since=held["since"] if held else None)
+    if paths.stop.exists():
+        board.stopping = "saebench stop"
+    return board
+
+
+def _scheduler_line(paths: SweepPaths) -> str:
+    from saebench.lock import describe, holder
+
+    if holder(paths) is not None:
+        begins = "" if paths.lock.exists() else "; it gets the embeddings ready, no trial has begun"
+        return f"{paths.root}: {describe(paths)}{begins}"
+    return f"{paths.root}: no scheduler is at work on it"
+
+
+def _as_json(paths: SweepPaths) -> dict[str, Any]:
+    from saebench.lock import holder, read_lock
+    from saebench.state import read_state
+
+    board = _board(paths)
+    lock = read_lock(paths) or {}
+    states = [state for trial in paths.trials() if (state := read_state(trial)) is not None]
+    return {
+        "sweep": paths.name,
+        "root": str(paths.root),
+        "scheduler": holder(paths),
+        "stopping": board.stopping or None,
+        "planned": board.planned,
+        "counts": {state: count for state, count in board.counts.items() if count},
+        "trials_per_minute": board.rate(),
+        "seconds_left": board.eta(),
+        "tracking": lock.get("tracking"),
+        "running": [asdict(row) for row in board.running.values()],
+        "failures": {f"{number:04d}": reason for number, reason in board.failures.items()},
+        "trials": [asdict(state) for state in states],
+    }
+
+
+@click.command()
+@runs_option
+@click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
+def ls(runs_dir: str | None, as_json: bool) -> None:
+    """List the sweeps, the one that changed last first."""
+    from saebench.lock import holder
+    from saebench.terminal.board import read_board
+
+    rows = []
+    for paths in sweeps(runs_dir):
+        lock, held, counts = _lock_or_word(paths), holder(paths), read_board(paths).counts
+        row = {"sweep": paths.name, "begun": lock.get("created"), "scheduler": held, "counts": dict(counts)}
+        rows.append({**row, "root": str(paths.root), "description": lock.get("description", "")})
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    _print_rows(rows, places.runs_dir(runs_dir))
+
+
+def _lock_or_word(paths: SweepPaths) -> dict[str, Any]:
+    """What lock.json says; one that cannot be read hides no other sweep."""
+    from saebench.lock import read_lock
+
+    try:
+        return read_lock(paths) or {}
+    except SpecError as error:
+        click.echo(f"saebench: {error}", err=True)
+        return {}
+
+
+def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        click.echo(f"{root}: there are no sweeps")
+        return
+    table = Table(box=None, padding=(0, 1), header_style="dim")
+    for column in ("sweep", "begun", "scheduler", "trials"):
+        table.add_column(column)
+    for row in rows:
+        held = row["scheduler"]
+        counts = ", ".join(f"{count} {state}" for state, count in row["counts"].items())
+        table.add_row(row["sweep"], row["begun"], f"{held['pid']} on {held['host']}" if held else "", counts)
+    Console().print(table)
+
+
+@click.command()
+@click.argument("trial", metavar="TRIAL")
+@click.option("--sweep", "name", metavar="SWEEP", help="Name or directory (default: the sweep that changed last).")
+@runs_option
+@click.option("-f", "--follow", is_flag=True, help="Go on printing what is added until the trial ends or Ctrl-C.")
+def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> None:
+    """Print what a trial printed, all attempts. TRIAL is a number, or SWEEP/NUMBER."""
+    before, _, number = trial.rpartition("/")
+    paths = find_sweep(before or name, runs_dir)
+    if not number.isdecimal() or not (root := paths.trial(int(number)).root).is_dir():
+        numbers = [int(t.root.name) for t in paths.trials()]
+        there = f"0 to {max(numbers)}" if numbers else "none"
+        raise UserError(f"{paths.name}: there is no trial {number!r} (there: {there})")
+    try:
+        for text in _follow(TrialPaths(root), paths, follow):
+            click.echo(text, nl=False)
+    except KeyboardInterrupt:
+        return
+
+
+def _follow(trial: TrialPaths, paths: SweepPaths, follow: bool) -> Iterator[str]:
+    """The log's text; with `follow` whatever is added, until nobody will add more."""
+    from saebench.lock import holder
+    from saebench.state import read_state
+
+    file: IO[str] | None = None
+    try:
+        while True:
+            state = read_state(trial)
+            over = not follow or (state is not None and state.ended) or holder(paths) is None
+            if file is None and trial.log.exists():
+                file = trial.log.open(encoding="utf-8", errors="replace")
+            if file is not None:
+                yield file.read()
+            if over:
+                return
+            time.sleep(POLL)
+    finally:
+        if file is not None:
+            file.close()

@@ -1,0 +1,67 @@
+"""ui: MLflow's own pages on a sweep's record."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from saebench.cli.options import runs_option, uri_option
+from saebench.errors import PreflightError, UserError
+
+if TYPE_CHECKING:
+    from saebench.report.sources import Source
+
+
+@click.command()
+@click.argument("sweep", required=False, metavar="[SWEEP]")
+@click.option("--port", type=click.IntRange(1, 65535), help="Default: 5000, or the next that is free.")
+@runs_option
+@uri_option
+def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: str | None) -> None:
+    """Open MLflow's own pages on SWEEP's record.
+
+    Starts `mlflow ui` on 127.0.0.1 and says where; Ctrl-C ends it.
+    """
+    from saebench.cli.serve import serve
+    from saebench.report.sources import find, without_password
+    from saebench.tracking import views
+
+    source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
+    page = views.page(source.experiment_id, source.name, saved=_experiment_tags(source))
+    if source.uri.startswith(("http://", "https://")):
+        click.echo(f"{without_password(source.uri).rstrip('/')}{page}")
+        return
+    port = _port(port)
+    click.echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", source.uri, "--workers", "1"]
+    sys.exit(serve([*command, "--host", "127.0.0.1", "--port", str(port)]))
+
+
+def _experiment_tags(source: Source) -> list[str] | None:
+    """Their names; None where the server does not say (who opens the page will see why)."""
+    from saebench.report.sources import connect, speaking_to
+
+    try:
+        client = connect(source.uri)
+        with speaking_to(source.uri):
+            return list(client.get_experiment(source.experiment_id).tags)
+    except PreflightError:
+        if source.uri.startswith(("http://", "https://")):
+            return None
+        raise
+
+
+def _port(wanted: int | None) -> int:
+    """`wanted` if it is free, else a UserError; without a wish the first free one from 5000 on."""
+    for port in [wanted] if wanted else range(5000, 5100):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise UserError(f"--port {wanted}: in use" if wanted else "ports 5000 to 5099 are in use; give --port")
