@@ -45,9 +45,11 @@ _SAMPLE = 300
 def keys_of(values: Tensor, places: Tensor, signed: bool = False) -> Tensor:
     """Keys of float32 values; places are below 2^32. Without `signed` negative values count as 0."""
     if not signed:
-        return ((values.relu().view(torch.int32) & 0x7FFFFFFF).long() << 32) - places
-    bits = values.view(torch.int32).long()
-    return (torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF)) << 32) - places
+        bits = values.relu().view(torch.int32).bitwise_and_(0x7FFFFFFF).long()
+    else:
+        bits = values.view(torch.int32).long()
+        bits = torch.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
+    return bits.bitwise_left_shift_(32).sub_(places)
 
 
 def places_of(keys: Tensor) -> Tensor:
@@ -192,7 +194,7 @@ def _topk_of(pre: Tensor, k: int, signed: bool) -> tuple[Tensor, Tensor]:
     if k == pre.shape[1]:
         return pre, latents
     if size > 1:
-        best = keys_of(max_pool1d(pre, size), latents, signed).topk(k, dim=1, sorted=False).indices
+        best = keys_of(_maxima(pre, size), latents, signed).topk(k, dim=1, sorted=False).indices
         latents = (best.unsqueeze(2) * size + torch.arange(size, device=pre.device)).flatten(1)
         pre = pre.gather(1, latents)
     best = keys_of(pre, latents, signed).topk(k, dim=1, sorted=False).indices
@@ -217,9 +219,14 @@ def batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Pr
 def _batchtopk_of(pre: Tensor, pairs: int, first: int) -> Tensor:
     groups, size = torch.arange(pre.shape[0], device=pre.device), pre.shape[1]
     if pairs < pre.shape[0]:
-        groups = places_of(_best(keys_of(max_pool1d(pre, size).flatten(), groups), pairs))
+        groups = places_of(_best(keys_of(_maxima(pre, size).flatten(), groups), pairs))
     places = first + groups.unsqueeze(1) * size + torch.arange(size, device=pre.device)
     return keys_of(pre[groups], places).flatten()
+
+
+def _maxima(pre: Tensor, size: int) -> Tensor:
+    """Of groups of adjacent latents, (rows, width) to (rows, width / size). Pooling keeps the places too on a GPU."""
+    return max_pool1d(pre, size) if on_host(pre) else pre.view(pre.shape[0], -1, size).amax(2)
 
 
 def _best(keys: Tensor, count: int) -> Tensor:
