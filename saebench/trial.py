@@ -29,7 +29,7 @@ from saebench.metrics import Evaluation
 from saebench.paths import TrialPaths
 from saebench.saes import save_sae
 from saebench.trainer import Training, evaluate
-from saebench.usage import Usage
+from saebench.usage import Speed, Usage, gpu_uuid
 
 if TYPE_CHECKING:
     from saebench.stores import ActivationsStoreSBERT
@@ -125,7 +125,7 @@ class _Trial:
         self.budget = config.train.samples
         self.log_every = config.train.log_every or max(1, self.budget // 100)
         self.marks = marks(config.train)
-        self.speed = _Speed(training.samples)
+        self.speed = Speed(training.samples)
         self.usage = Usage(gpu_uuid(training.device))
         self.saved_at = time.monotonic()
 
@@ -133,7 +133,7 @@ class _Trial:
         resumed = self._resume()
         before = self.training.samples
         self.report(Event("start", self.training.samples, info=self._about(attempt, resumed)))
-        self.speed = _Speed(self.training.samples)
+        self.speed = Speed(self.training.samples)
         verdict = Verdict.GO
         while self.training.samples < self.budget and verdict is Verdict.GO:
             before = self.training.samples
@@ -268,33 +268,6 @@ class _Trial:
                 "python": platform.python_version(),
             },
         }
-
-
-class _Speed:
-    """Examples per second since the last question, evaluations and checkpoints not counted."""
-
-    def __init__(self, samples: int) -> None:
-        self._samples, self._since = samples, time.monotonic()
-
-    def __call__(self, samples: int) -> float:
-        now = time.monotonic()
-        speed = (samples - self._samples) / max(now - self._since, 1e-9)
-        self._samples, self._since = samples, now
-        return speed
-
-    def pause(self, seconds: float) -> None:
-        self._since += seconds
-
-
-def gpu_uuid(device: torch.device) -> str | None:
-    """As NVML names the GPU, or the slice of one, that is `device`; None where it is none, or does not say."""
-    if device.type != "cuda":
-        return None
-    leased = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[device.index or 0 :][:1]
-    if leased and leased[0].startswith(("GPU-", "MIG-")):
-        return leased[0]
-    uuid = getattr(torch.cuda.get_device_properties(device), "uuid", None)
-    return f"GPU-{uuid}" if uuid else None
 
 
 def numbers(metrics: dict[str, Tensor | float]) -> dict[str, float]:

@@ -26,7 +26,8 @@ from saebench.config import (
 from saebench.events import Event, EventLog, Verdict, read
 from saebench.paths import TrialPaths
 from saebench.saes import load_sae
-from saebench.trial import finite, gpu_uuid, numbers, run_trial
+from saebench.trial import finite, numbers, run_trial
+from saebench.usage import gpu_uuid
 from saebench.worker import classify
 
 SPARSITY = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "matryoshka": {"k": 4}}
