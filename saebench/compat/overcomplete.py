@@ -169,7 +169,10 @@ class BatchTopKSAE(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(z_pre, z), both (N, nb_concepts). A training batch moves the running threshold. Raises ValueError for a
-        training batch with fewer codes than top_k, NotCalibratedError in evaluation before any training."""
+        training batch with fewer codes than top_k, and for NaN or inf, which the threshold would keep;
+        NotCalibratedError in evaluation before any training."""
+        if not x.isfinite().all():
+            raise ValueError("the batch holds NaN or inf")
         z_pre, codes = self.encoder(x)
         if self.training:
             return z_pre, codes * self._largest(codes.detach())

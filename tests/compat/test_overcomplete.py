@@ -189,6 +189,16 @@ def test_the_dictionary_in_evaluation_is_that_of_the_weights_at_hand() -> None:
     assert torch.equal(here.get_dictionary(), there.get_dictionary())
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_batch_with_nan_leaves_the_threshold_alone(bad: float) -> None:
+    sae = BatchTopKSAE(4, 8, top_k=6)
+    sae(torch.randn(5, 4))
+    before = sae.threshold.clone()
+    with pytest.raises(ValueError, match="the batch holds NaN or inf"):
+        sae(torch.full((5, 4), bad))
+    assert torch.equal(sae.threshold, before)
+
+
 def test_nonsense_is_refused() -> None:
     with pytest.raises(ValueError, match="top_k: 0"):
         BatchTopKSAE(4, 8, top_k=0)
