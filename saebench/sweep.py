@@ -217,22 +217,12 @@ class _Sweep:
     # --- before the first trial --------------------------------------------------------------------------------------
 
     def _reachable_tracking(self, lock: Mapping[str, Any] | None) -> TrackingConfig:
-        """The spec's tracking, at the address that the sweep was started with (unless that was a file which is gone:
-        the folder of a project may be moved); PreflightError when nothing there answers."""
-        from saebench.tracking import resolve_uri
-        from saebench.tracking.database import file_of
+        """The spec's tracking with the address that this start uses; PreflightError when nothing there answers."""
+        from saebench.tracking.address import address
         from saebench.tracking.server import check
 
         tracking = self._spec.tracking
-        uri = resolve_uri(tracking)
-        before = lock["tracking"]["uri"] if lock and "tracking" in lock and not tracking.uri else None
-        if before and before != _shown(uri) and "***" not in before:
-            file = file_of(before)
-            if file is not None and not file.exists():
-                self._view.note(f"tracking goes on at {_shown(uri)}: {file}, where this sweep began, is not there")
-            else:
-                self._view.note(f"tracking stays at {before}, where this sweep began")
-                uri = before
+        uri = address(tracking, (lock or {}).get("tracking", {}).get("uri"), self._view.note)
         check(uri)
         return tracking.model_copy(update={"uri": uri})
 
