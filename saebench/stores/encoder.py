@@ -105,8 +105,10 @@ class SentenceEncoder:
         a smaller batch may fit."""
         try:
             with self._arithmetic():
+                beside = self.device.type == "cuda"  # MPS would read what is gone by then (pytorch/pytorch#189690)
                 moved = {
-                    k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in features.items()
+                    k: v.to(self.device, non_blocking=beside) if isinstance(v, Tensor) else v
+                    for k, v in features.items()
                 }
                 out: Tensor = self.model(moved)["sentence_embedding"].float()
         except torch.cuda.OutOfMemoryError:

@@ -20,7 +20,8 @@ from saebench.stores.ahead import ahead
 from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry, Index
 
 RESIDENT_FRACTION = 0.25
-"""The rows, hold-out included, stay on the GPU when they take less than this share of its free memory."""
+"""The rows, hold-out included, stay on the GPU when they take less than this share of the memory that is free there
+and, where trials divide it, allowed to this one."""
 PREFETCH = 4
 """Batches that wait in pinned memory, where they do not stay on the GPU."""
 
@@ -175,7 +176,7 @@ class CachedRows:
         if self.device.type != "cuda":
             return False
         size = self.entry.count * self.d_in * self._shards[0].dtype.itemsize
-        return size < RESIDENT_FRACTION * torch.cuda.mem_get_info(self.device)[0]
+        return size < RESIDENT_FRACTION * _may_take(self.device)
 
     def _load(self, index: Index) -> Tensor:
         """These rows of the entry on the device, in the type in which they are stored."""
@@ -185,3 +186,10 @@ class CachedRows:
             part = index[start : start + ROWS_PER_SHARD]
             rows[start : start + len(part)] = self._gather(part).to(self.device)
         return rows
+
+
+def _may_take(device: torch.device) -> int:
+    """Bytes of a GPU that this process could get: what others that have just started will take is not gone yet."""
+    free, total = torch.cuda.mem_get_info(device)
+    fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not before torch 2.8
+    return min(free, int(total * fraction(device.index))) if fraction else free

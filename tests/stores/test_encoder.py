@@ -101,6 +101,27 @@ def test_a_batch_that_does_not_fit_the_gpu_is_halved(monkeypatch: pytest.MonkeyP
     assert torch.equal(SentenceEncoder(config(), "cpu").embed(TEXTS), HashModel().encode(TEXTS))
 
 
+@pytest.mark.parametrize(("device", "beside"), [("cuda", True), ("mps", False), ("cpu", False)])
+def test_only_a_gpu_that_keeps_what_it_still_reads_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, device: str, beside: bool
+) -> None:
+    """MPS reads the memory of a tensor that is gone by then, and gives other embeddings without a word."""
+    plain, asked = torch.Tensor.to, []
+
+    def to(self: Tensor, *args: Any, **options: Any) -> Tensor:
+        if args and isinstance(args[0], torch.device):
+            asked.append((args[0].type, options.get("non_blocking", False)))
+            return self
+        return plain(self, *args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    encoder = SentenceEncoder(config(), "cpu", HashModel())
+    asked.clear()
+    encoder.device = torch.device(device)
+    encoder.forward(HashModel().preprocess(["a"]))
+    assert asked == [(device, beside)]
+
+
 def test_what_did_not_fit_the_gpu_is_let_go_before_its_halves_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     """A handler's exception holds the frames of the pass that failed, and they hold what it had allocated."""
     held: list[weakref.ref[Tensor]] = []

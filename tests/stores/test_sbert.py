@@ -19,7 +19,7 @@ from torch import Tensor
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores import ActivationsStoreSBERT, DataExhausted, cache, open_store, tidy
-from saebench.stores.rows import PREFETCH
+from saebench.stores.rows import PREFETCH, CachedRows
 from saebench.stores.texts import hash_text, threshold
 
 Corpus = Callable[..., DataConfig]
@@ -415,10 +415,25 @@ def fake_gpu(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(torch.Tensor, "record_stream", record_stream)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (38_400, 1_000_000))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: 1.0, raising=False)
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "stream", nullcontext)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda _: here)
     return counts
+
+
+@pytest.mark.parametrize(("share", "resident"), [(0.03, False), (0.04, True), (None, True)])
+@pytest.mark.usefixtures("inline", "fake_gpu")
+def test_a_trial_that_shares_a_gpu_keeps_no_rows_there_that_its_share_does_not_hold(
+    corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, share: float | None, resident: bool
+) -> None:
+    """9,600 bytes of rows; a quarter of a share of 0.03 or 0.04 of 1,000,000 is 7,500 or 10,000."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (900_000, 1_000_000))
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda _: share)
+    if share is None:  # an older torch
+        monkeypatch.delattr(torch.cuda, "get_per_process_memory_fraction")
+    entry = cache.build(corpus(sentences(300)), cache_dir)
+    assert (CachedRows(entry, 100, 7, "cuda")._resident is not None) == resident
 
 
 @pytest.mark.parametrize(("fraction", "resident"), [(0.25, False), (0.26, True)])
