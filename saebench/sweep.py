@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +202,8 @@ class _Sweep:
                 exit_code = halt.exit_code if halt else 3 if board.failures else 0
                 patience = HURRIED_PATIENCE if halt else END_PATIENCE
             finally:
-                lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience)
+                waiting = partial(self._await, patience)
+                lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience, waiting=waiting)
         self._farewell(board, halt, lag)
         return SweepResult(
             self._paths.name,
@@ -297,6 +299,10 @@ class _Sweep:
             return board, scheduler.run()
         finally:
             self._paths.stop.unlink(missing_ok=True)
+
+    def _await(self, patience: float, lag: Lag) -> None:
+        why = f" ({lag.error})" if lag.error else ""
+        self._view.say(f"{lag.unsent} events wait for MLflow{why}; given up after {patience:.0f} s without progress")
 
     def _farewell(self, board: Board, halt: Halt | None, lag: Lag) -> None:
         say = self._view.say

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -25,7 +26,7 @@ from saebench.errors import PreflightError
 from saebench.events import Event, EventLog
 from saebench.paths import SweepPaths, TrialPaths, write_json
 from saebench.state import TrialState
-from saebench.tracking import Tracker, record, resolve_uri, server
+from saebench.tracking import Lag, Tracker, record, resolve_uri, server
 from saebench.tracking.book import Book
 
 START = 1_700_000_000_000
@@ -295,6 +296,23 @@ def test_more_than_a_thousand_metrics_go_in_several_requests_and_arrive_whole(sw
     made.close()
     (run,) = children(database, made.run_id).values()
     assert history(database, run) == expected(sweep.trial(0))
+
+
+def test_a_server_that_says_nothing_is_named_while_the_end_waits_and_after_it(
+    sweep: SweepPaths, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow's client tries for minutes on its own before anything is raised."""
+    monkeypatch.setattr("saebench.tracking.tracker._UNSAID", 0.1)
+    answers, said = threading.Event(), []
+    made = started(sweep, database)
+    cycle = made._cycle
+    monkeypatch.setattr(made, "_cycle", lambda *given: (answers.wait(60), cycle(*given)))
+    made.open(make_trial(sweep, 0))
+    write(sweep.trial(0), evaluation(10))
+    assert made.close(patience=0.5, waiting=said.append) == Lag(1, "no answer")
+    assert said == [Lag(1, None)]
+    answers.set()
+    made._thread.join(60)
 
 
 def test_a_closed_trial_can_still_be_tagged(sweep: SweepPaths, database: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 _LONGEST_PAUSE = 30.0
+_SILENCE, _SILENT = 45.0, "no answer"
+"""Seconds without one: MLflow's client itself tries for minutes before it raises. Above the longest pause."""
+_UNSAID = 5.0
+"""Seconds that the end may take without a word."""
 
 
 class Lag(NamedTuple):
@@ -140,20 +144,27 @@ class Tracker:
             streams = list(self._streams.values())
             refused = next((sent.refused for sent in self._book.trials.values() if sent.refused), None)
         unsent = sum(stream.unread.count(stream.paths.events, stream.sent.offset) for stream in streams)
-        return Lag(unsent, self._error or refused)
+        silent = time.monotonic() - self._progress > _SILENCE and self._thread.is_alive()
+        return Lag(unsent, self._error or refused or (_SILENT if unsent and silent else None))
 
-    def close(self, status: str = "FINISHED", *, patience: float = 20.0) -> Lag:
+    def close(
+        self, status: str = "FINISHED", *, patience: float = 20.0, waiting: Callable[[Lag], None] | None = None
+    ) -> Lag:
         """Send what is left and close the parent run as `status` (a run status of MLflow, or a trial state).
 
         Gives up once nothing has moved for `patience` seconds; what is then unsent stays on disk and is sent by the
-        next scheduler of this sweep. Returns what is left.
+        next scheduler of this sweep. Returns what is left. `waiting` is called once, if this takes seconds.
         """
         self._status = record.STATUS.get(status, status)
-        self._progress = time.monotonic()
+        begun = self._progress = time.monotonic()
         self._closing.set()
         while self._thread.is_alive() and time.monotonic() - self._progress < patience:
             self._thread.join(0.05)
-        return self.lag()
+            if waiting is not None and time.monotonic() - begun > _UNSAID:
+                waiting(self.lag())
+                waiting = None
+        lag = self.lag()
+        return lag._replace(error=lag.error or _SILENT) if self._thread.is_alive() else lag
 
     def _stream(self, number: int, config: TrialConfig | None = None) -> Stream:
         if number not in self._streams:
