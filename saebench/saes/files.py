@@ -31,8 +31,11 @@ class SAEFileError(UserError, ValueError):
 def save_sae(sae: SAE, folder: str | Path) -> Path:
     """Write `sae` to `folder` (made if missing), bit-exactly; returns the folder.
 
-    Each file is written aside and renamed, the JSON last: where it is, the tensors are whole.
+    Each file is written aside and renamed, the JSON last: where it is, the tensors are whole. Raises TypeError for a
+    module that only holds an SAE, as those of saebench.compat do.
     """
+    if not isinstance(sae, SAE):
+        raise TypeError(f"{type(sae).__name__} is no SAE; one of saebench.compat holds it: to_saebench()")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".sae.safetensors.{os.getpid()}.tmp"

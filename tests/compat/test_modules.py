@@ -207,6 +207,9 @@ def test_the_sae_inside_is_saved_and_loaded(kind: str, tmp_path: Path) -> None:
     trained(sae, 10)
     save_sae(sae.to_saebench(), tmp_path)
     assert_close(load_sae(tmp_path)(x), sae.eval()(x)["sae_out"])
+    with pytest.raises(TypeError, match=r"to_saebench\(\)"):
+        save_sae(sae, tmp_path / "new")  # type: ignore[arg-type]
+    assert not (tmp_path / "new").exists()
 
 
 TYPED = {
