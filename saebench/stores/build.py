@@ -40,6 +40,9 @@ from saebench.stores.texts import place
 
 SPARE_BYTES = 256 << 20
 """Kept free on the disk."""
+OTHER_MODEL = 0.1
+"""Two embeddings of a text are of two models where they are further apart than this share of their length; lower
+precision moves them by a tenth of that."""
 
 
 class Build:
@@ -121,6 +124,7 @@ class Build:
             counts=found["counts"],
             d_in=old.d_in if old else None,
             encoder=old.encoder if old else {},
+            fingerprint=old.fingerprint if old else (),
             shards=tuple(self._with_rows(shard, kept.get(number)) for number, shard in enumerate(shards)),
         )
         manifest.write(self.folder)
@@ -188,7 +192,7 @@ class Build:
                 manifest = self._merge(manifest, work)
             else:
                 self._hear(child, message, work)
-                self._check_width(manifest)
+                self._check_model(manifest)
             for encoder in self.encoders.ready:
                 work.hand_out(encoder)
 
@@ -197,11 +201,17 @@ class Build:
         self.tell(Progress("loading", 0, None, 0.0))
         while not self.encoders.ready:
             self._hear(*self.inbox.get())
-        if not any(shard.encoded for shard in manifest.shards):
-            manifest = manifest.model_copy(update={"d_in": self.encoders.d_in, "encoder": self.encoders.info})
+        if manifest.d_in is None or not self._has_rows(manifest):
+            said = {"d_in": self.encoders.d_in, "encoder": self.encoders.info, "fingerprint": self.encoders.fingerprint}
+            manifest = manifest.model_copy(update=said)
             manifest.write(self.folder)
-        self._check_width(manifest)
+        self._check_model(manifest)
         return manifest
+
+    def _has_rows(self, manifest: Manifest | None) -> bool:
+        """Whether anything is encoded, be it in pieces."""
+        in_shards = manifest is not None and any(shard.encoded for shard in manifest.shards)
+        return in_shards or any(self.parts.glob("*.npy"))
 
     def _hear(self, child: Child, message: Message, work: Work | None = None) -> None:
         """An encoder is ready, has failed, or has died: then the others take over its pieces, while there are any."""
@@ -257,20 +267,24 @@ class Build:
             sizes = f"{rows:,} embeddings need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
             raise DataError(f"cache {self.folder.parent}: {sizes}")
 
-    def _check_width(self, manifest: Manifest) -> None:
-        if self.encoders.d_in not in (None, manifest.d_in):
+    def _check_model(self, manifest: Manifest) -> None:
+        """Whether the encoders give what the rows are: a model's name does not tell."""
+        encoders, model, removed = self.encoders, self.data.model, f"`saebench cache gc {self.folder.name}` removes it"
+        if encoders.d_in not in (None, manifest.d_in):
             raise DataError(
-                f"cache {self.folder}: its rows have {manifest.d_in} values, but model {self.data.model} gives "
-                f"{self.encoders.d_in}; `saebench cache gc {self.folder.name}` removes it"
+                f"cache {self.folder}: its rows have {manifest.d_in} values, but model {model} gives "
+                f"{encoders.d_in}; {removed}"
             )
+        if encoders.fingerprint and manifest.fingerprint:
+            before, now = np.array(manifest.fingerprint), np.array(encoders.fingerprint)
+            if np.linalg.norm(now - before) > OTHER_MODEL * np.linalg.norm(before):
+                raise DataError(f"cache {self.folder}: model {model} gives other rows than it did before; {removed}")
 
     # --- tidiness ----------------------------------------------------------------------------------------------------
 
     def _forget_if_empty(self) -> None:
         """Remove an entry in which nothing is encoded."""
-        manifest = Manifest.read(self.folder)
-        encoded = manifest is not None and any(shard.encoded for shard in manifest.shards)
-        if not encoded and not list(self.parts.glob("*.npy")):
+        if not self._has_rows(Manifest.read(self.folder)):
             with contextlib.suppress(OSError):  # what went wrong before this is what will be told
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)

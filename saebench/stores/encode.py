@@ -28,11 +28,11 @@ Piece = tuple[Message, list[str], tuple[Any, Any] | None]
 
 
 def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None:
-    """Requests: {data, device, folder}, then jobs {shard, start, stop, digest, texts}. Replies: ready (d_in, info),
-    progress (rows) now and then, done (job, name) per job."""
+    """Requests: {data, device, folder}, then jobs {shard, start, stop, digest, texts}. Replies: ready (d_in, info,
+    fingerprint), progress (rows) now and then, done (job, name) per job."""
     setup = next(requests)
     encoder = SentenceEncoder(DataConfig.model_validate(setup["data"]), setup["device"])
-    reply({"type": "ready", "d_in": encoder.d_in, "info": encoder.info()})
+    reply({"type": "ready", "d_in": encoder.d_in, "info": encoder.info(), "fingerprint": encoder.fingerprint})
     folder = Path(setup["folder"])
     batches: list[tuple[Any, Tensor]] = []
     meter = _Meter(reply)

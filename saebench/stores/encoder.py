@@ -28,6 +28,8 @@ Batch = tuple[npt.NDArray[np.int64], dict[str, Any]]
 
 BATCH = {"cpu": 64, "cuda": 1024}
 """Texts of median length per forward pass: a CPU's cache holds so many, and a GPU is busy with so many."""
+FINGERPRINT = 64
+"""Values of the embedding of one text."""
 AHEAD = 8
 """Batches that tokenisation may be ahead of the device."""
 
@@ -40,7 +42,10 @@ class SentenceEncoder:
         self.device = torch.device(device)
         self.model = _load(data, device) if model is None else model
         self._tokens = Tokens(self.model, _prompt(data, self.model))
-        self.d_in = int(self.embed(["What does one row hold?"]).shape[1])
+        row = self.embed(["What does one row hold?"])[0]
+        self.d_in = len(row)
+        self.fingerprint: list[float] = row[:FINGERPRINT].tolist()
+        """By which an entry knows its model again: a name on the hub may come to mean another."""
 
     def info(self) -> dict[str, Any]:
         """What the embeddings also depend on, for the manifest."""

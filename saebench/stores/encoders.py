@@ -40,6 +40,7 @@ class Encoders:
         self.ready: list[Child] = []
         self.d_in: int | None = None
         self.info: dict[str, Any] = {}
+        self.fingerprint: tuple[float, ...] = ()
         self._places: dict[Child, Place] = {}
         self._spent: dict[Child, Counter[str]] = {}
         self._refused = False
@@ -91,6 +92,7 @@ class Encoders:
         self.loading.remove(child)
         self.ready.append(child)
         self.d_in, self.info = message["d_in"], message["info"]
+        self.fingerprint = tuple(message["fingerprint"])
 
     def lose(self, child: Child) -> None:
         """An encoder has died."""

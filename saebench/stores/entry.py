@@ -81,6 +81,8 @@ class Manifest(Config):
     d_in: int | None = None
     encoder: dict[str, Any] = Field(default_factory=dict)
     """max_seq_length and versions that the rows were encoded with."""
+    fingerprint: tuple[float, ...] = ()
+    """Beginning of the embedding of a fixed text by the model that the rows are of."""
     shards: tuple[Shard, ...] = ()
 
     @property

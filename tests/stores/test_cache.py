@@ -463,6 +463,25 @@ def test_a_model_of_another_width_does_not_grow_an_entry(corpus: Corpus, cache_d
     assert cache.find(corpus(texts, num_examples=20), cache_dir) is not None
 
 
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("whole", [True, False], ids=["rows", "pieces"])
+def test_rows_of_two_models_never_mix(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch, whole: bool
+) -> None:
+    """The name of a hub model may mean other weights when the entry grows, or when a killed build goes on."""
+    texts, plain = [*sentences(90), "nan", *sentences(10, seed=1)], inline.row
+    if whole:
+        cache.build(corpus(texts, num_examples=40), cache_dir)
+    else:
+        with pytest.raises(DataError, match="NaN"):
+            cache.build(corpus(texts), cache_dir)
+    monkeypatch.setattr(inline, "row", lambda text: plain(text.replace("nan", "") + " "))
+    with pytest.raises(DataError, match=r"model hash-model gives other rows than it did before; .*cache gc"):
+        cache.build(corpus(texts), cache_dir)
+    monkeypatch.setattr(inline, "row", lambda text: 1.01 * plain(text.replace("nan", "")))  # as in a lower precision
+    assert cache.build(corpus(texts), cache_dir).count == 101
+
+
 def test_float16_that_overflows_is_refused(corpus: Corpus, cache_dir: Path, inline: HashModel) -> None:
     inline.row = lambda _text: torch.full((8,), 1e6)  # type: ignore[method-assign]
     with pytest.raises(DataError, match=r"embeddings reach 1e\+06, more than float16 holds"):
@@ -705,7 +724,8 @@ def test_an_unfinished_entry_keeps_its_pieces(
     assert not listed.complete
     assert list(tidy.gc(cache_dir)) == []
     before = len(inline.seen)
-    monkeypatch.setattr(inline, "row", lambda _text: torch.zeros(8))
+    plain = inline.row
+    monkeypatch.setattr(inline, "row", lambda text: plain(text.replace("nan", "")))
     cache.build(corpus(bad), cache_dir)
     assert len([text for text in inline.seen[before:] if text in bad]) < 50
 

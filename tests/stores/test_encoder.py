@@ -281,7 +281,7 @@ def on(*devices: str) -> Any:
 
 def ready(crew: Any) -> None:
     for child in [*crew.loading]:
-        crew.greet(child, {"d_in": 4, "info": {}})
+        crew.greet(child, {"d_in": 4, "info": {}, "fingerprint": []})
 
 
 def work(crew: Any, seconds: dict[str, float], left: int = 10**6) -> None:
