@@ -108,8 +108,7 @@ class Build:
         reading.mkdir()
         try:
             found = self._read(reading, cap)
-            if keys.describe(self.data, self.folder.parents[1]) != self.key:
-                raise DataError(f"{place(self.data.dataset)}: changed while it was read; start again")
+            self._check_key()
             shards = [Shard.model_validate(one) for one in found["shards"]]
             for file in (file for shard in shards for file in shard.files()):
                 (reading / file.name).replace(self.folder / file.name)
@@ -205,6 +204,7 @@ class Build:
             said = {"d_in": self.encoders.d_in, "encoder": self.encoders.info, "fingerprint": self.encoders.fingerprint}
             manifest = manifest.model_copy(update=said)
             manifest.write(self.folder)
+        self._check_key()
         self._check_model(manifest)
         return manifest
 
@@ -266,6 +266,13 @@ class Build:
         if needed > free:
             sizes = f"{rows:,} embeddings need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
             raise DataError(f"cache {self.folder.parent}: {sizes}")
+
+    def _check_key(self) -> None:
+        """Whether dataset and model are still what the entry is named by."""
+        now = keys.describe(self.data, self.folder.parents[1])
+        if now != self.key:
+            what = f"model {self.data.model}" if now["model"] != self.key["model"] else place(self.data.dataset)
+            raise DataError(f"{what}: changed while it was read; start again")
 
     def _check_model(self, manifest: Manifest) -> None:
         """Whether the encoders give what the rows are: a model's name does not tell."""

@@ -435,6 +435,26 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
     assert cache.build(data, cache_dir).count == 31
 
 
+def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a training that saves its best checkpoint into the same folder."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("before")
+    data = corpus(sentences(30), model=str(tmp_path / "model"))
+
+    def load(*_: Any) -> HashModel:
+        (tmp_path / "model" / "weights").write_text("after!")
+        return inline
+
+    with monkeypatch.context() as patched:
+        patched.setattr("saebench.stores.encoder._load", load)
+        with pytest.raises(DataError, match=r"model .*model: changed while it was read"):
+            cache.build(data, cache_dir)
+    assert not [path for path in (cache_dir / "embeddings").iterdir() if path.is_dir()]
+    assert cache.build(data, cache_dir).count == 30
+
+
 def test_the_home_of_nobody_is_no_folder(corpus: Corpus, cache_dir: Path) -> None:
     with pytest.raises(DataError, match=r"~nobody-here/t\.jsonl: no such file"):
         cache.find(corpus(["a"], dataset={"data_files": "~nobody-here/t.jsonl"}), cache_dir)
