@@ -130,7 +130,7 @@ def test_a_process_on_a_gpu_builds_the_entry(tmp_path: Path, minilm_path: str, m
     dataset = DatasetConfig(path="json", data_files=str(write_jsonl(tmp_path / "gpu.jsonl", texts)))
     data = DataConfig(model=minilm_path, dataset=dataset, num_examples=1_200, precision="bfloat16")
     entry = cache.build(data, tmp_path / "cache", ["cuda:0"])
-    rows = torch.from_numpy(entry.rows()[0][1_000:1_050])
+    rows = torch.from_numpy(entry.rows()[0][1_000:1_050].copy())
     exact = minilm.encode(texts[1_000:1_050], convert_to_tensor=True).cpu()
     assert (entry.count, entry.d_in) == (1_200, 384)
     assert float(torch.nn.functional.cosine_similarity(rows, exact).min()) > 0.9999
