@@ -168,7 +168,8 @@ def _stale_digests(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, 
         except (OSError, ValueError, KeyError, TypeError):
             stale = True
         if stale:
-            size = path.stat().st_size
-            if not dry_run:
-                path.unlink()
-            yield path, size, "of a file that is gone"
+            with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
+                size = path.stat().st_size
+                if not dry_run:
+                    path.unlink()
+                yield path, size, "of a file that is gone"

@@ -676,6 +676,14 @@ def test_an_entry_that_goes_or_grows_while_it_is_looked_at_is_no_damage(
     assert tidy.entries(cache_dir) == []
 
 
+def test_two_who_tidy_up_at_once_do_not_stumble(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = cache_dir / "digests" / "x.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{}")
+    monkeypatch.setattr(tidy.json, "loads", lambda _: path.unlink() or {})
+    assert list(tidy.gc(cache_dir)) == []
+
+
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("module", ["encode", "pieces", "read"])
 def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_written_file(
