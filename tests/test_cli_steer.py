@@ -150,7 +150,7 @@ def test_stop_asks_the_scheduler(paths: SweepPaths, options: list[str], text: st
 @pytest.mark.usefixtures("held")
 @pytest.mark.parametrize("options", [[], ["--failed"], ["--trial", "2"]], ids=str)
 def test_retry_hands_failed_trials_to_a_running_scheduler(paths: SweepPaths, options: list[str]) -> None:
-    assert "tries 1 trials again" in call("retry", "toy", *options).output
+    assert "tries 1 trial again" in call("retry", "toy", *options).output
     assert json.loads(paths.retry.read_text()) == [2]
 
 

@@ -149,10 +149,13 @@ def test_who_waits_for_another_encoder_says_so_once() -> None:
     view = PlainView(out)
     for second in range(5):
         view.encoding(Texts(stage="waiting", done=second, total=None, message="another process builds x; waiting"))
+    view.encoding(Texts(stage="texts", done=7, total=9))
     view.encoding(Texts(stage="loading", done=0, total=None))
     view.encoding(Texts(stage="verifying", done=1, total=3))
     said = [line.partition(" ")[2] for line in out.getvalue().splitlines()]
-    assert said == ["another process builds x; waiting", "loading the encoder", "verifying: 1 of 3 files"]
+    waited, *rest = said
+    assert waited == "another process builds x; waiting"
+    assert rest == ["reading: 7 of 9 texts", "loading the encoder", "verifying: 1 of 3 files"]
 
 
 def test_plain_says_how_things_stand_once_a_minute() -> None:

@@ -57,7 +57,7 @@ def retry(
         raise UserError(f"{paths.root}: the folder of the sweep {spec.name} has another name now; give it back its own")
     write_json(paths.retry, wanted)
     if holder(paths) is not None:
-        click.echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trials again")
+        click.echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trial{'s' * (len(wanted) > 1)} again")
         return
     view = choose_view(plain=plain)
     result = run_sweep(spec, runs_dir=paths.root.parent, cache_dir=cache_dir, view=view)

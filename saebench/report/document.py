@@ -15,7 +15,7 @@ from saebench.report.compare import Comparison, compare, runs_of, with_texts
 from saebench.report.read import Record, evaluations, histories, read
 from saebench.report.sources import find
 from saebench.report.stability import stability
-from saebench.report.table import Table, counted, trial_counts
+from saebench.report.table import Table, counted, number_of, trial_counts
 from saebench.report.verdict import sentence
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Report:
     @property
     def counts(self) -> str:
         """How the trials ended, in words."""
-        return f"{len(self.frame)} trials: {trial_counts(counted(self.frame['state']))}"
+        return f"{number_of(len(self.frame), 'trial')}: {trial_counts(counted(self.frame['state']))}"
 
     @property
     def about(self) -> list[str]:

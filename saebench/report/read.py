@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saebench.config import SPARSITY_PARAMETERS
 from saebench.report import artifacts, wire
 from saebench.report.sources import Source, connect, pages, speaking_to
+from saebench.report.table import number_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -110,12 +111,13 @@ def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]],
     from saebench.lock import holder
 
     unfinished = sum(row["state"] in ("running", "interrupted", "planned") for row in rows)
+    them = number_of(unfinished, "trial")
     if source.paths is not None and holder(source.paths):
-        record.note(f"{source.name}: still running; this is what it has so far ({unfinished} trials under way)")
+        record.note(f"{source.name}: still running; this is what it has so far ({them} under way)")
     elif status == "RUNNING" and source.paths is None:
-        record.note(f"{source.name}: not ended ({unfinished} trials under way); this is what it has so far")
+        record.note(f"{source.name}: not ended ({them} under way); this is what it has so far")
     elif status == "RUNNING" or unfinished:
-        record.note(f"{source.name}: was left with {unfinished} trials unfinished; the same command resumes it")
+        record.note(f"{source.name}: was left with {them} unfinished; the same command resumes it")
     if not rows:
         record.note(f"{source.name}: no trials yet")
 

@@ -89,6 +89,11 @@ def counted(states: Iterable[Any]) -> Row:
     return counts | {"unfinished": len(texts) - sum(counts.values())}
 
 
+def number_of(count: int, noun: str, nouns: str = "") -> str:
+    """For example 1 trial, 2 trials."""
+    return f"{count} {noun if count == 1 else nouns or f'{noun}s'}"
+
+
 def trial_counts(row: Row) -> str:
     """In words, without the zeros: 6 complete, 2 pruned."""
     return ", ".join(f"{row[state]} {state}" for state in (*ENDED, "unfinished") if row.get(state)) or "none"

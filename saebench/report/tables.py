@@ -17,6 +17,7 @@ from saebench.report.table import (
     decimals,
     make,
     missing,
+    number_of,
     p_value,
     percentage,
     plus_minus,
@@ -190,7 +191,8 @@ def pareto(table: Table) -> Table:
         front = on_front([(row["l0"], row["fvu"]) for row in mine])
         rows += sorted((row for row, on in zip(mine, front, strict=True) if on), key=lambda row: row["l0"])
     columns = [c for c in table.columns if c.key != "chosen_by"]
-    note = f"Of {sum(bool(row['seeds']) for row in all_rows)} strata with a complete trial, those that no other beats."
+    complete = sum(bool(row["seeds"]) for row in all_rows)
+    note = f"Of {number_of(complete, 'stratum', 'strata')} with a complete trial, those that no other beats."
     return make("pareto", "Pareto front of L0 and FVU", rows, columns, note)
 
 

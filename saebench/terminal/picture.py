@@ -174,4 +174,5 @@ def encoding_line(progress: EncodingProgress) -> str:
     if progress.message or progress.stage == "loading":
         return progress.message or "loading the encoder"
     of = f" of {progress.total:,}" if progress.total else ""
-    return f"{progress.stage}: {progress.done:,}{of} {'files' if progress.stage == 'verifying' else 'texts'}"
+    what = {"texts": "reading", "verifying": "verifying"}.get(progress.stage, "encoding")
+    return f"{what}: {progress.done:,}{of} {'files' if progress.stage == 'verifying' else 'texts'}"
