@@ -35,12 +35,13 @@ AHEAD = 8
 
 
 class SentenceEncoder:
-    """`data.model`, or the given one, on `device`. Raises DataError when it cannot be loaded or used."""
+    """`data.model`, or the given one, on `device`, with its texts cut at `data.max_seq_length`. Raises DataError when it
+    cannot be loaded or used."""
 
     def __init__(self, data: DataConfig, device: str, model: Any = None) -> None:
         self.data = data
         self.device = torch.device(device)
-        self.model = _load(data, device) if model is None else model
+        self.model = _load(data, device) if model is None else _given(data, device, model)
         self._tokens = Tokens(self.model, _prompt(data, self.model))
         row = self.embed(["What does one row hold?"])[0]
         self.d_in = len(row)
@@ -157,6 +158,15 @@ def _load(data: DataConfig, device: str) -> Any:
     if data.max_seq_length is not None:
         _limit(model, data.model, data.max_seq_length)
     return model.eval()
+
+
+def _given(data: DataConfig, device: str, model: Any) -> Any:
+    """The caller's model, on the device (as `encode` puts it there) and with the configured limit."""
+    if isinstance(model, torch.nn.Module):
+        model = model.to(device).eval()
+    if data.max_seq_length is not None:
+        _limit(model, data.model, data.max_seq_length)
+    return model
 
 
 def _limit(model: Any, name: str, tokens: int) -> None:

@@ -162,6 +162,17 @@ def test_a_model_with_habits_of_its_own_keeps_them(
     assert encoder.d_in == embedding_width(str(tmp_path / "model"))
 
 
+def test_a_model_that_is_given_keeps_to_the_configuration(minilm_path: str) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(minilm_path, device="cpu").train()
+    given = SentenceEncoder(config(model=minilm_path, max_seq_length=16), "cpu", model)
+    loaded = SentenceEncoder(config(model=minilm_path, max_seq_length=16), "cpu")
+    assert torch.equal(given.embed(TEXTS[-3:]), loaded.embed(TEXTS[-3:]))
+    with pytest.raises(DataError, match="max_seq_length: 513: this model knows 512 positions"):
+        SentenceEncoder(config(model=minilm_path, max_seq_length=513), "cpu", model)
+
+
 @pytest.mark.parametrize(("limit", "why"), [(513, "this model knows 512 positions"), (2, "leave a text no room")])
 def test_a_limit_that_the_model_cannot_keep_is_refused(minilm_path: str, limit: int, why: str) -> None:
     with pytest.raises(DataError, match=rf"model .*: max_seq_length: {limit}: .*{why}"):
