@@ -13,6 +13,7 @@ from saebench.report import svg
 from saebench.report.chart import Chart
 from saebench.report.charts import CHARTS
 from saebench.report.table import Column, Row, Table
+from saebench.report.verdict import alone
 
 if TYPE_CHECKING:
     from saebench.report.document import Report
@@ -65,7 +66,8 @@ def _verdicts(report: Report) -> str:
         return "".join(f'<li class="open">{escape(text)}</li>' for text in report.sentences)
     items = []
     for comparison, text in zip(report.comparisons, report.sentences, strict=True):
-        kind, word = ("decided", "decided") if comparison.decided else ("open", "not decided")
+        kind = "decided" if comparison.decided and not alone(comparison) else "open"
+        word = "this pair alone" if alone(comparison) else "decided" if comparison.decided else "not decided"
         said = escape(text if comparison.decided else text[0].upper() + text[1:])
         items.append(f'<li class="{kind}"><b class="badge">{word}</b> {said}.</li>')
     return "".join(items)

@@ -59,7 +59,12 @@ def _decided(c: Comparison, where: str) -> str:
         f"{c.a} reconstructs better than {c.b} at equal L0{where}: FVU {mean}% lower (95% CI {near} to {far}), "
         f"in {_strata(c)}; {_seeds(c)}{_texts(c)}"
     )
-    return text + ("; not after Holm's correction over all pairs of arms" if c.p_pairs > 0.05 else "")
+    return f"{text}; this pair alone, not after Holm's correction over all pairs of arms" if alone(c) else text
+
+
+def alone(c: Comparison) -> bool:
+    """Decided if it were the only pair of arms; with as many as there are, one such is to be expected by chance."""
+    return c.decided and c.p_pairs > 0.05
 
 
 def _no_interval(c: Comparison, where: str) -> str:

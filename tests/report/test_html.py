@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -92,6 +93,17 @@ def test_names_and_reasons_are_escaped() -> None:
     parsed(html)
     assert "<img" not in html
     assert html.count("<script>") == 1
+
+
+def test_what_holds_for_a_pair_alone_is_not_marked_as_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Report(Record(frame_of(simulate())))
+    (found,) = report.comparisons
+    assert found.decided
+    for p, kind, badge in ((0.05, "decided", "decided"), (0.06, "open", "this pair alone")):
+        monkeypatch.setattr(report, "comparisons", [replace(found, p_pairs=p)])
+        html = page(report)
+        assert f'<li class="{kind}"><b class="badge">{badge}</b> batchtopk reconstructs better than topk' in html
+        assert ("this pair alone, not after Holm" in html) == (p > 0.05)
 
 
 def test_what_is_undecided_is_marked_so() -> None:
