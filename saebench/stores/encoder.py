@@ -35,7 +35,7 @@ AHEAD = 8
 
 
 class SentenceEncoder:
-    """`data.model`, or the given one, on `device`, with its texts cut at `data.max_seq_length`. Raises DataError when it
+    """`data.model`, or the given one, on `device`, with texts cut at `data.max_seq_length`. Raises DataError when it
     cannot be loaded or used."""
 
     def __init__(self, data: DataConfig, device: str, model: Any = None) -> None:
