@@ -58,7 +58,7 @@ class DataConfig(Config):
     revision: str | None = None
     """Commit or tag of a hub model."""
     prompt: str | None = None
-    """Text put before every text, as SentenceTransformer does it."""
+    """Text put before every text; null: the model's own default prompt, if it has one; "": none."""
     normalize: bool = False
     """Scale every embedding to length 1 (many models do it themselves)."""
     max_seq_length: PositiveInt | None = None
