@@ -71,8 +71,9 @@ class SentenceEncoder:
         bad = (~torch.isfinite(out).all(dim=1)).nonzero()
         if len(bad):
             text = texts[int(bad[0])]
+            narrow = "; data.precision: float16 is too narrow for some models" * (self.data.precision == "float16")
             raise DataError(
-                f"model {self.data.model}: gives NaN or infinity for {len(bad)} texts, such as {text[:50]!r}"
+                f"model {self.data.model}: gives NaN or infinity for {len(bad)} texts, such as {text[:50]!r}{narrow}"
             )
         return out
 

@@ -79,6 +79,14 @@ def test_prompt_and_limit_reach_the_model(minilm: Any, minilm_path: str) -> None
     assert minilm.max_seq_length == 256
 
 
+@pytest.mark.parametrize(("precision", "hint"), [("float16", True), ("bfloat16", False), ("float32", False)])
+def test_a_model_that_overflows_in_float16_is_told_of_it(precision: str, hint: bool) -> None:
+    encoder = SentenceEncoder(config(precision=precision), "cpu", HashModel())
+    with pytest.raises(DataError, match=r"gives NaN or infinity for 1 texts, such as 'nan b'") as raised:
+        encoder.embed(["a", "nan b"])
+    assert ("float16 is too narrow" in str(raised.value)) == hint
+
+
 def test_normalisation_is_to_length_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_load", lambda _data, _device: HashModel())
     rows = SentenceEncoder(config(normalize=True), "cpu").embed(["a", "b"])
