@@ -64,13 +64,14 @@ def test_the_default_is_the_newest_sweep_in_the_terminal(store: Store) -> None:
     assert lines[2].startswith("• batchtopk reconstructs better than topk at equal L0: FVU ")
 
 
-@pytest.mark.parametrize("suffix", ["csv", "md", "json", "html", "tex", "parquet", "txt"])
+@pytest.mark.parametrize("suffix", ["csv", "md", "json", "html", "tex", "latex", "parquet", "txt"])
 def test_the_format_follows_the_file_s_name(store: Store, tmp_path: Path, suffix: str) -> None:
     out = tmp_path / "deep" / f"report.{suffix}"
     result = done(store, "report", "demo", "--out", out)
     assert f"written: {out}" in result.stderr
     begins = {"csv": b"sweep,trial,", "md": b"# demo", "json": b"[\n", "html": b"<!DOCTYPE html>",
-              "tex": b"\\documentclass", "parquet": b"PAR1", "txt": b"demo  90 trials"}  # fmt: skip
+              "tex": b"\\documentclass", "latex": b"\\documentclass", "parquet": b"PAR1",
+              "txt": b"demo  90 trials"}  # fmt: skip
     assert out.read_bytes().startswith(begins[suffix])
 
 

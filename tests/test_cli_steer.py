@@ -118,6 +118,8 @@ def test_ls(paths: SweepPaths, tmp_path: Path) -> None:
     assert "not-a-sweep" not in text
     assert json.loads(call("ls", "--json").output)[0]["root"] == str(paths.root)
     assert "there are no sweeps" in call("ls", "--runs-dir", str(tmp_path / "empty")).output
+    (tmp_path / "file").touch()
+    assert isinstance(CliRunner().invoke(cli, ["ls", "--runs-dir", str(tmp_path / "file")]).exception, OSError)
 
 
 @pytest.mark.usefixtures("paths")

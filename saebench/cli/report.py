@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from saebench.report.table import Table
 
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
-SUFFIXES = {".csv": "csv", ".md": "markdown", ".json": "json", ".html": "html", ".tex": "latex", ".parquet": "parquet"}
+SUFFIXES = {".csv": "csv", ".md": "markdown", ".markdown": "markdown", ".json": "json", ".html": "html", ".htm": "html",
+            ".tex": "latex", ".latex": "latex", ".parquet": "parquet"}  # fmt: skip
 NAMES = ("verdict", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "seeds", "effects",
          "importances", "lost", "trials")  # fmt: skip
 """report.TABLES, spelled out so that --help needs no pandas; a test compares."""

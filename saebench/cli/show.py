@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,8 +26,10 @@ POLL = 0.5
 
 
 def sweeps(runs_dir: str | None) -> list[SweepPaths]:
-    """The sweeps of a directory, the one that changed last first."""
+    """The sweeps of a directory, the one that changed last first. Raises OSError where it cannot be read."""
     root = places.runs_dir(runs_dir)
+    if root.exists():
+        os.scandir(root).close()  # glob finds nothing in what it may not read
     roots = {file.parent for name in ("lock.json", "scheduler.json") for file in root.glob(f"*/{name}")}
     return sorted((SweepPaths(folder) for folder in roots if _is_sweep(folder)), key=_last_change, reverse=True)
 

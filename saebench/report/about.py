@@ -39,12 +39,12 @@ def _texts(frame: DataFrame) -> str:
 
 def _seeds(frame: DataFrame) -> str:
     values = _values(frame, "seed")
-    return f"seed{'s' * (len(values) > 1)} {_listed(values)}" if values else ""
+    return f"seed{'s' * (len(values) > 1)} {_listed(values, ', ')}" if values else ""
 
 
 def _one(frame: DataFrame, key: str, words: str) -> str:
     values = _values(frame, key)
-    return words.format(_listed(values)) if values else ""
+    return words.format(_listed(values, " and ")) if values else ""
 
 
 def _values(frame: DataFrame, key: str) -> list[Any]:
@@ -53,6 +53,6 @@ def _values(frame: DataFrame, key: str) -> list[Any]:
     return sorted(values, key=lambda value: (isinstance(value, str), value))
 
 
-def _listed(values: Sequence[Any]) -> str:
+def _listed(values: Sequence[Any], between: str) -> str:
     shown = [value if isinstance(value, str) else f"{float(value):,.10g}" for value in values[:MANY]]
-    return ", ".join([*shown, *["..."] * (len(values) > MANY)])
+    return between.join([*shown, *["..."] * (len(values) > MANY)])

@@ -28,7 +28,7 @@ def test_sweeps_together_are_told_apart_and_differing_values_all_named() -> None
     assert about({"a": "first", "b": "second", "c": ""}, frame) == [
         "a: first",
         "b: second",
-        "100,000, 200,000 examples per trial; seed 0",
+        "100,000 and 200,000 examples per trial; seed 0",
     ]
 
 
