@@ -41,7 +41,8 @@ class Written:
 
     shards: tuple[tuple[int, int, File], ...] = ()
     """First row, last row + 1, file."""
-    ahead: File | None = None
+    ahead: tuple[int, File] | None = None
+    """Which example the waiting rows begin with, and their file; shards that came later may hold some of them."""
 
     @property
     def count(self) -> int:
@@ -50,7 +51,7 @@ class Written:
 
     @property
     def files(self) -> list[File]:
-        return [file for _, _, file in self.shards] + ([self.ahead] if self.ahead else [])
+        return [file for _, _, file in self.shards] + ([self.ahead[1]] if self.ahead else [])
 
     @classmethod
     def read(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
@@ -67,7 +68,8 @@ class Written:
             if content.get(key) != value:
                 raise DataError(f"{path}: {key}: the store has {content.get(key)!r}, not {value!r}")
         shards = tuple((one.pop("start"), one.pop("end"), File(**one)) for one in content["shards"])
-        written = cls(shards, File(**content["ahead"]) if content["ahead"] else None)
+        ahead = content["ahead"] and (content["ahead"].pop("start"), File(**content["ahead"]))
+        written = cls(shards, ahead)
         for file in written.files:
             if not has_size(folder, file):
                 raise DataError(f"{folder / file.name}: missing or truncated (it had {file.bytes:,} bytes)")
@@ -75,7 +77,7 @@ class Written:
 
     def write(self, folder: Path, identity: Mapping[str, Any]) -> None:
         shards = [{"start": start, "end": end, **file.model_dump()} for start, end, file in self.shards]
-        ahead = self.ahead.model_dump() if self.ahead else None
+        ahead = {"start": self.ahead[0], **self.ahead[1].model_dump()} if self.ahead else None
         write_text(folder / MANIFEST, seal({**identity, "shards": shards, "ahead": ahead}))
 
 

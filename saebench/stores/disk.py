@@ -188,12 +188,14 @@ class DiskActivationStore(ActivationStore):
     def _write_ahead(self) -> None:
         """Rows that wait for partners go to a file of their own."""
         waiting = {str(c): pending.rows for c, pending in enumerate(self._memory) if len(pending)}
-        old, new = self._files.ahead, write_tensors(self.storage_path, "ahead", waiting) if waiting else None
-        self._files = Written(self._files.shards, new)
-        if old != new or self._files.shards:
+        before, new = (
+            self._files,
+            (self._written, write_tensors(self.storage_path, "ahead", waiting)) if waiting else None,
+        )
+        self._files = Written(before.shards, new)
+        if before != self._files or before.shards:
             self._files.write(self.storage_path, self._identity())
-        if old is not None and old != new:
-            (self.storage_path / old.name).unlink(missing_ok=True)
+        remove_strays(self.storage_path, self._files.files)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -283,8 +285,9 @@ class DiskActivationStore(ActivationStore):
         self._files = Written.read(self.storage_path, self._identity())
         self._maps = [self._map(file, end - start) for start, end, file in self._files.shards]
         if self._files.ahead is not None:
-            for component, rows in read_tensors(self.storage_path, self._files.ahead).items():
-                self._memory[int(component)].put(rows)
+            start, file = self._files.ahead
+            for component, rows in read_tensors(self.storage_path, file).items():
+                self._memory[int(component)].put(rows[self._written - start :])
         self._counts = [self._written + len(pending) for pending in self._memory]
 
     def _map(self, file: File, count: int) -> npt.NDArray[Any]:

@@ -85,6 +85,21 @@ def test_components_fill_independently_and_longer_ones_lose_nothing(tmp_path: Pa
     assert len(list(tmp_path.glob("ahead-*"))) == 0
 
 
+def test_rows_that_found_their_partners_are_not_there_twice_after_a_kill(tmp_path: Path) -> None:
+    """A shard holds them, and the file in which they waited is still there: the writer is gone before it is closed."""
+    with DiskActivationStore(3, tmp_path, max_cache_size=4, n_components=2) as store:
+        store.extend(rows(0, 11), 0)
+        store.extend(rows(100, 106), 1)
+    killed = DiskActivationStore(3, tmp_path, max_cache_size=4, n_components=2)
+    killed.extend(rows(106, 110), 1).result(10)
+    reader = DiskActivationStore(3, tmp_path, n_components=2)
+    assert reader.current_activations_stored_per_component == [11, 10]
+    killed._release()
+    with DiskActivationStore(3, tmp_path, max_cache_size=4, n_components=2) as store:
+        store.extend(rows(110, 111), 1)
+        assert torch.equal(store[:], torch.stack([rows(0, 11), rows(100, 111)], dim=1))
+
+
 def test_full_stores_nothing(tmp_path: Path) -> None:
     with DiskActivationStore(3, tmp_path, max_items=6) as store:
         store.extend(rows(0, 4))
