@@ -326,7 +326,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("model: nowhere/none", "model: nowhere/none\n  dtype: float23", 's.yaml:4:10: data.dtype: "float23": must be one of "float32", "float16" (did you mean "float32"?)'),
     ("{path: fancyzhx/ag_news}", "fancyzhx/ag_news", 's.yaml:4:12: data.dataset: "fancyzhx/ag_news": must be a mapping (key: value)'),
     ("{sampler: random", "{sampler: Grid", 's.yaml:15:19: search.sampler: "Grid": must be one of "grid", "random", "qmc", "tpe", "cmaes" (did you mean "grid"?)'),
-    ("points: 3}", "points: 3}\nseeds: 3", "s.yaml:16:8: seeds: 3: must be a list"),
+    ("points: 3}", "points: 3}\nseeds: 3", "s.yaml:16:8: seeds: 3: must be a list such as [0, 1, 2]"),
     ("points: 3}", "points: 3}\nseeds: [1, x]", 's.yaml:16:12: seeds[1]: "x": must be a whole number'),
     ("points: 3}", "points: 3}\nrun: {devices: gpu}", 's.yaml:16:16: run.devices: "gpu": must be one of "auto", "cpu", "mps" or a list (did you mean "cpu"?)'),
     ("points: 3}", "points: 3}\nrun: {failures: {retries: {crash: -1}}}", "s.yaml:16:35: run.failures.retries.crash: -1: must be at least 0"),

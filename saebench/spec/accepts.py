@@ -88,7 +88,8 @@ class Accepts:
         kinds = [*(words for kind, words in _IN_WORDS.items() if kind in self.kinds), _one_of(self.words)]
         if {int, float} <= self.kinds:
             kinds.remove(_IN_WORDS[int])
-        kinds += ["a list"] * (self.item is not None) + ["null"] * (type(None) in self.kinds)
+        numbers = " such as [0, 1, 2]" * (self.item is int)  # seeds: 3 may mean three of them
+        kinds += [f"a list{numbers}"] * (self.item is not None) + ["null"] * (type(None) in self.kinds)
         hint = did_you_mean(value, self.words) if isinstance(value, str) else ""
         if isinstance(value, str) and isinstance(node, Leaf) and not node.plain and node.text is not None and not hint:
             hint = "it is in quotes, which make it text" * bool(self.kinds & {int, float, bool})
