@@ -102,6 +102,7 @@ def test_a_code_does_not_depend_on_batch_mates(kind: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:Guards may run slower on Python:RuntimeWarning")
 def test_torch_compile_sees_no_operator_that_inductor_cannot_lower() -> None:
     """oneDNN's linear is one: inductor takes it with constant weights only."""
     sae, x, seen = calibrated("topk"), formulas.cloud(20, seed=3), []
