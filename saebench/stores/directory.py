@@ -32,7 +32,7 @@ MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.float64: "<f8"}
 """Type -> how NumPy maps it; bfloat16, which NumPy lacks, by its bits."""
-_OWN_FILE = re.compile(r"\.?(\d{12}-\d{12}|ahead)-[0-9a-f]{12}\.safetensors(\.tmp)?")
+_OWN_FILE = re.compile(r"\.?(\d{12}-\d{12}|ahead)-[0-9a-f]{12}\.safetensors(\.tmp)?|\.manifest\.json\.\d+\.tmp")
 
 
 @dataclass(frozen=True)

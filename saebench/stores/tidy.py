@@ -20,6 +20,9 @@ from saebench.stores.entry import MANIFEST, Manifest, beside, has_content, has_s
 from saebench.stores.hold import nobody_holds
 from saebench.stores.texts import one_line
 
+CUT_OFF_SECONDS = 3600
+"""No small file takes so long to be written."""
+
 
 @dataclass(frozen=True)
 class Listed:
@@ -116,6 +119,7 @@ def gc(
         elif named:
             yield listed.folder, 0, "stays: a process uses it"
     yield from _stale_digests(cache_dir, dry_run)
+    yield from _cut_off(cache_dir, dry_run)
 
 
 @contextlib.contextmanager
@@ -173,3 +177,14 @@ def _stale_digests(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, 
                 if not dry_run:
                     path.unlink()
                 yield path, size, "of a file that is gone"
+
+
+def _cut_off(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
+    """Small files beside the entries that were being written aside when their writer was killed."""
+    for path in sorted(cache_dir.glob("*/.*.tmp")):
+        with contextlib.suppress(FileNotFoundError):
+            found = path.stat()
+            if time.time() - found.st_mtime > CUT_OFF_SECONDS:
+                if not dry_run:
+                    path.unlink()
+                yield path, found.st_size, "left over"

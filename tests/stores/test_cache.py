@@ -676,6 +676,20 @@ def test_an_entry_that_goes_or_grows_while_it_is_looked_at_is_no_damage(
     assert tidy.entries(cache_dir) == []
 
 
+def test_gc_removes_what_killed_writers_left_beside_entries(corpus: Corpus, cache_dir: Path) -> None:
+    folder = replace(cache.build(corpus(sentences(20)), cache_dir), hold=None).directory
+    (cache_dir / "digests").mkdir(exist_ok=True)
+    old = [folder.with_name(f".{folder.name}.verified.4711.tmp"), cache_dir / "digests" / ".x.json.4711.tmp"]
+    young = folder.with_name(f".{folder.name}.verified.4712.tmp")
+    for path in (*old, young):
+        path.touch()
+    for path in old:
+        os.utime(path, (1e9, 1e9))
+    assert [path for path, _, _ in tidy.gc(cache_dir, dry_run=True)] == sorted(old)
+    assert [why for _, _, why in tidy.gc(cache_dir)] == ["left over"] * 2
+    assert [path.exists() for path in (*old, young)] == [False, False, True]
+
+
 def test_two_who_tidy_up_at_once_do_not_stumble(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = cache_dir / "digests" / "x.json"
     path.parent.mkdir(parents=True)

@@ -214,6 +214,7 @@ def test_what_a_killed_writer_left_goes_and_files_of_others_stay(tmp_path: Path)
     with DiskActivationStore(3, tmp_path, max_cache_size=4) as store:
         store.extend(rows(0, 8))
     strays = ["000000000008-000000000012-0123456789ab.safetensors", ".ahead-0123456789ab.safetensors.tmp"]
+    strays.append(".manifest.json.4711.tmp")
     for name in [*strays, "model.safetensors"]:
         (tmp_path / name).write_bytes(b"x")
     with DiskActivationStore(3, tmp_path, max_cache_size=4) as store:
