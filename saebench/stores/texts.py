@@ -130,9 +130,9 @@ def _refuse_out_of_reach(dataset: DatasetConfig) -> None:
     from huggingface_hub import constants
 
     name = dataset.path
-    if os.path.isfile(name) and not name.endswith(".py"):
-        raise DataError(f"{place(dataset)}: a file; `path` names its format (json, csv, ...), `data_files` the file")
     formats = packaged_modules._PACKAGED_DATASETS_MODULES
+    if os.path.isfile(name) and name not in formats and not name.endswith(".py"):
+        raise DataError(f"{place(dataset)}: a file; `path` names its format (json, csv, ...), `data_files` the file")
     if not _ON_THE_HUB.fullmatch(name) or name in formats or os.path.exists(name):
         return
     *owner, last = name.split("/")

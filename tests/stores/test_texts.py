@@ -112,6 +112,12 @@ def test_a_file_in_the_place_of_its_format_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_a_file_that_is_called_like_a_format_is_not_in_its_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "csv").write_text("text\na cat\n")
+    monkeypatch.chdir(tmp_path)
+    assert list(stream(DatasetConfig(path="csv", data_files="csv"))) == [("a cat", None)]
+
+
 def test_a_column_may_be_text_and_label(tmp_path: Path) -> None:
     table = pyarrow.table({"text": ["a cat", "a dog"], "n": [1, 2]})
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
