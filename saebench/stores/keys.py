@@ -24,7 +24,11 @@ from saebench.stores.texts import place
 
 FORMAT = 1
 """Raised when the layout of an entry or the cleaning of texts changes: older entries are then another key."""
-_BUILDERS = frozenset({"arrow", "csv", "json", "parquet", "sql", "text", "webdataset", "xml"})
+_BUILDERS = frozenset(
+    {"arrow", "conll", "csv", "eval", "hdf5", "json", "lance", "pandas", "parquet", "sql", "text", "tsfile", "vortex"}
+    | {"webdataset", "xml"}
+)
+"""Formats that `datasets` reads texts from: their data_files are files of this machine, and count by their content."""
 _GLOB = frozenset("*?[")
 _UNSETTLED_NS = 2_000_000_000
 """A file changed less than this long ago may change again without its time stamp moving; its digest is not kept."""

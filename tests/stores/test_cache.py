@@ -221,6 +221,12 @@ def test_weights_that_change_in_place_make_another_entry(
     assert cache.entry_folder(data, cache_dir) != before
 
 
+@pytest.mark.parametrize("path", ["json", "pandas", "hdf5", "lance", "conll"])
+def test_files_of_every_format_count_by_content(corpus: Corpus, cache_dir: Path, path: str) -> None:
+    before = cache.entry_folder(corpus(["a"], dataset={"path": path}), cache_dir)
+    assert cache.entry_folder(corpus(["b"], dataset={"path": path}), cache_dir) != before
+
+
 def test_hidden_files_are_no_part_of_a_model(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:
     """As `hf download --local-dir` and file managers write them."""
     folder = tmp_path / "model"
