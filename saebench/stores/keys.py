@@ -87,6 +87,7 @@ def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
 
 def _files(name: str, root: Path, dataset: DatasetConfig, cache_dir: Path) -> list[Any]:
     """Content of what one entry of `data_files` names: a file, a pattern, or a URL (which stays what it is)."""
+    name = name.removeprefix("file://")
     if "://" in name:
         return [name]
     path = root / os.path.expanduser(name)

@@ -461,6 +461,13 @@ def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(
     assert cache.build(data, cache_dir).count == 30
 
 
+def test_a_url_of_a_file_counts_by_its_content(corpus: Corpus, cache_dir: Path, tmp_path: Path) -> None:
+    url = {"data_files": f"file://{tmp_path / 't.jsonl'}"}
+    for texts in (sentences(3), sentences(4)):
+        plain = corpus(texts)
+        assert cache.build(corpus(texts, dataset=url), cache_dir).key == cache.build(plain, cache_dir).key
+
+
 def test_the_home_of_nobody_is_no_folder(corpus: Corpus, cache_dir: Path) -> None:
     with pytest.raises(DataError, match=r"~nobody-here/t\.jsonl: no such file"):
         cache.find(corpus(["a"], dataset={"data_files": "~nobody-here/t.jsonl"}), cache_dir)
