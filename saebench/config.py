@@ -6,6 +6,7 @@ result into `TrialConfig`s, a worker reads one of those and nothing else.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -184,6 +185,15 @@ class MatryoshkaConfig(_AuxConfig):
     """Latents kept per example, on average; may be fractional."""
     groups: Annotated[tuple[PositiveFloat, ...], AfterValidator(_whole)] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
     """Share of the latents that each nested level adds; they add up to 1."""
+
+
+def nested_widths(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:
+    """Latents in each nested level of a matryoshka SAE, strictly increasing, the last = dict_size. Raises ValueError
+    for a level that adds none."""
+    widths = [round(sum(groups[: i + 1]) / sum(groups) * dict_size) for i in range(len(groups))]
+    if any(high <= low for low, high in pairwise((0, *widths))):
+        raise ValueError(f"groups {groups} leave a level of {dict_size} latents empty")
+    return tuple(widths)
 
 
 class PAnnealConfig(_L1Config):

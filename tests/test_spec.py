@@ -341,6 +341,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("type: batchtopk\n    k: 16", "type: vanilla\n    target_l0: [8, null]", "s.yaml:9:20: sae[1].target_l0[1]: null: is no level: use two arms"),
     ("k: [16, 32]", "k: [16, 512]", "s.yaml:7:26: sae[0].k[1]: 512: must be below dict_size, but 512 >= 512"),
     ("    k: 16\n", "    k: 513\n", "s.yaml:9:8: sae[1].k: 513: must be below dict_size, but 513 >= 512"),
+    ("type: batchtopk\n    k: 16\n    dict_size: 512", "type: matryoshka\n    k: 2\n    dict_size: [512, 8]", "s.yaml:10:22: sae[1].dict_size[1]: 8: too few latents for groups [0.0625, 0.0625, 0.125, 0.25, 0.5]: one level gets none"),
     ("k: [16, 32]", "k: []", "s.yaml:7:21: sae[0].k: []: a list of choices needs at least one"),
     ("k: [16, 32]", "k: [16, 1e1, 16]", "s.yaml:7:31: sae[0].k[2]: 16: is in the list twice"),
     ("k: [16, 32]", "k: {low: 1, high: 9}", "s.yaml:7:21: sae[0].k: k is a stratum axis, so it takes a value or a list; to search it, leave it out of search.strata"),

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saebench.config import MatryoshkaConfig
+from saebench.config import MatryoshkaConfig, nested_widths
 from saebench.saes import sparse
 from saebench.saes.batchtopk import BatchSparseSAE
 from saebench.saes.sparse import SparseCodes
@@ -23,7 +22,7 @@ class MatryoshkaSAE(BatchSparseSAE):
 
     def __init__(self, config: MatryoshkaConfig, d_in: int) -> None:
         super().__init__(config, d_in)
-        self.levels = prefixes(config.groups, self.dict_size)
+        self.levels = nested_widths(config.groups, self.dict_size)
         self.register_buffer("level_starts", torch.tensor([0, *self.levels[:-1]]), persistent=False)
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
@@ -57,11 +56,3 @@ class NestedError(torch.autograd.Function):
         for level in range(errors.shape[1] - 2, -1, -1):
             to_parts[:, level] += to_parts[:, level + 1]
         return to_parts, -to_parts[:, 0]
-
-
-def prefixes(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:
-    """Widths of the nested levels, strictly increasing, the last = dict_size. Raises ValueError for an empty one."""
-    widths = [round(sum(groups[: i + 1]) / sum(groups) * dict_size) for i in range(len(groups))]
-    if any(high <= low for low, high in pairwise((0, *widths))):
-        raise ValueError(f"groups {groups} leave a level of {dict_size} latents empty")
-    return tuple(widths)

@@ -6,11 +6,11 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, SPARSITY_PARAMETERS, TrainConfig
+from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, SPARSITY_PARAMETERS, TrainConfig, nested_widths
 from saebench.spec import strata
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.draft import Draft, Found, at, given
-from saebench.spec.grammar import LIST_FIELDS, Arm, Range, Value, choices
+from saebench.spec.grammar import LIST_FIELDS, Arm, Range, Value, choices, options
 
 MAX_STRATA = 2_000
 MAX_TRIALS = 100_000
@@ -33,6 +33,26 @@ def _widths(draft: Draft) -> Found:
                     at(f"sae[{i}].{name}", chosen, highest),
                     f"must be below dict_size, but {highest:g} >= {width:g}{derived}",
                 )
+
+
+def _levels(draft: Draft) -> Found:
+    """Each nested level of a matryoshka SAE has latents of its own."""
+    for i, arm in draft.arms:
+        widths = [w for w in given(arm.width, arm.options(arm.width)) if arm.type == "matryoshka"]
+        for groups in options("groups", arm.options("groups")) if widths else ():
+            for width in widths:
+                size = _dict_size(arm.width, width, draft.d_in)
+                if 1 <= size < math.inf and not _nested(groups, int(size)):
+                    key = at(f"sae[{i}].{arm.width}", arm.params.get(arm.width), width)
+                    yield key, f"too few latents for groups {list(groups)}: one level gets none"
+                    break
+
+
+def _nested(groups: tuple[float, ...], dict_size: int) -> bool:
+    try:
+        return bool(nested_widths(groups, dict_size))
+    except ValueError:
+        return False
 
 
 def _dict_size(name: str, value: float, d_in: int | None) -> float:
@@ -146,4 +166,4 @@ def _remedy(arm: Arm, other: Arm) -> str:
     return f"add {' and '.join(differ)}, in which they differ, to search.strata"
 
 
-ARM_RULES = (_widths, _nulls, _axes, _sampler, _size, _same_stratum)
+ARM_RULES = (_widths, _levels, _nulls, _axes, _sampler, _size, _same_stratum)
