@@ -163,7 +163,7 @@ def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, 
     parts, dict_size = chunks(x, W_enc.shape[1]), W_enc.shape[1]
     groups = _Groups.of(dict_size, 2 * k)
     if not on_host(x) or groups.size < 4:
-        found = [_topk_of(affine_no_grad(c, W_enc, b_enc, precision), k, signed) for c in parts]
+        found = [topk_of(affine_no_grad(c, W_enc, b_enc, precision), k, signed) for c in parts]
         return torch.cat([values for values, _ in found]), torch.cat([latents for _, latents in found])
     near = [_near_topk(_Chunk.of(c, W_enc, b_enc, precision, groups), k, signed) for c in parts]
     values, latents = torch.cat([v for v, _, _ in near]), torch.cat([latent for _, _, latent in near])
@@ -184,11 +184,12 @@ def _near_topk(chunk: _Chunk, k: int, signed: bool) -> tuple[Tensor, Tensor, Ten
     found = chunk.reaching(bound, most=4 * rows * k)
     if found is not None:
         return found
-    values, latents = _topk_of(torch.cat(chunk.tiles, 1), k, signed)  # many equal values, or NaN
+    values, latents = topk_of(torch.cat(chunk.tiles, 1), k, signed)  # many equal values, or NaN
     return values.flatten(), torch.arange(rows).repeat_interleave(k), latents.flatten()
 
 
-def _topk_of(pre: Tensor, k: int, signed: bool) -> tuple[Tensor, Tensor]:
+def topk_of(pre: Tensor, k: int, signed: bool = False) -> tuple[Tensor, Tensor]:
+    """Values (rows, k) and latents (rows, k) of pre-activations (rows, dict_size)."""
     size = _group_size(pre.shape[1], k)
     latents = torch.arange(pre.shape[1] // size, device=pre.device).expand(pre.shape[0], -1)
     if k == pre.shape[1]:
@@ -226,7 +227,9 @@ def _batchtopk_of(pre: Tensor, pairs: int, first: int) -> Tensor:
 
 def _maxima(pre: Tensor, size: int) -> Tensor:
     """Of groups of adjacent latents, (rows, width) to (rows, width / size). Pooling keeps the places too on a GPU."""
-    return max_pool1d(pre, size) if on_host(pre) else pre.view(pre.shape[0], -1, size).amax(2)
+    if on_host(pre) and len(pre):
+        return max_pool1d(pre, size)
+    return pre.view(pre.shape[0], pre.shape[1] // size, size).amax(2)
 
 
 def _best(keys: Tensor, count: int) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from saebench.config import TopKConfig
 from saebench.saes import sparse
 from saebench.saes.base import Precision
+from saebench.saes.kernels_select import topk_of
 from saebench.saes.ksparse import KSparseSAE
 from saebench.saes.sparse import SparseCodes
 
@@ -18,8 +19,8 @@ class TopKSAE(KSparseSAE):
     config: TopKConfig
 
     def activate(self, pre: Tensor) -> Tensor:
-        values, indices = pre.topk(self.config.k, dim=1, sorted=False)
-        return torch.zeros_like(pre).scatter(1, indices, values.relu())
+        _, indices = topk_of(pre.detach().float(), self.config.k)  # of equal values the ones that training takes
+        return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu())
 
     def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
         return sparse.encode_topk(centred, self.W_enc, self.b_enc, self.config.k, precision)

@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from saebench.config import SAE_CONFIGS
-from saebench.saes import SAE_TYPES, Dead, Moment, sparse
+from saebench.config import SAE_CONFIGS, nested_widths
+from saebench.saes import SAE_TYPES, Dead, Moment, make_sae, sparse
 from saebench.saes.ksparse import default_k_aux
-from saebench.saes.matryoshka import prefixes
 
 
 def identity(kind: str, d: int, **fields: Any) -> Any:
@@ -259,7 +258,30 @@ def test_matryoshka_with_one_level_is_batchtopk() -> None:
 
 
 def test_levels_grow_strictly_to_dict_size() -> None:
-    assert prefixes((1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2), 32) == (2, 4, 8, 16, 32)
-    assert prefixes((1 / 3, 1 / 3, 1 / 3), 10) == (3, 7, 10)
+    assert nested_widths((1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2), 32) == (2, 4, 8, 16, 32)
+    assert nested_widths((1 / 3, 1 / 3, 1 / 3), 10) == (3, 7, 10)
     with pytest.raises(ValueError, match="empty"):
-        prefixes((1 / 16, 15 / 16), 4)
+        nested_widths((1 / 16, 15 / 16), 4)
+
+
+@pytest.mark.parametrize(("dict_size", "k"), [(24, 3), (97, 10), (512, 5), (1024, 16)])
+def test_equal_values_are_chosen_at_inference_as_in_training(dict_size: int, k: int) -> None:
+    """The lower latent wins, in a batch or alone."""
+    sae = make_sae(SAE_CONFIGS["topk"](dict_size=dict_size, k=k), 8, formulas.cloud(64, 8), 1)
+    with torch.no_grad():
+        sae.W_enc.copy_(sae.W_enc[:, :1].expand(8, dict_size))
+        sae.W_enc[:, ::2] *= -1
+    x = formulas.cloud(20, 8, seed=4)
+    chosen = sae.loss(x, Moment()).codes.dense() != 0
+    assert torch.equal(sae.encode(x) != 0, chosen)
+    assert torch.equal(torch.cat([sae.encode(row[None]) for row in x]) != 0, chosen)
+    assert chosen.sum(1).max() == k
+
+
+def test_topk_at_inference_has_a_gradient_and_takes_any_floating_type() -> None:
+    sae = formulas.small("topk")
+    x = formulas.cloud(6).requires_grad_()
+    sae.encode(x).sum().backward()
+    assert x.grad is not None
+    assert (x.grad != 0).any()
+    assert torch.equal(sae.double().encode(x.double()) != 0, sae.float().encode(x) != 0)
