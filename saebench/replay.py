@@ -57,8 +57,12 @@ class CudaRecorder:
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
-        # Other threads (a store that reads ahead) go on copying meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        before = torch.cuda.current_stream(self._stream.device)
+        # Other threads (a store that reads ahead) go on copying. A recording that fails may leave its stream set.
+        with (
+            torch.cuda.stream(before),
+            torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
+        ):
             work()
         return graph.replay
 
@@ -129,7 +133,7 @@ class Replay:
         except RuntimeError as error:  # out of memory too: without recordings there may be enough
             self._failed = True
             self._prepare()
-            reason = str(error).partition("\n")[0]
+            reason = str(error.__context__ or error).partition("\n")[0]  # ending a failed recording fails as well
             warnings.warn(f"no CUDA graph of the training step, which is slower without: {reason}", stacklevel=2)
             return
         names, values, constants = made[0]
