@@ -30,7 +30,7 @@ from saebench.paths import SweepPaths, write_json
 GROWS = ("seeds", "search.points", "run", "budget", "tracking", "description")
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
-FREE = ("run.devices", "run.per_device", "tracking.log_sae")
+FREE = ("run.devices", "run.per_device", "tracking.log_sae", "data.encode_batch_size")
 """Keys that may differ at every start, without a word: another machine, more of the same one, copies of files."""
 _OWN_FILES = frozenset(
     {"scheduler.lock", "scheduler.json", "scheduler.log", "optuna.journal", "tracking.json", "retry.json", "stop"}

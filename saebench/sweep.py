@@ -186,8 +186,8 @@ class _Sweep:
         with contextlib.closing(LocalExecutor(self._spec.run, self._cache, self._target)) as executor:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
             self._view.say(f"embedding cache: {self._cache}")
-            info = self._resolved(lock, self._data(executor), changes)
-            plan = make_plan(self._spec, int(info["d_in"]))
+            info = self._resolved(lock, self._data(executor, lock or {}), changes)
+            plan = make_plan(self._spec, int(info["d_in"]), info.get("digest"))
             if "num_train" in info:
                 plan.check_corpus(int(info["num_train"]))
             await_orphans(self._paths.trials(), self._view.note)
@@ -228,8 +228,8 @@ class _Sweep:
         check(uri)
         return tracking.model_copy(update={"uri": uri})
 
-    def _data(self, executor: Executor) -> dict[str, Any]:
-        """What is known of the embeddings, once they are all there."""
+    def _data(self, executor: Executor, lock: dict[str, Any]) -> dict[str, Any]:
+        """What is known of the embeddings, once they are all there. Others than at the first start are not made."""
         data = self._spec.data
         if not data.cache:
             width = embedding_width(data.model, data.revision)
@@ -238,6 +238,12 @@ class _Sweep:
             return {"d_in": width}
         from saebench.stores import cache
 
+        key = cache.entry_folder(data, self._cache).name
+        if lock.get("digest", key) != key:
+            raise PreflightError(
+                f"{self._paths.root}: began with other texts or another model: embeddings {lock['digest']}, now they "
+                f"are {key}; put back what has changed, or give the sweep another name"
+            )
         devices = list(dict.fromkeys(slot.device for slot in executor.slots))
         self._entry = entry = cache.build(data, self._cache, devices, self._encoding)  # kept: gc leaves it alone
         self._view.note(

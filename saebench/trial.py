@@ -77,7 +77,12 @@ def run_trial(
         checkpoint.seed_generators(config.seed)
         data, train = config.data, config.train
         store = stores.open_store(
-            data, batch_size=train.batch_size, seed=config.seed, device=device, cache_dir=cache_dir
+            data,
+            batch_size=train.batch_size,
+            seed=config.seed,
+            device=device,
+            cache_dir=cache_dir,
+            key=config.embeddings,
         )
         _Trial(config, paths, report, pending, Training.start(config, store, device), store).run(attempt)
 

@@ -63,7 +63,7 @@ class RowsStore:
         self._epoch, self._at = state["epoch"], state["at"]
 
 
-def open_rows(data: object, *, batch_size: int, seed: int, device: str, cache_dir: object) -> RowsStore:
+def open_rows(data: object, *, batch_size: int, seed: int, device: str, cache_dir: object, key: object) -> RowsStore:
     """In the place of `saebench.stores.open_store`."""
-    del data, cache_dir
+    del data, cache_dir, key
     return RowsStore(batch_size, seed, device=device)

@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def _weights(folder: Path) -> Path:
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     save_file({"W_dec": np.eye(3, dtype=np.float32)}, folder / "sae.safetensors")
     (folder / "sae.json").write_text('{"type": "topk"}')
     return folder
@@ -229,25 +229,34 @@ def test_best_of_nothing_says_so(store: Store) -> None:
         _raise(call(store, "best", "demo", "--where", "type=gated"))
 
 
-def test_best_registers_the_weights_that_mlflow_has(store: Store) -> None:
+def _best_run(store: Store) -> tuple[str, Path]:
+    """Id of the best run of TopK at k 32, and where MLflow would have its SAE."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(tracking_uri=store.uri)
     row = json.loads(done(store, "best", "--where", "k=32", "--where", "type=topk", "--json").stdout)[0]
     frame = pd.DataFrame(json.loads(done(store, "report", "--format", "json").stdout))
     run = frame.loc[frame["trial"] == row["best_trial"], "run_id"].item()
+    uri = MlflowClient(tracking_uri=store.uri).get_run(run).info.artifact_uri
+    return run, Path(uri.removeprefix("file://")) / "sae"
+
+
+def test_best_registers_the_weights_that_mlflow_has(store: Store) -> None:
+    from mlflow import MlflowClient
+
+    run, folder = _best_run(store)
+    shutil.rmtree(folder, ignore_errors=True)
     arguments = ("best", "--where", "k=32", "--where", "type=topk", "--register", "demo-topk-32")
     with pytest.raises(UserError, match="neither a logged model nor a folder sae"):
         _raise(call(store, *arguments))
-    folder = Path(client.get_run(run).info.artifact_uri.removeprefix("file://")) / "sae"
     _weights(folder)
     for version in ("1", "2"):
         assert f"as demo-topk-32, version {version}" in done(store, *arguments).stderr
-    found = client.get_model_version("demo-topk-32", "1")
+    found = MlflowClient(tracking_uri=store.uri).get_model_version("demo-topk-32", "1")
     assert (found.run_id, found.tags["saebench.sweep"]) == (run, "demo")
 
 
 def test_a_model_s_name_is_checked_before_anything_is_made(store: Store) -> None:
+    _weights(_best_run(store)[1])
     with pytest.raises(UserError, match="a model's name has no"):
         _raise(call(store, "best", "--where", "k=32", "--where", "type=topk", "--register", "a/b'c"))
 

@@ -447,12 +447,34 @@ def test_texts_that_do_not_fill_a_batch_leave_nothing_behind(
 ) -> None:
     entry = SimpleNamespace(num_train=19, num_holdout=2, d_in=384, key="k", info={})
     monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
+    monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.key))
     with pytest.raises(DataError, match=r"^train\.batch_size: 20: 19 training texts do not fill one batch$") as error:
         sweep(spec(data__cache=True, train__batch_size=[10, 20]), threads=True)
     assert error.value.exit_code == 5
     assert not (tmp_path / "runs").exists()
     entry.num_train = 20
     assert sweep(spec(data__cache=True, train__batch_size=[10, 20]), threads=True).ok
+
+
+def test_other_embeddings_than_at_the_beginning_are_refused(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of texts was changed: trials of two corpora would stand in one table."""
+    entry = SimpleNamespace(num_train=100, num_holdout=10, d_in=384, key="0123", info={})
+    monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
+    monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.key))
+    given = spec(data__cache=True, seeds=[0])
+    assert sweep(given, threads=True).ok
+    assert {c.embeddings for t in SweepPaths(tmp_path / "runs" / "toy").trials() if (c := read_config(t))} == {"0123"}
+    entry.key = "4567"
+    for extend in (False, True):
+        seeds = [0, 1] if extend else [0]
+        with pytest.raises(
+            PreflightError, match="began with other texts or another model: embeddings 0123, now they are 4567"
+        ):
+            sweep(spec(data__cache=True, seeds=seeds), threads=True, extend=extend)
+    entry.key = "0123"
+    assert sweep(spec(data__cache=True, seeds=[0, 1]), threads=True, extend=True).ok
 
 
 def test_devices_may_be_left_out_at_the_next_start(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:

@@ -34,10 +34,11 @@ log = logging.getLogger("saebench")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def find(data: DataConfig, cache_dir: Path) -> CacheEntry | None:
-    """The complete entry for `data`, or None; `gc` leaves it alone while the result lives. Raises DataError where a
-    local data file is not there."""
-    folder = entry_folder(data, cache_dir)
+def find(data: DataConfig, cache_dir: Path, key: str | None = None) -> CacheEntry | None:
+    """The complete entry for `data`, or None; `gc` leaves it alone while the result lives. Where its key is given, its
+    files are not looked at, so that they may have changed since. Raises DataError where a local data file is not
+    there."""
+    folder = entry_folder(data, cache_dir) if key is None else cache_dir / "embeddings" / key
     if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
         return None
     hold = Hold(beside(folder, ".used"))  # before looking, so that gc cannot come between

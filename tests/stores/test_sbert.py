@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -350,6 +351,35 @@ def test_a_stream_without_texts_is_one_line(corpus: Corpus) -> None:
 def test_a_corpus_smaller_than_a_batch_is_refused(corpus: Corpus, cache_dir: Path, cached: bool) -> None:
     with pytest.raises(DataError, match=r"\d training texts do not fill one batch of 64"):
         open_store(corpus(sentences(10), cache=cached), batch_size=64, seed=0, device="cpu", cache_dir=cache_dir)
+
+
+@pytest.mark.usefixtures("inline")
+def test_an_entry_named_by_its_key_is_served_whatever_became_of_the_texts(corpus: Corpus, cache_dir: Path) -> None:
+    """So that a file which changes in the course of a sweep does not split its trials between two corpora."""
+    data = corpus(sentences(300))
+    key = cache.build(data, cache_dir).key
+    settings = {"batch_size": 64, "seed": 7, "device": "cpu", "cache_dir": cache_dir}
+    first = open_store(data, **settings, key=key).next_batch()
+    path = Path(str(data.dataset.data_files))
+    path.write_bytes(path.read_bytes().replace(b"a", b"o"))
+    assert torch.equal(open_store(data, **settings, key=key).next_batch(), first)
+    path.unlink()
+    assert torch.equal(open_store(data, **settings, key=key).next_batch(), first)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_named_entry_that_is_gone_is_built_again_from_the_same_texts_alone(corpus: Corpus, cache_dir: Path) -> None:
+    data = corpus(sentences(300))
+    key = cache.build(data, cache_dir).key
+    settings = {"batch_size": 64, "seed": 7, "device": "cpu", "cache_dir": cache_dir, "key": key}
+    shutil.rmtree(cache_dir)
+    assert open_store(data, **settings).entry.key == key
+    shutil.rmtree(cache_dir)
+    path = Path(str(data.dataset.data_files))
+    path.write_bytes(path.read_bytes().replace(b"a", b"o"))
+    with pytest.raises(DataError, match=f"embeddings {key} are gone, and the texts or the model have changed since$"):
+        open_store(data, **settings)
+    assert not list(cache_dir.glob("embeddings/*/manifest.json")), "nothing is encoded in vain"
 
 
 @pytest.mark.gpu
