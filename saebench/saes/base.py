@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from saebench.config import SAEConfig
+from saebench.config import SPARSITY_PARAMETERS, SAEConfig
 from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
@@ -99,6 +99,13 @@ class SAE(nn.Module, ABC):
         self.preprocessing = Preprocessing(config.preprocess, d_in)
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("offset", torch.zeros(()))
+
+    def extra_repr(self) -> str:
+        """What `print` shows: the widths and what sets the sparsity."""
+        names = dict.fromkeys(name for some in SPARSITY_PARAMETERS.values() for name in some)
+        given = ((name, getattr(self.config, name, None)) for name in names)
+        sparsity = [f"{name}={value:g}" for name, value in given if value is not None]
+        return ", ".join([f"d_in={self.d_in}", f"dict_size={self.dict_size}", *sparsity])
 
     # --- what an architecture defines ---
 

@@ -296,3 +296,11 @@ def test_a_fixed_coefficient_leaves_inference_as_trained(kind: str) -> None:
     sae.calibrate(rows)
     assert torch.equal(sae.encode(rows), before)
     assert (before != 0).double().sum(1).mean() == pytest.approx(float(sae.loss(rows, Moment()).l0))
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "shown"), [("topk", {"k": 3}, "k=3"), ("gated", {"l1_coeff": 0.5}, "l1_coeff=0.5")]
+)
+def test_printing_shows_the_widths_and_what_sets_the_sparsity(kind: str, fields: dict[str, float], shown: str) -> None:
+    sae = make_sae(SAE_CONFIGS[kind].model_validate({"dict_size": 24, **fields}), 8, formulas.cloud(64), 0)
+    assert f"  d_in=8, dict_size=24, {shown}\n" in repr(sae)
