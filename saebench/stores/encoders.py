@@ -67,21 +67,20 @@ class Encoders:
     def help(self, child: Child, seconds: Mapping[str, float], left: int) -> None:
         """An encoder says what its time went into; `left` texts remain. Where it is tokens, and its GPU has time to
         spare, another process is started there."""
-        spent, place = self._spent.setdefault(child, Counter()), self._places.get(child)
+        spent, place = self._spent.setdefault(child, Counter()), self._places[child]
         spent.update(seconds)
         if spent["all"] < HELP_SECONDS:
             return
         del self._spent[child]
         waits = spent["tokens"] > 0.7 * spent["all"] and spent["device"] < 0.6 * spent["all"]
-        if place is not None and place.inside.startswith("cuda") and waits and left >= HELP_TEXTS:
+        if place.inside.startswith("cuda") and waits and left >= HELP_TEXTS:
             most = min(MAX_GPU_PROCESSES, count_cores() // (2 * len(self._devices)))
             if not self.loading and len(self._beside(child)) < most and not self._refused:
                 self._start(place)
 
     def spare(self, child: Child) -> bool:
-        """Whether an encoder was started to help another and never got ready (memory, say): then no other is."""
-        self._refused = child in self.loading and any(other in self.ready for other in self._beside(child))
-        return self._refused
+        """Whether an encoder helps others on its device and is not ready yet: they do without."""
+        return child in self.loading and any(other in self.ready for other in self._beside(child))
 
     def _beside(self, child: Child) -> list[Child]:
         """The encoders of the same device."""
@@ -95,7 +94,8 @@ class Encoders:
         self.fingerprint = tuple(message["fingerprint"])
 
     def lose(self, child: Child) -> None:
-        """An encoder has died."""
+        """An encoder has died. After one that was to help (for want of memory, say) no other is started."""
+        self._refused = self._refused or self.spare(child)
         for group in (self.loading, self.ready):
             if child in group:
                 group.remove(child)
