@@ -109,6 +109,7 @@ class Training:
         self._bad = torch.full((2,), -1, device=self.device)
         self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
         self._held = _row_keys(calibration, self._key_weights).sort().values
+        self._revives = bool(getattr(config.sae, "aux_coeff", 0))
         self._lists: dict[int, Tensor] = {}
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and train.cuda_graph else None
         self._replay = None if recorder is None else self._recorded_steps(recorder)
@@ -174,7 +175,7 @@ class Training:
         """Draw up the list of dead latents, eight times per window: its length is the one thing the host must wait for.
         On a GPU it is filled up to one of a few lengths, so that a step is one of a few kinds."""
         every = max(1, self.dead_after // (8 * self.config.train.batch_size))
-        if getattr(self.config.sae, "aux_coeff", 0) and self.step % every == 0:
+        if self._revives and self.step % every == 0:
             self._set_dead((self.since_fired >= self.dead_after).nonzero().squeeze(1))
 
     def _set_dead(self, latents: Tensor) -> None:
@@ -188,7 +189,7 @@ class Training:
 
     def _dead(self) -> Dead | None:
         """Latents that have not fired for `dead_after` examples: those on the list that have not since."""
-        if not getattr(self.config.sae, "aux_coeff", 0):
+        if not self._revives:
             return None
         latents = self.dead_index.clamp_max(self.sae.dict_size - 1)
         listed = self.dead_index < self.sae.dict_size

@@ -93,8 +93,7 @@ class SparseCodes:
     def with_values(self, values: Tensor) -> SparseCodes:
         """The same pairs with other values; what was computed about the pairs is kept."""
         codes = SparseCodes(values, self.indices, self.offsets, self.dict_size)
-        codes.__dict__.update({n: v for n, v in self.__dict__.items() if n in ("row_of_pair", "by_latent", "pieces")})
-        return codes
+        return self._shared_with(codes, "row_of_pair", "by_latent", "pieces")
 
     def cut(self, starts: Tensor) -> SparseCodes:
         """The same pairs as codes of rows * levels: level i of a row has its latents from starts[i] to starts[i + 1],
@@ -106,7 +105,11 @@ class SparseCodes:
         if "by_latent" in self.__dict__:
             order, bounds, _ = self.by_latent
             codes.__dict__["by_latent"] = ByLatent(order, bounds, codes.row_of_pair.index_select(0, order))
-            codes.__dict__.update({n: v for n, v in self.__dict__.items() if n == "pieces"})
+        return self._shared_with(codes, "pieces")
+
+    def _shared_with(self, codes: SparseCodes, *names: str) -> SparseCodes:
+        """`codes`, with what was computed about these pairs under `names`."""
+        codes.__dict__.update({name: self.__dict__[name] for name in names if name in self.__dict__})
         return codes
 
     def spread(self, per_latent: Tensor) -> Tensor:
