@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from saebench.config import AnySAEConfig, GatedConfig, JumpReLUConfig, TopKConfig, VanillaConfig
@@ -26,6 +24,7 @@ from saebench.errors import UserError
 from saebench.saes import SAE, SAE_TYPES
 from saebench.saes.base import NotCalibratedError
 from saebench.saes.batchtopk import BatchSparseSAE
+from saebench.saes.files import whole_tensors
 from saebench.saes.gated import GatedSAE
 from saebench.saes.jumprelu import SMALLEST, JumpReLUSAE
 from saebench.saes.topk import TopKSAE
@@ -155,12 +154,7 @@ def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozens
     """The named tensors of a safetensors file, as float32 but for those that are whole numbers there. Raises
     FileNotFoundError, or LayoutError for a file that is not whole, a name that is missing, or one that is neither in
     `names` nor `optional`, a shape or type that cannot be, NaN or infinity."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        tensors: dict[str, Tensor] = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise LayoutError(f"{path}: not a whole safetensors file ({error})") from error
+    tensors = whole_tensors(path, LayoutError)
     for name in sorted(names - tensors.keys()):
         raise LayoutError(f"{path}: {name}: missing")
     for name in sorted(tensors.keys() - names - optional):

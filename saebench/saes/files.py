@@ -94,13 +94,18 @@ def _read_json(path: Path) -> dict[str, Any]:
     return about
 
 
-def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+def whole_tensors(path: Path, damaged: type[UserError]) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises FileNotFoundError, or `damaged` where it is not whole."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        tensors: dict[str, Tensor] = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise SAEFileError(f"{path}: not a whole safetensors file ({error})") from error
+        raise damaged(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
+    tensors = whole_tensors(path, SAEFileError)
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             raise SAEFileError(f"{path}: {name}: {'missing' if name in expected else 'unknown tensor'}")
