@@ -21,7 +21,7 @@ from saebench.report.dictionaries import EVALUATION, Dictionary, Trained, from_m
 from saebench.report.matching import CELLS, Match, match
 from saebench.report.points import cells
 from saebench.report.sources import Source, connect
-from saebench.report.table import Row, counted, missing
+from saebench.report.table import Row, counted, missing, number_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -183,7 +183,7 @@ class _Measuring:
 
 
 def _points_of(points: Sequence[str]) -> str:
-    return f"{len(points)} point{'s' * (len(points) != 1)}"
+    return number_of(len(points), "point")
 
 
 def _few(names: Sequence[str]) -> str:

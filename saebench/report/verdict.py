@@ -6,6 +6,7 @@ import math
 
 from saebench.report.compare import Comparison
 from saebench.report.statistics import MAX_SEEDS
+from saebench.report.table import number_of
 
 ENOUGH_SEEDS = 3
 """Seeds to ask for where there is one."""
@@ -88,7 +89,7 @@ def _all(c: Comparison) -> str:
 
 
 def _seeds(c: Comparison) -> str:
-    return f"{c.seeds} seed{'s' * (c.seeds != 1)}"
+    return number_of(c.seeds, "seed")
 
 
 def _texts(c: Comparison) -> str:
