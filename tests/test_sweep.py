@@ -442,12 +442,18 @@ def test_a_column_that_is_not_there_leaves_nothing_behind(
     assert not workers()
 
 
+def embeddings(monkeypatch: pytest.MonkeyPatch, num_train: int) -> SimpleNamespace:
+    """What the cache is said to hold, without encoding a text; the test may change it."""
+    entry = SimpleNamespace(num_train=num_train, num_holdout=2, d_in=384, key="0123", info={})
+    monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
+    monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.key))
+    return entry
+
+
 def test_texts_that_do_not_fill_a_batch_leave_nothing_behind(
     sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    entry = SimpleNamespace(num_train=19, num_holdout=2, d_in=384, key="k", info={})
-    monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
-    monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.key))
+    entry = embeddings(monkeypatch, num_train=19)
     with pytest.raises(DataError, match=r"^train\.batch_size: 20: 19 training texts do not fill one batch$") as error:
         sweep(spec(data__cache=True, train__batch_size=[10, 20]), threads=True)
     assert error.value.exit_code == 5
@@ -460,9 +466,7 @@ def test_other_embeddings_than_at_the_beginning_are_refused(
     sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of texts was changed: trials of two corpora would stand in one table."""
-    entry = SimpleNamespace(num_train=100, num_holdout=10, d_in=384, key="0123", info={})
-    monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
-    monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.key))
+    entry = embeddings(monkeypatch, num_train=100)
     given = spec(data__cache=True, seeds=[0])
     assert sweep(given, threads=True).ok
     assert {c.embeddings for t in SweepPaths(tmp_path / "runs" / "toy").trials() if (c := read_config(t))} == {"0123"}
