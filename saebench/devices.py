@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saebench.config import RunConfig
 from saebench.cores import count_cores
 from saebench.errors import PreflightError
+from saebench.sweep_config import RunConfig
 
 CORES_PER_CPU_SLOT = 2
 USABLE_MEMORY = 0.95

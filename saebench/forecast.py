@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from saebench.config import SPARSITY_PARAMETERS, PruneConfig
+from saebench.config import SPARSITY_PARAMETERS
 from saebench.plan import Plan, Stratum, cardinality
 from saebench.spec import Range, options
+from saebench.sweep_config import PruneConfig
 
 TPE_STARTUP = 10
 """Trials that Optuna's TPE draws at random before it learns (its default, per study)."""

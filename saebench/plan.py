@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from saebench.config import SAE_CONFIGS, TrainConfig, TrialConfig, marks
 from saebench.errors import DataError, SpecError
-from saebench.models import embedding_width
+from saebench.hub import embedding_width
 from saebench.spec import Arm, Range, Scalar, SweepSpec, Value, choices, options
 from saebench.spec.accepts import rule_of
 from saebench.spec.draft import Draft

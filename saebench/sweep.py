@@ -14,14 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench import paths as places
-from saebench.config import TrackingConfig
 from saebench.errors import PreflightError, SpecError, of_the_machine
 from saebench.executors.local import TARGET, LocalExecutor
-from saebench.lock import agree, at_work_on, now, provenance, read_lock
-from saebench.models import embedding_width
-from saebench.paths import SweepPaths, write_json, write_text
+from saebench.hub import embedding_width
 from saebench.plan import make_plan
+from saebench.runs import paths as places
+from saebench.runs.durable import write_json, write_text
+from saebench.runs.holder import at_work_on, now
+from saebench.runs.lock import agree, provenance, read_lock
+from saebench.runs.paths import SweepPaths
 from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.interrupts import Interrupts
 from saebench.scheduler.ledger import Ledger
@@ -29,6 +30,7 @@ from saebench.scheduler.recovery import await_orphans, recover
 from saebench.spec import SweepSpec, parse_spec
 from saebench.spec.load import folder_of, load_text
 from saebench.spec.source import read_text
+from saebench.sweep_config import TrackingConfig
 from saebench.terminal.board import Board
 from saebench.terminal.picture import counts_text, duration, failure_lines
 from saebench.terminal.views import LoggedView, View, choose_view

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
-from saebench.events import Event, EventLog, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, ExitMessage, Message, Slot
-from saebench.paths import SweepPaths, write_json
-from saebench.state import read_state
+from saebench.runs.durable import write_json
+from saebench.runs.events import Event, EventLog, FailureKind, Verdict
+from saebench.runs.paths import SweepPaths
+from saebench.runs.state import read_state
 from saebench.terminal.views import QuietView
 
 TOTAL = 40

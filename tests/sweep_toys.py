@@ -11,8 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from saebench.config import TrialConfig, marks
-from saebench.events import Event, Verdict
-from saebench.paths import TrialPaths, write_json
+from saebench.runs.durable import write_json
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
 
 
 def train(

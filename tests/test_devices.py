@@ -10,8 +10,8 @@ import pytest
 
 from saebench import cores as cores_of_this_process
 from saebench import devices
-from saebench.config import RunConfig
 from saebench.errors import PreflightError
+from saebench.sweep_config import RunConfig
 
 TWO = """GPU 0: NVIDIA H200 (UUID: GPU-aaaa1111-0000-0000-0000-000000000000)
 GPU 1: NVIDIA H200 (UUID: GPU-aabb2222-0000-0000-0000-000000000000)

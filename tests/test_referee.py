@@ -19,10 +19,10 @@ from safetensors.numpy import load_file
 
 import saebench
 from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
-from saebench.events import Event, Verdict
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
 from saebench.stores import cache
-from saebench.trial import run_trial
+from saebench.trial.run import run_trial
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

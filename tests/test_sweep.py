@@ -21,12 +21,12 @@ import psutil
 import pytest
 import yaml
 
-from saebench import events
 from saebench.errors import DataError, PreflightError, SpecError
 from saebench.executors.inprocess import InProcessExecutor
 from saebench.executors.local import LocalExecutor
-from saebench.paths import SweepPaths, TrialPaths
-from saebench.state import TrialState, read_config, read_state
+from saebench.runs import events
+from saebench.runs.paths import SweepPaths, TrialPaths
+from saebench.runs.state import TrialState, read_config, read_state
 from saebench.stores.progress import Progress
 from saebench.sweep import SweepResult, _given, run_sweep, spec_of
 

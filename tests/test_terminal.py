@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from saebench.events import Event
-from saebench.state import TrialState
+from saebench.runs.events import Event
+from saebench.runs.state import TrialState
 from saebench.terminal import views as terminal
 from saebench.terminal.board import Board, Running
 from saebench.terminal.encoding import forgive

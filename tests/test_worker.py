@@ -15,8 +15,8 @@ from pydantic import ValidationError
 
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.errors import DataError, SpecError, UserError
-from saebench.events import Event, EventLog, Verdict, read
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, EventLog, Verdict, read
+from saebench.runs.paths import TrialPaths
 from saebench.worker import Request, classify, failure, one_line, resolve, work
 from saebench.worker.process import Lifeline
 from saebench.worker.zygote import Zygote

@@ -19,7 +19,7 @@ from torch import Tensor
 from work import STEPS, Work
 
 from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
-from saebench.trainer import Training
+from saebench.trial.trainer import Training
 
 OURS = "saebench"
 PRODUCT = "encoder product"

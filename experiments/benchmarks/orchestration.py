@@ -32,12 +32,12 @@ from pathlib import Path
 import toy_trial
 
 from saebench import run_sweep
-from saebench.config import RunConfig
-from saebench.events import Event
 from saebench.executors import Attempt, EventMessage, ExitMessage
 from saebench.executors.local import LocalExecutor
-from saebench.paths import TrialPaths
-from saebench.state import TrialState
+from saebench.runs.events import Event
+from saebench.runs.paths import TrialPaths
+from saebench.runs.state import TrialState
+from saebench.sweep_config import RunConfig
 from saebench.terminal.views import QuietView
 
 HERE = Path(__file__).parent

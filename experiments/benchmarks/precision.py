@@ -23,7 +23,7 @@ from scipy import stats
 from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
 from saebench.saes import SAE
 from saebench.stores import ActivationsStoreSBERT, cache, open_store
-from saebench.trainer import Training, evaluate, train
+from saebench.trial.trainer import Training, evaluate, train
 
 GLOSSES = Path(__file__).parents[2] / "sweeps" / "data" / "wordnet_glosses.parquet"
 PRECISIONS = ("float32", "bfloat16")

@@ -14,8 +14,8 @@ import time
 from collections import defaultdict
 from pathlib import Path
 
-from saebench.events import Verdict
 from saebench.plan import make_plan
+from saebench.runs.events import Verdict
 from saebench.spec import parse_spec
 from saebench.study import Search
 

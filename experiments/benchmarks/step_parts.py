@@ -21,12 +21,15 @@ PARTS: dict[str, tuple[str, ...]] = {
     "gradients of the weights": ("saebench.saes.sparse:collect",),
     "gradients of the biases": ("saebench.saes.sparse:sum_by_latent",),
     "AuxK": ("saebench.saes.ksparse:KSparseSAE.auxk",),
-    "zeroing": ("saebench.trainer:lend",),
+    "zeroing": ("saebench.trial.trainer:lend",),
     "projection": ("saebench.saes.base:SAE.project_gradient",),
-    "clipping": ("saebench.optim:clip_gradients",),
+    "clipping": ("saebench.trial.optim:clip_gradients",),
     "Adam": ("torch.optim:Adam.step",),
     "decoder norm": ("saebench.saes.base:SAE.constrain",),
-    "bookkeeping": ("saebench.trainer:Training._remember", "saebench.trainer:Training._without_calibration"),
+    "bookkeeping": (
+        "saebench.trial.trainer:Training._remember",
+        "saebench.trial.trainer:Training._without_calibration",
+    ),
 }
 """Functions whose time is a part's, without that of the functions of other parts that they call."""
 REST = "the rest"

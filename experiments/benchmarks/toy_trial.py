@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
-from saebench.events import Event, Verdict
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
 
 
 def config(number: int) -> TrialConfig:
@@ -27,7 +27,7 @@ def config(number: int) -> TrialConfig:
 
 
 def warm_up() -> None:
-    from saebench import trial
+    from saebench.trial import run as trial
 
     trial.warm_up()
 

@@ -34,19 +34,12 @@ import numpy as np
 import psutil
 from safetensors.numpy import save_file
 
-from saebench.config import (
-    BatchTopKConfig,
-    DataConfig,
-    DatasetConfig,
-    SAEConfig,
-    TopKConfig,
-    TrackingConfig,
-    TrainConfig,
-    TrialConfig,
-)
-from saebench.events import Event, EventLog
-from saebench.paths import SweepPaths, write_json
-from saebench.state import TrialState
+from saebench.config import BatchTopKConfig, DataConfig, DatasetConfig, SAEConfig, TopKConfig, TrainConfig, TrialConfig
+from saebench.runs.durable import write_json
+from saebench.runs.events import Event, EventLog
+from saebench.runs.paths import SweepPaths
+from saebench.runs.state import TrialState
+from saebench.sweep_config import TrackingConfig
 from saebench.tracking import Tracker
 
 POINTS, WIDTH, TEXTS = 20, 3072, 2000

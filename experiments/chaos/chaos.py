@@ -30,10 +30,10 @@ from typing import Any
 import psutil
 from safetensors.numpy import load_file
 
-from saebench import events
-from saebench.lock import holder
-from saebench.paths import SweepPaths, TrialPaths
-from saebench.state import read_config, read_state
+from saebench.runs import events
+from saebench.runs.holder import holder
+from saebench.runs.paths import SweepPaths, TrialPaths
+from saebench.runs.state import read_config, read_state
 
 HERE = Path(__file__).parent
 MARK = "SAEBENCH_CHAOS"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from saebench import trial
 from saebench.config import TrialConfig
-from saebench.events import Event, Verdict
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
+from saebench.trial import run as trial
 
 
 def run_trial(

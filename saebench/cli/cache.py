@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
-from saebench import paths
 from saebench.cli.options import cache_option, set_option
 from saebench.errors import DataError, UserError
+from saebench.runs import paths
 from saebench.stores import cache as store
 from saebench.stores import tidy
 from saebench.stores.progress import Progress

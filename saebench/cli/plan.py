@@ -11,8 +11,8 @@ import click
 
 from saebench.cli.options import cache_option, set_option
 from saebench.errors import UserError
-from saebench.paths import cache_dir
 from saebench.plan import Plan, Stratum, make_plan
+from saebench.runs.paths import cache_dir
 from saebench.spec import Range, SweepSpec, load_spec
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from saebench import paths as places
 from saebench.cli.options import runs_option
 from saebench.errors import SpecError, UserError
-from saebench.paths import SweepPaths, TrialPaths
+from saebench.runs import paths as places
+from saebench.runs.paths import SweepPaths, TrialPaths
 
 if TYPE_CHECKING:
     from saebench.terminal.board import Board
@@ -36,7 +36,7 @@ def sweeps(runs_dir: str | None) -> list[SweepPaths]:
 
 def _is_sweep(folder: Path) -> bool:
     """It has begun, or is being prepared: before the texts are encoded there is only who works on it."""
-    from saebench.lock import holder
+    from saebench.runs.holder import holder
 
     return (folder / "lock.json").is_file() or holder(SweepPaths(folder)) is not None
 
@@ -78,7 +78,7 @@ def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -
     Slots, trials by state, pace, verdicts, failures with reasons. SWEEP is a name or a directory; by default the
     sweep that changed last.
     """
-    from saebench.lock import holder
+    from saebench.runs.holder import holder
 
     paths = find_sweep(name, runs_dir)
     if as_json:
@@ -109,7 +109,7 @@ def _watch(paths: SweepPaths) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    from saebench.lock import holder
+    from saebench.runs.holder import holder
     from saebench.terminal.picture import picture
 
     console = Console()
@@ -124,8 +124,9 @@ def _watch(paths: SweepPaths) -> None:
 
 
 def _board(paths: SweepPaths) -> Board:
-    from saebench.lock import holder, read_lock
     from saebench.plan import make_plan
+    from saebench.runs.holder import holder
+    from saebench.runs.lock import read_lock
     from saebench.sweep import spec_of
     from saebench.terminal.board import read_board
 
@@ -139,7 +140,7 @@ def _board(paths: SweepPaths) -> Board:
 
 
 def _scheduler_line(paths: SweepPaths) -> str:
-    from saebench.lock import describe, holder
+    from saebench.runs.holder import describe, holder
 
     if holder(paths) is not None:
         begins = "" if paths.lock.exists() else "; it gets the embeddings ready, no trial has begun"
@@ -148,8 +149,9 @@ def _scheduler_line(paths: SweepPaths) -> str:
 
 
 def _as_json(paths: SweepPaths) -> dict[str, Any]:
-    from saebench.lock import holder, read_lock
-    from saebench.state import read_state
+    from saebench.runs.holder import holder
+    from saebench.runs.lock import read_lock
+    from saebench.runs.state import read_state
 
     board = _board(paths)
     lock = read_lock(paths) or {}
@@ -175,7 +177,7 @@ def _as_json(paths: SweepPaths) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def ls(runs_dir: str | None, as_json: bool) -> None:
     """List the sweeps, the one that changed last first."""
-    from saebench.lock import holder
+    from saebench.runs.holder import holder
     from saebench.terminal.board import read_board
 
     rows = []
@@ -191,7 +193,7 @@ def ls(runs_dir: str | None, as_json: bool) -> None:
 
 def _lock_or_word(paths: SweepPaths) -> dict[str, Any]:
     """What lock.json says; one that cannot be read hides no other sweep."""
-    from saebench.lock import read_lock
+    from saebench.runs.lock import read_lock
 
     try:
         return read_lock(paths) or {}
@@ -239,8 +241,8 @@ def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> No
 
 def _follow(trial: TrialPaths, paths: SweepPaths, follow: bool) -> Iterator[str]:
     """The log's text; with `follow` whatever is added, until nobody will add more."""
-    from saebench.lock import holder
-    from saebench.state import read_state
+    from saebench.runs.holder import holder
+    from saebench.runs.state import read_state
 
     file: IO[str] | None = None
     try:

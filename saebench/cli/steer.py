@@ -9,7 +9,8 @@ import click
 from saebench.cli.options import cache_option, plain_option, runs_option
 from saebench.cli.show import find_sweep
 from saebench.errors import UserError
-from saebench.paths import SweepPaths, write_json, write_text
+from saebench.runs.durable import write_json, write_text
+from saebench.runs.paths import SweepPaths
 
 
 @click.command()
@@ -21,7 +22,7 @@ def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
 
     No new trials begin, running ones checkpoint and leave.
     """
-    from saebench.lock import describe, holder
+    from saebench.runs.holder import describe, holder
 
     paths = find_sweep(name, runs_dir)
     if holder(paths) is None:
@@ -44,7 +45,7 @@ def retry(
 
     A running sweep takes them in; otherwise the sweep is run from here until they (and what else is left) have ended.
     """
-    from saebench.lock import describe, holder
+    from saebench.runs.holder import describe, holder
     from saebench.sweep import run_sweep, spec_of
     from saebench.terminal.views import choose_view
 
@@ -66,7 +67,7 @@ def retry(
 
 def _failed(paths: SweepPaths, numbers: tuple[int, ...]) -> list[int]:
     """The failed trials, or those of `numbers`, all of which must have failed."""
-    from saebench.state import read_state
+    from saebench.runs.state import read_state
 
     states = {s.number: s.state for trial in paths.trials() if (s := read_state(trial)) is not None}
     wrong = [n for n in numbers if states.get(n) != "failed"]

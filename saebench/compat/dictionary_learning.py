@@ -31,7 +31,7 @@ from torch import Tensor
 
 from saebench.compat.plain import LayoutError, Plain, filled, from_plain, plain, read_json, read_tensors, type_of
 from saebench.config import BatchTopKConfig, MatryoshkaConfig
-from saebench.paths import write_json
+from saebench.runs.durable import write_json
 from saebench.saes import SAE, load_sae
 from saebench.saes.batchtopk import BatchTopKSAE
 from saebench.saes.matryoshka import MatryoshkaSAE

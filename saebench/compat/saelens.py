@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saebench.compat.plain import LayoutError, Plain, Rule, from_plain, plain, read_json, read_tensors, type_of
-from saebench.paths import write_json
+from saebench.runs.durable import write_json
 from saebench.saes import SAE, load_sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"

@@ -12,7 +12,7 @@ from saebench.compat.settings import Settings, read_settings
 from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig
 from saebench.errors import DataError
 from saebench.stores.sbert import ActivationsStoreSBERT
-from saebench.trainer import SAMPLE_ROWS, Training, calibration_rows, evaluate, train
+from saebench.trial.trainer import SAMPLE_ROWS, Training, calibration_rows, evaluate, train
 
 Record = Callable[[int, Mapping[str, float]], None]
 """Takes examples seen and metrics."""

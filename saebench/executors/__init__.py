@@ -12,8 +12,8 @@ from typing import Literal, Protocol
 
 from saebench.config import TrialConfig
 from saebench.devices import Slot
-from saebench.events import Event, FailureKind, Verdict
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.runs.paths import TrialPaths
 
 __all__ = ["Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "Slot", "check_free"]
 

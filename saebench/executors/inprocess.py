@@ -8,11 +8,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saebench.config import RunConfig
 from saebench.devices import Slot
-from saebench.events import Event, Verdict
 from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message, check_free
 from saebench.executors.local import TARGET
+from saebench.runs.events import Event, Verdict
+from saebench.sweep_config import RunConfig
 from saebench.worker import VERDICT_WAIT, Request, work
 
 

@@ -14,14 +14,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from saebench.config import RunConfig
 from saebench.devices import Slot, make_slots, uses_gpu
-from saebench.events import Event, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message, check_free
 from saebench.executors.nursery import Born, Died, Notice, Nursery, end_group, group_is_gone, make_nursery, search_path
+from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.sweep_config import RunConfig
 from saebench.worker import Request
 
-TARGET = "saebench.trial:run_trial"
+TARGET = "saebench.trial.run:run_trial"
 DRAIN = 10.0
 """Seconds after which a slot is given back although NVML still counts memory of its dead worker."""
 TICK = 0.02

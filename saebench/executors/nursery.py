@@ -18,8 +18,8 @@ from typing import IO, Any, Protocol
 import psutil
 
 import saebench
-from saebench.events import FailureKind
-from saebench.paths import TrialPaths
+from saebench.runs.events import FailureKind
+from saebench.runs.paths import TrialPaths
 from saebench.worker import Request
 from saebench.worker.zygote import kill_group
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saebench.errors import UserError
-from saebench.paths import TrialPaths
 from saebench.report.artifacts import download
 from saebench.report.sources import Source
 from saebench.report.table import Row, missing
+from saebench.runs.paths import TrialPaths
 
 WEIGHTS, EVALUATION = "sae.safetensors", "evaluation.safetensors"
 

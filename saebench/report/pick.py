@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saebench.errors import UserError
-from saebench.paths import SweepPaths, TrialPaths, runs_dir
 from saebench.report.artifacts import download
 from saebench.report.document import Report
 from saebench.report.read import read
 from saebench.report.sources import Source, connect, directory_of, find, speaking_to
+from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
 
 if TYPE_CHECKING:
     from pandas import DataFrame

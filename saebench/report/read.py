@@ -108,7 +108,7 @@ def _one_per_trial(rows: list[dict[str, Any]], name: str, record: Record) -> lis
 
 
 def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]], record: Record) -> None:
-    from saebench.lock import holder
+    from saebench.runs.holder import holder
 
     unfinished = sum(row["state"] in ("running", "interrupted", "planned") for row in rows)
     them = number_of(unfinished, "trial")

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from saebench.errors import PreflightError, UserError
-from saebench.paths import SweepPaths, TrialPaths, runs_dir
+from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
 
 ANSWER_WITHIN = 5
 """Seconds a tracking server gets for its first answer."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saebench.config import AnySAEConfig
 from saebench.errors import UserError
-from saebench.paths import write_json
+from saebench.runs.durable import write_json
 from saebench.saes.base import SAE
 
 FORMAT = "saebench.sae"

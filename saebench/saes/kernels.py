@@ -19,6 +19,12 @@ _BLOCK = 1 << 18
 _LENT, _LATER = "_lent_gradient", "_later_gradients"
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Whether the host may look at the numbers of this tensor without waiting for a device. Where it may not, no shape
+    in a training step depends on a number, and nothing is copied to or from the host: a step can be recorded."""
+    return tensor.device.type == "cpu"
+
+
 def _onednn() -> bool:
     """Whether oneDNN's dense-in, dense-out linear is there and right (checked on a product of integers)."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
-from saebench.replay import on_host
-from saebench.saes.kernels import blocks, product
+from saebench.saes.kernels import blocks, on_host, product
 
 MOST_PAIRS = 1 / 24
 """Share of the latents above which, on a CPU, pairs cost more than dense products."""

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
-from saebench.replay import on_host
-from saebench.saes.kernels import Precision, affine_no_grad
+from saebench.saes.kernels import Precision, affine_no_grad, on_host
 
 CHUNK_ROWS = 256
 """Rows whose pre-activations exist at a time, halved until a chunk holds at most CHUNK_ELEMENTS of them."""

@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saebench.replay import on_host
 from saebench.saes import kernels_select as select
-from saebench.saes.kernels import Precision, affine, borrow
+from saebench.saes.kernels import Precision, affine, borrow, on_host
 from saebench.saes.kernels_codes import MOST_PAIRS, collect, combine, dots, sum_by_latent
 from saebench.saes.kernels_codes import Codes as Codes
 from saebench.saes.kernels_codes import DenseCodes as DenseCodes

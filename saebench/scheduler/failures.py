@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from saebench.config import FailuresConfig, RetriesConfig
-from saebench.events import FailureKind
-from saebench.state import TrialState
+from saebench.runs.events import FailureKind
+from saebench.runs.state import TrialState
+from saebench.sweep_config import FailuresConfig, RetriesConfig
 
 WORDS: dict[FailureKind, str] = {
     "cuda_oom": "out of GPU memory",

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from saebench.config import TrialConfig
-from saebench.events import Event, FailureKind, Verdict
 from saebench.executors import Slot
-from saebench.paths import SweepPaths, write_text
+from saebench.runs.durable import write_text
+from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.runs.paths import SweepPaths
+from saebench.runs.state import AttemptRecord, TrialState, TrialStateName, read_config
 from saebench.scheduler.failures import WORDS
-from saebench.state import AttemptRecord, TrialState, TrialStateName, read_config
 from saebench.terminal.board import Board, Running, verdict_line
 
 

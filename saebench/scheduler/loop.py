@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from saebench.config import BudgetConfig, FailuresConfig
-from saebench.events import Event, FailureKind, Verdict
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Slot
-from saebench.paths import SweepPaths
+from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.runs.paths import SweepPaths
 from saebench.scheduler.failures import DeviceRecord, gives_up, may_retry
 from saebench.scheduler.ledger import Ledger, Search, reason_of
 from saebench.scheduler.placement import Active, Job, Queue
+from saebench.sweep_config import BudgetConfig, FailuresConfig
 from saebench.terminal.views import View
 
 POLL = 0.25

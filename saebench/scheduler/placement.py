@@ -6,8 +6,8 @@ from collections import deque
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from saebench.events import Event
 from saebench.executors import Slot
+from saebench.runs.events import Event
 
 
 @dataclass

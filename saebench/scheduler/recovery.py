@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable
 
 import psutil
 
-from saebench import events
-from saebench.events import Event, Verdict
-from saebench.paths import TrialPaths
+from saebench.runs import events
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
+from saebench.runs.state import TrialState, read_config, read_state
 from saebench.scheduler.ledger import Ledger, Search
-from saebench.state import TrialState, read_config, read_state
 
 ORPHAN_GRACE = 60.0
 """Seconds that workers of a dead scheduler have for their checkpoint before they are killed."""

@@ -8,18 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from saebench.config import (
-    SAE_CONFIGS,
-    SPARSITY_PARAMETERS,
-    BudgetConfig,
-    Config,
-    DataConfig,
-    EvalConfig,
-    PruneConfig,
-    RunConfig,
-    SearchConfig,
-    TrackingConfig,
-)
+from saebench.config import SAE_CONFIGS, SPARSITY_PARAMETERS, Config, DataConfig
+from saebench.sweep_config import BudgetConfig, EvalConfig, PruneConfig, RunConfig, SearchConfig, TrackingConfig
 
 Scalar = bool | int | float | str | tuple[float, ...] | None
 """One value of a field; the tuple is for `groups`, the one field that is a list itself."""

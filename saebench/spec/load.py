@@ -10,8 +10,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, SearchConfig, TrainConfig
-from saebench.models import embedding_width
+from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, TrainConfig
+from saebench.hub import embedding_width
 from saebench.spec.accepts import BAD, did_you_mean, rule_of
 from saebench.spec.draft import Draft
 from saebench.spec.grammar import Arm, SweepSpec, Value, options
@@ -20,6 +20,7 @@ from saebench.spec.overrides import override
 from saebench.spec.reading import Reader
 from saebench.spec.rules import BUILDERS, check
 from saebench.spec.source import compose, read_text
+from saebench.sweep_config import SearchConfig
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import re
 
-from saebench.config import EVAL_METRICS, FINAL_METRICS
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
 from saebench.spec.draft import Draft, Found, at
+from saebench.sweep_config import EVAL_METRICS, FINAL_METRICS
 
 BUILDERS = frozenset({"parquet", "json", "csv", "text", "arrow", "xml"})
 """Dataset paths that name a file format: their data_files are files of ours, not of a repository."""

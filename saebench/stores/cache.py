@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.paths import write_json
+from saebench.runs.durable import write_json
 from saebench.stores import keys
 from saebench.stores.build import Build
 from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, beside, has_content

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from saebench.errors import DataError
-from saebench.paths import write_text
+from saebench.runs.durable import write_text
 from saebench.stores.entry import File, dropped_on_failure, has_size
 from saebench.stores.seal import seal, unseal
 

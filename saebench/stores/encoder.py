@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.models import find_model
+from saebench.hub import find_model
 from saebench.stores.ahead import ahead
 from saebench.stores.texts import one_line
 from saebench.stores.tokens import Tokens

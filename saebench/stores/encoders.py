@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from saebench.config import DataConfig
 from saebench.cores import count_cores
 from saebench.errors import DataError
-from saebench.models import find_model
+from saebench.hub import find_model
 from saebench.stores import children
 from saebench.stores.children import Child, Inbox, Message
 from saebench.stores.entry import ROWS_PER_PART

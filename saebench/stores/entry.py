@@ -31,7 +31,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from saebench.config import Config, DataConfig
-from saebench.paths import write_text
+from saebench.runs.durable import write_text
 from saebench.stores.hold import Hold
 from saebench.stores.seal import seal, unseal
 from saebench.stores.texts import Text, threshold

@@ -19,7 +19,7 @@ from typing import Any
 
 from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
-from saebench.paths import write_json
+from saebench.runs.durable import write_json
 from saebench.stores.texts import place
 
 FORMAT = 1

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from saebench import paths
 from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
+from saebench.runs import paths
 from saebench.stores import cache
 from saebench.stores.base import check_positive
 from saebench.stores.encoder import SentenceEncoder, texts_per_batch

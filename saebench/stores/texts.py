@@ -16,7 +16,7 @@ from typing import Any
 
 from saebench.config import DatasetConfig
 from saebench.errors import DataError
-from saebench.models import dataset_out_of_reach
+from saebench.hub import dataset_out_of_reach
 
 
 @dataclass(frozen=True, slots=True)

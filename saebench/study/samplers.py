@@ -17,10 +17,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
 
-from saebench.config import SearchConfig
 from saebench.errors import SpecError
 from saebench.plan import Plan, Stratum, cardinality
 from saebench.spec import Range, Scalar
+from saebench.sweep_config import SearchConfig
 
 TPE_STARTUP = 10
 """Points that TPE draws at random before it learns; below that many per stratum qmc covers the space better."""

@@ -18,8 +18,8 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from saebench.config import TrialConfig
-from saebench.events import FailureKind, Verdict
 from saebench.plan import Plan
+from saebench.runs.events import FailureKind, Verdict
 from saebench.study import pruners, samplers
 from saebench.study.cell import Cell, End, Trial, state_of
 from saebench.study.draw import accept, add, draw, search_seed

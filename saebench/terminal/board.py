@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saebench import events
-from saebench.events import Event
-from saebench.paths import SweepPaths
-from saebench.state import TrialState, read_state
+from saebench.runs import events
+from saebench.runs.events import Event
+from saebench.runs.paths import SweepPaths
+from saebench.runs.state import TrialState, read_state
 
 
 @dataclass

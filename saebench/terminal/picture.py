@@ -11,7 +11,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from saebench.state import TrialState
+from saebench.runs.state import TrialState
 from saebench.terminal.board import Board, Running
 
 STYLES = {

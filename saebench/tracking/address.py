@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from saebench.config import TrackingConfig
+from saebench.sweep_config import TrackingConfig
 from saebench.tracking.database import file_of
 from saebench.tracking.server import resolve_uri, without_password
 

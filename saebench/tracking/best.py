@@ -7,10 +7,10 @@ from math import isfinite
 from statistics import fmean
 from typing import NamedTuple
 
-from saebench import events
 from saebench.config import TrialConfig
-from saebench.paths import SweepPaths, TrialPaths
-from saebench.state import read_config
+from saebench.runs import events
+from saebench.runs.paths import SweepPaths, TrialPaths
+from saebench.runs.state import read_config
 
 
 class Scored(NamedTuple):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from saebench.paths import write_text
+from saebench.runs.durable import write_text
 from saebench.tracking.database import file_of
 
 _EVERY = 1.0

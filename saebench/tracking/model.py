@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saebench.config import TrialConfig
-from saebench.paths import TrialPaths
+from saebench.runs.paths import TrialPaths
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-_CODE = Path(__file__).parents[1] / "mlflow_model.py"
+_CODE = Path(__file__).parents[1] / "compat" / "mlflow_model.py"
 _NEEDS = ("saebench", "mlflow", "torch", "sentence-transformers", "safetensors")
 
 

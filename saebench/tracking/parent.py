@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from saebench.config import DataConfig, TrackingConfig
-from saebench.paths import SweepPaths
+from saebench.config import DataConfig
+from saebench.runs.paths import SweepPaths
+from saebench.sweep_config import TrackingConfig
 from saebench.tracking import record, server, views
 from saebench.tracking.best import best_trials
 from saebench.tracking.book import Book

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.config import DataConfig, TrialConfig
-from saebench.events import Event
-from saebench.state import TrialState
+from saebench.runs.events import Event
+from saebench.runs.state import TrialState
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Param, RunTag

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from saebench.config import TrackingConfig
 from saebench.errors import PreflightError
+from saebench.sweep_config import TrackingConfig
 from saebench.tracking.database import file_of, gather, quicken
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def _alone(uri: str) -> Iterator[None]:
     """One process at a time: MLflow makes the tables of a SQLite file when it first looks, and of two sweeps that look
     at once (they waited for the same corpus) one fails on a table that "already exists"."""
     path = file_of(uri)
-    lock = FileLock(path.with_name(f".{path.name}.saebench.lock")) if path else None
+    lock = FileLock(path.with_name(f".{path.name}.saebench.runs.lock")) if path else None
     with ExitStack() as stack:
         if lock is not None:
             with suppress(OSError):  # a folder that cannot be written: whoever made the file is done

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench import events
-from saebench.config import TrackingConfig, TrialConfig
-from saebench.paths import TrialPaths
+from saebench.config import TrialConfig
+from saebench.runs import events
+from saebench.runs.paths import TrialPaths
+from saebench.sweep_config import TrackingConfig
 from saebench.tracking import record, server, tail
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.model import log_model

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from saebench import events
+from saebench.runs import events
 from saebench.tracking import record
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from saebench.config import TrackingConfig, TrialConfig
-from saebench.paths import SweepPaths
-from saebench.state import read_config, read_state
+from saebench.config import TrialConfig
+from saebench.runs.paths import SweepPaths
+from saebench.runs.state import read_config, read_state
+from saebench.sweep_config import TrackingConfig
 from saebench.tracking import database, record, server, tail
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.parent import Parent

@@ -50,7 +50,7 @@ def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, A
     wanted = f"tags.`saebench.kind` = 'trial' AND tags.`saebench.sweep` = '{sweep}'"
     return {
         # a pruned trial's last value comes from a smaller budget: no mean of a stratum has it
-        "searchFilter": wanted + (" AND tags.`saebench.state` = 'complete'" if grouped else ""),
+        "searchFilter": wanted + (" AND tags.`saebench.runs.state` = 'complete'" if grouped else ""),
         "orderByKey": f"metrics.`{objective}`",  # by time, the page would fold the trials below their parent
         "orderByAsc": search.get("direction", "minimize") == "minimize",
         "selectedColumns": [column for column in widths if column not in _FIXED],
@@ -76,7 +76,7 @@ def _columns(params: list[str], objective: str) -> dict[str, int]:
         **dict([name]),
         **{f"metrics.`{key}`": 150 if len(key) > 8 else 110 for key in metrics},
         **{f"params.`{key}`": 110 if key in ("type", "lr") else 80 for key in params},
-        "tags.`saebench.state`": 150,
+        "tags.`saebench.runs.state`": 150,
         "attributes.`Dataset`": 260,
         **dict(rest),
         "tags.`saebench.reason`": 300,

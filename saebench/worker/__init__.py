@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 from saebench.config import TrialConfig
 from saebench.errors import UserError
-from saebench.events import Event, EventLog, FailureKind, Verdict
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, EventLog, FailureKind, Verdict
+from saebench.runs.paths import TrialPaths
 
 VERDICT_WAIT = 30.0
 """Seconds a worker waits for a verdict before it goes on by itself."""
@@ -60,7 +60,7 @@ class Request:
 
 
 class Target(Protocol):
-    """What a worker runs; `saebench.trial.run_trial` in earnest, a toy in tests and benchmarks."""
+    """What a worker runs; `saebench.trial.run.run_trial` in earnest, a toy in tests and benchmarks."""
 
     def __call__(
         self,

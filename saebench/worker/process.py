@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from saebench.events import Event, Verdict
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
 from saebench.worker import Request, failure, work
 
 FAILED = 1

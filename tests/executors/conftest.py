@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from saebench.config import RunConfig
 from saebench.executors import Executor
 from saebench.executors.inprocess import InProcessExecutor
 from saebench.executors.local import LocalExecutor
 from saebench.executors.nursery import Spawning
+from saebench.sweep_config import RunConfig
 
 TWO_SLOTS = RunConfig(devices="cpu", per_device=2)
 

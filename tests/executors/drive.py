@@ -9,9 +9,9 @@ from pathlib import Path
 
 import toys
 
-from saebench.events import Event, Verdict
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
 
 Answer = Callable[[int, Event], Verdict | None]
 

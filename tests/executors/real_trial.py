@@ -6,8 +6,9 @@ from typing import Any
 
 from rows import open_rows
 
-from saebench import stores, trial
+from saebench import stores
 from saebench.config import BatchTopKConfig, TrainConfig, TrialConfig
+from saebench.trial import run as trial
 
 warm_up = trial.warm_up
 

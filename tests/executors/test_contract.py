@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from drive import drive, drive_one, trial
 
-from saebench.events import Event, Verdict, read
 from saebench.executors import Executor, ExitMessage
+from saebench.runs.events import Event, Verdict, read
 
 
 def test_a_trial_that_ends_well(executor: Executor, tmp_path: Path) -> None:

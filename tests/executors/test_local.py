@@ -19,13 +19,13 @@ import psutil
 import pytest
 from drive import drive, drive_one, trial
 
-from saebench.config import RunConfig
 from saebench.devices import Slot
 from saebench.errors import PreflightError
-from saebench.events import Event, Verdict, read
 from saebench.executors import EventMessage, ExitMessage
 from saebench.executors.local import LocalExecutor, environment
 from saebench.executors.nursery import Forking, Nursery, Spawning
+from saebench.runs.events import Event, Verdict, read
+from saebench.sweep_config import RunConfig
 
 HERE = Path(__file__).parent
 
@@ -300,7 +300,7 @@ sys.path.insert(0, {here!r})
 from pathlib import Path
 from drive import trial
 from saebench.config import RunConfig
-from saebench.events import Verdict
+from saebench.runs.events import Verdict
 from saebench.executors.local import LocalExecutor
 executor = LocalExecutor(RunConfig(devices="cpu", per_device=2), Path({folder!r}) / "cache", "toys:play")
 executor.start(trial(Path({folder!r}), {toy!r}, samples=100_000), executor.slots[0])

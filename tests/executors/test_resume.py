@@ -13,11 +13,11 @@ import torch
 from drive import drive_one, trial
 from safetensors.torch import load_file
 
-from saebench.config import RunConfig
-from saebench.events import Event, Verdict, read
 from saebench.executors import ExitMessage
 from saebench.executors.local import LocalExecutor
-from saebench.paths import TrialPaths
+from saebench.runs.events import Event, Verdict, read
+from saebench.runs.paths import TrialPaths
+from saebench.sweep_config import RunConfig
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from typing import Any
 # ruff: noqa: ARG001 (every toy has the signature of a target)
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.errors import DataError
-from saebench.events import Event, Verdict
-from saebench.paths import TrialPaths, write_json
+from saebench.runs.durable import write_json
+from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import TrialPaths
 
 Report = Callable[[Event], Verdict]
 

@@ -133,7 +133,7 @@ def test_a_sweep_that_was_left_reports_what_it_has(store: Store, tmp_path: Path)
 
 
 def test_a_sweep_that_runs_is_said_to_run(store: Store, tmp_path: Path) -> None:
-    from saebench.lock import myself
+    from saebench.runs.holder import myself
 
     runs = logged(tmp_path, store, small(), parent_status="RUNNING")
     (next(runs.iterdir()) / "scheduler.json").write_text(json.dumps({**myself(), "since": 0.0, "at": "now"}))

@@ -153,8 +153,8 @@ def test_importances_come_from_the_sweep_s_journal(tmp_path) -> None:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    from saebench.paths import SweepPaths
     from saebench.report.sources import Source
+    from saebench.runs.paths import SweepPaths
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
@@ -173,8 +173,8 @@ def test_importances_come_from_the_sweep_s_journal(tmp_path) -> None:
 
 
 def test_without_a_journal_there_are_no_importances_and_a_note(tmp_path) -> None:
-    from saebench.paths import SweepPaths
     from saebench.report.sources import Source
+    from saebench.runs.paths import SweepPaths
 
     report = report_of(simulate())
     report.record.sources = (Source("demo", "", "", "", SweepPaths(tmp_path)),)

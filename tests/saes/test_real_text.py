@@ -12,7 +12,7 @@ from torch import Tensor
 
 from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
 from saebench.saes import Moment
-from saebench.trainer import Training, evaluate, train
+from saebench.trial.trainer import Training, evaluate, train
 
 TEXTS, HOLDOUT = 4000, 1200
 

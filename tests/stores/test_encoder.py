@@ -16,7 +16,7 @@ from torch import Tensor
 
 from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
-from saebench.models import embedding_width
+from saebench.hub import embedding_width
 from saebench.stores import encoder as module
 from saebench.stores import encoders
 from saebench.stores.encoder import SentenceEncoder

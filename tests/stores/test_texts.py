@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from saebench.config import DatasetConfig
 from saebench.errors import DataError
-from saebench.models import dataset_out_of_reach
+from saebench.hub import dataset_out_of_reach
 from saebench.stores import texts
 from saebench.stores.texts import Counts, clean, hash_text, select, stream, threshold
 

@@ -1,0 +1,131 @@
+"""One scheduler per sweep.
+
+`scheduler.lock` is held by the operating system's means for as long as the process lives, so that a killed scheduler
+leaves nothing behind; `scheduler.json` says to people (and to `saebench status`) who holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+from filelock import FileLock, Timeout
+
+from saebench.errors import LockedError, PreflightError
+from saebench.runs.durable import write_json
+from saebench.runs.paths import SweepPaths
+
+_OWN_FILES = frozenset(
+    {"scheduler.lock", "scheduler.json", "scheduler.log", "optuna.journal", "tracking.json", "retry.json", "stop"}
+)
+"""What a start that was killed before lock.json may have left in a sweep's directory."""
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+
+
+class Holder:
+    """The right to work on a sweep, from `acquire` to `release`."""
+
+    def __init__(self, paths: SweepPaths) -> None:
+        self._paths = paths
+        self._lock = FileLock(paths.holder_lock)
+
+    def acquire(self) -> Self:
+        """Raises LockedError, naming who holds it."""
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise LockedError(
+                f"{self._paths.root}: another scheduler works on this sweep: {describe(self._paths)}"
+            ) from None
+        except OSError as error:
+            raise PreflightError(f"{self._paths.root}: cannot write here: {error.strerror or error}") from None
+        write_json(self._paths.holder, {**myself(), "since": time.time(), "at": now()})
+        return self
+
+    def release(self) -> None:
+        if self._lock.is_locked:
+            self._paths.holder.unlink(missing_ok=True)
+            self._lock.release()
+
+
+@contextlib.contextmanager
+def at_work_on(paths: SweepPaths) -> Iterator[None]:
+    """Hold the sweep's directory; a new one that got no lock.json is removed again, with its parent if that is new."""
+    new = [folder for folder in (paths.root, paths.root.parent) if not folder.exists()]
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True)
+        strange = {path.name for path in paths.root.iterdir() if not path.name.startswith(".")} - _OWN_FILES
+    except OSError as error:
+        raise PreflightError(f"{paths.root}: cannot write here: {error.strerror or error}") from None
+    if strange and not paths.lock.exists():
+        raise PreflightError(f"{paths.root}: is there already and is not a sweep; use another name or --runs-dir")
+    held = Holder(paths)
+    try:
+        held.acquire()
+        try:
+            yield
+        finally:
+            held.release()
+    finally:
+        if paths.root in new and not paths.lock.exists():
+            shutil.rmtree(paths.root, ignore_errors=True)
+            if paths.root.parent in new:
+                with contextlib.suppress(OSError):  # somebody else uses it by now
+                    paths.root.parent.rmdir()
+
+
+def holder(paths: SweepPaths) -> dict[str, Any] | None:
+    """Who works on the sweep now; None when nobody does. A holder on another host cannot be checked and is believed."""
+    try:
+        found: dict[str, Any] = json.loads(paths.holder.read_text("utf-8"))
+        if found["at"] and found["since"] and found["host"] != socket.gethostname():
+            return found
+        return found if born(found["pid"]) == found["born"] else None
+    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        return None
+
+
+def myself() -> dict[str, Any]:
+    """This process, in words that no other one will ever answer to."""
+    return {"pid": os.getpid(), "host": socket.gethostname(), "born": born(os.getpid())}
+
+
+def born(pid: int) -> str:
+    """What tells a living process from others that get the same number. A clock that is set changes nothing: Linux
+    counts a process's age from the boot, and psutil's create_time is that count plus a boot time that moves with the
+    clock. Raises OSError or psutil.Error where there is no such process."""
+    if sys.platform != "linux":
+        return f"{psutil.Process(pid).create_time():.2f}"
+    state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
+    if state == "Z":
+        raise ProcessLookupError(f"{pid}: has ended")
+    return f"{_boot()} {fields[18]}"
+
+
+def _boot() -> str:
+    try:
+        return _BOOT.read_text().strip()
+    except OSError:  # hidden from some containers: a process of an earlier boot may then pass for a living one
+        return ""
+
+
+def describe(paths: SweepPaths) -> str:
+    """The holder in words."""
+    found = holder(paths)
+    if found is None:
+        return "a process that has just started"
+    return f"process {found['pid']} on {found['host']}, since {found['at']}"
+
+
+def now() -> str:
+    """The local time with its offset, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")

@@ -1,0 +1,143 @@
+"""The one owner of file names: a sweep's directory and the directories of its trials."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class TrialPaths:
+    """`trials/NNNN/`: only the trial's worker writes here, but for the two files that say so."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The immutable `TrialConfig` as JSON; written by the scheduler before the first attempt."""
+        return self.root / "config.json"
+
+    @property
+    def state(self) -> Path:
+        """State, reason, attempts, verdict; written by the scheduler."""
+        return self.root / "state.json"
+
+    @property
+    def events(self) -> Path:
+        """The durable record of the trial (see events.py)."""
+        return self.root / "events.jsonl"
+
+    @property
+    def log(self) -> Path:
+        """stdout and stderr of every attempt."""
+        return self.root / "log.txt"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Folder of checkpoints."""
+        return self.root / "checkpoint"
+
+    @property
+    def sae(self) -> Path:
+        """Folder of the finished SAE: sae.safetensors and sae.json."""
+        return self.root / "sae"
+
+    @property
+    def evaluation(self) -> Path:
+        """Per hold-out example and per latent, from the last evaluation: squared_error (N, float32, original space),
+        l0 (N, int32), firing (dict_size, int64: examples on which the latent fired); safetensors."""
+        return self.root / "evaluation.safetensors"
+
+
+@dataclass(frozen=True)
+class SweepPaths:
+    """`runs/<name>/`."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        return self.root.name
+
+    @property
+    def spec(self) -> Path:
+        """The spec as the user wrote it."""
+        return self.root / "spec.yaml"
+
+    @property
+    def lock(self) -> Path:
+        """The resolved spec, d_in, revisions, versions, git commit, tracking URI and run id, as JSON."""
+        return self.root / "lock.json"
+
+    @property
+    def holder_lock(self) -> Path:
+        """filelock held by the scheduler for as long as it lives."""
+        return self.root / "scheduler.lock"
+
+    @property
+    def holder(self) -> Path:
+        """Who holds it: pid, host, start time."""
+        return self.root / "scheduler.json"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's journal."""
+        return self.root / "optuna.journal"
+
+    @property
+    def tracking(self) -> Path:
+        """What the tracker has sent: parent run id, and per trial its run id and offset."""
+        return self.root / "tracking.json"
+
+    @property
+    def log(self) -> Path:
+        """The scheduler's own log."""
+        return self.root / "scheduler.log"
+
+    @property
+    def stop(self) -> Path:
+        """Exists when another terminal asked the scheduler to stop; its text says how."""
+        return self.root / "stop"
+
+    @property
+    def retry(self) -> Path:
+        """Exists when another terminal asked for trials to be tried again; a JSON list of their numbers."""
+        return self.root / "retry.json"
+
+    @property
+    def report(self) -> Path:
+        """Folder of what `saebench report` writes by default."""
+        return self.root / "report"
+
+    @property
+    def stability(self) -> Path:
+        """How alike the dictionaries of two seeds are, as `saebench report` has measured it so far."""
+        return self.report / "stability.json"
+
+    def trial(self, number: int) -> TrialPaths:
+        """The directory of trial `number`."""
+        return TrialPaths(self.root / "trials" / f"{number:04d}")
+
+    def trials(self) -> list[TrialPaths]:
+        """Directories of the trials that exist, in order of number."""
+        folder = self.root / "trials"
+        there = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        return [TrialPaths(p) for p in sorted(there, key=lambda p: int(p.name))]
+
+    def remove_left_overs(self) -> None:
+        """Delete what writers that were killed between writing aside and renaming left; no writer may be alive."""
+        for folder in (self.root, *(trial.root for trial in self.trials())):
+            for left_over in folder.glob(".*.tmp"):
+                left_over.unlink(missing_ok=True)
+
+
+def runs_dir(given: str | Path | None = None) -> Path:
+    """Where sweeps live: the argument, else SAEBENCH_RUNS, else ./runs."""
+    return Path(given or os.environ.get("SAEBENCH_RUNS") or "runs").absolute()
+
+
+def cache_dir(given: str | Path | None = None) -> Path:
+    """Where embeddings live: the argument, else SAEBENCH_CACHE, else saebench/ in the user's cache folder."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return Path(given or os.environ.get("SAEBENCH_CACHE") or home / "saebench").absolute()

@@ -1,0 +1,145 @@
+"""The parts of a sweep around its trials: search, pruning, budget, failures, where it runs, tracking, metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from saebench.config import Config, Fraction, PositiveFloat, PositiveInt
+
+EVAL_METRICS: dict[str, Literal["minimize", "maximize"] | None] = {
+    "eval/mse": "minimize",
+    "eval/fvu": "minimize",
+    "eval/explained_variance": "maximize",
+    "eval/cosine": "maximize",
+    "eval/cosine_p5": "maximize",
+    "eval/l0": None,
+    "eval/l0_p5": None,
+    "eval/l0_p95": None,
+    "eval/dead_features": "minimize",
+    "eval/dead_fraction": "minimize",
+}
+"""Metrics of every evaluation on the hold-out, and which way is better (None: it depends on what is asked)."""
+FINAL_METRICS: dict[str, tuple[str, ...]] = {
+    "knn_overlap_at_10": ("eval/knn_overlap_at_10",),
+    "similarity_rank_correlation": ("eval/similarity_rank_correlation",),
+    "probing": tuple(f"eval/probing_{score}_k{k}" for score in ("auc", "accuracy") for k in (1, 5, 20)),
+}
+"""Entry of `eval.metrics` -> what it adds to the last evaluation; of all of them, more is better."""
+
+
+class SearchConfig(Config):
+    """How points are drawn inside a stratum."""
+
+    sampler: Literal["grid", "random", "qmc", "tpe", "cmaes"] = "tpe"
+    """Optuna sampler; grid crosses every list."""
+    points: PositiveInt | None = None
+    """Points per stratum, a target (not that many more on resume); null: one, or the whole grid."""
+    objective: str = "eval/fvu"
+    """Metric to improve, measured on the hold-out."""
+    direction: Literal["minimize", "maximize"] = "minimize"
+    """Which way is better."""
+    seed: int = 0
+    """Seed of the samplers."""
+    strata: tuple[str, ...] | None = None
+    """Stratum axes; null: type, the sparsity parameter and the width."""
+    enqueue: tuple[dict[str, Any], ...] = ()
+    """Known-good points to try first; each applies to the strata that have its parameters."""
+
+
+class PruneConfig(Config):
+    """When a trial is stopped early."""
+
+    pruner: Literal["none", "median", "asha", "hyperband", "threshold", "pareto"] = "median"
+    """Rule of the verdict; trials are compared inside their stratum, at the same number of examples."""
+    warmup: PositiveInt | None = None
+    """Examples before the first verdict; null: a fifth of the budget. Never within lr warm-up, sparsity ramp and the
+    first dead window."""
+    startup_trials: Annotated[int, Field(ge=0)] = 2
+    """Complete trials a stratum needs before median prunes."""
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    """Of asha and hyperband: the share kept at a rung is 1 / this."""
+    upper: float | None = None
+    """Of threshold: stop above this value."""
+    lower: float | None = None
+    """Of threshold: stop below this value."""
+    margin: Annotated[float, Field(ge=0)] = 0.05
+    """Of pareto: by how much another trial must be better in both L0 and FVU, relative."""
+
+
+class BudgetConfig(Config):
+    """Limits after which the sweep ends cleanly, resumable."""
+
+    wall_hours: PositiveFloat | None = None
+    """Hours the scheduler runs."""
+    trial_minutes: PositiveFloat | None = None
+    """Minutes one trial may train."""
+    samples: PositiveInt | None = None
+    """Examples trained on, over all trials."""
+
+
+class RetriesConfig(Config):
+    """Further attempts a trial gets, by what ended it."""
+
+    crash: Annotated[int, Field(ge=0)] = 2
+    """The worker raised, or died of a signal other than SIGKILL."""
+    host_oom: Annotated[int, Field(ge=0)] = 1
+    """The worker was killed by SIGKILL, as the kernel does when memory ends."""
+    stall: Annotated[int, Field(ge=0)] = 1
+    """No sign of life for `stall_after` seconds."""
+    cuda_oom: Annotated[int, Field(ge=0)] = 1
+    """Only when the trial shared its device; alone on it, more attempts would end the same way."""
+    diverged: Annotated[int, Field(ge=0)] = 0
+    """A loss or metric became NaN or infinite."""
+
+
+class FailuresConfig(Config):
+    """What happens when trials fail."""
+
+    retries: RetriesConfig = RetriesConfig()
+    """Attempts per class of failure."""
+    stall_after: PositiveFloat = 600
+    """Seconds without a sign of life after which a worker is killed."""
+    quarantine_after: PositiveInt = 3
+    """Crashes in a row after which a device is taken out of the pool."""
+    abort_fraction: Fraction = 0.5
+    """Share of failed trials at which the sweep gives up, once `abort_min` trials have ended."""
+    abort_min: PositiveInt = 10
+    """Ended trials before `abort_fraction` counts."""
+
+
+class RunConfig(Config):
+    """Where trials run."""
+
+    executor: Literal["local"] = "local"
+    """local: processes on this machine."""
+    devices: Literal["auto", "cpu", "mps"] | tuple[int | str, ...] = "auto"
+    """auto: CUDA, then MPS, then CPU; a list names GPUs by index or UUID."""
+    per_device: PositiveInt | None = None
+    """Trials at once on one device; null: 1 on a GPU, one per two cores on the CPU."""
+    failures: FailuresConfig = FailuresConfig()
+    """Retries, stalls and when to give up."""
+
+
+class TrackingConfig(Config):
+    """Where metrics are recorded."""
+
+    uri: str | None = None
+    """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else MLflow's own default, made absolute."""
+    experiment: str | None = None
+    """MLflow experiment; null: MLFLOW_EXPERIMENT_NAME, else the sweep's name."""
+    log_sae: Literal["all", "best", "none"] = "all"
+    """Whose SAE is copied to MLflow's artifacts: every trial's, at the end the best one's of each stratum, nobody's.
+    All of them are in the sweep's directory; logs and evaluations are always copied. May differ at every start."""
+    log_model: bool = False
+    """Log the SAEs that are copied as MLflow models (pyfunc) too."""
+
+
+class EvalConfig(Config):
+    """Embedding-aware metrics beyond the basic ones."""
+
+    extra: Literal["none", "final"] = "final"
+    """final: computed at the end of every trial."""
+    metrics: tuple[Literal["knn_overlap_at_10", "similarity_rank_correlation", "probing"], ...] = ("knn_overlap_at_10",)
+    """Which ones."""

@@ -1,0 +1,125 @@
+"""Checkpoints of a trial: named after the examples seen, whole or absent, the newest two kept.
+
+One is a folder with tensors.safetensors and state.json, which holds the checksum of the tensors and its own. It is
+written aside, made durable, then renamed. One that is damaged all the same is removed and the one before it serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from saebench.runs.durable import make_durable
+
+KEPT = 2
+"""The second is for the day the first cannot be read."""
+
+State = tuple[dict[str, Tensor], dict[str, Any]]
+"""Tensors on the CPU, and whatever else as JSON."""
+
+
+def save(folder: Path, samples: int, state: State) -> Path:
+    """Write the checkpoint of `samples`, durably, and drop all but the newest two; returns its folder.
+
+    One that is there already holds the same state and is left alone.
+    """
+    tensors, values = state
+    place = folder / f"{samples:012d}"
+    if place.exists():
+        return place
+    aside = folder / f".{place.name}.{os.getpid()}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    save_file(tensors, aside / "tensors.safetensors")
+    state_json = json.dumps(values)
+    seal = {
+        "tensors": _checksum((aside / "tensors.safetensors").read_bytes()),
+        "values": _checksum(state_json.encode()),
+    }
+    (aside / "state.json").write_text(json.dumps({"checksums": seal, "values": state_json}), encoding="utf-8")
+    for path in (aside / "tensors.safetensors", aside / "state.json", aside):
+        make_durable(path)
+    aside.rename(place)
+    make_durable(folder)
+    for old in _newest_first(folder)[KEPT:]:
+        shutil.rmtree(old)
+    for left_over in folder.glob(".*.tmp"):
+        shutil.rmtree(left_over)
+    return place
+
+
+def load(folder: Path, usable: Callable[[dict[str, Any]], bool] = lambda _: True) -> tuple[State, Path] | None:
+    """The newest checkpoint that is whole and whose JSON is `usable`, and its folder; those before it are told of and
+    removed."""
+    for place in _newest_first(folder):
+        try:
+            state = _read(place)
+            if not usable(state[1]):
+                raise ValueError("the trial's record ends before it")
+            return state, place
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            print(f"warning: checkpoint {place.name} is left out: {error}", file=sys.stderr, flush=True)
+            shutil.rmtree(place)
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted(found, reverse=True)
+
+
+def _read(place: Path) -> State:
+    written = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    seal, values = written["checksums"], written["values"]
+    if _checksum(values.encode()) != seal["values"]:
+        raise ValueError("state.json: checksum differs")
+    if _checksum((place / "tensors.safetensors").read_bytes()) != seal["tensors"]:
+        raise ValueError("tensors.safetensors: checksum differs")
+    return load_file(place / "tensors.safetensors"), json.loads(values)
+
+
+def _checksum(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- global random numbers --------------------------------------------------------------------------------------------
+
+
+def seed_generators(seed: int) -> None:
+    """The global generators of torch, numpy and Python; nothing of ours draws from them, but what it calls may."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+def generator_state(device: torch.device) -> State:
+    """Where the global generators stand."""
+    tensors = {"rng.torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return tensors, {"python": random.getstate(), "numpy": [name, np.asarray(keys).tolist(), *rest]}
+
+
+def restore_generators(tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device) -> None:
+    """Undo what was drawn since `generator_state`."""
+    torch.set_rng_state(tensors["rng.torch"])
+    if device.type == "cuda" and "rng.cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["rng.cuda"], device)
+    version, keys, gauss = values["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, numbers, *rest = values["numpy"]
+    np.random.set_state((name, np.asarray(numbers, dtype=np.uint32), *rest))

@@ -1,0 +1,104 @@
+"""The optimiser and its schedule, as shares of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saebench.config import TrainConfig
+from saebench.saes.kernels import on_host
+
+
+def default_lr(dict_size: int) -> float:
+    """2e-4 / sqrt(dict_size / 2^14) (Gao et al. 2024: lr falls as the square root of the width)."""
+    return float(2e-4 / (dict_size / 2**14) ** 0.5)
+
+
+def schedule(before: float, after: float, train: TrainConfig) -> float:
+    """Factor of the learning rate for the step that takes the run from share `before` to `after`: a rise from 0 that
+    the first step is part of, and a fall to 0 that the last step is part of; neither is ever 0."""
+    rise = min(1.0, after / train.warmup) if train.warmup else 1.0
+    fall = min(1.0, (1 - before) / train.decay) if train.decay else 1.0
+    return rise * fall
+
+
+class Adam:
+    """torch.optim.Adam over named parameters, fused where there is such a kernel.
+
+    The optimiser sees a transposed parameter the way it lies in memory: its fused kernel copies what is not contiguous,
+    and takes seven times as long. A parameter's learning rate is multiplied by its factor (1 where `factors` does not
+    name it). State goes in and out in the parameters' own shapes.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[str, nn.Parameter]],
+        factors: Mapping[str, float],
+        train: TrainConfig,
+        lr: float,
+    ) -> None:
+        self._parameters = dict(parameters)
+        self._turned = {name for name, p in self._parameters.items() if p.ndim == 2 and not p.is_contiguous()}
+        self._seen = {name: nn.Parameter(self._as_it_lies(name, p.detach())) for name, p in self._parameters.items()}
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, seen in self._seen.items():
+            groups.setdefault(factors.get(name, 1.0), []).append(seen)
+        self._adam = torch.optim.Adam(
+            [{"params": params, "factor": factor} for factor, params in groups.items()],
+            lr=lr,
+            betas=(train.beta1, train.beta2),
+            eps=train.eps,
+            fused=all(seen.device.type in ("cpu", "cuda") for seen in self._seen.values()),
+            capturable=any(seen.device.type == "cuda" for seen in self._seen.values()),
+        )
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """As torch's, one per factor."""
+        return self._adam.param_groups
+
+    @torch.no_grad()
+    def step(self, lr: Tensor | float, clip: float) -> None:
+        """One step at learning rate `lr`, a number or a float32 tensor () on the parameters' device, by the parameters'
+        gradients, scaled down to a norm of `clip` together."""
+        for name, parameter in self._parameters.items():
+            gradient = parameter.grad
+            self._seen[name].grad = None if gradient is None else self._as_it_lies(name, gradient).contiguous()
+        clip_gradients([seen.grad for seen in self._seen.values() if seen.grad is not None], clip)
+        for group in self._adam.param_groups:
+            group["lr"] = lr * group["factor"]
+        self._adam.step()
+        self._adam.zero_grad()  # the gradients' memory is the parameters' to give away
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Step and moments by "parameter.key"."""
+        return {
+            f"{name}.{key}": self._as_it_lies(name, value)
+            for name, seen in self._seen.items()
+            for key, value in self._adam.state[seen].items()
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from what `state_dict` gave."""
+        for name, seen in self._seen.items():
+            self._adam.state[seen] = {
+                key.removeprefix(f"{name}."): self._as_it_lies(name, value).to(seen.device, copy=True).contiguous()
+                for key, value in state.items()
+                if key.startswith(f"{name}.")
+            }
+
+    def _as_it_lies(self, name: str, tensor: Tensor) -> Tensor:
+        """From a parameter's shape to that of its memory, and back."""
+        return tensor.t() if name in self._turned and tensor.ndim == 2 else tensor
+
+
+def clip_gradients(gradients: list[Tensor], most: float) -> None:
+    """As torch's clip_grad_norm_; a factor of 1 is not applied where the host need not wait to know it."""
+    norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
+    factor = (most / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp_max(1.0)
+    if not on_host(factor) or float(factor) != 1.0:
+        torch._foreach_mul_(gradients, factor)

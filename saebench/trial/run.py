@@ -1,0 +1,298 @@
+"""One trial, from its config to a saved SAE: the function that a worker executes, wherever the worker is.
+
+It knows nothing of other trials, of Optuna or of MLflow. It reports events, may be told to stop, and goes on from its
+newest checkpoint so that every number is the one an undisturbed run would have given: to the last bit on the CPU (with
+the number of threads of its first attempt, which it therefore keeps) and on CUDA with `deterministic: true`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.metadata import version
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from saebench import stores
+from saebench.config import TrialConfig, marks
+from saebench.runs.durable import make_durable
+from saebench.runs.events import Event, Verdict, read
+from saebench.runs.paths import TrialPaths
+from saebench.saes import save_sae
+from saebench.trial import checkpoint
+from saebench.trial.metrics import Evaluation
+from saebench.trial.trainer import Training, evaluate
+from saebench.trial.usage import Speed, Usage, gpu_uuid
+
+if TYPE_CHECKING:
+    from saebench.stores import ActivationsStoreSBERT
+
+Report = Callable[[Event], Verdict]
+CHECKPOINT_SECONDS = 10.0
+"""Unless the config says how often, an evaluation is followed by a checkpoint when the last one is older than this."""
+
+
+def go_on() -> Verdict:
+    """What is asked of a trial that nobody steers."""
+    return Verdict.GO
+
+
+def warm_up() -> None:
+    """Import what a trial imports on its way; called in the process that workers are forked from, so no CUDA."""
+    import torch._dynamo  # noqa: F401 (torch.optim does at its first step: 2 s)
+
+    stores.open_store  # noqa: B018 (importing it is the point)
+
+
+def run_trial(
+    config: TrialConfig,
+    paths: TrialPaths,
+    device: str,
+    report: Report,
+    *,
+    cache_dir: Path,
+    attempt: int = 1,
+    pending: Callable[[], Verdict] = go_on,
+) -> None:
+    """Train, evaluate at every mark, save; returns after a `done` or a `left` event, raises what went wrong.
+
+    report: takes every event and returns the verdict on an `eval`. pending: what is asked of the trial right now,
+    looked at after every step. A trial whose end is on record already says it again and does nothing else.
+    """
+    recorded = [event for event, _ in read(paths.events)]
+    end = recorded_end(recorded)
+    if end is not None and (paths.sae / "sae.json").exists():
+        report(end)
+        return
+    if device == "cpu":
+        torch.set_num_threads(recorded_threads(recorded) or torch.get_num_threads())
+    with exact(config, device):
+        checkpoint.seed_generators(config.seed)
+        data, train = config.data, config.train
+        store = stores.open_store(
+            data,
+            batch_size=train.batch_size,
+            seed=config.seed,
+            device=device,
+            cache_dir=cache_dir,
+            key=config.embeddings,
+        )
+        _Trial(config, paths, report, pending, Training.start(config, store, device), store).run(attempt)
+
+
+def recorded_end(events: Sequence[Event]) -> Event | None:
+    """The `done`, or the `left` for pruning, that a trial's record ends with."""
+    done = next((event for event in events if event.type == "done"), None)
+    pruned = events[-1] if events and events[-1].type == "left" and events[-1].info.get("why") == "prune" else None
+    return done or pruned
+
+
+def recorded_threads(events: Iterable[Event]) -> int | None:
+    """Threads of the first attempt: sums are split by threads, and their last bits depend on it."""
+    return next((event.info["threads"] for event in events if event.type == "start" and "threads" in event.info), None)
+
+
+@contextlib.contextmanager
+def exact(config: TrialConfig, device: str) -> Iterator[None]:
+    """Only kernels that give the same bits every time: always on the CPU, on CUDA where the config asks for it."""
+    memory: Any = torch.utils.deterministic
+    before = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
+    if device == "cpu" or config.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), less 2 s of imports
+        memory.fill_uninitialized_memory = False  # we read no uninitialised memory
+    try:
+        yield
+    finally:
+        torch.set_deterministic_debug_mode(before[0])
+        memory.fill_uninitialized_memory = before[1]
+
+
+class _Trial:
+    def __init__(
+        self,
+        config: TrialConfig,
+        paths: TrialPaths,
+        report: Report,
+        pending: Callable[[], Verdict],
+        training: Training,
+        store: ActivationsStoreSBERT,
+    ) -> None:
+        self.config, self.paths, self.training, self.store = config, paths, training, store
+        self.report, self.pending = report, pending
+        self.budget = config.train.samples
+        self.log_every = config.train.log_every or max(1, self.budget // 100)
+        self.marks = marks(config.train)
+        self.speed = Speed(training.samples)
+        self.usage = Usage(gpu_uuid(training.device))
+        self.saved_at = time.monotonic()
+
+    def run(self, attempt: int) -> None:
+        resumed = self._resume()
+        before = self.training.samples
+        self.report(Event("start", self.training.samples, info=self._about(attempt, resumed)))
+        self.speed = Speed(self.training.samples)
+        verdict = Verdict.GO
+        while self.training.samples < self.budget and verdict is Verdict.GO:
+            before = self.training.samples
+            metrics = self.training.advance(self.store.next_batch()[: self.budget - before])
+            verdict = self._after_step(before, metrics)
+        if self.training.samples >= self.budget:
+            self._finish([mark for mark in self.marks if mark > before])
+        elif verdict is Verdict.PRUNE:
+            self._prune()
+        else:
+            self._checkpoint()
+            self.report(Event("left", self.training.samples, info={"why": "leave"}))
+
+    def _after_step(self, before: int, metrics: dict[str, Tensor | float]) -> Verdict:
+        now = self.training.samples
+        if before // self.log_every < now // self.log_every or now >= self.budget:
+            self._log(metrics)
+        if now >= self.budget:
+            return Verdict.GO
+        verdict, passed = self.pending(), [mark for mark in self.marks if before < mark <= now]
+        if passed:
+            verdict = self._evaluate(passed)
+        if verdict is Verdict.GO and self._checkpoint_is_due(before, bool(passed)):
+            self._checkpoint()
+        return verdict
+
+    def _checkpoint_is_due(self, before: int, evaluated: bool) -> bool:
+        every = self.config.train.checkpoint_every
+        if every is not None:
+            return before // every < self.training.samples // every
+        return evaluated and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
+
+    def _log(self, metrics: dict[str, Tensor | float]) -> None:
+        """Reading the metrics waits for the device; this is the only place in a step that does."""
+        self.training.check()
+        values = numbers(metrics)
+        values["system/samples_per_second"] = self.speed(self.training.samples)
+        values |= self.usage(now=self.training.samples >= self.budget)
+        self.report(Event("step", self.training.samples, finite(values, self.training.samples)))
+
+    def _evaluate(self, passed: list[int]) -> Verdict:
+        """One evaluation, on record for every mark that the step passed (several, where a batch is that large)."""
+        values = self._measure(()).values
+        verdicts = [self.report(Event("eval", mark, values)) for mark in passed]
+        return next((verdict for verdict in verdicts if verdict is not Verdict.GO), Verdict.GO)
+
+    def _measure(self, extra: tuple[str, ...]) -> Evaluation:
+        begin = time.monotonic()
+        self.training.check()
+        self.training.calibrate(self.store)
+        evaluation = evaluate(self.training.sae, self.store, extra)
+        finite(evaluation.values, self.training.samples)
+        self.speed.pause(time.monotonic() - begin)
+        return evaluation
+
+    def _finish(self, passed: list[int]) -> None:
+        """The last verdict changes nothing: the budget is spent."""
+        evaluation = self._measure(self.config.extra_metrics)
+        for mark in passed:
+            self.report(Event("eval", mark, evaluation.values))
+        self._save(evaluation)
+        self.report(Event("done", self.budget, evaluation.values))
+        shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
+
+    def _prune(self) -> None:
+        self._save(self._measure(()))
+        self.report(Event("left", self.training.samples, info={"why": "prune"}))
+        shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
+
+    def _save(self, evaluation: Evaluation) -> None:
+        """evaluation.safetensors, then the SAE: the trial counts as saved from then on."""
+        tensors = {
+            "squared_error": evaluation.squared_error.float(),
+            "l0": evaluation.l0.int(),
+            "firing": evaluation.firing.long(),
+        }
+        aside = self.paths.evaluation.with_name(f".{self.paths.evaluation.name}.tmp")
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
+        make_durable(aside)
+        aside.replace(self.paths.evaluation)
+        save_sae(self.training.sae, self.paths.sae)
+
+    def _checkpoint(self) -> None:
+        begin = time.monotonic()
+        make_durable(self.paths.events)  # the record is never behind the checkpoint
+        tensors, training = self.training.state_dict()
+        generators, drawn = checkpoint.generator_state(self.training.device)
+        values = {
+            "training": training,
+            "store": self.store.state_dict(),
+            "generators": drawn,
+            "record": self._recorded(),
+        }
+        place = checkpoint.save(self.paths.checkpoint, self.training.samples, (tensors | generators, values))
+        self.report(Event("checkpoint", self.training.samples, info={"name": place.name}))
+        self.saved_at = time.monotonic()
+        self.speed.pause(self.saved_at - begin)
+
+    def _recorded(self) -> int:
+        """Bytes of the record."""
+        return self.paths.events.stat().st_size if self.paths.events.exists() else 0
+
+    def _resume(self) -> str | None:
+        """Go on from the newest checkpoint; its name. One that is ahead of the record would leave a hole in that."""
+        recorded = self._recorded()
+        found = checkpoint.load(self.paths.checkpoint, lambda values: bool(values["record"] <= recorded))
+        if found is None:
+            return None
+        (tensors, values), place = found
+        self.training.load_state_dict(
+            {k: v for k, v in tensors.items() if not k.startswith("rng.")}, values["training"]
+        )
+        self.store.load_state_dict(values["store"])
+        checkpoint.restore_generators(tensors, values["generators"], self.training.device)
+        return place.name
+
+    def _about(self, attempt: int, resumed: str | None) -> dict[str, Any]:
+        device = self.training.device
+        return {
+            "device": str(device),
+            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "threads": torch.get_num_threads(),
+            "deterministic": torch.get_deterministic_debug_mode() == 2,
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "attempt": attempt,
+            "resumed": resumed,
+            "versions": {
+                "saebench": version("saebench"),
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def numbers(metrics: dict[str, Tensor | float]) -> dict[str, float]:
+    """Metrics as floats, with one transfer for all that are on a device."""
+    on_device = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
+    read_off = torch.stack([_wide(value) for value in on_device.values()]).tolist() if on_device else []
+    known = dict(zip(on_device, read_off, strict=True))
+    return {key: float(known.get(key, 0.0) if key in known else value) for key, value in metrics.items()}
+
+
+def _wide(value: Tensor) -> Tensor:
+    """A type that all metrics go into; MPS has no float64."""
+    return value.detach().float() if value.device.type == "mps" else value.detach().double()
+
+
+def finite(values: dict[str, float], samples: int) -> dict[str, float]:
+    """`values`; FloatingPointError where one is NaN or infinite."""
+    for key, value in values.items():
+        if not isfinite(value):
+            raise FloatingPointError(f"{key} is {value} at {samples} samples")
+    return values

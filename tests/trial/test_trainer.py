@@ -1,0 +1,493 @@
+"""Training one SAE: exact continuation, the step's order, what it refuses, what it leaves alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.saes import NotCalibratedError, load_sae, save_sae
+from saebench.trial.optim import default_lr, schedule
+from saebench.trial.trainer import (
+    BadBatchError,
+    DivergedError,
+    Training,
+    calibration_rows,
+    default_dead_after,
+    evaluate,
+    train,
+)
+from saebench.worker import classify
+
+D_IN = 12
+SPARSITY: dict[str, dict[str, Any]] = {
+    "vanilla": {"target_l0": 4.0},
+    "topk": {"k": 4},
+    "batchtopk": {"k": 3.5},
+    "jumprelu": {"target_l0": 4.0},
+    "gated": {"l1_coeff": 0.05},
+    "matryoshka": {"k": 4.0},
+    "p_anneal": {"target_l0": 4.0},
+}
+
+
+class Rows:
+    """A store over a tensor: epochs reshuffled from (seed, epoch), remainders carried over."""
+
+    def __init__(self, train: Tensor, holdout: Tensor, batch_size: int, seed: int = 0) -> None:
+        self.train, self.rows, self.batch_size, self.seed, self.position = train, holdout, batch_size, seed, 0
+        self.d_in, self.num_train = train.shape[1], len(train)
+
+    def next_batch(self) -> Tensor:
+        parts, need = [], self.batch_size
+        while need:
+            epoch, start = divmod(self.position, self.num_train)
+            order = torch.randperm(self.num_train, generator=torch.Generator().manual_seed(1000 * self.seed + epoch))
+            parts.append(self.train[order[start : start + need]])
+            need -= len(parts[-1])
+            self.position += len(parts[-1])
+        return torch.cat(parts)
+
+    def sample(self, n: int) -> Tensor:
+        return self.train[:n]
+
+    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        yield from self.rows.split(batch_size)
+
+    def train_labels(self, n: int) -> list[Any] | None:
+        return [int(row[0] > 0) for row in self.train[:n]]
+
+    def holdout_labels(self) -> list[Any] | None:
+        return [int(row[0] > 0) for row in self.rows]
+
+
+def sparse_rows(n: int, seed: int = 0) -> Tensor:
+    """Sums of 3 of 30 directions: something an SAE can learn."""
+    generator = torch.Generator().manual_seed(7)
+    directions = torch.nn.functional.normalize(torch.randn(30, D_IN, generator=generator), dim=1)
+    generator.manual_seed(seed)
+    chosen = torch.rand(n, 30, generator=generator).topk(3, dim=1).indices
+    weights = torch.rand(n, 3, generator=generator) + 0.5
+    return (directions[chosen] * weights[:, :, None]).sum(1) + 0.3
+
+
+def store(batch_size: int = 64, n: int = 1000) -> Rows:
+    rows = sparse_rows(n + 400)
+    return Rows(rows[:n], rows[n:], batch_size)
+
+
+def config(kind: str = "topk", sae: dict[str, Any] | None = None, seed: int = 0, **fields: Any) -> TrialConfig:
+    return TrialConfig(
+        sweep="s",
+        number=0,
+        stratum="x",
+        point="p",
+        seed=seed,
+        data=DataConfig(model="m", dataset=DatasetConfig(path="p"), num_examples=10),
+        sae=SAE_CONFIGS[kind](**{"dict_size": 48, **SPARSITY[kind], **(sae or {})}),  # type: ignore[arg-type]
+        train=TrainConfig(**{"samples": 3000, "batch_size": 64, "lr": 3e-3, "dead_after": 400, **fields}),
+    )
+
+
+def run(training: Training, rows: Rows, until: int | None = None) -> list[dict[str, float]]:
+    """Step by step to `until` samples, or to the end; the metrics of every step."""
+    seen = []
+    budget = training.config.train.samples
+    while training.samples < (until or budget):
+        metrics = training.advance(rows.next_batch()[: budget - training.samples])
+        seen.append({name: float(value) for name, value in metrics.items()})
+    return seen
+
+
+# --- exact continuation ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", list(SPARSITY))
+def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: str, precision: str) -> None:
+    trial = config(kind, precision=precision)
+    rows = store()
+    whole = Training.start(trial, rows)
+    curve = run(whole, rows)
+    whole.calibrate(rows)
+
+    rows = store()
+    first = Training.start(trial, rows)
+    halves = run(first, rows, until=1500)
+    first.calibrate(rows)  # evaluations in between change nothing of the training
+    tensors, meta = first.state_dict()
+    position = rows.position
+    del first
+
+    rows = store()
+    second = Training.start(trial, rows)
+    second.load_state_dict(tensors, meta)
+    rows.position = position
+    halves += run(second, rows)
+    second.calibrate(rows)
+
+    assert halves == curve
+    (ours, about), (theirs, expected) = second.state_dict(), whole.state_dict()
+    assert about == expected
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert evaluate(second.sae, rows).values == evaluate(whole.sae, rows).values
+
+
+def test_the_list_of_dead_latents_continues_too() -> None:
+    """It is drawn up every third step here; a fresh one, made between two of those, would be another list."""
+    trial, rows = config(batch_size=16, dead_after=400), store(16)
+    whole = Training.start(trial, rows)
+    with torch.no_grad():
+        whole.sae.b_enc[:10] -= 3
+    run(whole, rows, until=16 * 28)
+    assert whole.step % 3 == 1
+    assert len(whole.dead_index) >= 10
+    tensors, meta = whole.state_dict()
+    position = rows.position
+    curve = run(whole, rows, until=16 * 30)
+    again = Training.start(trial, rows)
+    again.load_state_dict(tensors, meta)
+    rows.position = position
+    assert run(again, rows, until=16 * 30) == curve
+    assert curve[0]["train/aux_loss"] > 0
+
+
+def test_a_checkpoint_is_tensors_and_json() -> None:
+    import json
+
+    rows = store()
+    training = Training.start(config(), rows)
+    run(training, rows, until=200)
+    tensors, meta = training.state_dict()
+    assert all(isinstance(t, Tensor) and t.is_contiguous() and t.device.type == "cpu" for t in tensors.values())
+    assert json.loads(json.dumps(meta)) == meta
+    before = tensors["sae.W_enc"].clone()
+    run(training, rows, until=400)
+    assert torch.equal(tensors["sae.W_enc"], before), "what was handed out does not move with the training"
+
+
+def test_a_checkpoint_of_something_else_is_refused() -> None:
+    rows = store()
+    tensors, meta = Training.start(config("topk"), rows).state_dict()
+    for other in (config("vanilla"), config("topk", {"dict_size": 24})):
+        with pytest.raises(ValueError, match="another architecture or width"):
+            Training.start(other, rows).load_state_dict(tensors, meta)
+    with pytest.raises(ValueError, match="checkpoint version 99"):
+        Training.start(config("topk"), rows).load_state_dict(tensors, {**meta, "version": 99})
+
+
+def test_nobody_elses_random_numbers_change_or_matter() -> None:
+    results = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        rows = store()
+        training = Training.start(config("batchtopk", samples=640), rows)
+        run(training, rows)
+        training.calibrate(rows)
+        evaluate(training.sae, rows, ("knn_overlap_at_10", "similarity_rank_correlation", "probing"))
+        assert torch.equal(torch.get_rng_state(), state)
+        results.append(training.sae.W_dec.detach())
+    assert torch.equal(*results)
+
+
+def test_the_seed_matters() -> None:
+    one, two = (Training.start(config(seed=s), store()).sae.W_dec for s in (0, 1))
+    assert not torch.equal(one, two)
+
+
+# --- the step --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(SPARSITY))
+def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
+    rows = store()
+    training = Training.start(config(kind, samples=10_000, lr=1e-2), rows)
+    curve = run(training, rows)
+    torch.testing.assert_close(training.sae.W_dec.norm(dim=1), torch.ones(48))
+    training.calibrate(rows)
+    values = evaluate(training.sae, rows).values
+    assert values["eval/explained_variance"] > 0.5
+    assert values["eval/l0"] < 16
+    assert curve[-1]["train/fvu"] < 0.8 * curve[0]["train/fvu"]
+    wanted = {"train/loss", "train/fvu", "train/l0", "train/dead_features", "train/lr"}
+    assert wanted <= curve[0].keys()
+    assert ("train/sparsity_coeff" in curve[0]) == ("k" not in SPARSITY[kind])
+
+
+def test_one_step_equals_plain_adam_on_the_same_gradients() -> None:
+    """Loss, backward, projection, clipping, Adam, renormalisation, in this order, written out once more."""
+    rows, trial = store(), config("topk", {"aux_coeff": 0.0}, grad_clip=0.01, warmup=0.0, decay=0.0)
+    ours, reference = Training.start(trial, rows), Training.start(trial, rows).sae
+    optimizer = torch.optim.Adam(reference.parameters(), lr=3e-3, eps=6.25e-10, fused=False, foreach=False)
+    held = {tuple(row.tolist()) for row in calibration_rows(rows.train, rows.num_train)}
+    from saebench.saes import Moment
+
+    for _ in range(3):
+        x = torch.stack([row for row in rows.next_batch() if tuple(row.tolist()) not in held])
+        ours.advance(x)
+        optimizer.zero_grad()
+        reference.loss(x, Moment()).total.backward()
+        gradient = reference.W_dec.grad
+        assert gradient is not None
+        gradient -= (gradient * reference.W_dec.detach()).sum(1, keepdim=True) * reference.W_dec.detach()
+        total = torch.cat([p.grad.flatten() for p in reference.parameters() if p.grad is not None]).norm()
+        assert total > 0.01, "nothing is clipped: the test shows less than it says"
+        for parameter in reference.parameters():
+            assert parameter.grad is not None
+            parameter.grad *= 0.01 / (total + 1e-6)
+        optimizer.step()
+        with torch.no_grad():
+            reference.W_dec /= reference.W_dec.norm(dim=1, keepdim=True)
+    for one, two in zip(ours.sae.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_adam_is_torchs_on_dense_float64_gradients_also_for_latents_that_rest() -> None:
+    """25 steps of topk in which latents come and go, against autograd on the dense formula and torch.optim.Adam: what
+    did not fire goes on by its momentum."""
+    trial = config("topk", {"aux_coeff": 0.0, "preprocess": "none", "dict_size": 240}, grad_clip=0.2, warmup=0, decay=0)
+    rows, generator = store(), torch.Generator().manual_seed(0)
+    training = Training.start(trial, rows)
+    p = {n: q.detach().double().contiguous().requires_grad_() for n, q in training.sae.named_parameters()}
+    reference = torch.optim.Adam(p.values(), lr=3e-3, eps=6.25e-10, fused=False, foreach=False)
+    rested = torch.zeros(240, dtype=torch.bool)
+    for _ in range(25):
+        x = sparse_rows(32, seed=int(torch.randint(1 << 30, (), generator=generator)))
+        training.advance(x)
+        z = x.double()
+        pre = (z - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
+        place = pre.topk(4, dim=1).indices
+        f = torch.zeros_like(pre).scatter(1, place, pre.gather(1, place).relu())
+        loss = ((z - f @ p["W_dec"] - p["b_dec"]) ** 2).sum(1).mean() / float(training.sae.variance)
+        reference.zero_grad()
+        loss.backward()
+        W, g = p["W_dec"], p["W_dec"].grad
+        assert g is not None
+        with torch.no_grad():
+            g -= (g * W).sum(1, keepdim=True) * W
+            moving = reference.state[W]["exp_avg"].abs().sum(1) if W in reference.state else torch.zeros(240)
+            rested |= (f == 0).all(0) & (moving > 0)
+        torch.nn.utils.clip_grad_norm_(p.values(), 0.2)
+        reference.step()
+        with torch.no_grad():
+            W /= W.norm(dim=1, keepdim=True)
+    assert rested.any(), "every latent fired all the time: the test shows less than it says"
+    for name, parameter in training.sae.named_parameters():
+        torch.testing.assert_close(parameter.double(), p[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None:
+    rows = store()
+    training = Training.start(config("batchtopk", {"aux_coeff": 0.0}), rows)
+    places = []
+    for _ in range(3):
+        training.advance(rows.next_batch())
+        places.append([p.grad.data_ptr() for p in (training.sae.W_enc, training.sae.W_dec) if p.grad is not None])
+    assert places[0] == places[1] == places[2]
+    assert len(places[0]) == 2
+
+
+def test_the_learning_rate_rises_then_falls_and_is_never_zero() -> None:
+    rows = store(100)
+    training = Training.start(config(samples=2000, batch_size=100, warmup=0.2, decay=0.3, lr=1.0e-2), rows)
+    rates = [m["train/lr"] / 1e-2 for m in run(training, rows)]
+    assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 11, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
+
+
+def test_schedules_without_warm_up_or_decay() -> None:
+    flat = TrainConfig(samples=10, warmup=0.0, decay=0.0)
+    assert [schedule(s, s + 0.1, flat) for s in (0.0, 0.5, 0.9)] == [1, 1, 1]
+
+
+def test_the_thresholds_of_jumprelu_have_a_learning_rate_of_their_own() -> None:
+    rows = store()
+    training = Training.start(config("jumprelu", {"threshold_lr_factor": 7.0}), rows)
+    training.advance(rows.next_batch())
+    rates = {group["lr"] for group in training.optimizer.param_groups}
+    assert max(rates) == pytest.approx(7 * min(rates))
+    assert len(rates) == 2
+
+
+@pytest.mark.parametrize(("samples", "batch_size"), [(1000, 64), (64, 64), (10, 64), (65, 64), (1, 1)])
+def test_a_run_ends_at_exactly_its_budget(samples: int, batch_size: int) -> None:
+    rows = store(batch_size)
+    training = Training.start(config(samples=samples, batch_size=batch_size, log_every=samples), rows)
+    steps = list(train(training, rows))
+    assert training.samples == steps[-1].samples == samples
+    assert training.step == -(-samples // batch_size)
+
+
+def test_records_come_at_multiples_of_log_every_and_at_the_end() -> None:
+    rows = store(50)
+    training = Training.start(config(samples=1020, batch_size=50, log_every=200), rows)
+    steps = list(train(training, rows))
+    assert [s.samples for s in steps] == [200, 400, 600, 800, 1000, 1020]
+    assert [s.step for s in steps] == [4, 8, 12, 16, 20, 21]
+
+
+def test_defaults() -> None:
+    assert default_lr(2**14) == pytest.approx(2e-4)
+    assert default_lr(2**12) == pytest.approx(4e-4)
+    assert default_dead_after(10**6, 2048) == 100_000
+    assert default_dead_after(50_000, 2048) == 50_000
+    assert default_dead_after(3_000, 2048) == 5 * 2048, "a window of one step says nothing"
+
+
+# --- dead latents ----------------------------------------------------------------------------------------------------
+
+
+def test_a_latent_is_dead_once_it_has_not_fired_for_dead_after_examples() -> None:
+    rows = store(50)
+    training = Training.start(config(batch_size=50, dead_after=200, samples=10_000), rows)
+    with torch.no_grad():
+        training.sae.b_enc[:5] = -1e3
+    dead = [m["train/dead_features"] for m in run(training, rows, until=250)]
+    assert dead[:3] == [0, 0, 0]
+    assert dead[3] >= 5
+    assert (training.since_fired[:5] == 250).all()
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
+def test_auxk_brings_dead_latents_back(kind: str) -> None:
+    alive = {}
+    for coeff in (0.0, 1 / 32):
+        rows = store()
+        training = Training.start(config(kind, {"aux_coeff": coeff}, samples=10_000, lr=1e-2), rows)
+        with torch.no_grad():
+            training.sae.b_enc[:24] = -3.0
+        run(training, rows)
+        training.calibrate(rows)
+        alive[coeff] = 48 - evaluate(training.sae, rows).values["eval/dead_features"]
+    assert alive[0.0] <= 24
+    assert alive[1 / 32] >= 36
+
+
+def test_evaluating_changes_nothing_in_training() -> None:
+    rows = store()
+    training = Training.start(config("batchtopk"), rows)
+    run(training, rows, until=1000)
+    training.calibrate(rows)
+    before, _ = training.state_dict()
+    evaluate(training.sae, rows, ("knn_overlap_at_10",))
+    after, _ = training.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+# --- calibration rows ------------------------------------------------------------------------------------------------
+
+
+def test_calibration_rows_are_a_fixed_small_part_of_the_training_rows() -> None:
+    rows = store(n=3000)
+    part = calibration_rows(rows.sample(16_384), 3000)
+    assert len(part) == 512
+    assert torch.equal(part, calibration_rows(rows.sample(16_384), 3000))
+    assert len(calibration_rows(rows.train[:1000], 1000)) == 200
+    assert len(calibration_rows(torch.ones(16_384, 2), 1_000_000)) == 4096
+    assert len(calibration_rows(torch.ones(2, 2), 2)) == 1
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last", "all but one"])
+def test_rows_set_aside_for_calibration_are_never_trained_on(place: str) -> None:
+    rows = store()
+    training = Training.start(config(), rows)
+    held = calibration_rows(rows.train, rows.num_train)
+    others = sparse_rows(10, seed=99)
+    batch = {
+        "first": torch.cat([held[:2], others]),
+        "middle": torch.cat([others[:5], held[:2], others[5:]]),
+        "last": torch.cat([others, held[:2]]),
+        "all but one": torch.cat([held[:5], others[:1], held[5:9]]),
+    }[place]
+    trained = training._without_calibration(batch)
+    assert len(trained) == len(batch)
+    assert not (trained[:, None] == held[None]).all(-1).any()
+    free = [row for row in batch if not (row == held).all(-1).any()]
+    assert all((trained == row).all(-1).any() for row in free), "every other row is still there"
+    assert torch.equal(training._without_calibration(others), others)
+
+
+# --- what it refuses -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("kind", list(SPARSITY))
+def test_a_batch_with_nan_is_told_from_divergence(kind: str, bad: float) -> None:
+    rows = store()
+    training = Training.start(config(kind, log_every=640), rows)
+    run(training, rows, until=128)
+    rows.train = rows.train.clone()
+    rows.train[:, 3] = bad
+    with pytest.raises(BadBatchError, match="at 128 samples holds NaN or inf") as caught:
+        list(train(training, rows))
+    assert caught.value.samples == 128
+    assert classify(caught.value) == "user_error", "another attempt would end the same way"
+    with pytest.raises(BadBatchError):
+        training.state_dict()
+
+
+def test_divergence_is_found_at_the_next_record_and_never_saved() -> None:
+    rows = store()
+    training = Training.start(config(log_every=640), rows)
+    run(training, rows, until=192)
+    with torch.no_grad():
+        training.sae.W_dec[0, 0] = torch.nan
+    with pytest.raises(DivergedError, match="at 192 samples") as caught:
+        list(train(training, rows))
+    assert caught.value.samples == 192
+    assert isinstance(caught.value, FloatingPointError)
+    assert training.samples == 640
+    with pytest.raises(DivergedError):
+        training.state_dict()
+
+
+def test_an_uncalibrated_batchtopk_cannot_be_evaluated() -> None:
+    rows = store()
+    with pytest.raises(NotCalibratedError):
+        evaluate(Training.start(config("batchtopk"), rows).sae, rows)
+
+
+def test_batches_of_another_shape_or_type_or_none_are_refused() -> None:
+    training = Training.start(config(), store())
+    with pytest.raises(ValueError, match=r"expected \(B, 12\)"):
+        training.advance(torch.ones(4, 5))
+    with pytest.raises(TypeError, match="int64"):
+        training.advance(torch.ones(4, D_IN, dtype=torch.int64))
+    with pytest.raises(ValueError, match="empty batch"):
+        training.advance(torch.ones(0, D_IN))
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", list(SPARSITY))
+def test_an_evaluation_is_of_what_is_saved(kind: str, tmp_path: Any) -> None:
+    rows = store()
+    training = Training.start(config(kind), rows)
+    run(training, rows)
+    training.calibrate(rows)
+    result = evaluate(training.sae, rows)
+    again = evaluate(load_sae(save_sae(training.sae, tmp_path)), rows)
+    assert result.values == again.values
+    assert (len(result.squared_error), len(result.l0), len(result.firing)) == (400, 400, 48)
+    assert float(result.squared_error.double().mean()) / D_IN == pytest.approx(result.values["eval/mse"], rel=1e-6)
+    assert int(result.firing.sum()) == int(result.l0.sum())
+    assert ("eval/threshold" in result.values) == (kind in ("batchtopk", "matryoshka"))
+
+
+def test_preprocessing_does_not_change_the_space_of_the_metrics() -> None:
+    """The same embeddings a thousand times larger: MSE a million times larger, FVU the same, for every step."""
+    for preprocess in ("none", "center", "unit", "center_scale", "layer_norm"):
+        values = []
+        for factor in (1.0, 1000.0):
+            rows = store()
+            rows.train, rows.rows = factor * rows.train, factor * rows.rows
+            training = Training.start(config("topk", {"preprocess": preprocess}), rows)
+            values.append(evaluate(training.sae, rows).values)
+        assert values[1]["eval/mse"] == pytest.approx(1e6 * values[0]["eval/mse"], rel=1e-3), preprocess
+        assert values[1]["eval/fvu"] == pytest.approx(values[0]["eval/fvu"], rel=1e-3), preprocess
