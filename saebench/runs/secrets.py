@@ -1,0 +1,110 @@
+"""Mask passwords and tokens in everything that is written, shown or passed on: addresses, specs, error messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import unquote, unquote_plus
+
+MASK = "***"
+_DATABASE = re.compile(r"(?:postgres|mysql|mariadb|mssql|oracle|redis|mongodb|snowflake|redshift|cockroachdb)", re.I)
+"""Schemes whose user name is no secret by itself; over http a user name may be a token."""
+_ADDRESS = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*)://([^\s\"'<>`|\\]+)")
+_KEY = re.compile(
+    r"^pass$|passw|passphrase|pwd|token(?!iz)|secret|credential|signature|^sig$|auth(?!or(?!iz))|api.?key|"
+    r"access.?key|private.?key|^key$|odbc_connect",
+    re.I,
+)
+"""Names of query parameters that hold a secret, percent signs decoded."""
+_PARAMETER = re.compile(r"([?&;#])([^=&;#?\s\"'<>]+)=([^&;#\s\"'<>]*?)(?=[).,:\]}]*(?:[&;#\s\"'<>]|$))")
+_LEAST = 3
+"""Characters of a secret's part below which it is not looked for in other text: it would match everywhere."""
+
+
+def mask(text: str, *addresses: str) -> str:
+    """Return `text` with the secrets of every address in it masked, and those of `addresses` wherever they stand.
+
+    Masked are the password of a database's address (`user:***@host`), everything before the `@` of any other address
+    (a server's user name may be a token), and query parameters that are named like a secret.
+    """
+    masked = _ADDRESS.sub(_mask_address, text)
+    for secret in sorted({s for address in addresses for s in secrets_of(address)}, key=len, reverse=True):
+        masked = masked.replace(secret, MASK)
+    return masked
+
+
+def mask_all(value: Any) -> Any:
+    """Return JSON-like `value` with `mask` applied to every string in it."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, Mapping):
+        return {key: mask_all(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [mask_all(item) for item in value]
+    return value
+
+
+def has_secret(text: str) -> bool:
+    """Does `text` hold an address with a secret?"""
+    return mask(text) != text
+
+
+def is_masked(text: str) -> bool:
+    """Is a secret missing from this address because it was stored masked?"""
+    return f"{MASK}@" in text or f"={MASK}" in text
+
+
+def secrets_of(address: str) -> Iterator[str]:
+    """Yield the secrets of one address as they may stand in a message about it: as written, decoded, and cut at @."""
+    found = _ADDRESS.match(address)
+    if not found:
+        return
+    userinfo, _ = _split(found[1], found[2])
+    parts = [] if userinfo is None else [userinfo.partition(":")[2]] if _is_database(found[1]) else [userinfo]
+    parts += [value for _, key, value in _PARAMETER.findall(found[2]) if _KEY.search(unquote(key))]
+    parts += [decoded for part in parts for decoded in (unquote(part), unquote_plus(part))]
+    for part in {piece for whole in parts for piece in (whole, *re.split(r"[:@/?#=;]", whole))}:
+        if len(part) >= _LEAST and part != MASK:
+            yield part
+
+
+def _mask_address(match: re.Match[str]) -> str:
+    scheme, rest = match[1], match[2]
+    userinfo, host = _split(scheme, rest)
+    if userinfo is not None:
+        user, colon, _ = userinfo.partition(":")
+        kept = f"{user}:{MASK}@" if colon and _is_database(scheme) else f"{user}@" if _is_database(scheme) else ""
+        rest = f"{kept or f'{MASK}@'}{host}"
+    return f"{scheme}://{_PARAMETER.sub(_mask_parameter, rest)}"
+
+
+def _is_database(scheme: str) -> bool:
+    return bool(_DATABASE.match(scheme))
+
+
+def _split(scheme: str, rest: str) -> tuple[str | None, str]:
+    """(user and password, what follows their @); None for an address without them. A password may hold @, and, in the
+    address of a database or by mistake, / ? and #: what follows the colon is then no port."""
+    authority = re.match(r"[^/?#]*", rest)
+    assert authority is not None
+    if "@" in authority[0]:
+        userinfo, _, host = authority[0].rpartition("@")
+        later = rest[authority.end() :]
+        if _is_database(scheme) and "@" in (path := later.partition("?")[0]):
+            more, _, host_and_rest = path.rpartition("@")
+            return f"{authority[0]}{more}", host_and_rest + later[len(path) :]
+        return userinfo, host + later
+    name, colon, port = authority[0].partition(":")
+    if name and colon and "@" in rest and not (port.isdigit() or not port):
+        userinfo, _, host = rest.rpartition("@")
+        return userinfo, host
+    if name and colon and _is_database(scheme) and "@" in rest.partition("?")[0]:  # a password that begins like a port
+        userinfo, _, host = rest.rpartition("@")
+        return userinfo, host
+    return None, rest
+
+
+def _mask_parameter(match: re.Match[str]) -> str:
+    separator, key, value = match.groups()
+    return f"{separator}{key}={MASK if value and _KEY.search(unquote(key)) else value}"
