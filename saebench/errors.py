@@ -48,7 +48,7 @@ class LockedError(UserError):
     exit_code = 6
 
 
-def of_the_machine(error: OSError) -> str | None:
+def environment_error_message(error: OSError) -> str | None:
     """One line for an error that no program can help: a full or read-only disk, a missing permission, too few open
     files, a working directory that was deleted. None for others: those are defects and want their traceback."""
     try:

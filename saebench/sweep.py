@@ -14,14 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench.errors import PreflightError, SpecError, of_the_machine
+from saebench.errors import PreflightError, SpecError, environment_error_message
 from saebench.executors.local import TARGET, LocalExecutor
 from saebench.hub import embedding_width
 from saebench.plan import make_plan
 from saebench.runs import paths as places
+from saebench.runs.board import Board
 from saebench.runs.durable import write_json, write_text
-from saebench.runs.holder import at_work_on, now
-from saebench.runs.lock import agree, provenance, read_lock
+from saebench.runs.holder import hold_sweep_dir, now
+from saebench.runs.lock import check_unchanged, provenance, read_lock
 from saebench.runs.paths import SweepPaths
 from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.interrupts import Interrupts
@@ -31,7 +32,6 @@ from saebench.spec import SweepSpec, parse_spec
 from saebench.spec.load import folder_of, load_text
 from saebench.spec.source import read_text
 from saebench.sweep_config import TrackingConfig
-from saebench.terminal.board import Board
 from saebench.terminal.picture import counts_text, duration, failure_lines
 from saebench.terminal.views import LoggedView, View, choose_view
 
@@ -103,7 +103,11 @@ def run_sweep(
     with _preflight():
         given = _given(spec, overrides)
         paths = SweepPaths(places.runs_dir(runs_dir) / given.spec.name)
-    with Interrupts() as signals, at_work_on(paths), LoggedView(view or choose_view(quiet=quiet), paths.log) as shown:
+    with (
+        Interrupts() as signals,
+        hold_sweep_dir(paths),
+        LoggedView(view or choose_view(quiet=quiet), paths.log) as shown,
+    ):
         try:
             work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target)
             return work.run(extend, retry_failed)
@@ -114,7 +118,7 @@ def run_sweep(
             shown.say("ended early: saebench stop; the same command goes on")
             return SweepResult(paths.name, paths.root, 75, "saebench stop")
         except OSError as error:
-            words = of_the_machine(error)
+            words = environment_error_message(error)
             if words is None:
                 raise
             if error.filename is None:
@@ -135,7 +139,7 @@ def _preflight() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if (words := of_the_machine(error)) is None:
+        if (words := environment_error_message(error)) is None:
             raise
         raise PreflightError(words) from error
 
@@ -183,7 +187,7 @@ class _Sweep:
 
         self._paths.stop.unlink(missing_ok=True)
         lock = read_lock(self._paths)
-        changes = agree(lock, self._spec.plain(), self._paths, extend=extend) if lock else {}
+        changes = check_unchanged(lock, self._spec.plain(), self._paths, extend=extend) if lock else {}
         tracker = Tracker(self._paths, self._reachable_tracking(lock), self._spec.name)
         with contextlib.closing(LocalExecutor(self._spec.run, self._cache, self._target)) as executor:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")

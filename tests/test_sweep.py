@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from saebench.errors import DataError, PreflightError, SpecError
-from saebench.executors.inprocess import InProcessExecutor
+from saebench.executors.in_process import InProcessExecutor
 from saebench.executors.local import LocalExecutor
 from saebench.runs import events
 from saebench.runs.paths import SweepPaths, TrialPaths

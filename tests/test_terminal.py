@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from saebench.runs.board import Board, Running
 from saebench.runs.events import Event
 from saebench.runs.state import TrialState
 from saebench.terminal import views as terminal
-from saebench.terminal.board import Board, Running
 from saebench.terminal.encoding import forgive
 from saebench.terminal.picture import duration, failure_lines, pace_text, picture
 from saebench.terminal.views import LiveView, LoggedView, PlainView, QuietView, choose_view

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from saebench.errors import PreflightError, UserError, of_the_machine
+from saebench.errors import PreflightError, UserError, environment_error_message
 from saebench.terminal.encoding import forgive
 
 COMMANDS = {
@@ -87,7 +87,7 @@ def main() -> None:
         click.echo(f"saebench: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
-        words = of_the_machine(error)
+        words = environment_error_message(error)
         if words is None:
             raise
         click.echo(f"saebench: {words}", err=True)

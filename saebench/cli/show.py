@@ -19,7 +19,7 @@ from saebench.runs import paths as places
 from saebench.runs.paths import SweepPaths, TrialPaths
 
 if TYPE_CHECKING:
-    from saebench.terminal.board import Board
+    from saebench.runs.board import Board
 
 POLL = 0.5
 """Seconds between two looks at a file that is followed."""
@@ -125,10 +125,10 @@ def _watch(paths: SweepPaths) -> None:
 
 def _board(paths: SweepPaths) -> Board:
     from saebench.plan import make_plan
+    from saebench.runs.board import read_board
     from saebench.runs.holder import holder
     from saebench.runs.lock import read_lock
     from saebench.sweep import spec_of
-    from saebench.terminal.board import read_board
 
     lock = read_lock(paths)
     held = holder(paths)
@@ -177,8 +177,8 @@ def _as_json(paths: SweepPaths) -> dict[str, Any]:
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def ls(runs_dir: str | None, as_json: bool) -> None:
     """List the sweeps, the one that changed last first."""
+    from saebench.runs.board import read_board
     from saebench.runs.holder import holder
-    from saebench.terminal.board import read_board
 
     rows = []
     for paths in sweeps(runs_dir):

@@ -16,7 +16,16 @@ from pathlib import Path
 
 from saebench.devices import Slot, make_slots, uses_gpu
 from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message, check_free
-from saebench.executors.nursery import Born, Died, Notice, Nursery, end_group, group_is_gone, make_nursery, search_path
+from saebench.executors.spawner import (
+    Exited,
+    Notice,
+    Spawner,
+    Started,
+    end_group,
+    group_is_gone,
+    make_spawner,
+    search_path,
+)
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.sweep_config import RunConfig
 from saebench.worker import Request
@@ -41,21 +50,21 @@ class _Worker:
     unanswered: deque[int] = field(default_factory=deque)
     """Marks whose `eval` events wait for a verdict."""
     killed: bool = False
-    died: Died | None = None
-    died_at: float = 0.0
+    exited: Exited | None = None
+    exited_at: float = 0.0
 
 
 class LocalExecutor:
     """See `Executor`. One selector, no threads; PreflightError for a device that is not there."""
 
-    def __init__(self, run: RunConfig, cache_dir: Path, target: str = TARGET, nursery: Nursery | None = None) -> None:
+    def __init__(self, run: RunConfig, cache_dir: Path, target: str = TARGET, spawner: Spawner | None = None) -> None:
         self._slots = make_slots(run)
         self._cache_dir = cache_dir
         self._target = target
         self._workers: dict[int, _Worker] = {}
         self._messages: list[Message] = []
         self._selector = selectors.DefaultSelector()
-        self._nursery = nursery or make_nursery(target)
+        self._spawner = spawner or make_spawner(target)
         self._watched: socket.socket | None = None
 
     @property
@@ -67,9 +76,9 @@ class LocalExecutor:
         ours, theirs = socket.socketpair()
         with theirs:
             request = self._request(attempt, slot)
-            if self._nursery.channel is None:
+            if self._spawner.channel is None:
                 ours.sendall(request.to_json() + b"\n")
-            ticket = self._nursery.start(request, theirs)
+            ticket = self._spawner.start(request, theirs)
         ours.setblocking(False)
         self._workers[attempt.number] = worker = _Worker(attempt, slot, ours, ticket)
         self._selector.register(ours, selectors.EVENT_READ, worker)
@@ -99,20 +108,20 @@ class LocalExecutor:
 
     def _look(self, wait: float) -> None:
         self._watch()
-        if self._nursery.channel is None or any(worker.died for worker in self._workers.values()):
+        if self._spawner.channel is None or any(worker.exited for worker in self._workers.values()):
             wait = min(wait, TICK)
         for key, _ in self._selector.select(wait):
-            if isinstance(key.data, _Worker) and key.data.died is None:
+            if isinstance(key.data, _Worker) and key.data.exited is None:
                 self._read(key.data)
-        for notice in self._nursery.notices():
+        for notice in self._spawner.notices():
             self._take(notice)
         self._watch()
-        for worker in [worker for worker in self._workers.values() if worker.died]:
-            self._bury(worker)
+        for worker in [worker for worker in self._workers.values() if worker.exited]:
+            self._report_exit(worker)
 
     def _watch(self) -> None:
-        """A nursery whose process died has a closed channel, and another one when it has started anew."""
-        channel = self._nursery.channel
+        """A spawner whose process died has a closed channel, and another one when it has started anew."""
+        channel = self._spawner.channel
         if channel is not None and channel.fileno() < 0:
             channel = None
         if channel is self._watched:
@@ -150,7 +159,7 @@ class LocalExecutor:
         worker = next((w for w in self._workers.values() if w.ticket == notice.ticket), None)
         if worker is None:
             return
-        if isinstance(notice, Born):
+        if isinstance(notice, Started):
             worker.pid = notice.pid
             if worker.killed:
                 end_group(notice.pid)
@@ -159,13 +168,13 @@ class LocalExecutor:
         with contextlib.suppress(KeyError):
             self._selector.unregister(worker.channel)
         worker.channel.close()
-        worker.died, worker.died_at = notice, time.monotonic()
+        worker.exited, worker.exited_at = notice, time.monotonic()
 
-    def _bury(self, worker: _Worker) -> None:
+    def _report_exit(self, worker: _Worker) -> None:
         """The last message, once nothing of the worker is left on this machine."""
-        waited = time.monotonic() - worker.died_at
+        waited = time.monotonic() - worker.exited_at
         if worker.pid is not None:
-            if not group_is_gone(worker.pid, worker.died_at):
+            if not group_is_gone(worker.pid, worker.exited_at):
                 end_group(worker.pid)
                 return
             if uses_gpu(worker.pid, worker.slot.device) and waited < DRAIN:
@@ -180,7 +189,7 @@ class LocalExecutor:
 
     def stop(self, number: int, how: How) -> None:
         worker = self._workers.get(number)
-        if worker is None or worker.died is not None:
+        if worker is None or worker.exited is not None:
             return
         if how == "leave":
             self._tell(worker, Verdict.LEAVE, -1)
@@ -206,7 +215,7 @@ class LocalExecutor:
         for worker in self._workers.values():
             worker.channel.close()
         self._workers = {}
-        self._nursery.close()
+        self._spawner.close()
         self._selector.close()
 
 
@@ -227,8 +236,8 @@ def environment(slot: Slot) -> dict[str, str]:
 
 def outcome(worker: _Worker) -> tuple[FailureKind | None, str]:
     """What an end was, and one line about it; a recorded event counts for more than how the process ended after it."""
-    assert worker.died is not None
-    last, status = worker.last, worker.died.status
+    assert worker.exited is not None
+    last, status = worker.last, worker.exited.status
     if last is not None and last.type in ("done", "left"):
         return None, str(last.info.get("why", last.type))
     if last is not None and last.type == "failed":
@@ -236,7 +245,7 @@ def outcome(worker: _Worker) -> tuple[FailureKind | None, str]:
     if worker.killed:
         return "killed", "killed"
     if status is None:
-        return worker.died.kind, worker.died.detail
+        return worker.exited.kind, worker.exited.detail
     if sys.platform != "win32" and status == -signal.SIGKILL:
         return "host_oom", "ended by SIGKILL, as the kernel does when memory ends"
     if status < 0:

@@ -58,7 +58,7 @@ class Holder:
 
 
 @contextlib.contextmanager
-def at_work_on(paths: SweepPaths) -> Iterator[None]:
+def hold_sweep_dir(paths: SweepPaths) -> Iterator[None]:
     """Hold the sweep's directory; a new one that got no lock.json is removed again, with its parent if that is new."""
     new = [folder for folder in (paths.root, paths.root.parent) if not folder.exists()]
     try:

@@ -20,10 +20,10 @@ from saebench.errors import SpecError
 from saebench.runs.holder import now
 from saebench.runs.paths import SweepPaths
 
-GROWS = ("seeds", "search.points", "run", "budget", "tracking", "description")
+EXTENDABLE = ("seeds", "search.points", "run", "budget", "tracking", "description")
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
-FREE = ("run.devices", "run.per_device", "tracking.log_sae", "data.encode_batch_size")
+PER_START = ("run.devices", "run.per_device", "tracking.log_sae", "data.encode_batch_size")
 """Keys that may differ at every start, without a word: another machine, more of the same one, copies of files."""
 _PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")
 
@@ -90,14 +90,14 @@ def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
-def is_free(key: str) -> bool:
+def is_per_start(key: str) -> bool:
     """Does this key only say on which devices the trials of this start run, or what of them is copied?"""
-    return any(key == free or key.startswith(f"{free}[") for free in FREE)
+    return any(key == free or key.startswith(f"{free}[") for free in PER_START)
 
 
-def may_grow(key: str, old: Any, new: Any) -> bool:
+def is_extension(key: str, old: Any, new: Any) -> bool:
     """Is this change one that `--extend` allows? Seeds may be added, points only become more."""
-    if not any(key == grows or key.startswith((f"{grows}.", f"{grows}[")) for grows in GROWS):
+    if not any(key == grows or key.startswith((f"{grows}.", f"{grows}[")) for grows in EXTENDABLE):
         return False
     if key == "seeds":
         return set(old or ()) <= set(new or ())
@@ -106,18 +106,20 @@ def may_grow(key: str, old: Any, new: Any) -> bool:
     return True
 
 
-def agree(lock: Mapping[str, Any], spec: Mapping[str, Any], paths: SweepPaths, *, extend: bool) -> dict[str, Any]:
+def check_unchanged(
+    lock: Mapping[str, Any], spec: Mapping[str, Any], paths: SweepPaths, *, extend: bool
+) -> dict[str, Any]:
     """The changes of `spec` against the lock that `extend` allows; raises SpecError with a diff for all others. What is
     free to change is none."""
-    changes = {key: pair for key, pair in differences(lock["spec"], spec).items() if not is_free(key)}
-    refused = {key: pair for key, pair in changes.items() if not (extend and may_grow(key, *pair))}
+    changes = {key: pair for key, pair in differences(lock["spec"], spec).items() if not is_per_start(key)}
+    refused = {key: pair for key, pair in changes.items() if not (extend and is_extension(key, *pair))}
     if not refused:
         return {key: list(pair) for key, pair in changes.items()}
     lines = [f"  {key}: {_show(old)} -> {_show(new)}" for key, (old, new) in refused.items()]
-    if not extend and all(may_grow(key, *pair) for key, pair in refused.items()):
+    if not extend and all(is_extension(key, *pair) for key, pair in refused.items()):
         advice = "--extend takes these changes into the sweep"
     else:
-        advice = "give the sweep another name, or undo the changes (--extend allows: " + ", ".join(GROWS) + ")"
+        advice = "give the sweep another name, or undo the changes (--extend allows: " + ", ".join(EXTENDABLE) + ")"
     raise SpecError("\n".join([f"the spec differs from the one {paths.root} was started with:", *lines, advice]))
 
 

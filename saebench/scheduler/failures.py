@@ -8,7 +8,7 @@ from saebench.runs.events import FailureKind
 from saebench.runs.state import TrialState
 from saebench.sweep_config import FailuresConfig, RetriesConfig
 
-WORDS: dict[FailureKind, str] = {
+FAILURE_LABELS: dict[FailureKind, str] = {
     "cuda_oom": "out of GPU memory",
     "host_oom": "killed by SIGKILL (out of memory?)",
     "diverged": "diverged",
@@ -30,7 +30,7 @@ def may_retry(kind: FailureKind, trial: TrialState, retries: RetriesConfig, *, s
     return trial.failures(kind) <= allowed
 
 
-def gives_up(failed: int, ended: int, config: FailuresConfig) -> str:
+def abort_reason(failed: int, ended: int, config: FailuresConfig) -> str:
     """Why the sweep gives up, or nothing."""
     if ended < config.abort_min or failed < config.abort_fraction * ended or not failed:
         return ""

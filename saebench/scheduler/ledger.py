@@ -13,17 +13,17 @@ from typing import Any, Protocol
 
 from saebench.config import TrialConfig
 from saebench.executors import Slot
+from saebench.runs.board import Board, Running, verdict_line
 from saebench.runs.durable import write_text
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import AttemptRecord, TrialState, TrialStateName, read_config
-from saebench.scheduler.failures import WORDS
-from saebench.terminal.board import Board, Running, verdict_line
+from saebench.scheduler.failures import FAILURE_LABELS
 
 
 def reason_of(kind: FailureKind, detail: str) -> str:
     """A failure in one line, for people."""
-    return f"{WORDS[kind]}: {detail}" if detail else WORDS[kind]
+    return f"{FAILURE_LABELS[kind]}: {detail}" if detail else FAILURE_LABELS[kind]
 
 
 class Decision(Protocol):
@@ -90,11 +90,11 @@ class Ledger:
         if config.number in self.states:
             return
         if trial.root.exists() and read_config(trial) not in (None, config):
-            self.put_aside(config.number)
+            self.set_aside(config.number)
         write_text(trial.config, config.model_dump_json(indent=1) + "\n", durable=False)
         self.adopt(config, TrialState.of(config))
 
-    def put_aside(self, number: int) -> None:
+    def set_aside(self, number: int) -> None:
         """Rename the directory of a trial that nobody knows any more."""
         root = self.paths.trial(number).root
         root.rename(root.with_name(f"{root.name}.lost-{time.time_ns()}"))

@@ -16,7 +16,7 @@ from typing import Protocol
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Slot
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.paths import SweepPaths
-from saebench.scheduler.failures import DeviceRecord, gives_up, may_retry
+from saebench.scheduler.failures import DeviceRecord, abort_reason, may_retry
 from saebench.scheduler.ledger import Ledger, Search, reason_of
 from saebench.scheduler.placement import Active, Job, Queue
 from saebench.sweep_config import BudgetConfig, FailuresConfig
@@ -81,12 +81,12 @@ class Scheduler:
         self._devices = DeviceRecord(failures)
         self._active: dict[int, Active] = {}
         self._waiting = Queue(n for n in waiting if not self._overdue(n))
-        self._dry = False  # the search had nothing when it was last asked, and nothing has changed since
+        self._exhausted = False  # the search had nothing when it was last asked, and nothing has changed since
 
     def run(self) -> Halt | None:
         """Returns why it stopped early; None when every trial has ended."""
         while True:
-            self._obey()
+            self._check_requests()
             self._fill()
             self._board.slots = [slot.name for slot in self._executor.slots]
             self._view.show(self._board)
@@ -94,10 +94,10 @@ class Scheduler:
                 break
             for message in self._executor.poll(POLL):
                 if isinstance(message, EventMessage):
-                    self._hear(message.number, message.event)
+                    self._on_event(message.number, message.event)
                 else:
-                    self._exit(message)
-            self._watch()
+                    self._on_exit(message)
+            self._check_time_limits()
         for number in self._waiting.numbers():
             self._ledger.interrupt(number, self._ledger.states[number].reason or self._board.stopping)
         if self.halt is None and (late := self._ledger.numbers("interrupted")):
@@ -106,7 +106,7 @@ class Scheduler:
 
     # --- being told to stop ------------------------------------------------------------------------------------------
 
-    def _obey(self) -> None:
+    def _check_requests(self) -> None:
         if self._signals.level:
             self._stop(Halt(self._signals.why, self._signals.exit_code, now=self._signals.level > 1))
         with contextlib.suppress(FileNotFoundError):
@@ -172,11 +172,11 @@ class Scheduler:
         return self._waiting.take(slot, {s.device for s in self._executor.slots}) or self._ask()
 
     def _ask(self) -> Job | None:
-        if self._dry:
+        if self._exhausted:
             return None
         config = self._search.ask()
         if config is None:
-            self._dry = True
+            self._exhausted = True
             return None
         self._ledger.open(config)
         return Job(config.number)
@@ -192,7 +192,7 @@ class Scheduler:
 
     # --- hearing the workers -----------------------------------------------------------------------------------------
 
-    def _hear(self, number: int, event: Event) -> None:
+    def _on_event(self, number: int, event: Event) -> None:
         active = self._active.get(number)
         if active is None:
             return
@@ -214,11 +214,11 @@ class Scheduler:
     def _total(self, number: int) -> int:
         return self._ledger.states[number].total
 
-    def _exit(self, message: ExitMessage) -> None:
+    def _on_exit(self, message: ExitMessage) -> None:
         active = self._active.pop(message.number, None)
         if active is None:
             return
-        self._dry = False
+        self._exhausted = False
         kind: FailureKind | None = "stall" if active.stalled else message.kind
         if kind is None and active.end is None:
             kind = "crash"
@@ -229,7 +229,7 @@ class Scheduler:
             self._ended(active)
         else:
             self._failed(active, kind, message.detail or "it ended without a result")
-        if not self.halt and (why := gives_up(self._board.counts["failed"], self._board.ended, self._failures)):
+        if not self.halt and (why := abort_reason(self._board.counts["failed"], self._board.ended, self._failures)):
             self._stop(Halt(why, 4))
 
     def _ended(self, active: Active) -> None:
@@ -274,7 +274,7 @@ class Scheduler:
 
     # --- watching the clock ------------------------------------------------------------------------------------------
 
-    def _watch(self) -> None:
+    def _check_time_limits(self) -> None:
         now = self._clock()
         if now - self._checked >= CHECK:
             self._checked = now

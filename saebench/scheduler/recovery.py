@@ -34,7 +34,7 @@ def recover(ledger: Ledger, search: Search, *, retry_failed: bool = False) -> li
         if (state is not None and state.ended) or unfinished.get(config.number) == config:
             ledger.adopt(config, state or TrialState.of(config))
         else:  # Optuna's journal lost the end of itself, and with it this trial
-            ledger.put_aside(config.number)
+            ledger.set_aside(config.number)
     for config in unfinished.values():
         ledger.open(config)
     waiting = [n for n in sorted(ledger.states) if not _settle(ledger, n, told=n not in unfinished)]

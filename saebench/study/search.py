@@ -21,9 +21,9 @@ from saebench.config import TrialConfig
 from saebench.plan import Plan
 from saebench.runs.events import FailureKind, Verdict
 from saebench.study import pruners, samplers
-from saebench.study.cell import Cell, End, Trial, state_of
 from saebench.study.draw import accept, add, draw, search_seed
 from saebench.study.journal import attach, frozen, open_journal
+from saebench.study.stratum_search import End, StratumSearch, Trial, state_of
 from saebench.study.studies import Studies
 
 INFEASIBLE: frozenset[str] = frozenset({"cuda_oom", "diverged"})
@@ -56,7 +56,7 @@ class Search:
         """Points whose replicate with this seed is to run."""
         self._queued: set[tuple[str, str, int]] = set()
         """(stratum, point, seed) of the replicates that are pending or exist."""
-        self._cells = [self._studies.cell(stratum) for stratum in plan.strata]
+        self._stratum_searches = [self._studies.stratum_search(stratum) for stratum in plan.strata]
         self._load()
 
     # --- the caller's side ---
@@ -74,18 +74,18 @@ class Search:
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left to run."""
-        waiting = self._pending or any(cell.missing for cell in self._cells)
+        waiting = self._pending or any(stratum_search.missing for stratum_search in self._stratum_searches)
         return not waiting and all(trial.state != "running" for trial in self._trials.values())
 
     def counts(self) -> dict[str, int]:
         """Trials by state. `planned`: those known to come; which replicates follow may depend on running points."""
         found = Counter(trial.state for trial in self._trials.values())
-        planned = sum(cell.missing for cell in self._cells) + len(self._pending)
+        planned = sum(stratum_search.missing for stratum_search in self._stratum_searches) + len(self._pending)
         return {"planned": planned, **{state: found[state] for state in ("running", "complete", "pruned", "failed")}}
 
     def running(self) -> list[TrialConfig]:
         """Trials that an earlier scheduler left running, in order of number."""
-        return [self._config(t) for _, t in sorted(self._trials.items()) if t.left and t.state == "running"]
+        return [self._config(t) for _, t in sorted(self._trials.items()) if t.inherited and t.state == "running"]
 
     def report(self, number: int, samples: int, values: Mapping[str, float]) -> Decision:
         """What a trial measured after `samples` examples, and whether it goes on. Replicates always do, and so does a
@@ -155,7 +155,15 @@ class Search:
         attrs = {k: v for k, v in before.user_attrs.items() if k.startswith("pareto:")}
         # it goes on from its checkpoint, so the marks before that are not measured again
         new = add(
-            old.cell, old.study, old.params, old.seed, number, attrs, before.intermediate_values, rungs, old.replicate
+            old.stratum_search,
+            old.study,
+            old.params,
+            old.seed,
+            number,
+            attrs,
+            before.intermediate_values,
+            rungs,
+            old.replicate,
         )
         self._storage.supersede(old.trial_id, new.trial_id)
         return self._config(self._register(new))
@@ -165,30 +173,32 @@ class Search:
     def _following(self) -> Trial | None:
         """The next point of the stratum that has fewest, else the next replicate that is due."""
         while (
-            cell := min((c for c in self._cells if c.missing), key=lambda c: len(c.trials), default=None)
+            stratum_search := min(
+                (c for c in self._stratum_searches if c.missing), key=lambda c: len(c.trials), default=None
+            )
         ) is not None:
-            if (drawn := draw(self._plan, cell, self._next)) is not None:
+            if (drawn := draw(self._plan, stratum_search, self._next)) is not None:
                 return self._register(drawn)
         while self._pending:
             point, seed = self._pending.popleft()
             if point.state != "failed":
                 return self._replicate(point, seed)
-            self._queued.discard((point.cell.stratum.id, self._point(point), seed))
+            self._queued.discard((point.stratum_search.stratum.id, self._point(point), seed))
         return None
 
     def _replicate(self, point: Trial, seed: int) -> Trial:
-        cell = point.cell
-        study = self._studies.replicates(cell)
-        return self._register(add(cell, study, point.params, seed, self._next, replicate=True))
+        stratum_search = point.stratum_search
+        study = self._studies.replicates(stratum_search)
+        return self._register(add(stratum_search, study, point.params, seed, self._next, replicate=True))
 
     def _register(self, trial: Trial) -> Trial:
         self._trials[trial.number] = trial
         self._next = max(self._next, trial.number + 1)
         if trial.replicate:
-            self._queued.add((trial.cell.stratum.id, self._point(trial), trial.seed))
+            self._queued.add((trial.stratum_search.stratum.id, self._point(trial), trial.seed))
         else:
-            trial.cell.trials[trial.number] = trial
-            trial.cell.points.add(self._point(trial))
+            trial.stratum_search.trials[trial.number] = trial
+            trial.stratum_search.points.add(self._point(trial))
             self._follow(trial)
         return trial
 
@@ -198,7 +208,7 @@ class Search:
         if point.replicate or not due:
             return
         for seed in self._plan.spec.seeds[1:]:
-            key = (point.cell.stratum.id, self._point(point), seed)
+            key = (point.stratum_search.stratum.id, self._point(point), seed)
             if key not in self._queued:
                 self._queued.add(key)
                 self._pending.append((point, seed))
@@ -207,46 +217,50 @@ class Search:
 
     def _load(self) -> None:
         """Every trial of the journal that has a number; then those that a crash left without one."""
-        unnumbered: list[tuple[Cell, FrozenTrial]] = []
+        unnumbered: list[tuple[StratumSearch, FrozenTrial]] = []
         found: list[Trial] = []
-        for cell in self._cells:
-            for study in filter(None, (cell.study, cell.replicates)):
+        for stratum_search in self._stratum_searches:
+            for study in filter(None, (stratum_search.study, stratum_search.replicates)):
                 for past in study.get_trials(deepcopy=False):
                     if "number" in past.user_attrs:
-                        found.append(self._known_trial(cell, study, past))
+                        found.append(self._known_trial(stratum_search, study, past))
                     elif past.state == TrialState.RUNNING:
-                        unnumbered.append((cell, past))
+                        unnumbered.append((stratum_search, past))
         # replicates first, so that none is queued that is there; of the trials of one number the newest counts
         for trial in sorted(found, key=lambda t: (not t.replicate, t.number, t.trial_id)):
             if (older := self._trials.get(trial.number)) is not None:
                 self._storage.supersede(older.trial_id, trial.trial_id)
             self._register(trial)
-        for cell, past in unnumbered:
+        for stratum_search, past in unnumbered:
             # nobody has seen it yet: it gets what it lacks, and is a trial like any other
-            asked = attach(cell.study, past._trial_id)  # its number as the study counts, without superseded trials
-            cell.study.sampler = samplers.make_sampler(self._plan.spec.search, cell.study.study_name, asked.number)
-            adopted = accept(self._plan, cell, asked, self._next)
+            asked = attach(
+                stratum_search.study, past._trial_id
+            )  # its number as the study counts, without superseded trials
+            stratum_search.study.sampler = samplers.make_sampler(
+                self._plan.spec.search, stratum_search.study.study_name, asked.number
+            )
+            adopted = accept(self._plan, stratum_search, asked, self._next)
             if adopted is not None:
-                self._register(adopted).left = True
+                self._register(adopted).inherited = True
 
-    def _known_trial(self, cell: Cell, study: optuna.Study, frozen: FrozenTrial) -> Trial:
+    def _known_trial(self, stratum_search: StratumSearch, study: optuna.Study, frozen: FrozenTrial) -> Trial:
         return Trial(
             frozen.user_attrs["number"],
-            cell,
+            stratum_search,
             study,
             frozen._trial_id,
-            samplers.decode(cell.stratum, frozen.params),
+            samplers.decode(stratum_search.stratum, frozen.params),
             frozen.user_attrs.get("seed", search_seed(self._plan)),
             state_of(frozen),
-            study is cell.replicates,
-            left=True,
+            study is stratum_search.replicates,
+            inherited=True,
         )
 
     def _config(self, trial: Trial) -> TrialConfig:
-        return self._plan.trial(trial.cell.stratum, trial.params, trial.seed, trial.number)
+        return self._plan.trial(trial.stratum_search.stratum, trial.params, trial.seed, trial.number)
 
     def _point(self, trial: Trial) -> str:
-        return self._plan.point_id(trial.cell.stratum, trial.params)
+        return self._plan.point_id(trial.stratum_search.stratum, trial.params)
 
     def _objective(self, number: int, values: Mapping[str, float]) -> float:
         key = self._plan.spec.search.objective

@@ -11,8 +11,8 @@ from saebench.errors import SpecError
 from saebench.plan import Plan, Stratum
 from saebench.spec import Range
 from saebench.study import pruners, samplers
-from saebench.study.cell import Cell
 from saebench.study.journal import Journal
+from saebench.study.stratum_search import StratumSearch
 
 
 class Studies:
@@ -24,7 +24,7 @@ class Studies:
         self._known = {study.study_name for study in storage.get_all_studies()}
         self._refuse_lost_strata()
 
-    def cell(self, stratum: Stratum) -> Cell:
+    def stratum_search(self, stratum: Stratum) -> StratumSearch:
         """The stratum at work. Raises SpecError, naming what changed, where it was begun with another space."""
         name = f"{self._plan.spec.name}/{stratum.id}"
         study = self._study(name, pruners.make_pruner(self._plan, stratum))
@@ -32,13 +32,15 @@ class Studies:
         space = samplers.distributions(stratum)
         again = f"{name}/replicates"
         replicates = self._study(again, optuna.pruners.NopPruner()) if again in self._known else None
-        return Cell(stratum, study, space, self._plan.enqueued(stratum), replicates)
+        return StratumSearch(stratum, study, space, self._plan.enqueued(stratum), replicates)
 
-    def replicates(self, cell: Cell) -> optuna.Study:
+    def replicates(self, stratum_search: StratumSearch) -> optuna.Study:
         """The stratum's study of replicates."""
-        if cell.replicates is None:
-            cell.replicates = self._study(f"{cell.study.study_name}/replicates", optuna.pruners.NopPruner())
-        return cell.replicates
+        if stratum_search.replicates is None:
+            stratum_search.replicates = self._study(
+                f"{stratum_search.study.study_name}/replicates", optuna.pruners.NopPruner()
+            )
+        return stratum_search.replicates
 
     def _study(self, name: str, pruner: optuna.pruners.BasePruner) -> optuna.Study:
         sampler = optuna.samplers.RandomSampler()  # replaced before anything is drawn

@@ -11,8 +11,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from saebench.runs.board import Board, Running
 from saebench.runs.state import TrialState
-from saebench.terminal.board import Board, Running
 
 STYLES = {
     "complete": "green",

@@ -15,8 +15,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.markup import escape
 
+from saebench.runs.board import Board
 from saebench.runs.state import TrialState
-from saebench.terminal.board import Board
 from saebench.terminal.encoding import encodable
 from saebench.terminal.picture import (
     EncodingProgress,

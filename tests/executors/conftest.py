@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from saebench.executors import Executor
-from saebench.executors.inprocess import InProcessExecutor
+from saebench.executors.in_process import InProcessExecutor
 from saebench.executors.local import LocalExecutor
-from saebench.executors.nursery import Spawning
+from saebench.executors.spawner import FreshSpawner
 from saebench.sweep_config import RunConfig
 
 TWO_SLOTS = RunConfig(devices="cpu", per_device=2)
@@ -25,7 +25,7 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalExecutor]:
 @pytest.fixture
 def spawned(tmp_path: Path) -> Iterator[LocalExecutor]:
     """Real processes, each a new interpreter."""
-    executor = LocalExecutor(TWO_SLOTS, tmp_path / "cache", "toys:play", Spawning())
+    executor = LocalExecutor(TWO_SLOTS, tmp_path / "cache", "toys:play", FreshSpawner())
     yield executor
     executor.close()
 

@@ -23,7 +23,7 @@ from saebench.devices import Slot
 from saebench.errors import PreflightError
 from saebench.executors import EventMessage, ExitMessage
 from saebench.executors.local import LocalExecutor, environment
-from saebench.executors.nursery import Forking, Nursery, Spawning
+from saebench.executors.spawner import ForkingSpawner, FreshSpawner, Spawner
 from saebench.runs.events import Event, Verdict, read
 from saebench.sweep_config import RunConfig
 
@@ -220,7 +220,7 @@ def test_a_signal_to_the_worker_makes_it_checkpoint_and_leave(
 
 
 def zygote_of(executor: LocalExecutor) -> psutil.Process:
-    return psutil.Process(executor._nursery._process.pid)  # type: ignore[attr-defined]
+    return psutil.Process(executor._spawner._process.pid)  # type: ignore[attr-defined]
 
 
 def test_a_killed_zygote_takes_its_workers_along_and_is_replaced(tmp_path: Path) -> None:
@@ -268,15 +268,15 @@ def test_a_target_that_is_not_there_is_the_users_error(
     assert (ended.exit.kind, ended.exit.detail) == ("user_error", "toys:no_such_toy: there is no such function")
 
 
-@pytest.mark.parametrize("nursery", [Forking, Spawning])
-def test_nothing_runs_after_close(tmp_path: Path, nursery: Callable[..., Nursery]) -> None:
-    born = nursery("toys:play") if nursery is Forking else nursery()
+@pytest.mark.parametrize("spawner", [ForkingSpawner, FreshSpawner])
+def test_nothing_runs_after_close(tmp_path: Path, spawner: Callable[..., Spawner]) -> None:
+    born = spawner("toys:play") if spawner is ForkingSpawner else spawner()
     executor = LocalExecutor(RunConfig(devices="cpu", per_device=2), tmp_path / "cache", "toys:play", born)
     for number, slot in enumerate(executor.slots):
         executor.start(trial(tmp_path, "sleeps", number), slot)
     workers = [started(executor), started(executor)]
     pids = {info["pid"] for info in workers} | {info["child"] for info in workers}
-    pids |= {zygote_of(executor).pid} if nursery is Forking else set()
+    pids |= {zygote_of(executor).pid} if spawner is ForkingSpawner else set()
     assert all(lives(pid) for pid in pids)
     executor.close()
     executor.close()

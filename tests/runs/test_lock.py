@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from saebench.errors import LockedError, PreflightError, SpecError
-from saebench.runs.holder import at_work_on, describe, holder
-from saebench.runs.lock import agree, differences, git, may_grow, provenance, read_lock
+from saebench.runs.holder import describe, hold_sweep_dir, holder
+from saebench.runs.lock import check_unchanged, differences, git, is_extension, provenance, read_lock
 from saebench.runs.paths import SweepPaths
 
 SPEC: dict[str, Any] = {
@@ -71,7 +71,10 @@ def other(paths: SweepPaths) -> Iterator[subprocess.Popen[str]]:
 
 
 def test_a_second_scheduler_is_told_who_holds_the_sweep(paths: SweepPaths, other: subprocess.Popen[str]) -> None:
-    with pytest.raises(LockedError, match=rf"process {other.pid} on {os.uname().nodename}") as error, at_work_on(paths):
+    with (
+        pytest.raises(LockedError, match=rf"process {other.pid} on {os.uname().nodename}") as error,
+        hold_sweep_dir(paths),
+    ):
         pass
     assert error.value.exit_code == 6
     assert paths.root.exists()
@@ -84,14 +87,14 @@ def test_kill_9_of_the_holder_leaves_no_lock(paths: SweepPaths, other: subproces
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
     assert holder(paths) is None
-    with at_work_on(paths):
+    with hold_sweep_dir(paths):
         assert f"process {os.getpid()} on" in describe(paths)
     assert not paths.holder.exists()
 
 
 def test_a_pid_that_is_used_again_does_not_hold_the_sweep(paths: SweepPaths) -> None:
     paths.root.mkdir(parents=True)
-    with at_work_on(paths):
+    with hold_sweep_dir(paths):
         found = json.loads(paths.holder.read_text())
         paths.holder.write_text(json.dumps({**found, "born": found["born"] + "0"}))
         assert holder(paths) is None
@@ -113,7 +116,7 @@ def test_a_holder_on_another_host_is_believed(paths: SweepPaths) -> None:
 
 def test_a_clock_that_is_set_changes_nothing(paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
     """psutil reckons a process's start from the boot time, which moves with the clock (suspended laptops, NTP)."""
-    with at_work_on(paths):
+    with hold_sweep_dir(paths):
         monkeypatch.setattr(psutil.Process, "create_time", lambda _: time.time() + 3600)
         assert holder(paths) is not None
 
@@ -122,7 +125,7 @@ def test_where_the_kernel_does_not_name_its_boot_a_sweep_is_held_all_the_same(
     paths: SweepPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("saebench.runs.lock._BOOT", tmp_path / "not there")
-    with at_work_on(paths):
+    with hold_sweep_dir(paths):
         assert holder(paths) is not None
 
 
@@ -133,7 +136,7 @@ def test_a_holder_that_nobody_has_reaped_is_gone(paths: SweepPaths, other: subpr
 
 
 def fails(paths: SweepPaths, *, begun: bool) -> None:
-    with at_work_on(paths):
+    with hold_sweep_dir(paths):
         assert paths.holder.exists()
         if begun:
             paths.lock.write_text("{}")
@@ -155,27 +158,30 @@ def test_a_sweep_that_has_begun_stays_when_it_fails(paths: SweepPaths) -> None:
 def test_a_directory_that_is_not_a_sweep_is_not_touched(paths: SweepPaths) -> None:
     paths.root.mkdir(parents=True)
     (paths.root / "thesis.tex").write_text("years of work")
-    with pytest.raises(PreflightError, match="is not a sweep"), at_work_on(paths):
+    with pytest.raises(PreflightError, match="is not a sweep"), hold_sweep_dir(paths):
         pass
     assert [p.name for p in paths.root.iterdir()] == ["thesis.tex"]
 
 
 def test_no_permission_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file where a folder should be")
-    with pytest.raises(PreflightError, match="cannot write here") as error, at_work_on(SweepPaths(tmp_path / "runs/x")):
+    with (
+        pytest.raises(PreflightError, match="cannot write here") as error,
+        hold_sweep_dir(SweepPaths(tmp_path / "runs/x")),
+    ):
         pass
     assert error.value.exit_code == 5
     assert "\n" not in str(error.value)
 
 
 def test_the_same_spec_agrees(paths: SweepPaths) -> None:
-    assert agree({"spec": SPEC}, changed(), paths, extend=False) == {}
+    assert check_unchanged({"spec": SPEC}, changed(), paths, extend=False) == {}
 
 
 def test_a_changed_spec_is_refused_with_a_readable_diff(paths: SweepPaths) -> None:
     new = changed(train__samples=200, sae=[{"type": "topk", "k": [16, 64]}, {"type": "vanilla"}])
     with pytest.raises(SpecError) as error:
-        agree({"spec": SPEC}, new, paths, extend=True)
+        check_unchanged({"spec": SPEC}, new, paths, extend=True)
     lines = str(error.value).splitlines()
     assert "differs from the one" in lines[0]
     assert lines[1:-1] == [
@@ -198,26 +204,26 @@ def test_a_changed_spec_is_refused_with_a_readable_diff(paths: SweepPaths) -> No
 )
 def test_what_may_grow_grows_with_extend_only(paths: SweepPaths, change: dict[str, Any]) -> None:
     with pytest.raises(SpecError, match="--extend takes these changes"):
-        agree({"spec": SPEC}, changed(**change), paths, extend=False)
-    found = agree({"spec": SPEC}, changed(**change), paths, extend=True)
+        check_unchanged({"spec": SPEC}, changed(**change), paths, extend=False)
+    found = check_unchanged({"spec": SPEC}, changed(**change), paths, extend=True)
     assert [new for _, new in found.values()] == list(change.values())
 
 
 @pytest.mark.parametrize("devices", ["cpu", [0, 1], ["GPU-1"]], ids=str)
 @pytest.mark.parametrize("extend", [False, True])
 def test_devices_are_free_at_every_start(paths: SweepPaths, devices: Any, extend: bool) -> None:
-    assert agree({"spec": SPEC}, changed(run__devices=devices, run__per_device=4), paths, extend=extend) == {}
+    assert check_unchanged({"spec": SPEC}, changed(run__devices=devices, run__per_device=4), paths, extend=extend) == {}
     with pytest.raises(SpecError, match="differs") as error:
-        agree({"spec": SPEC}, changed(run__devices=devices, train__samples=200), paths, extend=extend)
+        check_unchanged({"spec": SPEC}, changed(run__devices=devices, train__samples=200), paths, extend=extend)
     assert "run." not in str(error.value).splitlines()[1]
 
 
 def test_seeds_and_points_only_grow() -> None:
-    assert not may_grow("seeds", [0, 1], [1, 2])
-    assert not may_grow("search.points", 8, 4)
-    assert may_grow("search.points", None, 4)
-    assert not may_grow("running", 1, 2)
-    assert not may_grow("search.sampler", "tpe", "qmc")
+    assert not is_extension("seeds", [0, 1], [1, 2])
+    assert not is_extension("search.points", 8, 4)
+    assert is_extension("search.points", None, 4)
+    assert not is_extension("running", 1, 2)
+    assert not is_extension("search.sampler", "tpe", "qmc")
 
 
 def test_differences_see_what_is_gone_and_what_is_new() -> None:

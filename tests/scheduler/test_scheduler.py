@@ -13,6 +13,7 @@ from fakes import Faults, Quiet, ToyExecutor, ToySearch, ToySignals, ToyTracker,
 import saebench.runs.state
 import saebench.scheduler.ledger
 from saebench.runs import events
+from saebench.runs.board import Board, read_board
 from saebench.runs.events import EventLog
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import TrialState, read_state
@@ -20,7 +21,6 @@ from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.ledger import Ledger
 from saebench.scheduler.recovery import recover
 from saebench.sweep_config import BudgetConfig, FailuresConfig, RetriesConfig
-from saebench.terminal.board import Board, read_board
 
 
 @pytest.fixture(autouse=True)

@@ -384,7 +384,7 @@ class Disk:
     waited for, but for the records that `kept` of them says."""
 
     def __init__(self, left: int, how: str, kept: float = 0.0) -> None:
-        self.left, self.how, self.kept = left, how, kept
+        self.inherited, self.how, self.kept = left, how, kept
         self.synced = 0
 
     def flush(self, records: Any, *, durable: bool) -> None:
@@ -392,8 +392,8 @@ class Disk:
         lines, path = list(records._unwritten), records._path
         with path.open("ab") as file:
             for line in lines:
-                self.left -= 1
-                if self.left == 0:
+                self.inherited -= 1
+                if self.inherited == 0:
                     file.write(line[:-7] if self.how == "torn" else b"")
                     file.flush()
                     self.cut(path)
@@ -465,7 +465,7 @@ def test_a_trial_without_a_number_is_drawn_as_if_none_had_been_tried_again(tmp_p
         assert config is not None
         search.tell(config.number, "failed", {}, "crash")
         complete(search, search.reopen(config.number))
-    search._cells[0].study.ask()  # and killed before it had params or a number
+    search._stratum_searches[0].study.ask()  # and killed before it had params or a number
     again = Search(plan(k=16), tmp_path / "killed")
     [left] = again.running()
     assert drawn([left]) == drawn(expected[2:3])

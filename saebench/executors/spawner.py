@@ -28,7 +28,7 @@ CLOSE_WAIT = 5.0
 
 
 @dataclass(frozen=True)
-class Born:
+class Started:
     """Worker `ticket` runs as process `pid`, the leader of its group."""
 
     ticket: int
@@ -36,7 +36,7 @@ class Born:
 
 
 @dataclass(frozen=True)
-class Died:
+class Exited:
     """Worker `ticket` has ended and is reaped. status: exit status, or minus the signal; None when nobody saw it."""
 
     ticket: int
@@ -46,10 +46,10 @@ class Died:
     detail: str = ""
 
 
-Notice = Born | Died
+Notice = Started | Exited
 
 
-class Nursery(Protocol):
+class Spawner(Protocol):
     """Starts workers. A ticket numbers a start."""
 
     def start(self, request: Request, lifeline: socket.socket) -> int:
@@ -66,13 +66,13 @@ class Nursery(Protocol):
         ...
 
     def close(self) -> None:
-        """End what the nursery itself started."""
+        """End what the spawner itself started."""
         ...
 
 
-def make_nursery(target: str) -> Nursery:
+def make_spawner(target: str) -> Spawner:
     """Forked workers where that is safe. macOS has fork, but its frameworks do not survive it."""
-    return Forking(target) if sys.platform == "linux" else Spawning()
+    return ForkingSpawner(target) if sys.platform == "linux" else FreshSpawner()
 
 
 def search_path() -> list[str]:
@@ -96,7 +96,7 @@ def _environment() -> dict[str, str]:
     }
 
 
-class Forking:
+class ForkingSpawner:
     """Workers forked from a warm process of its own session, which is started anew when it dies."""
 
     def __init__(self, target: str) -> None:
@@ -123,7 +123,7 @@ class Forking:
             env=_environment(),
         )
         theirs.close()
-        with contextlib.suppress(OSError):  # it has just died: `notices` says so
+        with contextlib.suppress(OSError):  # it has just exited: `notices` says so
             self._channel.send(json.dumps({"warm": self._target, "sys_path": search_path()}).encode())
 
     @property
@@ -135,7 +135,7 @@ class Forking:
             self._warm()
         self._tickets += 1
         self._pids[self._tickets] = None
-        with contextlib.suppress(OSError):  # it has just died: `notices` says so
+        with contextlib.suppress(OSError):  # it has just exited: `notices` says so
             socket.send_fds(self._channel, [request.to_json()], [lifeline.fileno()])
         return self._tickets
 
@@ -149,7 +149,7 @@ class Forking:
             except ConnectionError:
                 data = b""
             if not data:
-                return found + self._bury()
+                return found + self._report_exit()
             notice = self._understand(json.loads(data))
             if notice is not None:
                 found.append(notice)
@@ -159,19 +159,19 @@ class Forking:
         if "forked" in message:
             ticket = self._first + message["forked"]
             self._pids[ticket] = message["pid"]
-            return Born(ticket, message["pid"])
+            return Started(ticket, message["pid"])
         if "ended" in message:
             ticket = self._first + message["ended"]
             self._pids.pop(ticket, None)
-            return Died(ticket, os.waitstatus_to_exitcode(message["status"]))
+            return Exited(ticket, os.waitstatus_to_exitcode(message["status"]))
         if "refused" in message:
             ticket = self._first + message["refused"]
             self._pids.pop(ticket, None)
-            return Died(ticket, None, "host_oom", f"no process could be made: {message['why']}")
+            return Exited(ticket, None, "host_oom", f"no process could be made: {message['why']}")
         self._ready = True
         return None
 
-    def _bury(self) -> list[Notice]:
+    def _report_exit(self) -> list[Notice]:
         """The warm process is gone: its workers cannot be watched any longer, so they end too."""
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -181,7 +181,7 @@ class Forking:
         for pid in self._pids.values():
             if pid is not None:
                 kill_group(pid)
-        notices: list[Notice] = [Died(ticket, None, kind, detail) for ticket in self._pids]
+        notices: list[Notice] = [Exited(ticket, None, kind, detail) for ticket in self._pids]
         self._end()
         return notices
 
@@ -210,12 +210,12 @@ class Forking:
         with contextlib.suppress(OSError):
             while data := self._channel.recv(1 << 16, socket.MSG_DONTWAIT):
                 notice = self._understand(json.loads(data))
-                if isinstance(notice, Born):
+                if isinstance(notice, Started):
                     end_group(notice.pid)
         self._end()
 
 
-class Spawning:
+class FreshSpawner:
     """A new interpreter per worker: slower by the imports, and all there is on Windows and macOS."""
 
     channel = None
@@ -223,7 +223,7 @@ class Spawning:
     def __init__(self) -> None:
         self._tickets = 0
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        self._born: list[Notice] = []
+        self._started: list[Notice] = []
 
     def start(self, request: Request, lifeline: socket.socket) -> int:
         self._tickets += 1
@@ -244,17 +244,17 @@ class Spawning:
             process.stdin.write(lifeline.share(process.pid))  # type: ignore[attr-defined]
             process.stdin.close()
         self._processes[self._tickets] = process
-        self._born.append(Born(self._tickets, process.pid))
+        self._started.append(Started(self._tickets, process.pid))
         return self._tickets
 
     def notices(self) -> list[Notice]:
-        found, self._born = self._born, []
+        found, self._started = self._started, []
         for ticket, process in list(self._processes.items()):
             status = process.poll()
             if status is not None:
                 del self._processes[ticket]
                 end_group(process.pid)
-                found.append(Died(ticket, status))
+                found.append(Exited(ticket, status))
         return found
 
     def close(self) -> None:

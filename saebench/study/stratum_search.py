@@ -18,14 +18,14 @@ End = Literal["complete", "pruned", "failed"]
 @dataclass
 class Trial:
     number: int
-    cell: Cell
+    stratum_search: StratumSearch
     study: optuna.Study
     trial_id: int
     params: dict[str, Scalar]
     seed: int
     state: Literal["running"] | End = "running"
     replicate: bool = False
-    left: bool = False
+    inherited: bool = False
     """Asked for by a scheduler that is gone."""
     handle: optuna.trial.Trial | None = None
 
@@ -37,7 +37,7 @@ class Trial:
 
 
 @dataclass
-class Cell:
+class StratumSearch:
     """A stratum at work."""
 
     stratum: Stratum
