@@ -299,7 +299,7 @@ print("the caller's main module runs", flush=True)
 sys.path.insert(0, {here!r})
 from pathlib import Path
 from drive import trial
-from saebench.config import RunConfig
+from saebench.sweep_config import RunConfig
 from saebench.runs.events import Verdict
 from saebench.executors.local import LocalExecutor
 executor = LocalExecutor(RunConfig(devices="cpu", per_device=2), Path({folder!r}) / "cache", "toys:play")

@@ -65,7 +65,7 @@ def test_commits_do_not_wait_for_the_disk_and_settle_does(file: Path, monkeypatc
 def test_a_kill_loses_nothing(file: Path) -> None:
     code = f"""
 import os, sys
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from pathlib import Path
 from saebench.tracking import database
 from saebench.tracking.book import Book, Sent

@@ -507,7 +507,7 @@ _VICTIM = """
 import sys, time
 from pathlib import Path
 from fakes import trial_config
-from saebench.config import TrackingConfig
+from saebench.sweep_config import TrackingConfig
 from saebench.runs.events import EventLog
 from saebench.runs.paths import SweepPaths
 from saebench.tracking import Tracker
@@ -533,7 +533,7 @@ def test_the_points_in_mlflow_are_those_on_disk_after_three_kills(sweep: SweepPa
         victim = subprocess.Popen(
             [sys.executable, "-c", _VICTIM, str(sweep.root), database],
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))},
         )
         assert victim.stdout is not None
         assert victim.stdout.readline() == b"started\n"
