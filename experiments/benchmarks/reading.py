@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from unittest.mock import patch
@@ -20,8 +21,7 @@ from timing import synchronize
 
 from saebench.config import DataConfig
 from saebench.stores import cache, keys, open_store
-from saebench.stores.entry import ROWS_PER_SHARD, Manifest, Shard, digest_of
-from saebench.stores.read import settle
+from saebench.stores.entry import ROWS_PER_SHARD, Manifest, Shard, digest_of, write_file
 
 BATCH = 2048
 ROUNDS = 3
@@ -39,10 +39,7 @@ def make_entry(data: DataConfig, cache_dir: Path) -> None:
         arrays = {"texts": np.zeros(1), "hashes": hashes, "rows": generator.random((count, 384), np.float32)}
         files = {}
         for kind, array in arrays.items():
-            aside = folder / f"{number:05d}-{kind}"
-            with aside.open("wb") as file:
-                np.save(file, array)
-            files[kind] = settle(aside, ".npy")
+            files[kind] = write_file(folder, f"{number:05d}-{kind}", ".npy", partial(np.save, arr=array))
         shards.append(Shard(count=count, encoded=count, encoded_digest=digest_of(hashes), **files))
     key = keys.describe(data, cache_dir)
     Manifest(

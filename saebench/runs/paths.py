@@ -6,6 +6,9 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from saebench.errors import PreflightError
+from saebench.runs.durable import remove_temporary
+
 
 @dataclass(frozen=True)
 class TrialPaths:
@@ -126,10 +129,9 @@ class SweepPaths:
         return [TrialPaths(p) for p in sorted(there, key=lambda p: int(p.name))]
 
     def remove_left_overs(self) -> None:
-        """Delete what writers that were killed between writing aside and renaming left; no writer may be alive."""
-        for folder in (self.root, *(trial.root for trial in self.trials())):
-            for left_over in folder.glob(".*.tmp"):
-                left_over.unlink(missing_ok=True)
+        """Delete what killed writers left; no writer may be alive."""
+        for folder in (self.root, *(place for trial in self.trials() for place in (trial.root, trial.sae))):
+            remove_temporary(folder)
 
 
 def runs_dir(given: str | Path | None = None) -> Path:
@@ -138,6 +140,11 @@ def runs_dir(given: str | Path | None = None) -> Path:
 
 
 def cache_dir(given: str | Path | None = None) -> Path:
-    """Where embeddings live: the argument, else SAEBENCH_CACHE, else saebench/ in the user's cache folder."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return Path(given or os.environ.get("SAEBENCH_CACHE") or home / "saebench").absolute()
+    """Where embeddings live: the argument, else SAEBENCH_CACHE, else saebench/ in the user's cache folder. Raises
+    PreflightError if the user has no home directory and neither says where."""
+    if chosen := given or os.environ.get("SAEBENCH_CACHE"):
+        return Path(chosen).absolute()
+    try:
+        return (Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saebench").absolute()
+    except RuntimeError:
+        raise PreflightError("embedding cache: no home directory; set SAEBENCH_CACHE or give --cache-dir") from None

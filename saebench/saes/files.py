@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from saebench.config import AnySAEConfig
 from saebench.errors import UserError
-from saebench.runs.durable import write_json
+from saebench.runs.durable import replacing, write_json
 from saebench.saes.base import SAE
 
 FORMAT = "saebench.sae"
@@ -37,14 +36,10 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
     if not isinstance(sae, SAE):
         raise TypeError(f"{type(sae).__name__} is no SAE; one of saebench.compat holds it: to_saebench()")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".sae.safetensors.{os.getpid()}.tmp"
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     # One key of metadata: safetensors writes several in no fixed order, and equal SAEs should be equal files.
-    save_file(tensors, aside, metadata={"format": f"{FORMAT}/{FORMAT_VERSION}"})
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(folder / "sae.safetensors")
+    with replacing(folder / "sae.safetensors") as new:
+        save_file(tensors, new.file.name, metadata={"format": f"{FORMAT}/{FORMAT_VERSION}"})
     write_json(
         folder / "sae.json",
         {

@@ -248,7 +248,7 @@ class Build:
             if damaged:
                 raise DataError(f"cache {damaged[0]}: was changed while the entry was built")
             before = [self.folder / shard.rows.name] if shard.rows else []
-            rows, file = join([*before, *pieces], self.folder / f"{number:05d}-rows")
+            rows, file = join([*before, *pieces], self.folder, f"{number:05d}-rows")
             digest = digest_of(read_hashes(self.folder, [shard])[:rows])
             new = shard.model_copy(update={"rows": file, "encoded": rows, "encoded_digest": digest})
             shards = (*manifest.shards[:number], new, *manifest.shards[number + 1 :])

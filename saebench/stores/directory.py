@@ -9,8 +9,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,14 +23,18 @@ from torch import Tensor
 
 from saebench.errors import DataError
 from saebench.runs.durable import write_text
-from saebench.stores.entry import File, dropped_on_failure, has_size
+from saebench.stores.entry import File, has_size, write_file
 from saebench.stores.seal import seal, unseal
 
 MANIFEST = "manifest.json"
 LOCK = "writer.lock"
 NUMPY = {torch.float32: "<f4", torch.float16: "<f2", torch.bfloat16: "<i2", torch.float64: "<f8"}
 """Type -> how NumPy maps it; bfloat16, which NumPy lacks, by its bits."""
-_OWN_FILE = re.compile(r"\.?(\d{12}-\d{12}|ahead)-[0-9a-f]{12}\.safetensors(\.tmp)?|\.manifest\.json\.\d+\.tmp")
+_OWN_FILE = re.compile(
+    r"(\d{12}-\d{12}|ahead)-[0-9a-f]{12}\.safetensors"
+    r"|\.(manifest\.json|(\d{12}-\d{12}|ahead)\.safetensors)\.[0-9a-f]+\.tmp"
+)
+"""Names of shards, finished or being written, and of a manifest that is being written."""
 
 
 @dataclass(frozen=True)
@@ -82,17 +84,9 @@ class Written:
 
 
 def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> File:
-    """Write aside, make durable, rename; the name ends with the beginning of the content's checksum."""
+    """Write a new safetensors file; its name ends with the beginning of the content's checksum."""
     content = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    digest = hashlib.sha256(content).hexdigest()
-    name = f"{stem}-{digest[:12]}.safetensors"
-    aside = folder / f".{name}.tmp"
-    with dropped_on_failure(aside), aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.rename(folder / name)
-    return File(name=name, bytes=len(content), sha256=digest)
+    return write_file(folder, stem, ".safetensors", lambda file: file.write(content))
 
 
 def read_tensors(folder: Path, file: File) -> dict[str, Tensor]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +17,7 @@ from saebench.errors import DataError
 from saebench.stores.ahead import ahead
 from saebench.stores.children import Message, talk
 from saebench.stores.encoder import AHEAD, Batch, SentenceEncoder
-from saebench.stores.entry import ROWS_PER_PART, dropped_on_failure, part_name
+from saebench.stores.entry import ROWS_PER_PART, part_name, write_file
 from saebench.stores.texts import one_line
 
 Piece = tuple[Message, list[str], tuple[Any, Any] | None]
@@ -77,23 +74,14 @@ def read_texts(path: Path, start: int, stop: int) -> list[str]:
 
 
 def write_part(folder: Path, job: Message, rows: Tensor, dtype: str) -> str:
-    """Write (n, d_in) rows aside, then rename; the name ends with the beginning of the content's checksum."""
+    """Write (n, d_in) rows to a new file; return its name, which ends with the beginning of the content's checksum."""
     stored = rows.to(getattr(torch, dtype))
     if not bool(torch.isfinite(stored).all()):
         raise DataError(f"embeddings reach {float(rows.abs().max()):.3g}, more than {dtype} holds; use dtype: float32")
-    buffer = io.BytesIO()
-    np.save(buffer, stored.numpy())
-    name = f"{part_name(job)}-{hashlib.sha256(buffer.getbuffer()).hexdigest()[:12]}.npy"
-    aside = folder / f"{name}.{os.getpid()}.tmp"
     try:
-        with dropped_on_failure(aside), aside.open("wb") as file:
-            file.write(buffer.getbuffer())
-            file.flush()
-            os.fsync(file.fileno())
-        aside.rename(folder / name)
+        return write_file(folder, part_name(job), ".npy", lambda file: np.save(file, stored.numpy())).name
     except OSError as error:
         raise DataError(f"{folder}: cannot write: {one_line(error)}") from error
-    return name
 
 
 class _Meter:

@@ -19,10 +19,10 @@ import errno
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from pydantic import Field
 
 from saebench.config import Config, DataConfig
-from saebench.runs.durable import write_text
+from saebench.runs.durable import replacing, write_text
 from saebench.stores.hold import Hold
 from saebench.stores.seal import seal, unseal
 from saebench.stores.texts import Text, threshold
@@ -257,15 +257,15 @@ def part_name(job: dict[str, Any]) -> str:
     return f"{job['shard']:05d}-{job['start']:05d}-{job['stop']:05d}-{job['digest']}"
 
 
-@contextmanager
-def dropped_on_failure(aside: Path) -> Iterator[None]:
-    """Remove a file that is being written aside where that fails: on a full disk, its beginning only takes room."""
-    try:
-        yield
-    except BaseException:
-        with suppress(OSError):
-            aside.unlink()
-        raise
+def write_file(folder: Path, stem: str, suffix: str, write: Callable[[BufferedRandom], object]) -> File:
+    """Have `write` fill a new file in `folder`, durably; its name holds the beginning of its content's checksum."""
+    with replacing(folder / f"{stem}{suffix}") as new:
+        write(new.file)
+        new.file.seek(0)
+        digest = hashlib.file_digest(new.file, "sha256").hexdigest()
+        size = new.file.tell()
+        new.target = folder / f"{stem}-{digest[:12]}{suffix}"
+    return File(name=new.target.name, bytes=size, sha256=digest)
 
 
 def has_size(folder: Path, file: File) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Callable, Sequence
+from io import BufferedRandom
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,9 @@ from saebench.stores.entry import (
     File,
     Shard,
     digest_of,
-    dropped_on_failure,
     read_hashes,
+    write_file,
 )
-from saebench.stores.read import settle
 
 Job = dict[str, Any]
 """{shard, start, stop, digest, texts}: rows start to stop of a shard, encoded from a file of texts."""
@@ -97,16 +96,16 @@ def is_sound(path: Path) -> bool:
         return False
 
 
-def join(sources: Sequence[Path], aside: Path) -> tuple[int, File]:
-    """Concatenate the rows of .npy files into one; returns their number and the new file, already in its place."""
+def join(sources: Sequence[Path], folder: Path, stem: str) -> tuple[int, File]:
+    """Concatenate the rows of .npy files into one in `folder`; returns their number and the new file."""
     arrays = [np.load(path, mmap_mode="r") for path in sources]
     rows = sum(len(array) for array in arrays)
     dtype = np.lib.format.dtype_to_descr(arrays[0].dtype)
     header = {"descr": dtype, "fortran_order": False, "shape": (rows, arrays[0].shape[1])}
-    with dropped_on_failure(aside), aside.open("wb") as file:
+
+    def write(file: BufferedRandom) -> None:
         np.lib.format.write_array_header_1_0(file, header)
         for array in arrays:
             file.write(np.ascontiguousarray(array).data)
-        file.flush()
-        os.fsync(file.fileno())
-    return rows, settle(aside, ".npy")
+
+    return rows, write_file(folder, stem, ".npy", write)

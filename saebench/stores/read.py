@@ -6,11 +6,10 @@ brings torch along (unless told not to, as this process is) and threads that out
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
+from io import BufferedRandom
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores.children import Message, talk
-from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, File, Shard
+from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, Shard, write_file
 from saebench.stores.texts import Counts, Text, one_line, place, select, stream
 
 ENVIRONMENT = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0"}
@@ -67,31 +66,21 @@ def _write_shard(number: int, texts: Iterator[Text], folder: Path) -> Shard:
 
     schema = pyarrow.schema([("text", pyarrow.string()), ("label", pyarrow.string())])
     hashes: list[int] = []
-    aside = folder / f"{number:05d}-texts"
-    with ParquetWriter(aside, schema, compression="zstd") as writer:
-        while part := list(islice(texts, ROWS_PER_PART)):
-            columns = [[t.text for t in part], [_label(t.label) for t in part]]
-            writer.write_table(pyarrow.table(columns, schema=schema), row_group_size=ROWS_PER_PART)
-            hashes += [t.hash for t in part]
-    aside_hashes = folder / f"{number:05d}-hashes"
-    with aside_hashes.open("wb") as file:
-        np.save(file, np.array(hashes, "<u8"))
-    return Shard(count=len(hashes), texts=settle(aside, ".parquet"), hashes=settle(aside_hashes, ".npy"))
+
+    def write_texts(file: BufferedRandom) -> None:
+        with ParquetWriter(file, schema, compression="zstd") as writer:
+            while part := list(islice(texts, ROWS_PER_PART)):
+                columns = [[t.text for t in part], [_label(t.label) for t in part]]
+                writer.write_table(pyarrow.table(columns, schema=schema), row_group_size=ROWS_PER_PART)
+                hashes.extend(t.hash for t in part)
+
+    text_file = write_file(folder, f"{number:05d}-texts", ".parquet", write_texts)
+    hash_file = write_file(folder, f"{number:05d}-hashes", ".npy", lambda file: np.save(file, np.array(hashes, "<u8")))
+    return Shard(count=len(hashes), texts=text_file, hashes=hash_file)
 
 
 def _label(label: Any) -> str | None:
     return None if label is None else json.dumps(label, default=str)
-
-
-def settle(path: Path, suffix: str) -> File:
-    """Make a written file durable and give it its name, which holds the beginning of its checksum."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        size = file.tell()
-    name = f"{path.name}-{digest[:12]}{suffix}"
-    path.rename(path.with_name(name))
-    return File(name=name, bytes=size, sha256=digest)
 
 
 if __name__ == "__main__":

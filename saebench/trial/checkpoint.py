@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import sys
@@ -22,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saebench.runs.durable import make_durable
+from saebench.runs.durable import new_folder, remove_temporary
 
 KEPT = 2
 """The second is for the day the first cannot be read."""
@@ -40,24 +39,17 @@ def save(folder: Path, samples: int, state: State) -> Path:
     place = folder / f"{samples:012d}"
     if place.exists():
         return place
-    aside = folder / f".{place.name}.{os.getpid()}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_file(tensors, aside / "tensors.safetensors")
-    state_json = json.dumps(values)
-    seal = {
-        "tensors": _checksum((aside / "tensors.safetensors").read_bytes()),
-        "values": _checksum(state_json.encode()),
-    }
-    (aside / "state.json").write_text(json.dumps({"checksums": seal, "values": state_json}), encoding="utf-8")
-    for path in (aside / "tensors.safetensors", aside / "state.json", aside):
-        make_durable(path)
-    aside.rename(place)
-    make_durable(folder)
+    with new_folder(place) as new:
+        save_file(tensors, new / "tensors.safetensors")
+        state_json = json.dumps(values)
+        seal = {
+            "tensors": _checksum((new / "tensors.safetensors").read_bytes()),
+            "values": _checksum(state_json.encode()),
+        }
+        (new / "state.json").write_text(json.dumps({"checksums": seal, "values": state_json}), encoding="utf-8")
     for old in _newest_first(folder)[KEPT:]:
         shutil.rmtree(old)
-    for left_over in folder.glob(".*.tmp"):
-        shutil.rmtree(left_over)
+    remove_temporary(folder)
     return place
 
 

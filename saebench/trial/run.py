@@ -24,7 +24,7 @@ from torch import Tensor
 
 from saebench import stores
 from saebench.config import TrialConfig, marks
-from saebench.runs.durable import make_durable
+from saebench.runs.durable import replacing, sync
 from saebench.runs.events import Event, Verdict, read
 from saebench.runs.paths import TrialPaths
 from saebench.saes import save_sae
@@ -217,15 +217,13 @@ class _Trial:
             "l0": evaluation.l0.int(),
             "firing": evaluation.firing.long(),
         }
-        aside = self.paths.evaluation.with_name(f".{self.paths.evaluation.name}.tmp")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, aside)
-        make_durable(aside)
-        aside.replace(self.paths.evaluation)
+        with replacing(self.paths.evaluation) as new:
+            save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, new.file.name)
         save_sae(self.training.sae, self.paths.sae)
 
     def _checkpoint(self) -> None:
         begin = time.monotonic()
-        make_durable(self.paths.events)  # the record is never behind the checkpoint
+        sync(self.paths.events)  # the record is never behind the checkpoint
         tensors, training = self.training.state_dict()
         generators, drawn = checkpoint.generator_state(self.training.device)
         values = {

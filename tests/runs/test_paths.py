@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
+from saebench.errors import PreflightError
 from saebench.runs.durable import write_json, write_text
 from saebench.runs.paths import SweepPaths, cache_dir, runs_dir
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_text(tmp_path / "a", "old")
-
-    def full(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left"):
-        write_text(tmp_path / "a", "new")
-    assert (tmp_path / "a").read_text() == "old"
 
 
 def test_left_overs_of_killed_writers_go_and_everything_else_stays(tmp_path: Path) -> None:
@@ -28,7 +16,9 @@ def test_left_overs_of_killed_writers_go_and_everything_else_stays(tmp_path: Pat
     write_text(sweep.spec, "name: s")
     write_json(sweep.trial(3).state, {"state": "running"})
     left = [sweep.root / ".tracking.json.7091.tmp", sweep.trial(3).root / ".state.json.12.tmp"]
+    left.append(sweep.trial(3).sae / ".sae.safetensors.0123abcd.tmp")
     for path in left:
+        path.parent.mkdir(exist_ok=True)
         path.write_text("{")
     sweep.remove_left_overs()
     assert not [path for path in left if path.exists()]
@@ -51,3 +41,18 @@ def test_places_come_from_the_argument_then_the_environment(tmp_path: Path, monk
     monkeypatch.delenv("SAEBENCH_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_dir() == tmp_path / "xdg" / "saebench"
+
+
+def test_without_a_home_the_argument_will_do_and_its_lack_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", "SAEBENCH_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert cache_dir(tmp_path / "given") == tmp_path / "given"
+    with pytest.raises(PreflightError, match=r"no home directory.*--cache-dir"):
+        cache_dir()
+
+
+def no_home() -> Path:
+    raise RuntimeError("Could not determine home directory.")

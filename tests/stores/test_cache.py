@@ -712,12 +712,12 @@ def test_two_who_tidy_up_at_once_do_not_stumble(cache_dir: Path, monkeypatch: py
 
 
 @pytest.mark.usefixtures("small_pieces")
-@pytest.mark.parametrize("module", ["encode", "pieces", "read"])
+@pytest.mark.parametrize("written", [0, 1, 2, 4, 9, 14, 25, 30])
 def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_written_file(
-    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch, module: str
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     texts = sentences(100)
-    plain, left = os.fsync, [1]
+    plain, left = os.fsync, [written]
 
     def fills_up(handle: int) -> None:
         if left[0] == 0:
@@ -727,12 +727,13 @@ def test_a_disk_that_fills_up_is_one_line_and_leaves_no_half_written_file(
 
     with monkeypatch.context() as patched:
         faked = SimpleNamespace(**{**vars(os), "fsync": fills_up})
-        patched.setattr(f"saebench.stores.{module}.os", faked)
+        patched.setattr("saebench.runs.durable.os", faked)
         with pytest.raises(DataError, match="No space left on device") as raised:
             cache.build(corpus(texts), cache_dir)
         assert "\n" not in str(raised.value)
         names = [path.name for path in (cache_dir / "embeddings").rglob("*") if path.is_file()]
         assert not [name for name in names if name.endswith(("tmp", "-rows", "-texts", "-hashes"))]
+        assert left == [0], "it was the disk"
     assert (rows_of(cache.build(corpus(texts), cache_dir)) == expected(texts, inline)).all()
 
 

@@ -213,8 +213,8 @@ def test_a_store_that_begins_to_write_takes_up_what_another_wrote_meanwhile(tmp_
 def test_what_a_killed_writer_left_goes_and_files_of_others_stay(tmp_path: Path) -> None:
     with DiskActivationStore(3, tmp_path, max_cache_size=4) as store:
         store.extend(rows(0, 8))
-    strays = ["000000000008-000000000012-0123456789ab.safetensors", ".ahead-0123456789ab.safetensors.tmp"]
-    strays.append(".manifest.json.4711.tmp")
+    strays = ["000000000008-000000000012-0123456789ab.safetensors", ".ahead.safetensors.0123abcd.tmp"]
+    strays.append(".manifest.json.0123abcd.tmp")
     for name in [*strays, "model.safetensors"]:
         (tmp_path / name).write_bytes(b"x")
     with DiskActivationStore(3, tmp_path, max_cache_size=4) as store:
@@ -239,7 +239,7 @@ def test_a_full_disk_keeps_no_half_of_a_shard(tmp_path: Path, monkeypatch: pytes
 
     store = DiskActivationStore(3, tmp_path, max_cache_size=4)
     with monkeypatch.context() as patched:
-        patched.setattr("saebench.stores.directory.os.fsync", full)
+        patched.setattr("saebench.runs.durable.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
             store.extend(rows(0, 4)).result(10)
         assert [path.name for path in tmp_path.iterdir()] == ["writer.lock"]
