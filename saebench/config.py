@@ -77,6 +77,7 @@ class DataConfig(Config):
 # --- SAEs ------------------------------------------------------------------------------------------------------------
 
 Preprocess = Literal["none", "center", "unit", "center_scale", "layer_norm"]
+Start = Literal["random", "data"]
 
 
 class SAEConfig(Config):
@@ -88,6 +89,10 @@ class SAEConfig(Config):
     """dict_size / d_in."""
     preprocess: Preprocess = "center_scale"
     """Invertible step before the encoder, saved with the SAE; metrics are in the original space all the same."""
+    start: Start = "random"
+    """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
+    encoder_scale: PositiveFloat = 1.0
+    """W_enc at the start, in units of the decoder's transpose."""
 
     @model_validator(mode="after")
     def _one_width(self) -> Self:
@@ -105,6 +110,12 @@ class _AuxConfig(SAEConfig):
     """Weight of AuxK (Gao et al. 2024, 2406.04093, A.2); 0 turns it off."""
     k_aux: PositiveInt | None = None
     """Dead latents that rebuild the residual; null: the power of two nearest d_in / 2."""
+    multi_coeff: Coefficient = 0.0
+    """Weight of Multi-TopK's second loss, that of the code with `multi_factor` times k (2406.04093, 4.2); 0: off."""
+    multi_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
+    """The second loss keeps this many times k latents."""
+    multi_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of a batch that the second loss is measured on."""
 
 
 class _PenaltyConfig(SAEConfig):
@@ -255,6 +266,8 @@ class TrainConfig(Config):
     """Adam's epsilon; small, because the gradients are."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
+    encoder_decay: Coefficient = 0.0
+    """Decoupled weight decay of W_enc per epoch: at the peak lr, an epoch multiplies it by about exp(-encoder_decay)."""
     dead_after: PositiveInt | None = None
     """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None

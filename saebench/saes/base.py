@@ -17,7 +17,7 @@ from saebench.config import SPARSITY_PARAMETERS, SAEConfig
 from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
-from saebench.saes.initial import geometric_median, unit_rows
+from saebench.saes.initial import data_rows, geometric_median, unit_rows
 from saebench.saes.kernels import Precision as Precision
 from saebench.saes.kernels import affine, blocks
 from saebench.saes.preprocess import Preprocessing, Side
@@ -207,7 +207,8 @@ class SAE(nn.Module, ABC):
     @torch.no_grad()
     def initialise(self, sample: Tensor, generator: torch.Generator) -> None:
         """Start from training rows `sample` (N, d_in), on the CPU: preprocessing, variance, b_dec = geometric median,
-        decoder = random unit rows, encoder = its transpose, whatever dict_size is."""
+        decoder = unit rows (random, or from the data), encoder = `encoder_scale` times its transpose, whatever
+        dict_size is."""
         sample = self.check(sample)
         if len(sample) < 2:
             raise ValueError(f"{len(sample)} training rows: at least 2 are needed to start from")
@@ -218,9 +219,14 @@ class SAE(nn.Module, ABC):
             raise ValueError("the training rows are all the same: there is no variance to explain")
         self.variance.copy_(variance)
         self.b_dec.copy_(geometric_median(z))
-        self.W_dec.copy_(unit_rows(self.dict_size, self.d_in, generator))
-        self.W_enc.copy_(self.W_dec.t())
+        self.W_dec.copy_(self._start_rows(z, generator))
+        self.W_enc.copy_(self.W_dec.t() * self.config.encoder_scale)
         self.initialise_from(z)
+
+    def _start_rows(self, z: Tensor, generator: torch.Generator) -> Tensor:
+        if self.config.start == "data":
+            return data_rows(self.dict_size, z, self.b_dec, generator)
+        return unit_rows(self.dict_size, self.d_in, generator)
 
     @torch.no_grad()
     def project_gradient(self) -> None:

@@ -32,8 +32,8 @@ class BatchSparseSAE(KSparseSAE):
             raise NotCalibratedError(f"{type(self).__name__}: the threshold is not calibrated, call calibrate(rows)")
         return pre * (pre > self.threshold)
 
-    def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
-        k = max(self.config.k, 1 / len(centred))
+    def select(self, centred: Tensor, precision: Precision = "float32", k: float | None = None) -> SparseCodes:
+        k = max(k or self.config.k, 1 / len(centred))
         return sparse.encode_batchtopk(centred, self.W_enc, self.b_enc, k, precision)
 
     @torch.no_grad()

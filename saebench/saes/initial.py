@@ -37,3 +37,13 @@ def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Te
 def unit_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Directions (rows, columns), uniform on the sphere."""
     return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator), dim=1)
+
+
+def data_rows(rows: int, z: Tensor, centre: Tensor, generator: torch.Generator) -> Tensor:
+    """Unit directions (rows, d) of training rows z (N, d) seen from `centre` (d,), in random order, each at most once;
+    random ones where there are too few, or where a row equals the centre."""
+    chosen = z[torch.randperm(len(z), generator=generator)[:rows]] - centre
+    length = torch.linalg.vector_norm(chosen, dim=1, keepdim=True)
+    found = unit_rows(rows, z.shape[1], generator)
+    found[: len(chosen)] = torch.where(length > 1e-6, chosen / length, found[: len(chosen)])
+    return found

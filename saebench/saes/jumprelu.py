@@ -59,7 +59,7 @@ class JumpReLUSAE(SAE):
 
     def initialise_from(self, z: Tensor) -> None:
         pre = sample_pre_activations(self, z)
-        self.bandwidth.copy_(pre.std() * self.config.bandwidth)
+        self.bandwidth.copy_(pre.std() / self.config.encoder_scale * self.config.bandwidth)
         self.threshold.fill_(activation_quantile(pre, self.config.target_l0 or starting_l0(self)))
         self.constrain()
 

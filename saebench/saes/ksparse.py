@@ -33,8 +33,8 @@ class KSparseSAE(SAE):
         self.k_aux = config.k_aux or default_k_aux(d_in)
 
     @abstractmethod
-    def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
-        """Training codes of centred = z - b_dec (B, d_in)."""
+    def select(self, centred: Tensor, precision: Precision = "float32", k: float | None = None) -> SparseCodes:
+        """Training codes of centred = z - b_dec (B, d_in), with k latents per example; None: the config's k."""
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
         """(reconstruction term of the loss, FVU by all codes, residual z - z_hat (B, d_in) by all codes); the last two
@@ -53,7 +53,17 @@ class KSparseSAE(SAE):
         if moment.dead is not None and self.config.aux_coeff > 0:
             aux = self.auxk(centred, residual, moment.dead, moment.precision)
             total, parts["train/aux_loss"] = error + self.config.aux_coeff * aux, aux.detach()
+        if self.config.multi_coeff > 0:
+            multi = self.multi(z, centred, moment.precision)
+            total, parts["train/multi_loss"] = total + self.config.multi_coeff * multi, multi.detach()
         return Loss.of(total, fvu, codes, parts)
+
+    def multi(self, z: Tensor, centred: Tensor, precision: Precision = "float32") -> Tensor:
+        """The reconstruction term at `multi_factor` times k, on the first `multi_share` of the batch alone: as many
+        pairs as the first loss has, where share times factor is 1."""
+        rows = max(1, round(len(z) * self.config.multi_share))
+        k = min(self.config.k * self.config.multi_factor, self.dict_size)
+        return self.errors(z[:rows], self.select(centred[:rows], precision, k))[0]
 
     def auxk(self, centred: Tensor, residual: Tensor, dead: Dead, precision: Precision = "float32") -> Tensor:
         """Share of the residual's variance that the k_aux strongest dead latents leave unexplained.

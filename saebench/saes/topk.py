@@ -22,5 +22,5 @@ class TopKSAE(KSparseSAE):
         _, indices = topk_of(pre.detach().float(), self.config.k)  # of equal values the ones that training takes
         return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu())
 
-    def select(self, centred: Tensor, precision: Precision = "float32") -> SparseCodes:
-        return sparse.encode_topk(centred, self.W_enc, self.b_enc, self.config.k, precision)
+    def select(self, centred: Tensor, precision: Precision = "float32", k: float | None = None) -> SparseCodes:
+        return sparse.encode_topk(centred, self.W_enc, self.b_enc, round(k or self.config.k), precision)

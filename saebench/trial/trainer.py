@@ -102,7 +102,8 @@ class Training:
         self.lr = train.lr or default_lr(sae.dict_size)
         self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
         self.step = self.samples = 0
-        self.optimizer = Adam(sae.named_parameters(), sae.learning_rate_factors(), train, self.lr)
+        decays = {"W_enc": min(0.5, train.encoder_decay * train.batch_size / num_train)}
+        self.optimizer = Adam(sae.named_parameters(), sae.learning_rate_factors(), decays, train, self.lr)
         self.control = SparsityControl(config.sae, self.steps, self.lr, self.device)
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
