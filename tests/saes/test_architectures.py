@@ -304,3 +304,14 @@ def test_a_fixed_coefficient_leaves_inference_as_trained(kind: str) -> None:
 def test_printing_shows_the_widths_and_what_sets_the_sparsity(kind: str, fields: dict[str, float], shown: str) -> None:
     sae = make_sae(SAE_CONFIGS[kind].model_validate({"dict_size": 24, **fields}), 8, formulas.cloud(64), 0)
     assert f"  d_in=8, dict_size=24, {shown}\n" in repr(sae)
+
+
+@pytest.mark.parametrize("kind", formulas.TYPES)
+def test_a_start_from_data_with_a_small_encoder(kind: str) -> None:
+    sparsity = {"k": 4} if kind in ("topk", "batchtopk", "matryoshka") else {"target_l0": 4.0}
+    sample = formulas.cloud(200, seed=5)
+    config = SAE_CONFIGS[kind](dict_size=32, start="data", encoder_scale=0.1, **sparsity)
+    sae = make_sae(config, sample.shape[1], sample, seed=0)
+    torch.testing.assert_close(sae.W_enc, 0.1 * sae.W_dec.t())
+    rows = torch.nn.functional.normalize(sae.preprocessing(sample)[0] - sae.b_dec, dim=1)
+    assert ((rows @ sae.W_dec.t()).max(0).values > 1 - 1e-5).all(), "every decoder row points at a training row"

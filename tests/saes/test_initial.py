@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from saebench.saes.initial import geometric_median, unit_rows
+from saebench.saes.initial import data_rows, geometric_median, unit_rows
 
 
 def test_on_a_line_it_is_the_median() -> None:
@@ -45,3 +45,15 @@ def test_unit_rows_have_length_one_and_come_from_the_generator_given() -> None:
     one, two = (unit_rows(50, 7, torch.Generator().manual_seed(3)) for _ in range(2))
     assert torch.equal(one, two)
     torch.testing.assert_close(one.norm(dim=1), torch.ones(50))
+
+
+def test_data_rows_are_distinct_rows_seen_from_the_centre_and_random_where_rows_run_out() -> None:
+    z, centre = torch.tensor([[3.0, 4.0], [1.0, 1.0], [1.0, 3.0]]), torch.tensor([1.0, 1.0])
+    rows = data_rows(5, z, centre, torch.Generator().manual_seed(0))
+    expected = torch.tensor([[2.0, 3.0], [0.0, 2.0]])  # the second row equals the centre: it has no direction
+    expected /= expected.norm(dim=1, keepdim=True)
+    for direction in expected:
+        assert (rows - direction).norm(dim=1).min() < 1e-6
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
+    assert len(rows.unique(dim=0)) == 5
+    assert torch.equal(rows, data_rows(5, z, centre, torch.Generator().manual_seed(0)))

@@ -285,3 +285,18 @@ def test_topk_at_inference_has_a_gradient_and_takes_any_floating_type() -> None:
     assert x.grad is not None
     assert (x.grad != 0).any()
     assert torch.equal(sae.double().encode(x.double()) != 0, sae.float().encode(x) != 0)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+def test_multi_topk_adds_the_loss_at_more_latents_on_a_share_of_the_batch(kind: str) -> None:
+    """k 1, the second loss at 2, on the first of two rows. Row (1, 2, 3, 4): 4 alone leaves 1 + 4 + 9, 4 and 3 leave
+    1 + 4; row (5, 0, 0, 0) leaves nothing. FVU 14 / 2, second loss 5 / 1, at weight 1/2."""
+    fields = {"k": 1, "aux_coeff": 0.0, "multi_coeff": 0.5, "multi_factor": 2.0, "multi_share": 0.5}
+    sae = identity(kind, 4, **fields)
+    result = sae.loss(torch.tensor([[1.0, 2, 3, 4], [5, 0, 0, 0]]), Moment())
+    assert float(result.fvu) == pytest.approx(7)
+    assert float(result.parts["train/multi_loss"]) == pytest.approx(5)
+    assert float(result.total.detach()) == pytest.approx(9.5)
+    result.total.backward()
+    # dL/dvalue of latent 2 of row 0 = -2 * 3 * 0 (exact: the value is x); its row of W_dec gets -2 v (x - x_hat) / 2
+    assert sae.W_dec.grad[2].tolist() == pytest.approx([-3 * 1.0, -3 * 2.0, 0, 0])

@@ -282,6 +282,20 @@ def test_adam_is_torchs_on_dense_float64_gradients_also_for_latents_that_rest() 
         torch.testing.assert_close(parameter.double(), p[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
+def test_encoder_decay_shrinks_the_encoder_alone_by_its_share_of_an_epoch() -> None:
+    """64 of 1000 rows, decay 2 per epoch, full lr: W_enc is multiplied by 1 - 0.128, then Adam's step is the same."""
+    trials = [config("vanilla", warmup=0.0, decay=0.0, encoder_decay=decay) for decay in (0.0, 2.0)]
+    plain, decayed = (Training.start(trial, store()) for trial in trials)
+    before = plain.sae.W_enc.detach().clone()
+    x = store().next_batch()
+    plain.advance(x), decayed.advance(x)
+    expected = before * (1 - 0.128) + (plain.sae.W_enc - before)
+    torch.testing.assert_close(decayed.sae.W_enc, expected)
+    for name, parameter in decayed.sae.named_parameters():
+        if name != "W_enc":
+            torch.testing.assert_close(parameter, dict(plain.sae.named_parameters())[name])
+
+
 def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None:
     rows = store()
     training = Training.start(config("batchtopk", {"aux_coeff": 0.0}), rows)
