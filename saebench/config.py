@@ -267,7 +267,7 @@ class TrainConfig(Config):
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     encoder_decay: Coefficient = 0.0
-    """Decoupled weight decay of W_enc per epoch: at the peak lr, an epoch multiplies it by about exp(-encoder_decay)."""
+    """Decoupled weight decay of W_enc per epoch: at the peak lr an epoch multiplies it by exp(-encoder_decay)."""
     dead_after: PositiveInt | None = None
     """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None
