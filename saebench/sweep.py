@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saebench import telemetry
 from saebench.errors import PreflightError, SpecError, environment_error_message
 from saebench.executors.local import TARGET, LocalExecutor
 from saebench.hub import embedding_width
@@ -100,6 +101,7 @@ def run_sweep(
 
     Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
     """
+    telemetry.disable()
     with _preflight():
         given = _given(spec, overrides)
         paths = SweepPaths(places.runs_dir(runs_dir) / given.spec.name)

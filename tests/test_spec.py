@@ -92,6 +92,8 @@ def test_a_mapping_is_read_as_a_file_is() -> None:
     assert parse_spec(values).train["lr"] == Range(1e-3, 1.0, log=True)
     with pytest.raises(SpecError, match=r"^spec: train\.samples: -1: must be above 0$"):
         parse_spec({**values, "train": {"samples": -1}})
+    with pytest.raises(SpecError, match=r'^spec: "\\u202e": character U\+202E is not allowed: remove it$'):
+        parse_spec({**values, "description": "\u202e"})
     with pytest.raises(SpecError, match=r"^spec: a number of more than 100 digits$"):
         parse_spec({**values, "train": {"samples": 10**400}})
     with pytest.raises(
@@ -466,7 +468,11 @@ UNREADABLE: list[tuple[bytes, str]] = [
     (b"name: x\nseeds: [1\ntrain: 2]: 3", "s.yaml:3:6: not YAML: expected ',' or ']', but got ':' (while parsing a flow sequence)"),
     (b"a: b: c", "s.yaml:1:5: not YAML: mapping values are not allowed here"),
     (b"name: a\0b", "s.yaml:1:8: character U+0000 is not allowed in YAML"),
-    (b'name: "\\ud800"', "s.yaml:1:7: character U+D800 is not allowed"),
+    (b'name: "\\ud800"', "s.yaml:1:7: character U+D800 is not allowed: remove it"),
+    (b'description: "\\x9b31m"', "s.yaml:1:14: character U+009B is not allowed: remove it"),
+    (b'description: "\\e]0;x"', "s.yaml:1:14: character U+001B is not allowed: remove it"),
+    ("description: a\u202eb".encode(), "s.yaml:1:14: character U+202E is not allowed: remove it"),
+    (b'{"a\\u2067b": 1}', "s.yaml:1:2: character U+2067 is not allowed: remove it"),
     (b'name: "\\UFFFFFFFF"', "s.yaml:1:8: not YAML: an escape that names no character"),
     (b"name: x\n---\nname: y\n", "s.yaml:2:1: a second document: a spec is one"),
     (b"a: *b", "s.yaml:1:4: a: *b: no anchor of that name is complete above it"),

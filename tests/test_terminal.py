@@ -217,7 +217,7 @@ def test_no_live_screen_where_its_bars_cannot_be_encoded(monkeypatch: pytest.Mon
     monkeypatch.setattr(terminal.sys.stdout, "isatty", lambda: True, raising=False)
     for encoding, view in (("utf-8", LiveView), ("ascii", PlainView)):
         file = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
-        monkeypatch.setattr(terminal, "Console", lambda file=file: Console(file=file, force_terminal=True))
+        monkeypatch.setattr(terminal, "make_console", lambda file=file: Console(file=file, force_terminal=True))
         monkeypatch.setenv("TERM", "xterm")
         assert isinstance(choose_view(), view)
 

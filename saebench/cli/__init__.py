@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from saebench import telemetry
+from saebench.cli.output import echo
 from saebench.errors import PreflightError, UserError, environment_error_message
 from saebench.terminal.encoding import forgive
 
@@ -68,6 +70,7 @@ class _InterruptedError(Exception):
 @click.version_option(package_name="saebench")
 def cli() -> None:
     """Sweeps of sparse autoencoders over sentence embeddings."""
+    telemetry.disable()
 
 
 def main() -> None:
@@ -81,14 +84,14 @@ def main() -> None:
     except (KeyboardInterrupt, _InterruptedError):
         with contextlib.suppress(OSError):  # a second Ctrl-C is welcome to end us sooner
             after = "\n" * sys.stderr.isatty()  # the terminal has written ^C
-            click.echo(f"{after}saebench: interrupted", err=True)
+            echo(f"{after}saebench: interrupted", err=True)
         sys.exit(130)
     except UserError as error:
-        click.echo(f"saebench: {error}", err=True)
+        echo(f"saebench: {error}", err=True)
         sys.exit(error.exit_code)
     except OSError as error:
         words = environment_error_message(error)
         if words is None:
             raise
-        click.echo(f"saebench: {words}", err=True)
+        echo(f"saebench: {words}", err=True)
         sys.exit(PreflightError.exit_code)

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from saebench.cli.options import cache_option, set_option
+from saebench.cli.output import echo
 from saebench.errors import DataError, UserError
 from saebench.runs import paths
 from saebench.stores import cache as store
@@ -34,11 +35,11 @@ def ls(cache_dir: str | None, as_json: bool) -> None:
     folder = paths.cache_dir(cache_dir)
     rows = [_row(listed) for listed in tidy.entries(folder)]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        echo(json.dumps(rows, indent=1))
         return
     _print_rows(rows, _width())
     total = sum(row["bytes"] for row in rows)
-    click.echo(f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}, {_size(total)} in {folder}")
+    echo(f"{len(rows)} {'entry' if len(rows) == 1 else 'entries'}, {_size(total)} in {folder}")
 
 
 @cache.command()
@@ -54,11 +55,11 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
     devices = [device for device, _ in find_devices(loaded.run.devices)]
     entry = store.build(loaded.data, paths.cache_dir(cache_dir), devices, _Lines())
     parts = f"{entry.num_train:,} to train on, {entry.num_holdout:,} held out"
-    click.echo(f"{entry.directory}: {entry.count:,} texts ({parts}), {entry.d_in} values each")
+    echo(f"{entry.directory}: {entry.count:,} texts ({parts}), {entry.d_in} values each")
     left_out = {"duplicate": "duplicates", "empty": "empty", "non_string": "not strings"}
     skipped = ", ".join(f"{entry.info[key]:,} {words}" for key, words in left_out.items() if entry.info.get(key))
     if skipped:
-        click.echo(f"of {entry.info['read']:,} rows read, these were skipped: {skipped}")
+        echo(f"of {entry.info['read']:,} rows read, these were skipped: {skipped}")
 
 
 @cache.command()
@@ -67,9 +68,9 @@ def verify(cache_dir: str | None) -> None:
     """Read every file against its checksum; exit code 5 where one is damaged (the next sweep makes it again)."""
     damaged = 0
     for folder, problems in tidy.verify(paths.cache_dir(cache_dir)):
-        click.echo(f"{folder.name}: {'sound' if not problems else f'{len(problems)} damaged'}")
+        echo(f"{folder.name}: {'sound' if not problems else f'{len(problems)} damaged'}")
         for problem in problems:
-            click.echo(f"  {problem}")
+            echo(f"  {problem}")
         damaged += len(problems)
     if damaged:
         raise DataError(f"{damaged} damaged {'file' if damaged == 1 else 'files'} in the cache")
@@ -89,9 +90,9 @@ def gc(keys: tuple[str, ...], unused_for: float | None, dry_run: bool, cache_dir
             raise UserError(f"{key or repr(key)}: no entry of the cache in {folder} begins so")
     total = 0
     for path, size, why in tidy.gc(folder, keys, unused_for, dry_run):
-        click.echo(f"{path.relative_to(folder)}: {_size(size)}: {why}")
+        echo(f"{path.relative_to(folder)}: {_size(size)}: {why}")
         total += size
-    click.echo(f"{_size(total)} {'would be freed' if dry_run else 'freed'}")
+    echo(f"{_size(total)} {'would be freed' if dry_run else 'freed'}")
 
 
 @dataclass
@@ -106,7 +107,7 @@ class _Lines:
     def __call__(self, now: Progress) -> None:
         if now.message:
             if now.message not in self._said:
-                click.echo(f"{'warning: ' if now.warning else ''}{now.message}", err=True)
+                echo(f"{'warning: ' if now.warning else ''}{now.message}", err=True)
             self._said.add(now.message)
             return
         if now.stage == self._stage and time.monotonic() - self._last < self.every:
@@ -114,7 +115,7 @@ class _Lines:
         self._stage, self._last = now.stage, time.monotonic()
         of = f" of {now.total:,}" if now.total else ""
         rate = f", {now.rate:,.0f}/s" if now.rate else ""
-        click.echo({"loading": "loading the model"}.get(now.stage, f"{now.stage}: {now.done:,}{of}{rate}"), err=True)
+        echo({"loading": "loading the model"}.get(now.stage, f"{now.stage}: {now.done:,}{of}{rate}"), err=True)
 
 
 _COLUMNS = ("key", "model", "dataset", "settings", "texts", "d_in", "type", "size", "state", "used")
@@ -132,20 +133,20 @@ def _print_rows(rows: list[dict[str, Any]], width: int | None) -> None:
         _print_wrapped(rows, [column for column in columns if column not in _SPARE], width)
         return
     for line in table:
-        click.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+        echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
 
 
 def _print_wrapped(rows: list[dict[str, Any]], columns: list[str], width: int) -> None:
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+
+    from saebench.terminal.console import make_console
 
     shown = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
     for column in columns:
         shown.add_column(column, overflow="fold", no_wrap=column not in ("model", "dataset", "settings"))
     for row in rows:
-        shown.add_row(*(escape(str(row[column])) for column in columns))
-    Console(width=width).print(shown, highlight=False)
+        shown.add_row(*(str(row[column]) for column in columns))
+    make_console(width=width).print(shown)
 
 
 def _width() -> int | None:

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saebench.cli.options import cache_option, set_option
+from saebench.cli.output import echo
 from saebench.errors import UserError
 from saebench.plan import Plan, Stratum, make_plan
 from saebench.runs.paths import cache_dir
 from saebench.spec import Range, SweepSpec, load_spec
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 
 @click.command()
@@ -31,27 +32,18 @@ def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json:
     Its strata, points and trials, what will be encoded and how much work it is.
     """
     from saebench.forecast import advice
+    from saebench.terminal.console import make_console
 
     loaded = load_spec(spec, overrides)
     entry = _cached(loaded, cache_dir)
     found = make_plan(loaded, entry.get("d_in"))
     if as_json:
-        click.echo(json.dumps(_as_json(found, entry), indent=1))
+        echo(json.dumps(_as_json(found, entry), indent=1))
         return
-    console = _console()
+    console = make_console(piped_width=200)  # nothing is cut off that somebody greps for
     console.print(_heading(found))
     console.print(_strata_table(found))
-    console.print(_facts([*_lines(found, entry), *(("[yellow]note[/]", _escaped(line)) for line in advice(found))]))
-
-
-def _console() -> Console:
-    """Full width where the output is a file or a pipe: nothing is cut off that somebody greps for."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 200
-    return console
+    console.print(_facts([*_lines(found, entry), *(("note", line) for line in advice(found))]))
 
 
 def _cached(spec: SweepSpec, given: str | None) -> dict[str, Any]:
@@ -88,9 +80,11 @@ def _at_most(plan: Plan) -> str:
     return "at most " if len(plan.spec.seeds) > 1 and plan.spec.replicate == "survivors" else ""
 
 
-def _heading(plan: Plan) -> str:
-    description = f": {_escaped(' '.join(plan.spec.description.split()))}" if plan.spec.description else ""
-    return f"[bold]{_escaped(plan.spec.name)}[/]{description}"
+def _heading(plan: Plan) -> Text:
+    from rich.text import Text
+
+    description = f": {' '.join(plan.spec.description.split())}" if plan.spec.description else ""
+    return Text.assemble((plan.spec.name, "bold"), description)
 
 
 def _strata_table(plan: Plan) -> Table:
@@ -105,19 +99,20 @@ def _strata_table(plan: Plan) -> Table:
     for stratum in plan.strata:
         verdict = [_verdicts(plan, stratum)] if pruned else []
         trials = str(stratum.points * len(plan.spec.seeds))
-        table.add_row(_escaped(stratum.id), _escaped(describe_space(stratum)), str(stratum.points), trials, *verdict)
+        table.add_row(stratum.id, describe_space(stratum), str(stratum.points), trials, *verdict)
     return table
 
 
 def _facts(lines: list[tuple[str, str]]) -> Table:
     """A word in front, what is to be said of it behind; a long line goes on below its beginning."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table.grid(padding=(0, 1))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for line in lines:
-        table.add_row(*line)
+    for word, said in lines:
+        table.add_row(Text(word, "yellow" if word == "note" else ""), said)
     return table
 
 
@@ -145,7 +140,7 @@ def _lines(plan: Plan, entry: dict[str, Any]) -> list[tuple[str, str]]:
         (
             "evaluate",
             f"{_times(len(plan.marks()))} per trial, every {plan.eval_every:,} examples, on {held_out}; "
-            f"objective {_escaped(spec.search.objective)}",
+            f"objective {spec.search.objective}",
         ),
         ("prune", _pruning(plan)),
         *_keeping(plan),
@@ -161,13 +156,13 @@ def _encoding(plan: Plan, entry: dict[str, Any]) -> str:
     data, cost = plan.spec.data, work(plan)
     width = f"width {plan.d_in}" if plan.d_in is not None else "width not known before the model is loaded"
     size = f", {cost.embedding_bytes / 1e6:,.1f} MB" if cost.embedding_bytes is not None else ""
-    texts = f"up to {data.num_examples:,} texts with {_escaped(data.model)} ({width}{size})"
+    texts = f"up to {data.num_examples:,} texts with {data.model} ({width}{size})"
     if not data.cache:
         return f"{texts} in every trial: data.cache is off"
     if entry["cached"]:
-        return f"nothing: {entry['texts']:,} texts are cached in {_escaped(entry['dir'])} ({width})"
+        return f"nothing: {entry['texts']:,} texts are cached in {entry['dir']} ({width})"
     state = "not cached yet" if entry["cached"] is False else "whether they are cached could not be told"
-    return f"{texts}, once; {state} ({_escaped(entry['dir'])})"
+    return f"{texts}, once; {state} ({entry['dir']})"
 
 
 def _keeping(plan: Plan) -> list[tuple[str, str]]:
@@ -204,12 +199,6 @@ def _pruning(plan: Plan) -> str:
         "pareto": f"another trial is {prune.margin:.0%} better in both L0 and FVU",
     }
     return f"{prune.pruner}: {extra[prune.pruner]}"
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _as_json(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saebench.cli.options import runs_option, uri_option
+from saebench.cli.output import echo
 from saebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ NAMES = ("verdict", "strata", "arms", "pareto", "best", "fidelity", "probing", "
 """report.TABLES, spelled out so that --help needs no pandas; a test compares."""
 PLOTS = ("pareto", "curves", "dead", "density", "l0", "parallel")
 """report.charts.CHARTS, likewise."""
-_PIPED_WIDTH = 140
 
 _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only trials with this value; repeatable.")
 
@@ -66,20 +65,20 @@ def report(
     if plot:
         drawn = _plots(document, plot, chart)
         for path in drawn.values():
-            click.echo(f"plot: {path}", err=True)
+            echo(f"plot: {path}", err=True)
         if missing := [name for name in PLOTS if chart == "all" and name not in drawn]:
             shown = "they show" if len(missing) > 1 else "it shows"
             why = f"nothing to draw for {', '.join(missing)}: no trial has what {shown}"
             if not drawn:
                 raise UserError(f"{plot}: {why}")
-            click.echo(why, err=True)
+            echo(why, err=True)
     if not plot or out or names:
         _write(document, kind, out, tuple(NAMES) if "all" in names else names)
     if log:
-        click.echo(f"attached to MLflow: {', '.join(_log(document))}", err=True)
+        echo(f"attached to MLflow: {', '.join(_log(document))}", err=True)
     if kind not in ("table", "markdown", "latex", "html"):
         for note in document.record.notes:
-            click.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
 
 
 def _plots(document: Report, path: Path, chart: str) -> dict[str, Path]:
@@ -116,7 +115,7 @@ def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]
     else:
         _emit(_text(document, kind, names), out)
     if out:
-        click.echo(f"written: {out}", err=True)
+        echo(f"written: {out}", err=True)
 
 
 def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
@@ -134,23 +133,21 @@ def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
 
 
 def _print_tables(document: Report, out: Path | None, names: tuple[str, ...]) -> None:
-    from rich.console import Console
-
     from saebench.report.text import show
+    from saebench.terminal.console import make_console
 
     tables: list[Table] | None = [document.table(name) for name in names] if names else None
     if out is None:
-        console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
-        show(document, console, tables)
+        show(document, make_console(markup=True), tables)
         return
     with _writing(out), out.open("w", encoding="utf-8") as file:
-        show(document, Console(file=file, width=_PIPED_WIDTH), tables)
-    click.echo(f"written: {out}", err=True)
+        show(document, make_console(file, markup=True), tables)
+    echo(f"written: {out}", err=True)
 
 
 def _emit(text: str, out: Path | None) -> None:
     if out is None:
-        click.echo(text, nl=False)
+        echo(text, nl=False)
     else:
         with _writing(out):
             out.write_text(text, encoding="utf-8")
@@ -210,27 +207,26 @@ def best(
     The best of all comes first. FVU falls as L0 grows: narrow with --where level=32 (k or target_l0, whichever the arm
     has; or type=batchtopk, dict_size=3072, ...) to compare like with like.
     """
-    from rich.console import Console
-
     from saebench.report import formats, load, pick
     from saebench.report.table import Table
     from saebench.report.text import rich_table
+    from saebench.terminal.console import make_console
 
     document = load(*([sweep] if sweep else []), runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
     rows = pick.best(document)
     shown = document.table("best")
     table = Table(shown.name, shown.title, rows, shown.columns, shown.note)
     if as_json:
-        click.echo(formats.to_json(table), nl=False)
+        echo(formats.to_json(table), nl=False)
     else:
-        console = Console() if sys.stdout.isatty() else Console(width=_PIPED_WIDTH)
+        console = make_console(markup=True)
         console.print(rich_table(table, console.width))
-        click.echo(_best_of_all(document, table.rows()[0]))
+        echo(_best_of_all(document, table.rows()[0]))
     if register:
         version, what = pick.register(document, table.rows()[0], register)
-        click.echo(f"registered {what} as {register}, version {version}", err=True)
+        echo(f"registered {what} as {register}, version {version}", err=True)
         if len(rows) > 1:
-            click.echo(f"note: it is the best of {len(rows)} levels of arm and sparsity; --where narrows", err=True)
+            echo(f"note: it is the best of {len(rows)} levels of arm and sparsity; --where narrows", err=True)
 
 
 def _best_of_all(document: Report, row: dict[str, Any]) -> str:
@@ -260,4 +256,4 @@ def export(trial: str, to: Path, kind: Any, runs_dir: str | None, tracking_uri: 
     from saebench.report.pick import export as write
 
     for path in write(trial, to, kind, runs=runs_dir, tracking_uri=tracking_uri):
-        click.echo(path)
+        echo(path)

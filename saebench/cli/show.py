@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -14,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from saebench.cli.options import runs_option
+from saebench.cli.output import echo
 from saebench.errors import SpecError, UserError
 from saebench.runs import paths as places
 from saebench.runs.paths import SweepPaths, TrialPaths
@@ -82,7 +82,7 @@ def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -
 
     paths = find_sweep(name, runs_dir)
     if as_json:
-        click.echo(json.dumps(_as_json(paths), indent=1))
+        echo(json.dumps(_as_json(paths), indent=1))
         return
     if not watch:
         _print_status(paths)
@@ -92,27 +92,26 @@ def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -
     except KeyboardInterrupt:
         return
     if holder(paths) is None:
-        click.echo(_scheduler_line(paths))
+        echo(_scheduler_line(paths))
 
 
 def _print_status(paths: SweepPaths) -> None:
-    from rich.console import Console
-
+    from saebench.terminal.console import make_console
     from saebench.terminal.picture import picture
 
-    console = Console() if sys.stdout.isatty() else Console(width=140)
-    console.print(_scheduler_line(paths), highlight=False, markup=False, soft_wrap=True)
+    console = make_console()
+    console.print(_scheduler_line(paths), soft_wrap=True)
     console.print(picture(_board(paths), 1000, console.width))
 
 
 def _watch(paths: SweepPaths) -> None:
-    from rich.console import Console
     from rich.live import Live
 
     from saebench.runs.holder import holder
+    from saebench.terminal.console import make_console
     from saebench.terminal.picture import picture
 
-    console = Console()
+    console = make_console()
     with Live(console=console, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             live.update(picture(_board(paths), console.height, console.width), refresh=True)
@@ -186,7 +185,7 @@ def ls(runs_dir: str | None, as_json: bool) -> None:
         row = {"sweep": paths.name, "begun": lock.get("created"), "scheduler": held, "counts": dict(counts)}
         rows.append({**row, "root": str(paths.root), "description": lock.get("description", "")})
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        echo(json.dumps(rows, indent=1))
         return
     _print_rows(rows, places.runs_dir(runs_dir))
 
@@ -198,16 +197,17 @@ def _lock_or_word(paths: SweepPaths) -> dict[str, Any]:
     try:
         return read_lock(paths) or {}
     except SpecError as error:
-        click.echo(f"saebench: {error}", err=True)
+        echo(f"saebench: {error}", err=True)
         return {}
 
 
 def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
-    from rich.console import Console
     from rich.table import Table
 
+    from saebench.terminal.console import make_console
+
     if not rows:
-        click.echo(f"{root}: there are no sweeps")
+        echo(f"{root}: there are no sweeps")
         return
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for column in ("sweep", "begun", "scheduler", "trials"):
@@ -216,7 +216,7 @@ def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
         held = row["scheduler"]
         counts = ", ".join(f"{count} {state}" for state, count in row["counts"].items())
         table.add_row(row["sweep"], row["begun"], f"{held['pid']} on {held['host']}" if held else "", counts)
-    Console().print(table)
+    make_console().print(table)
 
 
 @click.command()
@@ -234,7 +234,7 @@ def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> No
         raise UserError(f"{paths.name}: there is no trial {number!r} (there: {there})")
     try:
         for text in _follow(TrialPaths(root), paths, follow):
-            click.echo(text, nl=False)
+            echo(text, nl=False)
     except KeyboardInterrupt:
         return
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 
 from saebench.cli.options import set_option
+from saebench.cli.output import echo
 from saebench.cli.plan import counts
 from saebench.errors import SpecError, UserError
 from saebench.plan import make_plan
@@ -32,7 +33,7 @@ def validate(specs: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
         except UserError as error:
             problems.append(str(error))
         else:
-            click.echo(f"{path}: valid: {counts(found)}")
+            echo(f"{path}: valid: {counts(found)}")
     if problems:
         raise SpecError("\n".join(problems))
 
@@ -44,11 +45,11 @@ def schema(markdown: bool) -> None:
     if markdown:
         from saebench.spec.reference import reference
 
-        click.echo(reference(), nl=False)
+        echo(reference(), nl=False)
         return
     from saebench.spec.schema import schema as build
 
-    click.echo(json.dumps(build(), indent=1))
+    echo(json.dumps(build(), indent=1))
 
 
 @click.command()
@@ -60,7 +61,7 @@ def init(file: Path) -> None:
     """
     text = resources.files("saebench.spec").joinpath("starter.yaml").read_text("utf-8")
     if str(file) == "-":
-        click.echo(text, nl=False)
+        echo(text, nl=False)
         return
     name = re.sub(r"[^A-Za-z0-9._-]+", "_", file.stem).strip("._-")[:100] or "my_sweep"
     text = text.replace("my_sweep", name).replace("FILE", shlex.quote(file.name))
@@ -71,4 +72,4 @@ def init(file: Path) -> None:
         raise UserError(f"{file}: is there already, and init never overwrites") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    click.echo(f"{file}: written; next: saebench plan {shlex.quote(str(file))}")
+    echo(f"{file}: written; next: saebench plan {shlex.quote(str(file))}")

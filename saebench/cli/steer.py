@@ -7,6 +7,7 @@ import sys
 import click
 
 from saebench.cli.options import cache_option, plain_option, runs_option
+from saebench.cli.output import echo
 from saebench.cli.show import find_sweep
 from saebench.errors import UserError
 from saebench.runs.durable import write_json, write_text
@@ -28,7 +29,7 @@ def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
     if holder(paths) is None:
         raise UserError(f"{paths.name}: no scheduler is at work on it")
     write_text(paths.stop, "now" if now else "leave")
-    click.echo(f"{paths.name}: asked {describe(paths)} to stop{' now' if now else ''}")
+    echo(f"{paths.name}: asked {describe(paths)} to stop{' now' if now else ''}")
 
 
 @click.command()
@@ -58,7 +59,7 @@ def retry(
         raise UserError(f"{paths.root}: the folder of the sweep {spec.name} has another name now; give it back its own")
     write_json(paths.retry, wanted)
     if holder(paths) is not None:
-        click.echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trial{'s' * (len(wanted) > 1)} again")
+        echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trial{'s' * (len(wanted) > 1)} again")
         return
     view = choose_view(plain=plain)
     result = run_sweep(spec, runs_dir=paths.root.parent, cache_dir=cache_dir, view=view)

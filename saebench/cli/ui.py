@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from saebench.cli.options import runs_option, uri_option
+from saebench.cli.output import echo
 from saebench.errors import PreflightError, UserError
 
 if TYPE_CHECKING:
@@ -32,10 +33,10 @@ def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: 
     source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
     page = views.page(source.experiment_id, source.name, saved=_experiment_tags(source))
     if source.uri.startswith(("http://", "https://")):
-        click.echo(f"{without_password(source.uri).rstrip('/')}{page}")
+        echo(f"{without_password(source.uri).rstrip('/')}{page}")
         return
     port = _port(port)
-    click.echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
+    echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", source.uri, "--workers", "1"]
     sys.exit(serve([*command, "--host", "127.0.0.1", "--port", str(port)]))
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from saebench import telemetry
 from saebench.errors import PreflightError, UserError
 from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
 
@@ -26,7 +27,6 @@ _PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
@@ -206,6 +206,7 @@ def pages(search: Any, **query: Any) -> Iterator[Any]:
 def connect(uri: str) -> Any:
     """An `MlflowClient`, once something answers at `uri`; PreflightError with one line, within seconds, where nothing
     does. Never creates a database."""
+    telemetry.disable()
     _answers(uri)
     for kind in (DeprecationWarning, FutureWarning):  # of MLflow's own affairs: under `python -W error` they would be
         warnings.filterwarnings("ignore", category=kind, module=r"(mlflow|sqlalchemy|alembic)(\.|$)")  # errors of ours

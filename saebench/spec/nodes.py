@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from saebench.errors import SpecError
+from saebench.escape import CONTROLS
 
 MAX_DEPTH = 24
 MAX_SHOWN = 50
@@ -17,6 +18,7 @@ MAX_SHOWN = 50
 _INT = re.compile(r"[-+]?[0-9][0-9_]{0,99}")
 _FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]{0,99}\.?[0-9_]{0,99}|\.[0-9][0-9_]{0,99})(?:[eE][-+]?[0-9]{1,4})?")
 _SPECIAL = re.compile(r"([-+]?)\.?(inf|nan)(?:inity)?", re.IGNORECASE)
+_FORBIDDEN = re.compile(rf"(?!\r)[{CONTROLS}\ud800-\udfff]")
 _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 
 
@@ -122,6 +124,13 @@ def plain_value(text: str) -> Any:
     return float(special[1] + special[2]) if special else text
 
 
+def forbidden_character(text: str) -> str:
+    """Say which character of `text` no spec may hold (a control character, one half of a surrogate pair); "" if none.
+    They would steer terminals, and reorder what a person reads, wherever a name or description is shown."""
+    found = _FORBIDDEN.search(text)
+    return f"character U+{ord(found[0]):04X} is not allowed: remove it" if found else ""
+
+
 def from_python(value: Any, label: str, depth: int = 1) -> Node:
     """Plain Python data as nodes, for a spec that is written in Python."""
     place = Place(label)
@@ -136,6 +145,8 @@ def from_python(value: Any, label: str, depth: int = 1) -> Node:
         return Items(place, tuple(from_python(item, label, depth + 1) for item in value))
     if isinstance(value, int) and abs(value) > 10**100:
         raise SpecError(str(Problem(place, "", "a number of more than 100 digits")))
+    if isinstance(value, str) and (rule := forbidden_character(value)):
+        raise SpecError(str(Problem(place, "", rule, short(json.dumps(value), 60))))
     if value is None or isinstance(value, bool | int | float | str):
         return Leaf(place, value)
     raise SpecError(

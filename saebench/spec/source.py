@@ -14,12 +14,24 @@ from pathlib import Path
 import yaml
 
 from saebench.errors import SpecError
-from saebench.spec.nodes import MAX_DEPTH, Items, Leaf, Node, Place, Problem, Table, join, plain_value, short, shown
+from saebench.spec.nodes import (
+    MAX_DEPTH,
+    Items,
+    Leaf,
+    Node,
+    Place,
+    Problem,
+    Table,
+    forbidden_character,
+    join,
+    plain_value,
+    short,
+    shown,
+)
 
 MAX_BYTES = 64 * 1024
 MAX_NODES = 10_000
 
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 _NO_CHARACTER = re.compile(r"\\U(?!000[0-9A-Fa-f]|0010)[0-9A-Fa-f]{8}")
 
 
@@ -146,9 +158,8 @@ class Composer:
             raise self._error(event, f"more than {MAX_NODES:,} values (aliases counted as often as they are used)")
 
     def _leaf(self, event: yaml.ScalarEvent) -> Leaf:
-        odd = _UNPRINTABLE.search(event.value)
-        if odd:
-            raise self._error(event, f"character U+{ord(odd[0]):04X} is not allowed")
+        if rule := forbidden_character(event.value):
+            raise self._error(event, rule)
         plain = event.style is None and event.tag is None
         value = plain_value(event.value) if plain else event.value
         return Leaf(self._place(event), value, event.value, plain)

@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any
 
+from saebench import telemetry
 from saebench.errors import DataError
 
 Message = dict[str, Any]
@@ -76,6 +77,7 @@ def start(module: str, name: str, environment: Mapping[str, str], inbox: Inbox) 
 
 def talk(serve: Serve) -> None:
     """Be a child: requests from stdin, replies to stdout. Whatever else prints goes to stderr."""
+    telemetry.disable()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     requests: queue.SimpleQueue[Message] = queue.SimpleQueue()

@@ -13,10 +13,11 @@ from typing import IO, Protocol, Self
 
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.markup import escape
 
+from saebench.escape import escape_controls
 from saebench.runs.board import Board
 from saebench.runs.state import TrialState
+from saebench.terminal.console import make_console
 from saebench.terminal.encoding import encodable
 from saebench.terminal.picture import (
     EncodingProgress,
@@ -91,7 +92,7 @@ class PlainView(QuietView):
     def say(self, text: str) -> None:
         out = self._out or sys.stdout
         try:
-            for line in text.splitlines():
+            for line in escape_controls(text).splitlines():
                 _print(f"{time.strftime('%H:%M:%S')} {line}", out)
         except OSError:  # `| head` has what it wants, or the disk of a log is full: no reason to end a sweep
             if out is sys.stdout:
@@ -158,14 +159,15 @@ class LoggedView(QuietView):
     def _log(self, text: str) -> None:
         """A full disk is no reason to end a sweep, nor is a folder's name that is not of this locale's characters."""
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.writelines(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n" for line in text.splitlines())
+            at = time.strftime("%Y-%m-%d %H:%M:%S")
+            file.writelines(f"{at} {line}\n" for line in escape_controls(text).splitlines())
 
 
 class LiveView(QuietView):
     """One picture that is drawn over and over; what was said stays above it, and when it is gone."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console()
+        self._console = console or make_console()
         self._live = Live(console=self._console, auto_refresh=False, transient=True, vertical_overflow="crop")
         self._drawn = 0.0
         self._board: Board | None = None
@@ -183,7 +185,7 @@ class LiveView(QuietView):
             self.say(text)
 
     def say(self, text: str) -> None:
-        self._live.console.print(escape(text), highlight=False, soft_wrap=True)
+        self._live.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def encoding(self, progress: EncodingProgress) -> None:
         self._draw(lambda: bar_line(progress.done, progress.total, encoding_line(progress), self._console.width))
@@ -207,7 +209,7 @@ def choose_view(*, plain: bool = False, quiet: bool = False) -> View:
     if quiet or sys.stdout is None:  # None: it was closed before Python began
         return QuietView()
     if not plain and sys.stdout.isatty():
-        console = Console()
+        console = make_console()
         if console.is_terminal and not console.is_dumb_terminal and console.encoding.startswith("utf"):
             return LiveView(console)
     return PlainView()

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
+from saebench import telemetry
 from saebench.errors import PreflightError
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking.database import file_of, gather, quicken
@@ -38,7 +39,6 @@ _OTHERS = r"(mlflow|sqlalchemy|alembic)(\.|$)"
 """Modules whose warnings of what they will change one day are their own affair: `python -W error` would stop here."""
 _QUIET = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of a logged model: it would tear the live view
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
@@ -126,6 +126,7 @@ def _check_address(uri: str) -> None:
 
 def connect(uri: str) -> MlflowClient:
     """A client whose store has answered; raises PreflightError with one line, within about ten seconds over http."""
+    telemetry.disable()
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
     for kind in (DeprecationWarning, FutureWarning):
         warnings.filterwarnings("ignore", category=kind, module=_OTHERS)

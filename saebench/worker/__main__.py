@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from saebench import telemetry
 from saebench.worker import Request
 from saebench.worker.process import run_worker
 from saebench.worker.zygote import Zygote
@@ -13,6 +14,7 @@ from saebench.worker.zygote import Zygote
 
 def main(arguments: Sequence[str]) -> None:
     """See above."""
+    telemetry.disable()
     mode, handle = arguments
     if mode == "zygote":
         Zygote(socket.socket(fileno=int(handle))).run()
