@@ -1,0 +1,188 @@
+"""The pursuit's kernels for CPUs, compiled by numba: one example at a time, its products in the cache.
+
+No reduction is reordered but the dot product's, and that by the compiler, once: on one machine the same input gives the
+same bits, on any number of threads. Functions take whole arrays and the number of a row: to make a view of a row costs
+as much as the work on it.
+
+Compiled code is kept beside this module, or in the user's cache where that cannot be written, and then compiled once.
+"""
+
+# mypy: disable-error-code="assignment, no-untyped-def, untyped-decorator, no-any-return, no-untyped-call, misc"
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit, uintp
+
+_BLOCK = uintp(256)
+_ONE, _TWO, _THREE, _FOUR = uintp(1), uintp(2), uintp(3), uintp(4)
+_NONE = np.float32(0)
+
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba.njit that lets other threads run. Where no folder for compiled code can be written, it is compiled in every
+    process."""
+
+    def compile_(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(nogil=True, error_model="numpy", cache=True, **options)(function)
+        except RuntimeError:
+            return njit(nogil=True, error_model="numpy", **options)(function)
+
+    return compile_
+
+
+@_compiled()
+def _largest_in(bits, b, start, stop):
+    largest = np.int32(0)
+    for j in range(start, stop):
+        value = bits[b, j]
+        if value > largest:  # of this the compiler makes a maximum of vectors, of max() it does not
+            largest = value
+    return largest
+
+
+@_compiled()
+def _largest(bits, b):
+    """The first place of the largest positive number of row b, given as the bits of float32 (those of positive numbers
+    order as integers, and integers have no NaN to be careful about); past the end where there is none."""
+    largest, where, end = np.int32(0), uintp(0), uintp(bits.shape[1])
+    found, start = False, uintp(0)
+    while start < end:
+        stop = min(start + _BLOCK, end)
+        here = _largest_in(bits, b, start, stop)
+        if here > largest:
+            largest, where, found = here, start, True
+        start = stop
+    if not found:
+        return end
+    while bits[b, where] != largest:
+        where += _ONE
+    return where
+
+
+@_compiled(fastmath={"reassoc", "contract"})
+def _dot(a, i, b, j):
+    total = _NONE
+    for n in range(uintp(a.shape[1])):
+        total += a[i, n] * b[j, n]
+    return total
+
+
+@_compiled()
+def _subtract(c, b, rows, f, factor):
+    for j in range(uintp(c.shape[1])):
+        c[b, j] -= factor * rows[f, j]
+
+
+@_compiled()
+def _subtract_four(c, b, rows, indices, i, factors):
+    f0, f1 = uintp(indices[b, i]), uintp(indices[b, i + _ONE])
+    f2, f3 = uintp(indices[b, i + _TWO]), uintp(indices[b, i + _THREE])
+    a0, a1, a2, a3 = factors[i], factors[i + _ONE], factors[i + _TWO], factors[i + _THREE]
+    for j in range(uintp(c.shape[1])):
+        c[b, j] = (((c[b, j] - a0 * rows[f0, j]) - a1 * rows[f1, j]) - a2 * rows[f2, j]) - a3 * rows[f3, j]
+
+
+@_compiled()
+def _subtract_all(c, b, rows, indices, factors, n):
+    i = uintp(0)
+    while i + _FOUR <= n:
+        _subtract_four(c, b, rows, indices, i, factors)
+        i += _FOUR
+    while i < n:
+        _subtract(c, b, rows, uintp(indices[b, i]), factors[i])
+        i += _ONE
+
+
+@_compiled()
+def _sweep(values, b, left, among, n):
+    for i in range(n):
+        change = max(-values[b, i], left[i])
+        if change != 0:
+            values[b, i] += change
+            for j in range(n):
+                left[j] -= change * among[i, j]
+
+
+@_compiled()
+def _exact_sweeps(rows, b, n, times, values, indices, residual):
+    for _ in range(times):
+        for i in range(n):
+            f = uintp(indices[b, i])
+            change = max(-values[b, i], _dot(residual, b, rows, f))
+            if change != 0:
+                values[b, i] += change
+                _subtract(residual, b, rows, f, change)
+
+
+@_compiled()
+def with_gram(c, gram, rows, every, floors, values, indices, gains, residual):
+    """pursuit._with_gram for some rows; fills the last four, uses up c."""
+    k, every, width = uintp(values.shape[1]), uintp(every), uintp(c.shape[1])
+    among, left, known = np.zeros((k, k), np.float32), np.zeros(k, np.float32), np.zeros(k, np.float32)
+    bits = c.view(np.int32)
+    for b in range(uintp(len(floors))):
+        n = uintp(0)
+        f = _largest(bits, b)
+        while n < k and f < width:
+            gain = c[b, f]
+            if gain <= floors[b]:
+                break
+            for i in range(n):
+                with_it = gram[f, uintp(indices[b, i])]
+                among[n, i], among[i, n] = with_it, with_it
+                left[i] -= gain * with_it
+            among[n, n], left[n], known[n] = np.float32(1), _NONE, _NONE
+            values[b, n], indices[b, n], gains[b, n] = gain, f, gain
+            c[b, f] = -np.inf
+            n += _ONE
+            if n == k:
+                break
+            if n % every:
+                _subtract(c, b, gram, f, gain)
+                known[n - _ONE] = gain
+            else:
+                _sweep(values, b, left, among, n)
+                _sweep(values, b, left, among, n)
+                for i in range(n):
+                    known[i] = values[b, i] - known[i]
+                _subtract_all(c, b, gram, indices, known, n)
+                for i in range(n):
+                    known[i] = values[b, i]
+            f = _largest(bits, b)
+        _sweep(values, b, left, among, n)
+        for i in range(n):
+            _subtract(residual, b, rows, uintp(indices[b, i]), values[b, i])
+        _exact_sweeps(rows, b, n, 2, values, indices, residual)
+
+
+@_compiled()
+def group(rows, stop, candidates, products, floors, count, values, indices, gains, residual):
+    """pursuit._group and the sweeps after it for some rows: picks up to `stop`. `count` has the picks so far, and is -1
+    once a row has stopped."""
+    end, k = uintp(stop), uintp(values.shape[1])
+    for b in range(uintp(len(floors))):
+        if count[b] < 0:
+            continue
+        n = uintp(count[b])
+        started = n
+        while n < end:
+            best = uintp(0)
+            for m in range(uintp(candidates.shape[1])):
+                if n > started and products[b, m] > -np.inf:
+                    products[b, m] = _dot(residual, b, rows, uintp(candidates[b, m]))
+                if products[b, m] > products[b, best]:
+                    best = m
+            gain, f = products[b, best], uintp(candidates[b, best])
+            if gain <= floors[b]:
+                break
+            values[b, n], indices[b, n], gains[b, n] = gain, f, gain
+            products[b, best] = -np.inf
+            _subtract(residual, b, rows, f, gain)
+            n += _ONE
+        goes_on = n == end and n < k
+        count[b] = stop if goes_on else -1
+        _exact_sweeps(rows, b, n, 2 if goes_on else 3, values, indices, residual)

@@ -1,0 +1,198 @@
+"""The pursuit against its definition: picks one by one, and a least-squares solver of scipy's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+from torch import Tensor
+
+from saebench.saes import pursuit
+from saebench.saes.pursuit import Pursuit, pursue
+
+Array = NDArray[np.float64]
+K, EVERY = 12, 4
+
+
+def unit(rows: int, d: int, seed: int) -> Tensor:
+    return torch.nn.functional.normalize(torch.randn(rows, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """Sums of six of 96 directions with noise."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.rand(200, 96, generator=generator) * (torch.rand(200, 96, generator=generator) < 6 / 96)
+    return weights @ unit(96, 24, 0) + 0.02 * torch.randn(200, 24, generator=generator)
+
+
+@pytest.fixture
+def rows() -> Tensor:
+    return unit(96, 24, 0)
+
+
+@pytest.fixture(params=["numba", "torch"])
+def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test runs with either."""
+    if request.param == "torch":
+        monkeypatch.setattr(pursuit, "_numba_kernels", lambda: None)
+
+
+either = pytest.mark.usefixtures("version")
+
+
+def by_definition(x: Array, rows: Array, k: int, every: int, least: float = 0.0) -> tuple[list[int], Array]:
+    """One example in float64, no Gram matrix, everything computed anew from the residual: (picks, values)."""
+    picks: list[int] = []
+    values: list[float] = []
+    residual = x.copy()
+
+    def sweep() -> None:
+        nonlocal residual
+        for i, f in enumerate(picks):
+            change = max(-values[i], float(rows[f] @ residual))
+            values[i] += change
+            residual = residual - change * rows[f]
+
+    for n in range(k):
+        products = rows @ residual
+        products[picks] = -np.inf
+        best = int(products.argmax())
+        if products[best] <= max(least, 1e-6 * np.linalg.norm(x)):
+            break
+        picks.append(best)
+        values.append(float(products[best]))
+        residual = residual - values[-1] * rows[best]
+        if (n + 1) % every == 0 and n + 1 < k:
+            sweep()
+            sweep()
+    for _ in range(3):
+        sweep()
+    return picks, np.array(values)
+
+
+def rebuilt(found: Pursuit, rows: Tensor) -> Tensor:
+    return torch.einsum("nk,nkd->nd", found.values, rows[found.indices])
+
+
+@either
+@pytest.mark.parametrize("least", [0.0, 0.2])
+def test_picks_and_values_are_those_of_the_definition(x: Tensor, rows: Tensor, least: float) -> None:
+    expected = [by_definition(row, rows.double().numpy(), K, EVERY, least) for row in x.double().numpy()]
+    for gram in (rows @ rows.t(), None):  # without, all 96 rows are candidates
+        found = pursue(x, rows, gram, K, EVERY, least)
+        for b, (picks, values) in enumerate(expected):
+            count = len(picks)
+            assert found.indices[b, :count].tolist() == picks
+            assert found.values[b, :count].numpy() == pytest.approx(values, abs=1e-5)
+            assert not found.values[b, count:].any()
+            assert not found.gains[b, count:].any()
+
+
+def test_two_versions_pick_the_same_and_agree_to_rounding(
+    x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for gram in (rows @ rows.t(), None):
+        ours = pursue(x, rows, gram, K, EVERY)
+        with monkeypatch.context() as patched:
+            patched.setattr(pursuit, "_numba_kernels", lambda: None)
+            plain = pursue(x, rows, gram, K, EVERY)
+        assert torch.equal(ours.indices, plain.indices)
+        torch.testing.assert_close(ours.values, plain.values, atol=1e-6, rtol=0)
+        torch.testing.assert_close(ours.residual, plain.residual, atol=1e-6, rtol=0)
+
+
+@either
+def test_values_are_close_to_the_best_nonnegative_ones_of_the_same_picks(x: Tensor, rows: Tensor) -> None:
+    found = pursue(x, rows, rows @ rows.t(), 6, 3)
+    best = sum(nnls(rows[found.indices[b]].t().double().numpy(), x[b].double().numpy())[1] ** 2 for b in range(len(x)))
+    assert (found.values >= 0).all()
+    assert best <= float(found.residual.double().square().sum()) <= 1.02 * best
+
+
+@either
+def test_residual_is_what_the_codes_leave(x: Tensor, rows: Tensor) -> None:
+    for gram in (rows @ rows.t(), None):
+        found = pursue(x, rows, gram, K, EVERY)
+        torch.testing.assert_close(found.residual, x - rebuilt(found, rows), atol=1e-6, rtol=0)
+
+
+@either
+def test_few_candidates_cost_little(x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = float(pursue(x, rows, rows @ rows.t(), K, EVERY).residual.square().sum())
+    monkeypatch.setattr(pursuit, "CANDIDATES", 24)
+    assert float(pursue(x, rows, None, K, EVERY).residual.square().sum()) < 1.1 * exact
+
+
+def test_result_does_not_depend_on_threads_or_chunks(x: Tensor, rows: Tensor) -> None:
+    before, gram = torch.get_num_threads(), rows @ rows.t()
+    try:
+        torch.set_num_threads(1)
+        one = [pursue(x, rows, g, K, EVERY) for g in (gram, None)]
+        torch.set_num_threads(3)
+        three = [pursue(x, rows, g, K, EVERY) for g in (gram, None)]
+        assert all(torch.equal(a.values, b.values) for a, b in zip(one, three, strict=True))
+        assert all(torch.equal(a.residual, b.residual) for a, b in zip(one, three, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
+@either
+def test_orthonormal_dictionary_by_hand() -> None:
+    """x = 3 e0 + 2 e1 - 1 e2: e0, then e1; the negative part is out of reach, so the third pick never comes."""
+    eye = torch.eye(4)
+    x = torch.tensor([[3.0, 2.0, -1.0, 0.0]])
+    for gram in (eye, None):
+        found = pursue(x, eye, gram, 3)
+        assert found.indices.tolist() == [[0, 1, 0]]
+        assert found.values.tolist() == [[3.0, 2.0, 0.0]]
+        assert found.residual.tolist() == [[0.0, 0.0, -1.0, 0.0]]
+
+
+@either
+def test_a_refit_moves_values_to_their_optimum() -> None:
+    """Of x = e0 + e1 the diagonal row (1.41) leaves nothing: the pursuit stops. Of 2 e0 + e1 it (2.12) leaves 0.5 of
+    e0; the refit ends at x = e0 + 1.41 diagonal."""
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.5**0.5, 0.5**0.5]])
+    found = pursue(torch.tensor([[1.0, 1.0], [2.0, 1.0]]), rows, rows @ rows.t(), 2)
+    assert found.indices.tolist() == [[2, 0], [2, 0]]
+    assert found.values[0].tolist() == pytest.approx([2**0.5, 0.0], abs=1e-6)
+    assert found.gains[1].tolist() == pytest.approx([3 / 2**0.5, 0.5], abs=1e-6)
+    assert float(found.residual[1].norm()) < 0.5 / 2**3 + 1e-6, "each of the three sweeps at least halves what is left"
+
+
+@either
+def test_odd_input(rows: Tensor) -> None:
+    x = torch.stack([torch.zeros(24), rows[3] * 2, torch.full((24,), torch.nan)])
+    for gram in (rows @ rows.t(), None):
+        found = pursue(x, rows, gram, 5)
+        assert not found.values[0].any(), "a row of zeros has no code"
+        assert found.values[1].tolist() == [2.0, 0.0, 0.0, 0.0, 0.0], "k above what the example has: stop early"
+        assert found.residual[2].isnan().any(), "NaN reaches the loss"
+    assert len(pursue(x[:0], rows, None, 5).values) == 0
+
+
+@either
+def test_of_equal_rows_the_first_is_picked() -> None:
+    rows = torch.cat([torch.eye(3), torch.eye(3)])
+    found = pursue(torch.tensor([[1.0, 3.0, 2.0]]), rows, rows @ rows.t(), 6)
+    assert found.indices[0, :3].tolist() == [1, 2, 0]
+    assert not found.values[0, 3:].any(), "the duplicates have nothing left to explain"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"k": 0}, "k = 0: must be between 1 and dict_size = 96"),
+        ({"k": 97}, "k = 97: must be between 1 and dict_size = 96"),
+        ({"refit_every": 0}, "refit_every = 0: must be at least 1"),
+        ({"gram": torch.eye(3)}, r"gram \(3, 3\): expected \(96, 96\)"),
+        ({"x": torch.zeros(2, 5)}, r"expected \(N, d\) and \(F, d\)"),
+        ({"x": torch.zeros(2, 24).double()}, "must be float32"),
+    ],
+)
+def test_impossible_arguments(rows: Tensor, change: dict[str, object], message: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        pursue(**{"x": torch.zeros(2, 24), "rows": rows, "gram": None, "k": 2, **change})  # type: ignore[arg-type]
