@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import os
 
-_OF_THE_MACHINE = frozenset(
+_ENVIRONMENT_ERRNOS = frozenset(
     {
         errno.EACCES,
+        errno.EAGAIN,
         errno.EDQUOT,
         errno.EFBIG,
         errno.EIO,
@@ -48,13 +49,32 @@ class LockedError(UserError):
     exit_code = 6
 
 
-def environment_error_message(error: OSError) -> str | None:
-    """One line for an error that no program can help: a full or read-only disk, a missing permission, too few open
-    files, a working directory that was deleted. None for others: those are defects and want their traceback."""
+_NO_MEMORY = ("failed to map segment", "cannot allocate memory", "error return without exception set")
+"""What the loader of shared libraries and extension modules say when the address space is full."""
+_NO_THREADS = "can't start new thread"
+
+
+def environment_error_message(error: Exception) -> str | None:
+    """Return one line for an error that the program cannot fix (a full or read-only disk, a missing permission, no
+    memory, threads, processes or open files left, a deleted working directory), else None: a defect, which needs its
+    traceback."""
     try:
         os.getcwd()
     except OSError:
-        return "the working directory is not there any more: change to another one"
-    if error.errno not in _OF_THE_MACHINE:
+        return "the working directory was deleted: change to another one"
+    if isinstance(error, OSError):
+        return _os_error_message(error)
+    said = str(error)
+    if isinstance(error, MemoryError) or any(words in said.lower() for words in _NO_MEMORY):
+        return "not enough memory: free some, or raise the limit (ulimit -v)"
+    if isinstance(error, RuntimeError) and _NO_THREADS in said:
+        return "no thread can be started: end other programs, or raise the limit (ulimit -u)"
+    return None
+
+
+def _os_error_message(error: OSError) -> str | None:
+    if error.errno not in _ENVIRONMENT_ERRNOS:
         return None
+    if error.errno == errno.EAGAIN:
+        return "no process can be started: end other programs, or raise the limit (ulimit -u)"
     return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)

@@ -339,7 +339,7 @@ def test_a_working_directory_that_was_deleted_is_one_line(
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    with pytest.raises(PreflightError, match="the working directory is not there any more"):
+    with pytest.raises(PreflightError, match="the working directory was deleted"):
         sweep()
 
 

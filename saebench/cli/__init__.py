@@ -89,9 +89,9 @@ def main() -> None:
     except UserError as error:
         echo(f"saebench: {error}", err=True)
         sys.exit(error.exit_code)
-    except OSError as error:
-        words = environment_error_message(error)
-        if words is None:
+    except Exception as error:
+        message = environment_error_message(error)
+        if message is None:
             raise
-        echo(f"saebench: {words}", err=True)
+        echo(f"saebench: {message}", err=True)
         sys.exit(PreflightError.exit_code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from saebench.cli import COMMANDS, cli
+from saebench.cli import COMMANDS, cli, main
 
 
 def commands(group: click.Group, prefix: str = "") -> list[tuple[str, click.Command]]:
@@ -90,6 +91,57 @@ def _opened(fifo: Path) -> int | None:
         return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
     except OSError:
         return None
+
+
+LIMITED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_AS, (300_000_000, 300_000_000))
+sys.argv[0] = "saebench"
+from saebench.cli import main
+main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS")
+def test_too_little_address_space_is_one_line(tmp_path: Path) -> None:
+    """pandas, of which `report` needs the most, does not fit into 0.3 GB."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "lock.json").write_text('{"tracking": {"uri": "http://h", "experiment_id": "1", "run_id": "2"}}')
+    command = [sys.executable, "-c", LIMITED, "report", "x", "--runs-dir", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
+    assert ran.returncode == 5, ran.stderr
+    assert ran.stderr.splitlines()[-1] == "saebench: not enough memory: free some, or raise the limit (ulimit -v)"
+    assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RuntimeError("can't start new thread"), "no thread can be started"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "no process can be started"),
+        (MemoryError(), "not enough memory"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "not enough memory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), "/x: No space left on device"),
+        (RuntimeError("anything else"), None),
+        (KeyError("k"), None),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(
+    error: Exception, line: str | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("saebench.cli.show.sweeps", fail)
+    monkeypatch.setattr("sys.argv", ["saebench", "ls"])
+    if line is None:
+        with pytest.raises(type(error)):
+            main()
+        return
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 5
+    assert capsys.readouterr().err.startswith(f"saebench: {line}")
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["plan"], ["plan", "--nonsense", "a.yaml"]])

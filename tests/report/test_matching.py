@@ -67,10 +67,13 @@ def test_half_a_planted_dictionary_is_half_the_share() -> None:
 
 
 def test_greedy_would_be_another_number() -> None:
-    """a0 is nearest to b0, but a1 has nobody else: 0.9 + 0.1 greedily, 0.8 + 0.8 in all."""
+    """a0 is nearest to b0, but a1 has no other: 0.9 + 0.1 greedily, 0.4 + 0.8 in all."""
     b = np.eye(3, dtype=np.float64)[:2]
-    a = np.array([[0.8, 0.6, 0], [0.8, 0.0, 0.6]])
-    assert match(a, b).cosine == pytest.approx((0.6 + 0.8) / 2)
+    a = np.array([[0.9, 0.4, 0.03**0.5], [0.8, 0.1, 0.35**0.5]])
+    cosines = a @ b.T
+    assert cosines.max() == cosines[0, 0], "a greedy matching takes this pair first, whatever it does about ties"
+    assert match(a, b).cosine == pytest.approx((0.4 + 0.8) / 2)
+    assert match(a[::-1], b).cosine == pytest.approx((0.4 + 0.8) / 2)
 
 
 def test_a_large_matching_is_sampled_says_so_and_is_not_below_the_whole() -> None:

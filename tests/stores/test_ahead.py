@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -12,17 +12,18 @@ from saebench.stores.ahead import ahead
 
 
 def test_items_come_in_order_and_at_most_depth_ahead() -> None:
-    made: list[int] = []
+    made = threading.Semaphore(0)
 
     def items() -> Iterator[int]:
         for i in range(20):
-            made.append(i)
+            made.release()
             yield i
 
     found = ahead(items(), 3)
     assert next(found) == 0
-    time.sleep(0.05)
-    assert len(made) <= 1 + 3 + 1, "taken, waiting, and one in the making"
+    for _ in range(1 + 3 + 1):
+        assert made.acquire(timeout=30), "taken, waiting, and one in the making"
+    assert not made.acquire(timeout=0.1), "and no more than that"
     assert list(found) == list(range(1, 20))
 
 
@@ -38,9 +39,16 @@ def test_an_error_arrives_where_the_items_are_used() -> None:
 
 
 def test_closing_ends_the_thread() -> None:
-    before = threading.active_count()
-    found = ahead(iter(range(1_000_000)), 2)
+    makers = []
+
+    def items() -> Iterator[int]:
+        makers.append(threading.current_thread())
+        yield from itertools.count()
+
+    found = ahead(items(), 2)
     assert next(found) == 0
+    assert makers[0].is_alive()
     found.close()  # type: ignore[attr-defined]
-    time.sleep(0.3)
-    assert threading.active_count() == before
+    makers[0].join(30)
+    assert not makers[0].is_alive()
+    assert makers[0] is not threading.current_thread()
