@@ -25,6 +25,7 @@ from saebench.runs.durable import write_json, write_text
 from saebench.runs.holder import hold_sweep_dir, now
 from saebench.runs.lock import check_unchanged, provenance, read_lock
 from saebench.runs.paths import SweepPaths
+from saebench.runs.secrets import mask
 from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.interrupts import Interrupts
 from saebench.scheduler.ledger import Ledger
@@ -202,7 +203,7 @@ class _Sweep:
             self._paths.remove_left_overs()
             search = Search(plan, self._paths.journal)
             tracker.start(info)
-            self._view.say(f"tracking: {_shown(tracker.uri)}")
+            self._view.say(f"tracking: {mask(tracker.uri)}")
             exit_code, patience = 75, HURRIED_PATIENCE
             try:
                 self._write_lock(info, tracker)
@@ -220,7 +221,7 @@ class _Sweep:
             halt.reason if halt else "",
             {state: count for state, count in board.counts.items() if count},
             dict(board.failures),
-            _shown(tracker.uri),
+            mask(tracker.uri),
             tracker.run_id,
         )
 
@@ -228,11 +229,11 @@ class _Sweep:
 
     def _reachable_tracking(self, lock: Mapping[str, Any] | None) -> TrackingConfig:
         """The spec's tracking with the address that this start uses; PreflightError when nothing there answers."""
-        from saebench.tracking.address import address
+        from saebench.tracking.address import start_uri
         from saebench.tracking.server import check
 
-        tracking = self._spec.tracking
-        uri = address(tracking, (lock or {}).get("tracking", {}).get("uri"), self._view.note)
+        tracking, before = self._spec.tracking, (lock or {}).get("tracking", {})
+        uri = start_uri(tracking, before.get("uri"), self._view.note, self._paths.root, before.get("run_id", ""))
         check(uri)
         return tracking.model_copy(update={"uri": uri})
 
@@ -283,7 +284,7 @@ class _Sweep:
         return {**lock, "spec": self._spec.plain(), "extended": extended}
 
     def _write_lock(self, info: dict[str, Any], tracker: Tracker) -> None:
-        where = {"uri": _shown(tracker.uri), "experiment_id": tracker.experiment_id, "run_id": tracker.run_id}
+        where = {"uri": mask(tracker.uri), "experiment_id": tracker.experiment_id, "run_id": tracker.run_id}
         lock = {**info, "tracking": where}
         if lock != read_lock(self._paths):
             write_text(self._paths.spec, self._given.text)
@@ -334,12 +335,6 @@ class _Sweep:
             say(f"try the failed ones again: saebench retry {self._spec.name}")
         say(f"report: saebench report {self._paths.root}")
         say(f"MLflow: saebench ui {self._paths.root}")
-
-
-def _shown(uri: str) -> str:
-    from saebench.tracking.server import without_password
-
-    return without_password(uri)
 
 
 def spec_of(paths: SweepPaths) -> SweepSpec:

@@ -175,14 +175,14 @@ def _log(document: Report) -> list[str]:
     import tempfile
 
     from saebench.report.html import page
-    from saebench.report.sources import connect, speaking_to
+    from saebench.tracking.server import open_reader, reading
 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "report.html").write_text(page(document), encoding="utf-8")
         _plots(document, Path(folder, "plot.png"), "all")
         for source in document.record.sources:
-            client = connect(source.uri)
-            with speaking_to(source.uri):
+            client = open_reader(source.uri)
+            with reading(source.uri):
                 client.log_artifacts(source.run_id, folder, "report")
         return sorted(f"report/{path.name}" for path in Path(folder).iterdir())
 

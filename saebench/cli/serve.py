@@ -7,21 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 PATIENCE = 10.0
 """Seconds a server has to end after it was asked to."""
 
 
-def serve(command: Sequence[str]) -> int:
-    """Run `command` until it ends (its exit status), or until Ctrl-C, SIGTERM or a closed terminal end this process:
-    then the server and all that it started end too, where a plain child would live on without anybody to stop it."""
+def serve(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+    """Run `command`, with these additions to the environment, until it ends (its exit status), or until Ctrl-C, SIGTERM
+    or a closed terminal end this process: then the server and all that it started end, too."""
     windows = sys.platform == "win32"
     if not windows:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _leave)
-    server = subprocess.Popen(command, start_new_session=not windows)
+    server = subprocess.Popen(command, start_new_session=not windows, env={**os.environ, **(environment or {})})
     try:
         return server.wait()
     except KeyboardInterrupt:

@@ -27,27 +27,29 @@ def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: 
     Starts `mlflow ui` on 127.0.0.1 and says where; Ctrl-C ends it.
     """
     from saebench.cli.serve import serve
-    from saebench.report.sources import find, without_password
+    from saebench.report.sources import find
+    from saebench.runs.secrets import mask
     from saebench.tracking import views
 
     source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
     page = views.page(source.experiment_id, source.name, saved=_experiment_tags(source))
     if source.uri.startswith(("http://", "https://")):
-        echo(f"{without_password(source.uri).rstrip('/')}{page}")
+        echo(f"{mask(source.uri).rstrip('/')}{page}")
         return
     port = _port(port)
-    echo(f"http://127.0.0.1:{port}{page}   ({without_password(source.uri)}; Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", source.uri, "--workers", "1"]
-    sys.exit(serve([*command, "--host", "127.0.0.1", "--port", str(port)]))
+    echo(f"http://127.0.0.1:{port}{page}   ({mask(source.uri)}; Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
+    # in the environment: `ps` shows a command line, with any password in it, to every user of the machine
+    sys.exit(serve(command, {"MLFLOW_BACKEND_STORE_URI": source.uri}))
 
 
 def _experiment_tags(source: Source) -> list[str] | None:
     """Their names; None where the server does not say (who opens the page will see why)."""
-    from saebench.report.sources import connect, speaking_to
+    from saebench.tracking.server import open_reader, reading
 
     try:
-        client = connect(source.uri)
-        with speaking_to(source.uri):
+        client = open_reader(source.uri)
+        with reading(source.uri):
             return list(client.get_experiment(source.experiment_id).tags)
     except PreflightError:
         if source.uri.startswith(("http://", "https://")):

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
-from saebench.report.sources import Source, connect, speaking_to
+from saebench.report.sources import Source
+from saebench.tracking.server import open_reader, reading
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,15 +46,15 @@ def evaluations(source: Source, places: Mapping[str, str], at_once: int) -> dict
             except (MlflowException, requests.RequestException, OSError):
                 return None
 
-    with speaking_to(source.uri), ThreadPoolExecutor(at_once) as pool:
+    with reading(source.uri), ThreadPoolExecutor(at_once) as pool:
         found = zip(places, pool.map(fetch, places.values()), strict=True)
         return {run: held for run, held in found if held is not None}
 
 
 def download(source: Source, run_id: str, name: str, to: Path) -> Path:
     """An artifact of a trial; UserError in one line where it is gone."""
-    client = connect(source.uri)
-    with speaking_to(source.uri):
+    client = open_reader(source.uri)
+    with reading(source.uri):
         return artifact(client, run_id, name, to)
 
 
@@ -71,8 +73,8 @@ def artifact(client: Any, run_id: str, name: str, to: Path) -> Path:
 def _elsewhere(client: Any, run_id: str, name: str) -> str:
     """Where it may be instead."""
     tags = client.get_run(run_id).data.tags
-    if name != "sae" or not {"saebench.sweep", "saebench.trial"} <= tags.keys():
+    if name != "sae" or not {Tag.SWEEP, Tag.TRIAL} <= tags.keys():
         return ""
-    place = f"{tags['saebench.sweep']}/trials/{tags['saebench.trial']}/sae"
-    host = f" on {tags['saebench.host']}" if "saebench.host" in tags else ""
+    place = f"{tags[Tag.SWEEP]}/trials/{tags[Tag.TRIAL]}/sae"
+    host = f" on {tags[Tag.HOST]}" if Tag.HOST in tags else ""
     return f": with tracking.log_sae best or none it stays in the sweep's directory ({place}{host})"

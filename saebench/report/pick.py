@@ -17,8 +17,10 @@ from saebench.errors import UserError
 from saebench.report.artifacts import download
 from saebench.report.document import Report
 from saebench.report.read import read
-from saebench.report.sources import Source, connect, directory_of, find, speaking_to
+from saebench.report.sources import Source, directory_of, find
 from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
+from saebench.tracking.server import open_reader, reading
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -44,14 +46,14 @@ def register(report: Report, row: dict[str, Any], name: str) -> tuple[str, str]:
     source = next(s for s in report.record.sources if s.name == row["sweep"])
     frame = report.frame
     trial = frame[(frame["sweep"] == row["sweep"]) & (frame["trial"] == row["best_trial"])].iloc[0]
-    client = connect(source.uri)
-    with speaking_to(source.uri):
+    client = open_reader(source.uri)
+    with reading(source.uri):
         run = client.get_run(trial["run_id"])
         uri, what = _model_uri(client, run, source.paths.trial(row["best_trial"]).sae if source.paths else None)
         known = {model.name for model in client.search_registered_models(filter_string=f"name = '{_safe(name)}'")}
         if name not in known:
             client.create_registered_model(name)
-        tags = {"saebench.sweep": row["sweep"], "saebench.trial": str(row["best_trial"])}
+        tags = {Tag.SWEEP: row["sweep"], Tag.TRIAL: str(row["best_trial"])}
         version = client.create_model_version(name, uri, run_id=trial["run_id"], tags=tags)
     return str(version.version), what
 
@@ -155,8 +157,8 @@ def _run(run_id: str, runs: str | None, tracking_uri: str | None) -> Place:
     import os
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or find([], runs)[0].uri
-    client = connect(uri)
-    with speaking_to(uri):
+    client = open_reader(uri)
+    with reading(uri):
         tags = client.get_run(run_id).data.tags
     return Place(run_id, directory_of(run_id, tags, runs_dir(runs)), Source("", uri, "", run_id), run_id)
 

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.config import SPARSITY_PARAMETERS
 from saebench.report import artifacts, wire
-from saebench.report.sources import Source, connect, pages, speaking_to
+from saebench.report.sources import Source, pages
 from saebench.report.table import number_of
+from saebench.tracking.server import open_reader, reading
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,15 +71,15 @@ def read(sources: Sequence[Source]) -> Record:
 
 def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     wanted = f"tags.`mlflow.parentRunId` = '{source.run_id}'"
-    client = connect(source.uri)
-    with speaking_to(source.uri):
+    client = open_reader(source.uri)
+    with reading(source.uri):
         parent = client.get_run(source.run_id)
         if wire.is_server(source.uri):
             runs = wire.runs(source.uri, source.experiment_id, wanted, _AT_ONCE)
         else:
             query = {"experiment_ids": [source.experiment_id], "filter_string": wanted, "max_results": 1000}
             runs = [_plain(run) for run in pages(client.search_runs, **query)]
-    ours = [run for run in runs if run.tags.get("saebench.kind") == "trial"]
+    ours = [run for run in runs if run.tags.get(Tag.KIND) == "trial"]
     if len(ours) < len(runs):
         record.note(f"{source.name}: {len(runs) - len(ours)} runs under this sweep are not saebench's: left out")
     record.places |= {run.id: run.artifacts for run in ours}
@@ -144,24 +146,24 @@ def row_of(
 ) -> dict[str, Any]:
     """One MLflow run as a row; tags win over params, a parameter that reads as a number is one."""
     row: dict[str, Any] = {key: _number(value) for key, value in params.items()}
-    number, seed = tags.get("saebench.trial", ""), tags.get("saebench.seed", params.get("seed", ""))
+    number, seed = tags.get(Tag.TRIAL, ""), tags.get(Tag.SEED, params.get("seed", ""))
     row |= {
-        "sweep": tags.get("saebench.sweep", ""),
+        "sweep": tags.get(Tag.SWEEP, ""),
         "trial": int(number) if number.isdigit() else None,
-        "state": tags.get("saebench.state") or _STATUS.get(status, status.lower()),
-        "reason": tags.get("saebench.reason", ""),
-        "type": tags.get("saebench.type") or params.get("type", ""),
-        "stratum": tags.get("saebench.stratum", ""),
-        "point": tags.get("saebench.point", ""),
+        "state": tags.get(Tag.STATE) or _STATUS.get(status, status.lower()),
+        "reason": tags.get(Tag.REASON, ""),
+        "type": tags.get(Tag.TYPE) or params.get("type", ""),
+        "stratum": tags.get(Tag.STRATUM, ""),
+        "point": tags.get(Tag.POINT, ""),
         "seed": int(seed) if seed.isdigit() else None,
-        "attempt": _number(tags.get("saebench.attempt", "1")),
+        "attempt": _number(tags.get(Tag.ATTEMPT, "1")),
         "duration_s": (end - start) / 1000 if start and end else None,
         "run_id": run_id,
-        "verdict": _json(tags.get("saebench.verdict", "")),
-        "failure": tags.get("saebench.failure", ""),
+        "verdict": _json(tags.get(Tag.VERDICT, "")),
+        "failure": tags.get(Tag.FAILURE, ""),
         "_start": start,
     }
-    not_finite = _json(tags.get("saebench.nonfinite", ""))  # what MLflow holds of these is of an earlier mark
+    not_finite = _json(tags.get(Tag.NONFINITE, ""))  # what MLflow holds of these is of an earlier mark
     return row | {key: _finite(value) for key, value in metrics.items()} | dict.fromkeys(not_finite, math.nan)
 
 
@@ -221,8 +223,8 @@ def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict
 
 def _points(uri: str, runs: Sequence[str], key: str) -> dict[str, wire.Points]:
     """Every point as the store has it; a hundred runs in a request where the store is a server that takes that."""
-    client = connect(uri)
-    with speaking_to(uri):
+    client = open_reader(uri)
+    with reading(uri):
         found = wire.histories(uri, runs, key, _AT_ONCE) if wire.is_server(uri) else {}
         left = [run for run in runs if run not in found]
         with ThreadPoolExecutor(_AT_ONCE) as pool:

@@ -19,10 +19,11 @@ from saebench.errors import PreflightError
 from saebench.report.dictionaries import EVALUATION, Dictionary, Trained, from_mlflow, local, trained
 from saebench.report.matching import CELLS, Match, match
 from saebench.report.points import cells
-from saebench.report.sources import Source, connect
+from saebench.report.sources import Source
 from saebench.report.table import Row, counted, missing, number_of
 from saebench.runs.durable import write_json
 from saebench.runs.paths import SweepPaths
+from saebench.tracking.server import open_reader
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -157,7 +158,7 @@ class _Measuring:
         """Asked once: a server that is gone would cost seconds for every SAE."""
         if uri not in self.servers:
             try:
-                connect(uri)
+                open_reader(uri)
                 self.servers[uri] = ""
             except PreflightError as error:
                 self.servers[uri] = str(error)

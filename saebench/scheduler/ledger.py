@@ -19,6 +19,7 @@ from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import AttemptRecord, TrialState, TrialStateName, read_config
 from saebench.scheduler.failures import FAILURE_LABELS
+from saebench.tracking.tags import Tag
 
 
 def reason_of(kind: FailureKind, detail: str) -> str:
@@ -105,9 +106,7 @@ class Ledger:
         attempt = len(state.attempts) + 1
         state.attempts.append(AttemptRecord(attempt, slot.name, slot.device, time.time()))
         self._move(number, "running", "")
-        self._tracker.open(
-            self.configs[number], {"saebench.state": "running", "saebench.attempt": str(attempt), "saebench.reason": ""}
-        )
+        self._tracker.open(self.configs[number], {Tag.STATE: "running", Tag.ATTEMPT: str(attempt), Tag.REASON: ""})
         self.board.running[number] = Running(
             number, state.stratum, state.seed, slot.name, attempt, state.total, samples=state.samples
         )
@@ -199,9 +198,9 @@ class Ledger:
 
     @staticmethod
     def _tags(state: TrialState) -> dict[str, str]:
-        tags = {"saebench.attempt": str(len(state.attempts))}
+        tags = {Tag.ATTEMPT: str(len(state.attempts))}
         if state.kind:
-            tags["saebench.failure"] = state.kind
+            tags[Tag.FAILURE] = state.kind
         if state.verdict:
-            tags["saebench.verdict"] = json.dumps(state.verdict)
+            tags[Tag.VERDICT] = json.dumps(state.verdict)
         return tags

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saebench.tracking.server import resolve_uri
+from saebench.tracking.address import resolve_uri
 from saebench.tracking.tracker import Lag, Tracker
 
 __all__ = ["Lag", "Tracker", "resolve_uri"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.runs.durable import write_text
-from saebench.tracking.database import file_of
+from saebench.tracking.address import sqlite_file
 
 _EVERY = 1.0
 """Seconds between two writes of the file; an offset that is behind costs a repetition, never a point."""
@@ -62,7 +62,7 @@ class Book:
             book = cls(**found, trials=trials)
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return cls(uri)
-        file = file_of(book.uri)
+        file = sqlite_file(book.uri)
         if book.uri != uri and (file is None or file.exists()):
             return cls(uri)
         book.uri = uri

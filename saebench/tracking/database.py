@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sqlite3
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+
+from saebench.tracking.address import sqlite_file
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
@@ -32,19 +33,13 @@ _OF_ONE_MACHINE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2f
 """A write-ahead log has an index in memory that machines cannot share, so that file systems of a network are out."""
 
 
-def file_of(uri: str) -> Path | None:
-    """The database's file; None for servers and databases of another kind."""
-    found = re.fullmatch(r"sqlite(?:\+\w+)?:///(/[^?]+)(?:\?.*)?", uri)
-    return Path(found[1]) if found else None
-
-
 def quicken(uri: str) -> None:
     """Let this process's connections to the database commit into a write-ahead log without waiting for the disk.
 
     To be called before MLflow connects; `settle` does the waiting. Nothing changes for a file on a disk that machines
     may share, nor where somebody holds the file in its old mode.
     """
-    path = file_of(uri)
+    path = sqlite_file(uri)
     if path is None or str(path.resolve()) in _QUICK or _file_system(path) not in _OF_ONE_MACHINE:
         return
     from sqlalchemy import Engine, event
@@ -71,7 +66,7 @@ def _connected(connection: Any, entry: ConnectionPoolEntry) -> None:
 def settle(uri: str) -> None:
     """Wait until all that was committed is on the disk. (What SQLite has moved from the log into the file already is
     there: it waits for that itself.)"""
-    path = file_of(uri)
+    path = sqlite_file(uri)
     if path is None or str(path.resolve()) not in _QUICK:
         return
     # not the file itself: to open and close that would drop the locks that SQLite holds on it
@@ -82,7 +77,7 @@ def settle(uri: str) -> None:
 def gather(uri: str) -> None:
     """Move what is in the log into the file, so that the file alone is the whole database. Left undone while somebody
     reads; SQLite does it again when the last connection is closed."""
-    path = file_of(uri)
+    path = sqlite_file(uri)
     if path is None or not path.exists() or str(path.resolve()) not in _QUICK:
         return
     with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(path, timeout=1)) as own:
@@ -92,7 +87,7 @@ def gather(uri: str) -> None:
 def restore(uri: str) -> None:
     """Give the file its old mode back. Left undone while another process has it open (`mlflow ui`, another sweep, whose
     own end will do it), and after a kill until the next end of a sweep."""
-    path = file_of(uri)
+    path = sqlite_file(uri)
     if path is None or not path.exists() or str(path.resolve()) not in _QUICK:
         return
     _QUICK.discard(str(path.resolve()))

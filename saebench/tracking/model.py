@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from saebench.config import TrialConfig
 from saebench.runs.paths import TrialPaths
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -31,7 +32,7 @@ def log_model(client: MlflowClient, experiment_id: str, run_id: str, config: Tri
         name=f"{config.sweep}-{config.number:04d}",
         source_run_id=run_id,
         model_type="sae",
-        tags={"saebench.sweep": config.sweep, "saebench.stratum": config.stratum, "saebench.type": config.sae.type},
+        tags={Tag.SWEEP: config.sweep, Tag.STRATUM: config.stratum, Tag.TYPE: config.sae.type},
     )
     try:
         with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

@@ -17,6 +17,7 @@ from saebench.tracking import record, server, views
 from saebench.tracking.best import best_trials
 from saebench.tracking.book import Book
 from saebench.tracking.stream import UPLOADS, Sender, log_files
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,7 +52,7 @@ class Parent:
         if not book.run_id:
             name = self._tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._name
             book.experiment_id = server.experiment(client, uri, name)
-            book.run_id = server.find_run(client, book.experiment_id, {"saebench.id": book.id}) or ""
+            book.run_id = server.find_run(client, book.experiment_id, {Tag.ID: book.id}) or ""
         new = not book.run_id
         if new:
             save()
@@ -79,13 +80,13 @@ class Parent:
             {
                 "mlflow.runName": self._name,
                 "mlflow.note.content": self._info.get("description") or None,
-                "saebench.kind": "sweep",
-                "saebench.sweep": self._name,
-                "saebench.id": self._book.id,
-                "saebench.state": "running",
+                Tag.KIND: "sweep",
+                Tag.SWEEP: self._name,
+                Tag.ID: self._book.id,
+                Tag.STATE: "running",
                 # what a report without the sweep's directory has to know
-                "saebench.objective": search.get("objective"),
-                "saebench.direction": search.get("direction"),
+                Tag.OBJECTIVE: search.get("objective"),
+                Tag.DIRECTION: search.get("direction"),
             }
         )
 
@@ -117,6 +118,6 @@ class Parent:
         """`status`: a run status of MLflow."""
         self.attach_spec(last=True)
         counts = Counter(sent.closed or "open" for sent in self._book.trials.values())
-        tags = {"saebench.counts": json.dumps(counts), "saebench.state": _SWEEP_STATES.get(status, status)}
+        tags = {Tag.COUNTS: json.dumps(counts), Tag.STATE: _SWEEP_STATES.get(status, status)}
         self._client.log_batch(self._book.run_id, tags=record.as_tags(tags))
         self._client.set_terminated(self._book.run_id, status)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from saebench.config import DataConfig, TrialConfig
 from saebench.runs.events import Event
 from saebench.runs.state import TrialState
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Param, RunTag
@@ -51,13 +52,13 @@ def trial_tags(config: TrialConfig) -> dict[str, str]:
     """Tags to group, filter and find a trial's run by."""
     return {
         "mlflow.runName": f"{config.number:04d} {config.stratum}",
-        "saebench.kind": "trial",
-        "saebench.sweep": config.sweep,
-        "saebench.trial": f"{config.number:04d}",
-        "saebench.stratum": config.stratum,
-        "saebench.point": config.point,
-        "saebench.seed": str(config.seed),
-        "saebench.type": config.sae.type,
+        Tag.KIND: "trial",
+        Tag.SWEEP: config.sweep,
+        Tag.TRIAL: f"{config.number:04d}",
+        Tag.STRATUM: config.stratum,
+        Tag.POINT: config.point,
+        Tag.SEED: str(config.seed),
+        Tag.TYPE: config.sae.type,
     }
 
 
@@ -70,10 +71,10 @@ def origin_tags(info: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name or "saebench",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git.get("commit"),
-        "saebench.git_dirty": str(bool(git["dirty"])).lower() if "dirty" in git else None,
-        "saebench.version": versions.get("saebench"),
-        "saebench.versions": json.dumps({**versions, "python": info.get("python")}) if versions else None,
-        "saebench.host": info.get("host"),
+        Tag.GIT_DIRTY: str(bool(git["dirty"])).lower() if "dirty" in git else None,
+        Tag.VERSION: versions.get("saebench"),
+        Tag.VERSIONS: json.dumps({**versions, "python": info.get("python")}) if versions else None,
+        Tag.HOST: info.get("host"),
     }
     return clean(found)
 
@@ -101,16 +102,16 @@ def event_tags(event: Event) -> dict[str, str]:
     """What an event says about the trial as a whole."""
     if event.type == "start":
         device = event.info.get("device_name") or event.info.get("device")
-        return clean({"saebench.device": device, "saebench.attempt": event.attempt})
+        return clean({Tag.DEVICE: device, Tag.ATTEMPT: event.attempt})
     if event.type == "failed":
-        return clean({"saebench.failure": event.info.get("kind")})
+        return clean({Tag.FAILURE: event.info.get("kind")})
     return {}
 
 
 def state_tags(state: TrialState) -> dict[str, str]:
     """What state.json says, for a trial whose scheduler died before it could."""
-    found = {"saebench.attempt": len(state.attempts) or None, "saebench.failure": state.kind}
-    return clean({**found, "saebench.verdict": json.dumps(state.verdict) if state.verdict else None})
+    found = {Tag.ATTEMPT: len(state.attempts) or None, Tag.FAILURE: state.kind}
+    return clean({**found, Tag.VERDICT: json.dumps(state.verdict) if state.verdict else None})
 
 
 def points(event: Event) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Where MLflow is, whether it answers, and the experiment and runs that are there already."""
+"""Talk to MLflow: whether an address answers, a client for it, errors in one line, what exists there already."""
 
 from __future__ import annotations
 
@@ -9,23 +9,34 @@ import re
 import socket
 import sqlite3
 import tempfile
+import time
+import urllib.error
+import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
 
 from saebench import telemetry
-from saebench.errors import PreflightError
-from saebench.sweep_config import TrackingConfig
-from saebench.tracking.database import file_of, gather, quicken
+from saebench.errors import PreflightError, UserError
+from saebench.runs.secrets import mask
+from saebench.tracking.address import artifact_root, sqlite_file, sqlite_uri
+from saebench.tracking.database import gather, quicken
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+ANSWER_WITHIN = 5.0
+"""Seconds a tracking server gets for its first answer."""
+_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_QUIET = {
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of a logged model: it would tear the live view
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 _PREFLIGHT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -33,82 +44,63 @@ _PREFLIGHT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
 }
 """MLflow's own are 7 retries of up to 120 s each: about four minutes before a wrong address is reported."""
+_READING = {**_QUIET, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+"""For a report, which asks for much at once; what the user's environment says stands."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Raised as they are by writing the sweep's own files; what MLflow's writing meets, it says in its own words."""
-_OTHERS = r"(mlflow|sqlalchemy|alembic)(\.|$)"
-"""Modules whose warnings of what they will change one day are their own affair: `python -W error` would stop here."""
-_QUIET = {
-    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # of a logged model: it would tear the live view
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
+"""Raised unchanged: the sweep names the directory that is full."""
+_THEIR_MODULES = r"(mlflow|sqlalchemy|alembic)(\.|$)"
+"""Their DeprecationWarnings concern their own code; under `python -W error` they would stop this program."""
 
 
-def resolve_uri(tracking: TrackingConfig, folder: Path | None = None) -> str:
-    """The absolute URI: the spec's, else MLFLOW_TRACKING_URI, else the database that MLflow itself would make in
-    `folder` (null: the working directory), so that a plain `mlflow ui` there shows the sweep.
-
-    Raises PreflightError for a file store: MLflow 3 no longer opens one, and it cannot drop a point sent twice.
-    """
-    folder = (folder or Path.cwd()).absolute()
-    given = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
-    if not given:
-        _refuse_old_store(folder)
-        return f"sqlite:///{folder / 'mlflow.db'}"
-    scheme = given.split(":", 1)[0] if ":" in given else ""
-    if scheme in ("", "file"):
-        raise PreflightError(
-            f"tracking.uri: {given}: MLflow no longer supports its file store; "
-            "give a database (sqlite:///mlflow.db) or a server (http://...)"
-        )
-    if match := re.fullmatch(r"(sqlite(?:\+\w+)?:///)([^/].*)", given):
-        return f"{match[1]}{folder / match[2]}"
-    return given.rstrip("/") if scheme in ("http", "https") else given
-
-
-def _refuse_old_store(folder: Path) -> None:
-    """Where ./mlruns holds experiments, MLflow's default is that file store, and `mlflow ui` would not show ours."""
-    if any((folder / "mlruns").glob("[0-9]*/meta.yaml")):
-        raise PreflightError(
-            f"{folder / 'mlruns'}: MLflow's default here is this old file store, which it no longer supports; "
-            "migrate it (mlflow migrate-filestore), or give tracking.uri (sqlite:///mlflow.db)"
-        )
-
-
-def without_password(uri: str) -> str:
-    """`uri` as it may be shown and stored."""
-    return re.sub(r"(://[^:/@\s]*):[^@/\s]+@", r"\1:***@", uri)
+# --- does it answer --------------------------------------------------------------------------------------------------
 
 
 def check(uri: str) -> None:
-    """Find out within seconds, and without making anything, whether `uri` can be used; raises PreflightError in one
-    line. MLflow itself tries a database that it cannot open for nearly two minutes, and makes one by looking."""
+    """Find out within seconds, and without creating anything, whether a sweep can record to `uri`; raise PreflightError
+    in one line if not. MLflow itself tries a database that it cannot open for nearly two minutes."""
     try:
-        if uri.startswith("sqlite"):
-            _check_file(Path(uri.partition(":///")[2].split("?")[0]))
+        if (file := sqlite_file(uri)) is not None:
+            _check_writable(file)
         else:
-            if _DATABASE.match(uri):
+            if urlsplit(uri).scheme.split("+")[0] in _PORTS:
                 _check_address(uri)
             connect(uri)
     except (OSError, sqlite3.Error) as error:
         said = getattr(error, "strerror", None) or str(error)
-        raise PreflightError(f"tracking {without_password(uri)}: cannot be used: {said}") from error
+        raise PreflightError(f"tracking {mask(uri)}: cannot be used: {mask(said, uri)}") from error
 
 
-_DATABASE = re.compile(r"(postgresql|mysql|mssql)(\+\w+)?://")
-_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+def check_readable(uri: str) -> None:
+    """The same for a report: raise PreflightError within seconds if nothing answers at `uri`."""
+    place, parts = mask(uri), urlsplit(uri)
+    scheme = parts.scheme.split("+")[0]
+    if (file := sqlite_file(uri)) is not None:
+        if not file.is_file():
+            raise PreflightError(
+                f"tracking {place}: the database no longer exists; if it was moved, give its new place: --tracking-uri"
+            )
+    elif scheme in ("http", "https"):
+        _check_http(uri, place)
+    elif scheme in _PORTS:
+        try:
+            _check_address(uri)
+        except OSError as error:
+            raise PreflightError(f"tracking {place}: the server does not answer ({mask(str(error), uri)})") from error
+    elif scheme in ("", "file") and not Path(unquote(parts.path)).is_dir():
+        raise PreflightError(f"tracking {place}: no such folder")
 
 
-def _check_file(path: Path) -> None:
+def _check_writable(path: Path) -> None:
     """A database that can be written, or a folder where one can be made; raises OSError or sqlite3.Error."""
     if path.exists():
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=4)) as database:
             try:
                 database.execute("BEGIN IMMEDIATE")
                 (version,) = database.execute("PRAGMA user_version").fetchone()
-                database.execute(f"PRAGMA user_version = {version}")  # BEGIN passes over a file that can only be read
+                database.execute(f"PRAGMA user_version = {version}")  # BEGIN succeeds on a file that is read-only
                 database.rollback()
             except sqlite3.OperationalError as error:
-                if "locked" not in str(error):  # somebody writes to it: it is alive
+                if "locked" not in str(error):  # another process is writing to it, so it works
                     raise
         return
     folder = next(parent for parent in path.absolute().parents if parent.exists())
@@ -117,40 +109,97 @@ def _check_file(path: Path) -> None:
 
 
 def _check_address(uri: str) -> None:
-    """Does anything listen at a database's host and port? Raises OSError. Sockets of other kinds are passed over."""
+    """Raise OSError if nothing listens at a database's host and port. Sockets of other kinds are not tried."""
     parts = urlsplit(uri)
     if parts.hostname:
         port = parts.port or _PORTS[parts.scheme.split("+")[0]]
-        socket.create_connection((parts.hostname, port), timeout=4).close()
+        socket.create_connection((parts.hostname, port), timeout=min(4.0, ANSWER_WITHIN)).close()
+
+
+def _check_http(uri: str, place: str) -> None:
+    """Any answer will do, also "who are you" or "not found": MLflow's client explains those."""
+    begin = time.monotonic()
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_WITHIN).close()
+    except urllib.error.HTTPError:
+        return
+    except (OSError, ValueError) as error:
+        if "CERTIFICATE" in str(error):
+            return
+        waited = f"{time.monotonic() - begin:.0f} s"
+        reason = mask(str(getattr(error, "reason", None) or error), uri)
+        raise PreflightError(f"tracking {place}: the server does not answer ({reason}; {waited})") from error
+    except Exception as error:  # http.client raises errors of its own for an address that is none
+        raise PreflightError(f"tracking {place}: {one_line(error, uri=uri)}") from error
+
+
+# --- a client --------------------------------------------------------------------------------------------------------
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client whose store has answered; raises PreflightError with one line, within about ten seconds over http."""
-    telemetry.disable()
+    """Return a client that may write, once its store has answered; raise PreflightError with one line, within about
+    ten seconds over http. A SQLite database that does not exist is created, whole or not at all."""
     os.environ.update({key: value for key, value in _QUIET.items() if key not in os.environ})
+    with preflight(uri), _alone(uri):
+        client_class = _client_class()
+        _create_database(uri, client_class)
+        quicken(uri)
+        client = client_class(tracking_uri=uri)
+        client.search_experiments(max_results=1)
+        gather(uri)
+        return client
+
+
+def open_reader(uri: str) -> MlflowClient:
+    """Return a client that reads, once something answers at `uri`; raise PreflightError with one line, within seconds,
+    if nothing does."""
+    check_readable(uri)
+    with reading(uri):
+        return _client_class()(tracking_uri=uri)
+
+
+def _client_class() -> type[MlflowClient]:
+    telemetry.disable()
     for kind in (DeprecationWarning, FutureWarning):
-        warnings.filterwarnings("ignore", category=kind, module=_OTHERS)
+        warnings.filterwarnings("ignore", category=kind, module=_THEIR_MODULES)
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)  # would print what it raises, too
     logging.getLogger("urllib3.connectionpool").setLevel(logging.ERROR)
-    with preflight(uri), _alone(uri):
-        quicken(uri)
-        client = MlflowClient(tracking_uri=uri)
-        client.search_experiments(max_results=1)
-        gather(uri)  # a database that has just been made is whole in its file
-        return client
+    return MlflowClient
+
+
+def _create_database(uri: str, client_class: type[MlflowClient]) -> None:
+    """Create a SQLite database under another name and rename it: MLflow creates its tables one by one, and on half of
+    them (a full disk, a kill) every later start fails."""
+    file = sqlite_file(uri)
+    if file is None or file.exists():
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_overs(file)
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        client_class(tracking_uri=sqlite_uri(aside)).search_experiments(max_results=1)
+        if aside.exists():
+            aside.rename(file)
+    finally:
+        _remove_left_overs(file)
+
+
+def _remove_left_overs(file: Path) -> None:
+    for path in file.parent.glob(f".{file.name}.*.tmp*"):
+        _remove(path)
 
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """One process at a time: MLflow makes the tables of a SQLite file when it first looks, and of two sweeps that look
-    at once (they waited for the same corpus) one fails on a table that "already exists"."""
-    path = file_of(uri)
-    lock = FileLock(path.with_name(f".{path.name}.saebench.runs.lock")) if path else None
+    """One process at a time: MLflow creates the tables of a SQLite file when it first opens it, and of two sweeps that
+    do so at once (they waited for the same corpus) one fails on a table that "already exists"."""
+    path = sqlite_file(uri)
+    lock = FileLock(path.with_name(f".{path.name}.saebench.lock")) if path else None
     with ExitStack() as stack:
         if lock is not None:
-            with suppress(OSError):  # a folder that cannot be written: whoever made the file is done
+            with suppress(OSError):  # a folder that cannot be written: its database exists already
                 lock.acquire(timeout=60)
                 stack.callback(lock.release)
                 stack.callback(_remove, Path(lock.lock_file))
@@ -158,22 +207,39 @@ def _alone(uri: str) -> Iterator[None]:
 
 
 def _remove(file: Path) -> None:
-    with suppress(OSError):  # somebody else's, in a folder where only they may remove it
+    with suppress(OSError):  # another user's, in a folder where only they may remove it
         file.unlink()
+
+
+# --- patience, and errors in one line --------------------------------------------------------------------------------
 
 
 @contextmanager
 def preflight(uri: str) -> Iterator[None]:
-    """Ask MLflow with little patience, and turn what goes wrong into one line; the environment is restored."""
+    """Ask MLflow with few retries, and turn any error into one line; the environment is restored."""
     with _environment(_PREFLIGHT):
         try:
             yield
-        except PreflightError:
+        except UserError:
             raise
         except Exception as error:  # whatever a driver, a proxy or a plugin raises means: no tracking
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 raise
-            raise PreflightError(f"tracking {without_password(uri)}: {one_line(error)}") from error
+            raise PreflightError(f"tracking {mask(uri)}: {one_line(error, uri=uri)}") from error
+
+
+@contextmanager
+def reading(uri: str) -> Iterator[None]:
+    """Few retries, short waits, no progress bars (the user's environment may say otherwise); errors in one line."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    with _environment({key: value for key, value in _READING.items() if key not in os.environ}):
+        try:
+            yield
+        except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+            raise PreflightError(f"tracking {mask(uri)}: {one_line(error, uri=uri)}") from error
 
 
 @contextmanager
@@ -190,45 +256,56 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[key] = value
 
 
-def one_line(error: BaseException, limit: int = 300) -> str:
-    """What an exception says, on one line, without passwords."""
-    said = " ".join(without_password(str(error)).split()) or type(error).__name__
+_REWORDED = [
+    (r"database is locked", "the database is locked: another process is writing to it; try again when it has finished"),
+    (r"database or disk is full", "no room left on the disk that holds the database"),
+    (r"table \w+ already exists", "the database is half made: an earlier start was cut off while creating its tables; "
+     "remove the file and start again"),
+    (r"attempt to write a readonly database", "the database is read-only"),
+    (r"disk I/O error", "disk I/O error while reading or writing the database"),
+    (r"database disk image is malformed|file is not a database", "the file is damaged or not a database"),
+    (r"no such table: (\w+)", "the database has no MLflow tables: it is empty or another program's"),
+]  # fmt: skip
+"""Errors of SQLite, which reach us between lines of SQL, and the line that is shown instead."""
+
+
+def one_line(error: BaseException, limit: int = 300, *, uri: str = "") -> str:
+    """Return the message of an exception on one line, without secrets."""
+    said = " ".join(mask(str(error), uri).split()) or type(error).__name__
     if "Max retries exceeded" in said:  # the rest is four layers of urllib3's and MLflow's own words
         why = re.search(r"Connection refused|timed out|Name or service not known|No route to host|SSLError", said)
         said = f"the server does not answer ({why[0]})" if why else said
     if schemes := re.search(r"Supported URI schemes are: \[(.*?)\]", said):
         known = [name for name in re.findall(r"'([\w-]+)'", schemes[1]) if name != "file"]
         said = f"MLflow knows no such kind of address; it knows {', '.join(known)}"
+    if "sqlite3." in said or "[SQL:" in said:
+        words = next((words for pattern, words in _REWORDED if re.search(pattern, said)), None)
+        said = words or said.split(" [SQL:")[0]
     return said if len(said) <= limit else f"{said[: limit - 3]}..."
 
 
+# --- what exists there -----------------------------------------------------------------------------------------------
+
+
 def experiment(client: MlflowClient, uri: str, name: str) -> str:
-    """Id of the experiment `name`, made if need be. Raises PreflightError when it lies in MLflow's bin."""
+    """Return the id of the experiment `name`, created if need be. Raises PreflightError for a deleted one."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
             tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(client.create_experiment(name, artifact_location=_artifacts(uri), tags=tags))
+            return str(client.create_experiment(name, artifact_location=artifact_root(uri), tags=tags))
         except MlflowException:
             found = client.get_experiment_by_name(name)  # somebody made it at the same moment
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
         raise PreflightError(
-            f"tracking {without_password(uri)}: the experiment {name!r} is deleted; restore it "
+            f"tracking {mask(uri)}: the experiment {name!r} is deleted; restore it "
             f"(mlflow experiments restore -x {found.experiment_id}), or give tracking.experiment another name"
         )
     return str(found.experiment_id)
-
-
-def _artifacts(uri: str) -> str | None:
-    """Beside a sqlite database in another folder; MLflow alone would put them below the working directory."""
-    if not uri.startswith("sqlite") or ":////" not in uri:
-        return None
-    folder = Path("/" + uri.split(":////", 1)[1].split("?")[0]).parent
-    return None if folder == Path.cwd() else (folder / "mlartifacts").as_uri()
 
 
 def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> str | None:

@@ -18,6 +18,7 @@ from saebench.sweep_config import TrackingConfig
 from saebench.tracking import record, server, tail
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.model import log_model
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -97,13 +98,13 @@ class Sender:
         tags = {**record.origin_tags(self._info), **record.trial_tags(config), "mlflow.parentRunId": self._book.run_id}
         found = None
         if stream.unsure:
-            wanted = {key: tags[key] for key in ("mlflow.parentRunId", "saebench.trial")}
+            wanted = {key: tags[key] for key in ("mlflow.parentRunId", Tag.TRIAL)}
             found = server.find_run(client, self._book.experiment_id, wanted)
         stream.unsure = True
         if found is None:
             first = next((event.ts for event, _ in events.read(stream.paths.events)), None)
             with self._lock:
-                tags = {"saebench.state": "running", **tags, **stream.tags}
+                tags = {Tag.STATE: "running", **tags, **stream.tags}
             name = tags["mlflow.runName"]
             made = client.create_run(self._book.experiment_id, start_time=first, tags=tags, run_name=name).info
             found, stream.artifacts = made.run_id, made.artifact_uri
@@ -118,7 +119,7 @@ class Sender:
         for batch in tail.batches(stream.paths.events, sent.offset):
             if batch.nonfinite:
                 sent.nonfinite = batch.nonfinite | sent.nonfinite
-                batch.tags["saebench.nonfinite"] = json.dumps(sent.nonfinite)
+                batch.tags[Tag.NONFINITE] = json.dumps(sent.nonfinite)
             self._log(stream, batch.metrics, batch.tags)
             sent.offset = batch.offset
             self._moved()
@@ -171,7 +172,7 @@ class Sender:
             self._failed[number] += 1
             if self._failed[number] < UPLOADS:
                 raise
-            self._client.set_tag(run_id, "saebench.artifacts", f"not uploaded: {server.one_line(error)}")
+            self._client.set_tag(run_id, Tag.ARTIFACTS, f"not uploaded: {server.one_line(error)}")
 
     def _log_sae(
         self, sent: Sent, config: TrialConfig, paths: TrialPaths, place: str = "", end: str = "complete"

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from saebench.config import TrialConfig
 from saebench.runs.paths import SweepPaths
+from saebench.runs.secrets import mask
 from saebench.runs.state import read_config, read_state
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import database, record, server, tail
+from saebench.tracking.address import resolve_uri
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.parent import Parent
 from saebench.tracking.stream import Sender, Stream
+from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -104,10 +107,10 @@ class Tracker:
         `info` is what lock.json holds; used are d_in, num_train, num_holdout, digest, git, versions, python, host,
         description, and of the spec `data` and `search`. Raises PreflightError when the server does not answer.
         """
-        self.uri = server.resolve_uri(self._tracking)
+        self.uri = resolve_uri(self._tracking)
         self._client = server.connect(self.uri)
         with server.preflight(self.uri):
-            self._book = Book.open(self._paths.tracking, server.without_password(self.uri))
+            self._book = Book.open(self._paths.tracking, mask(self.uri))
             self._parent = Parent(self._client, self._book, self._paths, self._tracking, self._name, info)
             self._fresh = self._parent.open(self.uri, partial(self._save, now=True))
             self._sender = Sender(self._client, self._book, self._tracking, info, self._lock, self._moved)
@@ -122,7 +125,7 @@ class Tracker:
             stream = self._stream(config.number, config)
             stream.reopen = stream.reopen or stream.end is not None or stream.sent.closed is not None
             stream.end = None
-            stream.tags |= record.clean({"saebench.state": "running", "saebench.reason": "", **(tags or {})})
+            stream.tags |= record.clean({Tag.STATE: "running", Tag.REASON: "", **(tags or {})})
 
     def tag(self, number: int, tags: Mapping[str, Any]) -> None:
         """Set tags on a trial's run, open or closed."""
@@ -137,7 +140,7 @@ class Tracker:
         with self._lock:
             stream = self._stream(number)
             stream.end = state
-            stream.tags |= record.clean({**(tags or {}), "saebench.state": state, "saebench.reason": reason})
+            stream.tags |= record.clean({**(tags or {}), Tag.STATE: state, Tag.REASON: reason})
 
     def lag(self) -> Lag:
         """Cheap enough for every refresh of a screen."""
@@ -232,7 +235,7 @@ class Tracker:
             for stream in streams:
                 if closing and stream.end is None:
                     stream.end = "interrupted"
-                    stream.tags["saebench.state"] = "interrupted"
+                    stream.tags[Tag.STATE] = "interrupted"
         start = self._turn % len(streams) if streams else 0
         for index, stream in enumerate(streams[start:] + streams[:start]):
             self._turn = start + index + 1

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from saebench.tracking.tags import Tag
+
 _TAG = "mlflow.sharedViewState."
 _RUNS = "workflowType=machine_learning"
 _MOST = 20
@@ -47,17 +49,17 @@ def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, A
     objective = search.get("objective", "eval/fvu")
     params = varied(spec)[:_MOST]
     widths = _columns(params, objective)
-    wanted = f"tags.`saebench.kind` = 'trial' AND tags.`saebench.sweep` = '{sweep}'"
+    wanted = f"tags.`{Tag.KIND}` = 'trial' AND tags.`{Tag.SWEEP}` = '{sweep}'"
     return {
         # a pruned trial's last value comes from a smaller budget: no mean of a stratum has it
-        "searchFilter": wanted + (" AND tags.`saebench.runs.state` = 'complete'" if grouped else ""),
+        "searchFilter": wanted + (f" AND tags.`{Tag.STATE}` = 'complete'" if grouped else ""),
         "orderByKey": f"metrics.`{objective}`",  # by time, the page would fold the trials below their parent
         "orderByAsc": search.get("direction", "minimize") == "minimize",
         "selectedColumns": [column for column in widths if column not in _FIXED],
         "columnOrder": list(widths),
         "columnWidths": widths,
         "runsHiddenMode": "FIRST_20_RUNS",  # in charts
-        "groupBy": _by("saebench.stratum") if grouped else None,
+        "groupBy": _by(Tag.STRATUM) if grouped else None,
         "isAccordionReordered": True,  # else the sections are sorted by name, ours behind "eval"
         "compareRunSections": [{"uuid": "sweep", "name": "sweep", "display": True, "isReordered": True}],
         "compareRunCharts": _charts([] if grouped else params, objective),
@@ -76,10 +78,10 @@ def _columns(params: list[str], objective: str) -> dict[str, int]:
         **dict([name]),
         **{f"metrics.`{key}`": 150 if len(key) > 8 else 110 for key in metrics},
         **{f"params.`{key}`": 110 if key in ("type", "lr") else 80 for key in params},
-        "tags.`saebench.runs.state`": 150,
+        f"tags.`{Tag.STATE}`": 150,
         "attributes.`Dataset`": 260,
         **dict(rest),
-        "tags.`saebench.reason`": 300,
+        f"tags.`{Tag.REASON}`": 300,
     }
 
 

@@ -13,12 +13,12 @@ from urllib.parse import quote
 import pytest
 from browsing import PATIENCE, browser
 from mlflow_server import Server
+from saebench.state import TrialState
 
 from saebench.config import BatchTopKConfig, DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.runs.durable import write_json
 from saebench.runs.events import Event, EventLog
 from saebench.runs.paths import SweepPaths
-from saebench.runs.state import TrialState
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import Tracker
 from saebench.tracking.views import page
@@ -168,7 +168,7 @@ def test_the_table_has_every_trial_with_its_values_the_best_first(site: Site) ->
     assert cells(shown, "params.`k`") == [f"{trial.config.sae.k:g}" for trial in order]
     assert cells(shown, "params.`lr`") == [str(trial.config.train.lr) for trial in order]
     assert cells(shown, "params.`seed`") == [str(trial.config.seed) for trial in order]
-    assert cells(shown, "tags.`saebench.runs.state`") == [trial.state for trial in order]
+    assert cells(shown, "tags.`saebench.state`") == [trial.state for trial in order]
     assert all("glosses.parquet" in text for text in cells(shown, "attributes.`Dataset`"))
 
 

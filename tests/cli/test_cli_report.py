@@ -366,7 +366,7 @@ def test_ui_opens_a_saved_view_only_where_there_is_one(store: Store, monkeypatch
 def test_ui_of_a_server_is_its_address(tmp_path: Path) -> None:
     sweep_data.write_directory(tmp_path / "there", "http://me:secret@tracking.example:5000/", "7", "f" * 32)
     result = CliRunner().invoke(cli, ["ui", "there", "--runs-dir", str(tmp_path)])
-    assert result.stdout == f"http://me:***@tracking.example:5000{views.page('7', 'there')}\n"
+    assert result.stdout == f"http://***@tracking.example:5000{views.page('7', 'there')}\n"
 
 
 def test_ui_does_not_take_a_port_that_is_taken(store: Store) -> None:

@@ -42,13 +42,6 @@ def rows(file: Path) -> int:
         return int(own.execute("SELECT count(*) FROM points").fetchone()[0])
 
 
-def test_only_sqlite_files_with_an_absolute_path_are_meant() -> None:
-    assert database.file_of("sqlite:////a/b.db") == Path("/a/b.db")
-    assert database.file_of("sqlite+pysqlite:////a/b.db?timeout=3") == Path("/a/b.db")
-    for other in ("sqlite://", "sqlite:///:memory:", "postgresql://u:p@h/db", "http://h:5000", "sqlite:///b.db"):
-        assert database.file_of(other) is None
-
-
 def test_commits_do_not_wait_for_the_disk_and_settle_does(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[str] = []
     monkeypatch.setattr("os.fsync", lambda fd: waited.append(Path(f"/proc/self/fd/{fd}").readlink().name))

@@ -142,10 +142,6 @@ def test_an_old_mlruns_folder_with_experiments_is_refused_not_silently_passed_by
         resolve_uri(TrackingConfig(), tmp_path)
 
 
-def test_passwords_are_neither_shown_nor_stored() -> None:
-    assert server.without_password("postgresql://me:secret@db:5432/x") == "postgresql://me:***@db:5432/x"
-
-
 def test_a_server_that_does_not_answer_is_one_line_within_ten_seconds(
     sweep: SweepPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -92,7 +92,7 @@ def test_two_sweeps_that_start_at_once_do_not_make_the_tables_at_once(
         thread.start()
     for thread in threads:
         thread.join()
-    assert most == [1, 1, 1, 1]
+    assert set(most) == {1}
     assert [path.name for path in tmp_path.iterdir() if "lock" in path.name] == []
 
 

@@ -50,7 +50,7 @@ def test_a_view_has_the_objective_first_and_every_varied_param() -> None:
 def test_strata_are_means_over_complete_trials_alone() -> None:
     state = states(SPEC)["demo: strata"]
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "saebench.stratum"}]
-    assert "`saebench.runs.state` = 'complete'" in state["searchFilter"]
+    assert "`saebench.state` = 'complete'" in state["searchFilter"]
 
 
 def test_the_page_names_a_tag_that_is_written() -> None:

@@ -1,0 +1,46 @@
+"""Names of the tags that saebench sets on runs in MLflow. The report reads what tracking writes, by these names."""
+
+from __future__ import annotations
+
+
+class Tag:
+    """Names; never instantiated."""
+
+    # on every run
+    KIND = "saebench.kind"
+    """sweep (a parent run) or trial."""
+    SWEEP = "saebench.sweep"
+    STATE = "saebench.state"
+    HOST = "saebench.host"
+    VERSION = "saebench.version"
+    VERSIONS = "saebench.versions"
+    GIT_DIRTY = "saebench.git_dirty"
+
+    # on a parent run
+    ID = "saebench.id"
+    """Of the sweep's directory: finds the run whose id was never received or has been lost."""
+    OBJECTIVE = "saebench.objective"
+    """With `direction`, what a report without the sweep's directory has to know."""
+    DIRECTION = "saebench.direction"
+    COUNTS = "saebench.counts"
+    """Trials by state, as JSON, once the sweep has ended."""
+
+    # on a trial's run
+    TRIAL = "saebench.trial"
+    STRATUM = "saebench.stratum"
+    POINT = "saebench.point"
+    SEED = "saebench.seed"
+    TYPE = "saebench.type"
+    ROLE = "saebench.role"
+    """search (its value chose the point) or compare (it measures what was chosen)."""
+    REASON = "saebench.reason"
+    """Why it is in its state, in one line."""
+    VERDICT = "saebench.verdict"
+    """The pruner's numbers, as JSON."""
+    FAILURE = "saebench.failure"
+    ATTEMPT = "saebench.attempt"
+    DEVICE = "saebench.device"
+    NONFINITE = "saebench.nonfinite"
+    """Metric -> examples at which it was first NaN or infinite, as JSON."""
+    ARTIFACTS = "saebench.artifacts"
+    """Why its files were not uploaded."""
