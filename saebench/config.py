@@ -26,6 +26,14 @@ class Config(BaseModel):
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
+FILE_FORMATS = frozenset(
+    {"arrow", "conll", "csv", "eval", "hdf5", "json", "lance", "pandas", "parquet", "sql", "text", "tsfile", "vortex"}
+    | {"webdataset", "xml"}
+)
+"""Dataset paths that name a format: their `data_files` are files of this machine, found from the spec's folder and
+known by their content. These are the formats from which `datasets` reads texts."""
+
+
 class DatasetConfig(Config):
     """What goes to `datasets.load_dataset(path, name, data_files=..., split=..., revision=..., streaming=True)`."""
 
@@ -43,6 +51,30 @@ class DatasetConfig(Config):
     """Column with class labels, for probing; the SAE never sees it."""
     revision: str | None = None
     """Commit or tag of a hub dataset."""
+    delimiter: str | None = None
+    """What separates the fields of a CSV file; null: a comma. "\\t" is a tab."""
+    encoding: str | None = None
+    """Encoding of csv, json and text files, such as cp1252; null: UTF-8."""
+
+
+class HoldoutConfig(Config):
+    """Shares of the texts that are not trained on. The part of a text is decided by its hash."""
+
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    """Share for pruning, the choice of points and the curves."""
+    test: Annotated[float, Field(gt=0, lt=1)]
+    """Share for the verdict and every final number; measured once per trial, at its end."""
+
+    @model_validator(mode="after")
+    def _something_is_left(self) -> Self:
+        if self.total >= 1:
+            raise ValueError(f"validation and test leave nothing to train on: {self.validation:g} + {self.test:g}")
+        return self
+
+    @property
+    def total(self) -> float:
+        """Share of both."""
+        return self.validation + self.test
 
 
 class DataConfig(Config):
@@ -54,8 +86,15 @@ class DataConfig(Config):
     """Where the texts come from."""
     num_examples: PositiveInt
     """Cap on the distinct, non-empty texts read, hold-out included."""
-    holdout: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the texts, chosen by their hash, that is only evaluated on."""
+    holdout: Annotated[float, Field(gt=0, lt=1)] | HoldoutConfig = 0.1
+    """Share of the texts, chosen by their hash, that is only evaluated on: one number (a third of it is for validation,
+    two thirds for test), or {validation, test}."""
+    deduplicate: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Leave out a text whose embedding has a cosine above this with that of an earlier text, before the parts are
+    divided; null: only texts that are equal are left out."""
+    clean: Literal["whitespace", "none"] = "whitespace"
+    """What happens to a text before it is compared, hashed and encoded. whitespace: every run of whitespace becomes one
+    space, none is kept at the ends; none: the text is encoded as it is."""
     revision: str | None = None
     """Commit or tag of a hub model."""
     prompt: str | None = None
@@ -72,6 +111,13 @@ class DataConfig(Config):
     """Texts (of median length) per forward pass of the encoder; null: 64 on a CPU, 1,024 on a GPU."""
     cache: bool = True
     """Encode once into the shared cache; `off`: stream and encode inside every trial."""
+
+    @property
+    def parts(self) -> HoldoutConfig:
+        """Shares of validation and test."""
+        if isinstance(self.holdout, HoldoutConfig):
+            return self.holdout
+        return HoldoutConfig(validation=self.holdout / 3, test=self.holdout * 2 / 3)
 
 
 # --- SAEs ------------------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ class Plan:
         """Examples at the first mark at which a trial may be stopped: `prune.warmup` (null: a fifth of the budget),
         but never before the lr warm-up, the ramp of the penalty and the first dead window are over; `samples` where
         there is no such mark."""
-        texts = self.spec.data.num_examples * (1 - self.spec.data.holdout)
+        texts = self.spec.data.num_examples * (1 - self.spec.data.parts.total)
         window = _maximum(stratum, "dead_after") or min(texts, DEAD_WINDOW)
         ramps = max(_maximum(stratum, "warmup") or 0, _maximum(stratum, "sparsity_warmup") or 0) * self.samples
         given = self.spec.prune.warmup

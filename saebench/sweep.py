@@ -19,6 +19,7 @@ from saebench.errors import PreflightError, SpecError, environment_error_message
 from saebench.executors.local import TARGET, LocalExecutor
 from saebench.hub import embedding_width
 from saebench.plan import make_plan
+from saebench.runs import corpus
 from saebench.runs import paths as places
 from saebench.runs.board import Board
 from saebench.runs.durable import write_json, write_text
@@ -255,10 +256,15 @@ class _Sweep:
             )
         devices = list(dict.fromkeys(slot.device for slot in executor.slots))
         self._entry = entry = cache.build(data, self._cache, devices, self._encoding)  # kept: gc leaves it alone
+        parts = {"num_train": entry.num_train, "num_validation": entry.num_validation, "num_test": entry.num_test}
+        entry.check(data)
         self._view.note(
-            f"embeddings: {entry.num_train:,} to train on, {entry.num_holdout:,} held out, d_in {entry.d_in}"
+            f"embeddings: {entry.num_train:,} to train on, {entry.num_validation:,} for validation, "
+            f"{entry.num_test:,} for test, d_in {entry.d_in}"
         )
-        counts = {"d_in": entry.d_in, "num_train": entry.num_train, "num_holdout": entry.num_holdout}
+        for sentence in corpus.sentences(entry.info):
+            self._view.note(sentence)
+        counts = {"d_in": entry.d_in, **parts}
         return {**counts, "digest": entry.key, "data": entry.info}
 
     def _encoding(self, progress: Any) -> None:

@@ -19,13 +19,15 @@ class RowsStore:
             torch.rand(rows + 200, 40, generator=generator) < 0.1
         )
         everything = codes @ directions + 0.01 * torch.randn(rows + 200, d_in, generator=generator)
-        self._train, self._holdout = everything[:rows], everything[rows:]
+        self._train, self._validation = everything[:rows], everything[rows:]
+        self._test = self._validation[:100] + 0.01
         self._batch_size, self._seed, self._device = batch_size, seed, device
         self._epoch = self._at = 0
 
     d_in = property(lambda self: self._train.shape[1])
     num_train = property(lambda self: len(self._train))
-    num_holdout = property(lambda self: len(self._holdout))
+    num_validation = property(lambda self: len(self._validation))
+    num_test = property(lambda self: len(self._test))
 
     def _order(self) -> Tensor:
         return torch.randperm(
@@ -47,13 +49,19 @@ class RowsStore:
     def sample(self, n: int) -> Tensor:
         return self._train[:n].to(self._device)
 
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
-        yield from self._holdout.to(self._device).split(batch_size)
+    def validation(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        yield from self._validation.to(self._device).split(batch_size)
+
+    def test(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        yield from self._test.to(self._device).split(batch_size)
 
     def train_labels(self, _: int) -> None:
         return None
 
-    def holdout_labels(self) -> None:
+    def validation_labels(self) -> None:
+        return None
+
+    def test_labels(self) -> None:
         return None
 
     def state_dict(self) -> dict[str, Any]:

@@ -444,7 +444,9 @@ def test_a_column_that_is_not_there_leaves_nothing_behind(
 
 def embeddings(monkeypatch: pytest.MonkeyPatch, num_train: int) -> SimpleNamespace:
     """What the cache is said to hold, without encoding a text; the test may change it."""
-    entry = SimpleNamespace(num_train=num_train, num_holdout=2, d_in=384, key="0123", info={})
+    entry = SimpleNamespace(
+        num_train=num_train, num_validation=1, num_test=2, d_in=384, key="0123", info={}, check=lambda _: None
+    )
     monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
     monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.key))
     return entry

@@ -60,10 +60,16 @@ class Rows:
     def train_labels(self, n: int) -> None:
         del n
 
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+    def validation(self, batch_size: int = 8192) -> Iterator[Tensor]:
         return iter(torch.split(self._rows, batch_size))
 
-    def holdout_labels(self) -> None:
+    def test(self, batch_size: int = 8192) -> Iterator[torch.Tensor]:
+        return self.validation(batch_size)
+
+    def test_labels(self) -> None:
+        return None
+
+    def validation_labels(self) -> None:
         return None
 
 

@@ -105,7 +105,7 @@ def ours(encoder: SentenceEncoder, texts: Sequence[str]) -> Tensor:
 def pieces(encoder: SentenceEncoder, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], Batch | None]]:
     """Every batch with its window, and None after a window's last."""
     for window in windows(texts):
-        yield from ((window, batch) for batch in encoder.batches(window))
+        yield from ((window, batch) for batch in encoder.batches(encoder.tokenise(window)))
         yield window, None
 
 

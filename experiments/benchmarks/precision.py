@@ -80,8 +80,8 @@ def main(work: Path, texts: int, seeds: int, samples: int) -> None:
     configs = [data(precision, texts) for precision in PRECISIONS]
     for config in configs:
         entry = cache.build(config, work)
-        print(f"{config.precision}: {entry.num_train:,} to train on, {entry.num_holdout:,} held out", flush=True)
-    one, other = (torch.cat(list(store(config, 0, 1024, work).holdout())) for config in configs)
+        print(f"{config.precision}: {entry.num_train:,} to train on, {entry.num_test:,} for test", flush=True)
+    one, other = (torch.cat(list(store(config, 0, 1024, work).test())) for config in configs)
     cosine = torch.nn.functional.cosine_similarity(one, other)
     print(f"cosine of the hold-outs: mean {cosine.mean():.6f}, smallest {cosine.min():.6f}\n", flush=True)
     print("| type | seed | trained on | FVU on float32 | FVU on bfloat16 |\n|---|---|---|---|---|", flush=True)

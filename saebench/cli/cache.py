@@ -15,7 +15,7 @@ import click
 from saebench.cli.options import cache_option, set_option
 from saebench.cli.output import echo
 from saebench.errors import DataError, UserError
-from saebench.runs import paths
+from saebench.runs import corpus, paths
 from saebench.stores import cache as store
 from saebench.stores import tidy
 from saebench.stores.progress import Progress
@@ -54,12 +54,10 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
     loaded = load_spec(spec, overrides)
     devices = [device for device, _ in find_devices(loaded.run.devices)]
     entry = store.build(loaded.data, paths.cache_dir(cache_dir), devices, _Lines())
-    parts = f"{entry.num_train:,} to train on, {entry.num_holdout:,} held out"
+    parts = f"{entry.num_train:,} to train on, {entry.num_validation:,} for validation, {entry.num_test:,} for test"
     echo(f"{entry.directory}: {entry.count:,} texts ({parts}), {entry.d_in} values each")
-    left_out = {"duplicate": "duplicates", "empty": "empty", "non_string": "not strings"}
-    skipped = ", ".join(f"{entry.info[key]:,} {words}" for key, words in left_out.items() if entry.info.get(key))
-    if skipped:
-        echo(f"of {entry.info['read']:,} rows read, these were skipped: {skipped}")
+    for sentence in corpus.sentences(entry.info):
+        echo(sentence)
 
 
 @cache.command()

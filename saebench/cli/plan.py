@@ -59,7 +59,7 @@ def _cached(spec: SweepSpec, given: str | None) -> dict[str, Any]:
         return {"cached": None, "dir": str(folder)}
     if entry is None:
         return {"cached": False, "dir": str(folder)}
-    texts = entry.num_train + entry.num_holdout
+    texts = entry.num_train + entry.num_validation + entry.num_test
     return {"cached": True, "dir": str(entry.directory), "d_in": entry.d_in, "texts": texts}
 
 
@@ -129,7 +129,7 @@ def _lines(plan: Plan, entry: dict[str, Any]) -> list[tuple[str, str]]:
     from saebench.forecast import work
 
     spec, cost = plan.spec, work(plan)
-    held_out = f"about {spec.data.num_examples * spec.data.holdout:,.0f} held-out texts"
+    held_out = f"about {spec.data.num_examples * spec.data.parts.validation:,.0f} validation texts"
     seeds = ", ".join(map(str, spec.seeds[:10])) + (", ..." if len(spec.seeds) > 10 else "")
     flops = f", about {cost.train_flops:.2g} FLOPs in the SAEs" if cost.train_flops is not None else ""
     replicates = "" if len(spec.seeds) == 1 else f"; replicates: {_REPLICATES[spec.replicate]}"

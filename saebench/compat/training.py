@@ -26,8 +26,8 @@ def train_sae(
 ) -> dict[str, float]:
     """Train `sae` in place on `num_examples` embeddings of `store` (all it has left, where it is one pass and has
     fewer), with saebench's trainer: learning rate with warm-up and decay, decoder constrained after every step,
-    thresholds calibrated at the end on rows that were set aside. Returns the last metrics, with those on the hold-out
-    where the store keeps one; with `wandb_project` the run is mirrored there.
+    thresholds calibrated at the end on rows that were set aside. Returns the last metrics, with those on the validation
+    part where the store has one; with `wandb_project` the run is mirrored there.
 
     Raises DataError where the store has no batch left, SettingsError for a cfg that makes no sense.
     """
@@ -40,7 +40,7 @@ def train_sae(
             record(step.samples, last)
         training.calibrate(store)
         sae.idle.copy_(training.since_fired // settings.batch_size)
-        if store.num_holdout:
+        if store.num_validation:
             held = evaluate(training.sae, store).values
             record(training.samples, held)
             last |= held

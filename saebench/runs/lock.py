@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 import socket
 import subprocess
@@ -95,6 +96,20 @@ def is_per_start(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}[") for free in PER_START)
 
 
+_LOCATIONS = ("data.model", "data.dataset.path", "data.dataset.data_files")
+"""Keys that hold names of files and folders."""
+
+
+def is_moved(key: str, old: Any, new: Any) -> bool:
+    """Whether both values are the same local files in another folder, as in a project that was moved or renamed. That
+    their content is the same too is what the key of the embeddings is compared for."""
+    before, after = ([value] if isinstance(value, str) else value for value in (old, new))
+    if not key.startswith(_LOCATIONS) or not isinstance(before, list) or not isinstance(after, list):
+        return False
+    names = [[os.path.basename(str(path)) for path in paths if os.path.isabs(str(path))] for paths in (before, after)]
+    return len(before) == len(after) == len(names[0]) and names[0] == names[1]
+
+
 def is_extension(key: str, old: Any, new: Any) -> bool:
     """Is this change one that `--extend` allows? Seeds may be added, points only become more."""
     if not any(key == grows or key.startswith((f"{grows}.", f"{grows}[")) for grows in EXTENDABLE):
@@ -111,7 +126,8 @@ def check_unchanged(
 ) -> dict[str, Any]:
     """The changes of `spec` against the lock that `extend` allows; raises SpecError with a diff for all others. What is
     free to change is none."""
-    changes = {key: pair for key, pair in differences(lock["spec"], spec).items() if not is_per_start(key)}
+    different = differences(lock["spec"], spec).items()
+    changes = {key: pair for key, pair in different if not is_per_start(key) and not is_moved(key, *pair)}
     refused = {key: pair for key, pair in changes.items() if not (extend and is_extension(key, *pair))}
     if not refused:
         return {key: list(pair) for key, pair in changes.items()}

@@ -89,7 +89,9 @@ class Accepts:
         if {int, float} <= self.kinds:
             kinds.remove(_IN_WORDS[int])
         numbers = " such as [0, 1, 2]" * (self.item is int)  # seeds: 3 may mean three of them
-        kinds += [f"a list{numbers}"] * (self.item is not None) + ["null"] * (type(None) in self.kinds)
+        kinds += [f"a list{numbers}"] * (self.item is not None)
+        kinds += [f"a mapping with {', '.join(self.model.model_fields)}"] if self.model is not None else []
+        kinds += ["null"] * (type(None) in self.kinds)
         hint = did_you_mean(value, self.words) if isinstance(value, str) else ""
         if isinstance(value, str) and isinstance(node, Leaf) and not node.plain and node.text is not None and not hint:
             hint = "it is in quotes, which make it text" * bool(self.kinds & {int, float, bool})

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, TrainConfig
+from saebench.config import FILE_FORMATS, FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, TrainConfig
 from saebench.hub import embedding_width
 from saebench.spec.accepts import BAD, did_you_mean, rule_of
 from saebench.spec.draft import Draft
@@ -18,7 +18,7 @@ from saebench.spec.grammar import Arm, SweepSpec, Value, options
 from saebench.spec.nodes import Items, Leaf, Node, Place, Problem, Table, complaint, from_python, join
 from saebench.spec.overrides import override
 from saebench.spec.reading import Reader
-from saebench.spec.rules import BUILDERS, check
+from saebench.spec.rules import check
 from saebench.spec.source import compose, read_text
 from saebench.sweep_config import SearchConfig
 
@@ -246,7 +246,7 @@ def _resolved(data: DataConfig, folder: Path) -> DataConfig:
     path = getattr(dataset, "path", None)
     if dataset is not None and isinstance(path, str):
         files = dataset.data_files
-        if path in BUILDERS:
+        if path in FILE_FORMATS:
             files = _file(files, folder) if isinstance(files, str) else [_file(f, folder) for f in files or ()] or None
         else:
             path = _local(path, folder)

@@ -73,7 +73,12 @@ class Reader:
             if read is not BAD:
                 values[name] = read
         self.missing(model, table, key)
-        return model(**values) if len(self.problems) == before else model.model_construct(**values)
+        if len(self.problems) == before:
+            try:
+                return model(**values)
+            except ValidationError as error:  # a rule between its fields
+                self.complain(table.place if table else node.place, key, rule_of(error))
+        return model.model_construct(**values)
 
     def missing(self, model: type[Config], table: Table | None, key: str) -> None:
         """Complain about required fields that a mapping lacks."""
@@ -84,9 +89,9 @@ class Reader:
     def field(self, model: type[Config], name: str, node: Node, key: str) -> Any:
         """One value for one field."""
         annotation = field_type(model, name)
-        inner = accepts(annotation).model
-        if inner is not None:
-            return self.section(inner, node, key)
+        takes = accepts(annotation)
+        if takes.model is not None and (isinstance(node, Table) or not takes.kinds):
+            return self.section(takes.model, node, key)
         return self.value(annotation, node, key)
 
     # --- values ------------------------------------------------------------------------------------------------------

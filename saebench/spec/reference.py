@@ -62,12 +62,14 @@ def _table(model: type[Config], only: Container[str] | None = None) -> str:
 def _kind(annotation: Any) -> str:
     """What a field takes, in words."""
     takes = accepts(annotation)
-    if takes.model is not None:
+    if takes.model is not None and not takes.kinds:
         return "a section"
     numbers = takes.kinds - ({int} if float in takes.kinds else set())
     words = [f"`{word}`" for word in takes.words] + [said for kind, said in _KINDS.items() if kind in numbers]
     if takes.item is not None:
         words.append(f"list of: {_kind(takes.item)}")
+    if takes.model is not None:
+        words.append("a section")
     return ", ".join(words) or "a section"
 
 

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 
+from saebench.config import FILE_FORMATS, HoldoutConfig
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
 from saebench.spec.draft import Draft, Found, at
 from saebench.sweep_config import EVAL_METRICS, FINAL_METRICS
 
-BUILDERS = frozenset({"parquet", "json", "csv", "text", "arrow", "xml"})
-"""Dataset paths that name a file format: their data_files are files of ours, not of a repository."""
 MAX_MARKS = 10_000
 LARGEST_SEED = 2**32 - 1
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -54,23 +53,33 @@ def _devices(draft: Draft) -> Found:
 
 def _corpus(draft: Draft) -> Found:
     examples, holdout = draft.get("data", "num_examples"), draft.get("data", "holdout")
-    if not isinstance(examples, int) or not isinstance(holdout, float):
+    if not isinstance(examples, int) or not isinstance(holdout, float | HoldoutConfig):
         return
-    if examples * holdout < 1:
-        yield "data.num_examples", f"a hold-out of {holdout:g} of {examples} texts is less than one text"
+    if isinstance(holdout, HoldoutConfig) and any(bad.startswith("data.holdout") for bad in draft.unread):
+        return
+    parts = draft.spec.data.parts
+    for part, share in (("validation", parts.validation), ("test", parts.test)):
+        if examples * share < 1:
+            yield "data.num_examples", f"the {part} part, {share:.3g} of {examples} texts, is less than one text"
+            break
     largest = max(draft.train("batch_size"), default=0)
-    if examples * (1 - holdout) < largest:
+    if examples * (1 - parts.total) < largest:
         yield (
             "data.num_examples",
-            f"about {examples * (1 - holdout):.0f} texts to train on are less than one batch of {largest}",
+            f"about {examples * (1 - parts.total):.0f} texts to train on are less than one batch of {largest}",
         )
+
+
+def _near_duplicates(draft: Draft) -> Found:
+    if draft.get("data", "deduplicate") is not None and draft.get("data", "cache") is False:
+        yield "data.deduplicate", "compares embeddings of all texts, which are not kept: set data.cache to on"
 
 
 def _dataset(draft: Draft) -> Found:
     """data_files with a misspelt format would be looked for in a dataset of that name on the hub."""
     path, files = draft.get("data", "dataset", "path"), draft.get("data", "dataset", "data_files")
-    if isinstance(path, str) and files and path not in BUILDERS and not re.search(r"[/\\.]", path):
-        hint = 'use "json", which reads JSON lines too' if "json" in path else did_you_mean(path, sorted(BUILDERS))
+    if isinstance(path, str) and files and path not in FILE_FORMATS and not re.search(r"[/\\.]", path):
+        hint = 'use "json", which reads JSON lines too' if "json" in path else did_you_mean(path, sorted(FILE_FORMATS))
         if hint:
             yield "data.dataset.path", f"is no format of files ({hint})"
 
@@ -158,6 +167,7 @@ SECTION_RULES = (
     _seeds,
     _devices,
     _corpus,
+    _near_duplicates,
     _dataset,
     _budget,
     _schedule,

@@ -98,7 +98,7 @@ class ActivationStore(Dataset[Tensor], ABC):
             check_positive(name, value)
         for _ in range(n_batches):
             for component in range(n_components):
-                self.extend(torch.rand(batch_size, input_features), component)
+                self.extend(torch.rand(batch_size, input_features, dtype=torch.float32), component)
 
 
 def check_positive(name: str, value: int) -> None:

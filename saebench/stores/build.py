@@ -20,6 +20,7 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores import children, keys
 from saebench.stores.children import Child, Inbox, Message
+from saebench.stores.dataset import place
 from saebench.stores.encoders import Encoders, faster
 from saebench.stores.entry import (
     MANIFEST,
@@ -31,12 +32,12 @@ from saebench.stores.entry import (
     has_content,
     part_name,
     read_hashes,
+    truncated_in,
 )
 from saebench.stores.hold import nobody_holds
 from saebench.stores.pieces import Job, Work, cut, is_sound, join
 from saebench.stores.progress import Progress, Tell
 from saebench.stores.read import ENVIRONMENT as READER_ENVIRONMENT
-from saebench.stores.texts import place
 
 SPARE_BYTES = 256 << 20
 """Kept free on the disk."""
@@ -90,7 +91,7 @@ class Build:
         if shard.rows is None or has_content(self.folder, shard.rows):
             return shard
         self._warn(f"{self.folder.name}/{shard.rows.name} is damaged: {shard.encoded:,} texts are encoded again")
-        return shard.model_copy(update={"rows": None, "encoded": 0, "encoded_digest": ""})
+        return shard.model_copy(update={"rows": None, "encoded": 0, "encoded_digest": "", "truncated": 0})
 
     def _warn(self, message: str) -> None:
         self.tell(Progress("verifying", 0, None, 0.0, message, warning=True))
@@ -144,7 +145,9 @@ class Build:
                     return message
                 elif message["type"] == "progress":
                     rate = message["kept"] / (time.monotonic() - started)
-                    self.tell(Progress("texts", message["kept"], cap, rate))
+                    of = f"{message['kept']:,} of {cap:,} texts"
+                    read = f"reading: {of} ({message['read']:,} rows read)"
+                    self.tell(Progress("texts", message["kept"], cap, rate, read))
                 else:
                     raise _failure(child, message)
         finally:
@@ -157,7 +160,8 @@ class Build:
         if digest_of(read_hashes(self.folder, [shard])[: old.encoded]) != old.encoded_digest:
             self._warn(f"the dataset has changed: {old.encoded:,} texts are encoded again")
             return shard
-        return shard.model_copy(update={"rows": old.rows, "encoded": old.encoded, "encoded_digest": old.encoded_digest})
+        kept = ("rows", "encoded", "encoded_digest", "truncated")
+        return shard.model_copy(update={name: getattr(old, name) for name in kept})
 
     # --- encoding ----------------------------------------------------------------------------------------------------
 
@@ -233,7 +237,7 @@ class Build:
 
     def _find_part(self, job: Job) -> str | None:
         """A piece that an earlier build left, if its content is what its name says."""
-        for path in sorted(self.parts.glob(f"{part_name(job)}-*.npy")):
+        for path in sorted(self.parts.glob(f"{part_name(job, '*')}-*.npy")):
             if is_sound(path):
                 return path.name
             self._warn(f"{path.name} is damaged: {job['stop'] - job['start']:,} texts are encoded again")
@@ -249,8 +253,14 @@ class Build:
                 raise DataError(f"cache {damaged[0]}: was changed while the entry was built")
             before = [self.folder / shard.rows.name] if shard.rows else []
             rows, file = join([*before, *pieces], self.folder, f"{number:05d}-rows")
-            digest = digest_of(read_hashes(self.folder, [shard])[:rows])
-            new = shard.model_copy(update={"rows": file, "encoded": rows, "encoded_digest": digest})
+            new = shard.model_copy(
+                update={
+                    "rows": file,
+                    "encoded": rows,
+                    "encoded_digest": digest_of(read_hashes(self.folder, [shard])[:rows]),
+                    "truncated": shard.truncated + sum(truncated_in(path.name) for path in pieces),
+                }
+            )
             shards = (*manifest.shards[:number], new, *manifest.shards[number + 1 :])
             manifest = manifest.model_copy(update={"shards": shards})
             manifest.write(self.folder)

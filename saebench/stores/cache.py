@@ -14,19 +14,34 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.runs.durable import write_json
-from saebench.stores import keys
+from saebench.runs.durable import replacing, write_json
+from saebench.stores import keys, neighbours
 from saebench.stores.build import Build
-from saebench.stores.entry import MANIFEST, CacheEntry, File, Manifest, beside, has_content
+from saebench.stores.dataset import one_line
+from saebench.stores.entry import (
+    MANIFEST,
+    CacheEntry,
+    File,
+    Manifest,
+    beside,
+    has_content,
+    keep_file,
+    name_of,
+    read_keep,
+    read_twins,
+)
 from saebench.stores.hold import Hold
 from saebench.stores.progress import Progress, Tell
-from saebench.stores.texts import one_line
+from saebench.stores.texts import EVALUATED
 
 __all__ = ["CacheEntry", "Progress", "build", "find"]
 
@@ -69,13 +84,22 @@ def build(
     tell = on_progress or _no_one
     with contextlib.suppress(OSError):  # where digests of data files are remembered: they are asked for again below
         cache_dir.mkdir(parents=True, exist_ok=True)
+    entry = _encoded(data.model_copy(update={"deduplicate": None}), cache_dir, devices, tell)
+    if data.deduplicate is not None:
+        _find_near_duplicates(entry, data.deduplicate, tell)
+        entry = find(data, cache_dir, entry.key) or _changed(entry.directory)
+    return _with_twins(entry, tell)
+
+
+def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: Tell) -> CacheEntry:
+    """The complete entry, all its files read against their checksums since the machine started."""
     folder = entry_folder(data, cache_dir)
     entry = find(data, cache_dir)
-    if entry is not None and _is_sound(entry, tell):
+    if entry is not None and _is_tidy(folder) and _is_sound(entry, tell):
         return entry
     with _locked(folder, tell):
         entry = find(data, cache_dir)  # while we waited, somebody else may have built it
-        if entry is None or not _is_sound(entry, tell):
+        if entry is None or not _is_tidy(folder) or not _is_sound(entry, tell):
             entry = None  # nobody reads it here, and what it outgrows may go
             described = keys.describe(data, cache_dir)
             try:
@@ -84,7 +108,7 @@ def build(
                 raise DataError(f"cache {folder}: cannot be written: {one_line(error)}") from error
             entry = find(data, cache_dir)
     if entry is None:
-        raise DataError(f"cache {folder}: was changed by something else while it was built")
+        _changed(folder)
     remember(folder, [file for shard in entry.shards for file in shard.files()])
     return entry
 
@@ -92,6 +116,57 @@ def build(
 def entry_folder(data: DataConfig, cache_dir: Path) -> Path:
     """Where the entry for `data` lives."""
     return cache_dir / "embeddings" / keys.digest(keys.describe(data, cache_dir))
+
+
+def _changed(folder: Path) -> NoReturn:
+    raise DataError(f"cache {folder}: was changed by something else while it was built; run the same command again")
+
+
+def _find_near_duplicates(entry: CacheEntry, above: float, tell: Tell) -> None:
+    path = keep_file(entry.directory, entry.hashes, above)
+    if read_keep(path, entry.count) is not None:
+        return
+    keep = neighbours.first_of_their_kind(entry.read, entry.count, above, _comparing(tell))
+    try:
+        with replacing(path) as new:
+            np.save(new.file, keep)
+    except OSError as error:
+        raise DataError(f"cache {path}: cannot be written: {one_line(error)}") from error
+
+
+def _with_twins(entry: CacheEntry, tell: Tell) -> CacheEntry:
+    """The entry with the counts of texts that have a twin among the training texts, made where they are not known."""
+    if "near_test" in entry.info:
+        return entry
+    looked_at = neighbours.rows_looked_at(entry.num_test, entry.num_train, entry.d_in)
+    test = entry.test_index
+    lowest = np.sort(test[np.argsort(entry.hashes[test], kind="stable")[:looked_at]])
+    near = neighbours.count_near(entry.read, lowest, entry.train_index, neighbours.NEAR, _comparing(tell))
+    counts: dict[str, Any] = {
+        f"equal_{part}": neighbours.count_equal(entry.read, entry.index_of(part), entry.train_index)
+        for part in EVALUATED
+    }
+    counts |= {"near_test": near, "near_test_of": len(lowest), "near_above": neighbours.NEAR}
+    used = entry.hashes if entry.keep is None else entry.hashes[entry.keep]
+    with contextlib.suppress(OSError):  # a cache that can only be read: counted again next time
+        known = read_twins(entry.directory) | {name_of(used, entry.division): counts}
+        write_json(beside(entry.directory, ".twins"), known)
+    return replace(entry, info=entry.info | counts)
+
+
+def _comparing(tell: Tell) -> Callable[[int, int], None]:
+    started = time.monotonic()
+
+    def told(done: int, total: int) -> None:
+        rate = done / max(1e-9, time.monotonic() - started)
+        tell(Progress("comparing", done, total, rate, f"comparing embeddings: {done:,} of {total:,} texts"))
+
+    return told
+
+
+def _is_tidy(folder: Path) -> bool:
+    """Whether the last build of the entry removed its pieces: one that was killed at its very end did not."""
+    return not (folder / "parts").exists()
 
 
 def _no_one(progress: Progress) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,12 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores.ahead import ahead
 from saebench.stores.children import Message, talk
-from saebench.stores.encoder import AHEAD, Batch, SentenceEncoder
+from saebench.stores.dataset import one_line
+from saebench.stores.encoder import AHEAD, SentenceEncoder
 from saebench.stores.entry import ROWS_PER_PART, part_name, write_file
-from saebench.stores.texts import one_line
 
-Piece = tuple[Message, list[str], tuple[Any, Any] | None]
-"""A job, its texts, and one batch of them; None after its last batch."""
+Piece = tuple[Message, list[str], tuple[Any, Any] | None, int]
+"""A job, its texts, one batch of them (None after the last one), and how many of the texts the model cuts."""
 
 
 def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None:
@@ -34,32 +35,39 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
     batches: list[tuple[Any, Tensor]] = []
     meter = _Meter(reply)
 
-    def finish(job: Message, texts: list[str], rows: list[tuple[Any, Tensor]]) -> None:
+    def finish(job: Message, texts: list[str], rows: list[tuple[Any, Tensor]], truncated: int) -> None:
         try:
-            name = write_part(folder / "parts", job, encoder.assemble(texts, rows), encoder.data.dtype)
+            name = write_part(folder / "parts", job, encoder.assemble(texts, rows), encoder.data.dtype, truncated)
             reply({"type": "done", "job": job, "name": name})
         except Exception as error:  # whatever it is, the parent must hear of it: it waits for this piece
             message = str(error) if isinstance(error, DataError) else f"the encoder: {one_line(error)}"
             reply({"type": "error", "message": message})
 
     with ThreadPoolExecutor(1) as writer:  # the device goes on while a piece is checked and written
-        for job, texts, batch in ahead(_pieces(encoder, requests, folder, meter), AHEAD):
+        for job, texts, batch, truncated in ahead(_pieces(encoder, requests, folder, meter), AHEAD):
             if batch is not None:
                 start = time.perf_counter()
                 batches.append((batch[0], encoder.forward(batch[1])))
                 meter.add(len(batch[0]), time.perf_counter() - start)
                 continue
             meter.flush()
-            writer.submit(finish, job, texts, batches)
+            writer.submit(finish, job, texts, batches, truncated)
             batches = []
 
 
 def _pieces(encoder: SentenceEncoder, jobs: Iterator[Message], folder: Path, meter: _Meter) -> Iterator[Piece]:
     for job in jobs:
         texts = read_texts(folder / job["texts"], job["start"], job["stop"])
-        for batch in meter.preparing(encoder.batches(texts)):
-            yield job, texts, batch
-        yield job, texts, None
+        with meter.preparing():
+            tokenised = encoder.tokenise(texts)
+        truncated = int(tokenised.truncated.sum())
+        batches = encoder.batches(tokenised)
+        while True:
+            with meter.preparing():
+                batch = next(batches, None)
+            yield job, texts, batch, truncated
+            if batch is None:
+                break
 
 
 def read_texts(path: Path, start: int, stop: int) -> list[str]:
@@ -73,13 +81,13 @@ def read_texts(path: Path, start: int, stop: int) -> list[str]:
     return texts
 
 
-def write_part(folder: Path, job: Message, rows: Tensor, dtype: str) -> str:
+def write_part(folder: Path, job: Message, rows: Tensor, dtype: str, truncated: int) -> str:
     """Write (n, d_in) rows to a new file; return its name, which ends with the beginning of the content's checksum."""
     stored = rows.to(getattr(torch, dtype))
     if not bool(torch.isfinite(stored).all()):
         raise DataError(f"embeddings reach {float(rows.abs().max()):.3g}, more than {dtype} holds; use dtype: float32")
     try:
-        return write_file(folder, part_name(job), ".npy", lambda file: np.save(file, stored.numpy())).name
+        return write_file(folder, part_name(job, truncated), ".npy", lambda file: np.save(file, stored.numpy())).name
     except OSError as error:
         raise DataError(f"{folder}: cannot write: {one_line(error)}") from error
 
@@ -93,13 +101,12 @@ class _Meter:
         self._last = time.monotonic()
         self._device = self._tokens = self._told = 0.0
 
-    def preparing(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches, which another thread makes."""
+    @contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Count the time of the block as tokenising; it runs in another thread than the device's."""
         start = time.perf_counter()
-        for batch in batches:
-            self._tokens += time.perf_counter() - start
-            yield batch
-            start = time.perf_counter()
+        yield
+        self._tokens += time.perf_counter() - start
 
     def add(self, rows: int, seconds: float) -> None:
         self._rows += rows

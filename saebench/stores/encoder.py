@@ -20,8 +20,8 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.hub import find_model
 from saebench.stores.ahead import ahead
-from saebench.stores.texts import one_line
-from saebench.stores.tokens import Tokens
+from saebench.stores.dataset import one_line
+from saebench.stores.tokens import Tokenised, Tokens
 
 Batch = tuple[npt.NDArray[np.int64], dict[str, Any]]
 """Which texts of the window (positions), and their features."""
@@ -58,12 +58,14 @@ class SentenceEncoder:
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), d_in) float32 on the CPU, in the order of the texts."""
         rows: list[tuple[npt.NDArray[np.int64], Tensor]] = [
-            (index, self.forward(features)) for index, features in ahead(self.batches(texts), AHEAD)
+            (index, self.forward(features)) for index, features in ahead(self.batches(self.tokenise(texts)), AHEAD)
         ]
         return self.assemble(texts, rows)
 
     def assemble(self, texts: Sequence[str], rows: Sequence[tuple[npt.NDArray[np.int64], Tensor]]) -> Tensor:
         """Put the rows of batches back into the order of the texts; refuses NaN and infinity."""
+        if not rows:
+            return torch.empty(0, self.d_in, dtype=torch.float32)
         order = np.concatenate([index for index, _ in rows])
         shuffled = torch.cat([row for _, row in rows]).cpu()
         out = torch.empty_like(shuffled)
@@ -77,9 +79,12 @@ class SentenceEncoder:
             )
         return out
 
-    def batches(self, texts: Sequence[str]) -> Iterator[Batch]:
+    def tokenise(self, texts: Sequence[str]) -> Tokenised:
+        """Tokens of the texts, and which texts are longer than the model's limit."""
+        return self._tokens(texts)
+
+    def batches(self, tokenised: Tokenised) -> Iterator[Batch]:
         """Longest first, each of about encode_batch_size × (median tokens) tokens, padding counted."""
-        tokenised = self._tokens(texts)
         lengths = np.maximum(tokenised.lengths, 1)
         order = np.argsort(-lengths, kind="stable")
         budget = texts_per_batch(self.data, self.device.type) * int(np.median(lengths))

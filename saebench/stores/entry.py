@@ -8,6 +8,8 @@
         parts/                              while it is being encoded: pieces of 1,024 rows, each with its digest
     <cache>/embeddings/<key>.lock           held while the entry is being built
     <cache>/embeddings/<key>.verified       which files were read against their checksum since the machine started
+    <cache>/embeddings/<key>.twins          near and equal rows of different parts, as far as they were counted
+    <cache>/embeddings/<key>.keep-*.npy     which of the first N texts `data.deduplicate` keeps
     <cache>/embeddings/<key>.used           its time is that of the last use; locked (shared) by who reads the entry
 
 Files carry (the start of) the SHA-256 of their content in their name and are never changed, only replaced by others.
@@ -31,14 +33,17 @@ import numpy.typing as npt
 from pydantic import Field
 
 from saebench.config import Config, DataConfig
+from saebench.errors import DataError
 from saebench.runs.durable import replacing, write_text
 from saebench.stores.hold import Hold
 from saebench.stores.seal import seal, unseal
-from saebench.stores.texts import Text, threshold
+from saebench.stores.texts import EVALUATED, Division, Part, Text
 
 ROWS_PER_SHARD = 65_536
 ROWS_PER_PART = 1_024
 MANIFEST = "manifest.json"
+SAME_ROWS = 1_000
+"""Rows of a part that are looked at to see whether all its rows are the same."""
 
 Rows = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
@@ -62,6 +67,8 @@ class Shard(Config):
     rows: File | None = None
     encoded_digest: str = ""
     """Which texts the rows are of (see `digest_of`)."""
+    truncated: int = 0
+    """Encoded texts that are longer than the model's limit: it saw their beginning only."""
 
     def files(self) -> list[File]:
         return [self.texts, self.hashes] + ([self.rows] if self.rows else [])
@@ -125,18 +132,21 @@ class Manifest(Config):
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The first `count` texts of an entry, split into training rows and hold-out rows."""
+    """The first `count` texts of an entry, less those that `data.deduplicate` leaves out, divided into parts."""
 
     directory: Path
     d_in: int
     num_train: int
-    num_holdout: int
+    num_validation: int
+    num_test: int
     info: dict[str, Any]
     """Counts of the rows read (kept, duplicate, empty, non_string; of the entry, which may be longer), the model, the
     dataset, what it was encoded with."""
     manifest: Manifest
     count: int
-    holdout: float
+    division: Division
+    keep: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
+    """(count,) False for texts that are nearly the same as an earlier one; None where all are used."""
     hold: Hold | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -149,9 +159,19 @@ class CacheEntry:
         needed = manifest.shards[: -(-count // ROWS_PER_SHARD)]
         if not all(has_size(folder, file) for shard in needed for file in shard.files()):
             return None
-        held = int((read_hashes(folder, needed)[:count] < np.uint64(threshold(data.holdout))).sum())
+        division = Division(data.parts.validation, data.parts.test)
+        hashes = read_hashes(folder, needed)[:count]
+        keep = None
+        if data.deduplicate is not None:
+            if (keep := read_keep(keep_file(folder, hashes, data.deduplicate), count)) is None:
+                return None
+            hashes = hashes[keep]
+        test = int((hashes < np.uint64(division.test_below)).sum())
+        train = int((hashes >= np.uint64(division.train_from)).sum())
+        validation = len(hashes) - test - train
         info = {
             **manifest.counts,
+            "truncated": sum(shard.truncated for shard in needed),
             **manifest.encoder,
             "model": data.model,
             "model_revision": data.revision,
@@ -159,7 +179,10 @@ class CacheEntry:
             "dataset_revision": data.dataset.revision,
             "key": folder.name,
         }
-        return cls(folder, manifest.d_in, count - held, held, info, manifest, count, data.holdout, hold)
+        if keep is not None:
+            info |= {"near_duplicate": int((~keep).sum()), "deduplicate": data.deduplicate}
+        info |= read_twins(folder).get(name_of(hashes, division), {})
+        return cls(folder, manifest.d_in, train, validation, test, info, manifest, count, division, keep, hold)
 
     @property
     def key(self) -> str:
@@ -176,18 +199,41 @@ class CacheEntry:
         return read_hashes(self.directory, self.shards)[: self.count]
 
     @cached_property
-    def _held(self) -> npt.NDArray[np.bool_]:
-        return self.hashes < np.uint64(threshold(self.holdout))
-
-    @cached_property
     def train_index(self) -> Index:
         """(num_train,) row numbers of the training texts, ascending."""
-        return np.flatnonzero(~self._held)
+        return self._where(self.hashes >= np.uint64(self.division.train_from))
 
     @cached_property
-    def holdout_index(self) -> Index:
-        """(num_holdout,) row numbers of the hold-out, ascending."""
-        return np.flatnonzero(self._held)
+    def validation_index(self) -> Index:
+        """(num_validation,) row numbers of the validation texts, ascending."""
+        below, above = np.uint64(self.division.train_from), np.uint64(self.division.test_below)
+        return self._where((self.hashes < below) & (self.hashes >= above))
+
+    @cached_property
+    def test_index(self) -> Index:
+        """(num_test,) row numbers of the test texts, ascending."""
+        return self._where(self.hashes < np.uint64(self.division.test_below))
+
+    def check(self, data: DataConfig) -> None:
+        """Raise DataError for what no SAE can be trained or judged on: a part without texts, or one whose rows are all
+        the same."""
+        check_counts(data, self.num_train, self.num_validation, self.num_test)
+        for part in ("train", *EVALUATED):
+            rows = self.read(self.index_of(part)[:SAME_ROWS])
+            if (rows == rows[0]).all():
+                raise DataError(
+                    f"model {data.model}: gives the same embedding for the first {len(rows):,} of "
+                    f"{len(self.index_of(part)):,} {part} texts: there is nothing to reconstruct; give more texts, or "
+                    "another model"
+                )
+
+    def index_of(self, part: Part) -> Index:
+        """Row numbers of a part."""
+        index: Index = getattr(self, f"{part}_index")
+        return index
+
+    def _where(self, chosen: npt.NDArray[np.bool_]) -> Index:
+        return np.flatnonzero(chosen if self.keep is None else chosen & self.keep)
 
     def sample_index(self, n: int) -> Index:
         """Row numbers of min(n, num_train) training texts: those of the lowest hashes, so a function of the data."""
@@ -201,8 +247,18 @@ class CacheEntry:
         names = [shard.rows.name for shard in self.shards if shard.rows]
         return [np.asarray(np.load(self.directory / name, mmap_mode="r")) for name in names]
 
+    def read(self, index: Index) -> npt.NDArray[np.float32]:
+        """(len(index), d_in) rows of these numbers, ascending."""
+        out = np.empty((len(index), self.d_in), np.float32)
+        shards = self.rows()
+        cuts = np.searchsorted(index, np.arange(len(shards) + 1) * ROWS_PER_SHARD)
+        for number, shard in enumerate(shards):
+            start, stop = cuts[number], cuts[number + 1]
+            out[start:stop] = shard[index[start:stop] - number * ROWS_PER_SHARD]
+        return out
+
     def texts(self) -> Iterator[Text]:
-        """All `count` texts in the order of the stream."""
+        """All `count` texts in the order of the stream, also those that `deduplicate` leaves out: text i is row i."""
         import pyarrow.parquet
 
         left = self.count
@@ -229,6 +285,45 @@ class CacheEntry:
         return [None if column[i] is None else json.loads(column[i]) for i in index.tolist()]
 
 
+def check_counts(data: DataConfig, train: int, validation: int, test: int) -> None:
+    """Raise DataError for a part that got no text: shares are shares of hashes, and of few texts none may be there."""
+    for part, count in (("validation", validation), ("test", test)):
+        if count == 0:
+            share = getattr(data.parts, part)
+            raise DataError(
+                f"data.holdout: the {part} part is empty: {share:.3g} of {train + validation + test:,} texts, chosen "
+                "by their hash; give more texts or a larger share"
+            )
+
+
+def keep_file(folder: Path, hashes: npt.NDArray[np.uint64], above: float) -> Path:
+    """The file that says which of these texts are not nearly the same as an earlier one."""
+    return beside(folder, f".keep-{digest_of(hashes)}-{above:g}.npy")
+
+
+def read_keep(path: Path, count: int) -> npt.NDArray[np.bool_] | None:
+    """(count,) bool; None where that was not found out yet, or the file is damaged."""
+    try:
+        keep: npt.NDArray[np.bool_] = np.load(path)
+    except (OSError, ValueError, EOFError):
+        return None
+    return keep if keep.shape == (count,) and keep.dtype == bool else None
+
+
+def name_of(hashes: npt.NDArray[np.uint64], division: Division) -> str:
+    """Stands for texts and the parts they are divided into."""
+    return f"{digest_of(hashes)}-{division.validation:g}-{division.test:g}"
+
+
+def read_twins(folder: Path) -> dict[str, dict[str, Any]]:
+    """Texts and parts (see `name_of`) -> how many have a twin in another part; empty where nothing was counted."""
+    try:
+        found = json.loads(beside(folder, ".twins").read_text("utf-8"))
+        return {str(name): dict(counts) for name, counts in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
 def beside(folder: Path, suffix: str) -> Path:
     """A file that goes with an entry but is no part of it."""
     return folder.with_name(folder.name + suffix)
@@ -252,9 +347,15 @@ def digest_of(hashes: npt.NDArray[np.uint64]) -> str:
     return hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()[:12]
 
 
-def part_name(job: dict[str, Any]) -> str:
-    """Which rows of which texts a part holds: a part of other texts never passes for this one."""
-    return f"{job['shard']:05d}-{job['start']:05d}-{job['stop']:05d}-{job['digest']}"
+def part_name(job: dict[str, Any], truncated: int | str) -> str:
+    """Which rows of which texts a part holds (a part of other texts never passes for this one), and how many of the
+    texts are longer than the model's limit; "*" for a pattern of any number."""
+    return f"{job['shard']:05d}-{job['start']:05d}-{job['stop']:05d}-{job['digest']}-cut{truncated}"
+
+
+def truncated_in(part: str) -> int:
+    """How many texts of a part are longer than the model's limit, from its name."""
+    return int(part.split("-")[4].removeprefix("cut"))
 
 
 def write_file(folder: Path, stem: str, suffix: str, write: Callable[[BufferedRandom], object]) -> File:

@@ -17,19 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from saebench.config import DataConfig, DatasetConfig
+from saebench.config import FILE_FORMATS, DataConfig, DatasetConfig
 from saebench.errors import DataError
 from saebench.runs.durable import write_json
-from saebench.stores.texts import place
+from saebench.stores.dataset import expand, place
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the layout of an entry or the cleaning of texts changes: older entries are then another key."""
-_BUILDERS = frozenset(
-    {"arrow", "conll", "csv", "eval", "hdf5", "json", "lance", "pandas", "parquet", "sql", "text", "tsfile", "vortex"}
-    | {"webdataset", "xml"}
-)
-"""Formats that `datasets` reads texts from: their data_files are files of this machine, and count by their content."""
-_GLOB = frozenset("*?[")
 _UNSETTLED_NS = 2_000_000_000
 """A file changed less than this long ago may change again without its time stamp moving; its digest is not kept."""
 
@@ -46,6 +40,7 @@ def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
         "format": FORMAT,
         "model": source,
         "model_revision": data.revision,
+        "clean": data.clean,
         "prompt": data.prompt,
         "normalize": data.normalize,
         "max_seq_length": data.max_seq_length,
@@ -61,16 +56,16 @@ def digest(described: dict[str, Any]) -> str:
 
 
 def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
-    if dataset.path in _BUILDERS and dataset.data_files is None:
+    if dataset.path in FILE_FORMATS and dataset.data_files is None:
         raise DataError(f"{place(dataset)}: data_files: missing: which files are to be read")
     folder = Path(os.path.expanduser(dataset.path))
-    local = dataset.path not in _BUILDERS and folder.exists()
+    local = dataset.path not in FILE_FORMATS and folder.exists()
     source: Any = dataset.path
     files: list[Any] | None = None
     if dataset.data_files is not None:
         names = [dataset.data_files] if isinstance(dataset.data_files, str) else dataset.data_files
         root = folder if local and folder.is_dir() else Path()
-        remote = not local and dataset.path not in _BUILDERS
+        remote = not local and dataset.path not in FILE_FORMATS
         files = list(names) if remote else [part for name in names for part in _files(name, root, dataset, cache_dir)]
         source = "local" if local else dataset.path
     elif local:
@@ -82,21 +77,18 @@ def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
         "split": dataset.split,
         "dataset_revision": dataset.revision,
         "text_column": dataset.text_column,
+        "delimiter": dataset.delimiter,
+        "encoding": dataset.encoding,
     }
 
 
 def _files(name: str, root: Path, dataset: DatasetConfig, cache_dir: Path) -> list[Any]:
     """Content of what one entry of `data_files` names: a file, a pattern, or a URL (which stays what it is)."""
-    name = name.removeprefix("file://")
-    if "://" in name:
+    if "://" in name and not name.startswith("file://"):
         return [name]
-    path = root / os.path.expanduser(name)
-    anchor = Path(path.anchor or ".")
-    pattern = str(path.relative_to(anchor))
-    found = sorted(p for p in anchor.glob(pattern) if p.is_file()) if _GLOB & set(name) else [path]
-    missing = next((p for p in found if not p.is_file()), None if found else path)
-    if missing is not None:
-        raise DataError(f"{place(dataset)}: data_files: {missing}: no such file")
+    found = expand(name, root)
+    if not found:
+        raise DataError(f"{place(dataset)}: data_files: {root / os.path.expanduser(name)}: no such file")
     return [_file(p, cache_dir) for p in found]
 
 

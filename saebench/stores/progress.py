@@ -11,9 +11,9 @@ from typing import Literal
 class Progress:
     """A moment of a build; told a few times a second at most."""
 
-    stage: Literal["waiting", "verifying", "texts", "loading", "encoding"]
+    stage: Literal["waiting", "verifying", "texts", "loading", "encoding", "comparing"]
     done: int
-    """Seconds waited, files verified, distinct texts read, or rows there are."""
+    """Seconds waited, files verified, distinct texts read, rows encoded or compared."""
     total: int | None
     """Of the same; for texts the cap, which the dataset may not reach."""
     rate: float

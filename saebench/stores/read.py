@@ -19,10 +19,12 @@ import numpy as np
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores.children import Message, talk
+from saebench.stores.dataset import ENVIRONMENT as OF_DATASETS
+from saebench.stores.dataset import one_line, place, stream
 from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, Shard, write_file
-from saebench.stores.texts import Counts, Text, one_line, place, select, stream
+from saebench.stores.texts import Counts, Text, select
 
-ENVIRONMENT = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0"}
+ENVIRONMENT = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0", **OF_DATASETS}
 """Keeps `datasets` from importing frameworks: the process starts in one second instead of four."""
 
 
@@ -31,7 +33,7 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
     request = next(requests)
     data = DataConfig.model_validate(request["data"])
     counts = Counts()
-    texts = _watched(select(stream(data.dataset), counts, data.num_examples), counts, reply)
+    texts = select(_watched(stream(data.dataset), counts, reply), counts, data.num_examples, how=data.clean)
     try:
         shards = [shard.model_dump() for shard in write_shards(texts, Path(request["folder"]))]
     except OSError as error:
@@ -44,10 +46,13 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
     reply({"type": "done", "shards": shards, "counts": counts.to_dict()})
 
 
-def _watched(texts: Iterator[Text], counts: Counts, reply: Callable[[Message], None]) -> Iterator[Text]:
+def _watched(
+    rows: Iterator[tuple[Any, Any]], counts: Counts, reply: Callable[[Message], None]
+) -> Iterator[tuple[Any, Any]]:
+    """The same rows; tells of them also where none of them is kept, as in a stream of duplicates."""
     last = time.monotonic()
-    for text in texts:
-        yield text
+    for row in rows:
+        yield row
         if time.monotonic() - last > 0.2:
             last = time.monotonic()
             reply({"type": "progress", "kept": counts.kept, "read": counts.read})

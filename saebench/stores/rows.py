@@ -1,8 +1,8 @@
 """Mini-batches out of a cache entry: a permutation per epoch, a memory map (or the GPU) underneath.
 
-What is served is a function of (entry, num_examples, holdout, seed, batch_size, position) and nothing else: not of the
-device, the number of workers, or what was read before. Inside a batch, the rows of an epoch stand in the
-order of the stream, which reads the file once from front to back; which rows are in it is what the permutation decides.
+What is served is a function of (entry, num_examples, holdout, deduplicate, seed, batch_size, position) and nothing
+else: not of the device, the number of workers, or what was read before. Inside a batch, the rows of an epoch stand in
+the order of the stream, which reads the file once from front to back; the permutation decides which rows are in it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from torch import Tensor
 from saebench.errors import DataError
 from saebench.stores.ahead import ahead
 from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry, Index
+from saebench.stores.texts import EVALUATED, Part
 
 RESIDENT_FRACTION = 0.25
-"""The rows, hold-out included, stay on the GPU when they take less than this share of the memory that is free there
+"""The rows of all parts stay on the GPU when they take less than this share of the memory that is free there
 and, where trials divide it, allowed to this one."""
 PREFETCH = 4
 """Batches that wait in pinned memory, where they do not stay on the GPU."""
@@ -34,14 +35,15 @@ class CachedRows:
             raise DataError(f"{entry.num_train:,} training texts do not fill one batch of {batch_size:,}")
         self.entry, self.batch_size, self.seed = entry, batch_size, seed
         self.device = torch.device(device)
-        self.d_in, self.num_train, self.num_holdout = entry.d_in, entry.num_train, entry.num_holdout
+        self.d_in, self.num_train = entry.d_in, entry.num_train
+        self.num_validation, self.num_test = entry.num_validation, entry.num_test
         self._shards = entry.rows()
         self._epoch: tuple[int, Index] | None = None
         self._order: tuple[int, Tensor] | None = None
         self._position = 0
         fits = self._fits()
         self._resident = self._load(entry.train_index) if fits else None
-        self._held = self._load(entry.holdout_index) if fits else None
+        self._held = {part: self._load(entry.index_of(part)) for part in EVALUATED} if fits else {}
         self._coming: Iterator[Tensor] | None = None
 
     def next_batch(self) -> Tensor:
@@ -53,7 +55,8 @@ class CachedRows:
                 self._coming = self._moved(ahead(self._pinned(self._position), PREFETCH))
             batch = next(self._coming)
         else:
-            batch = self._batch(self._places(self._position), torch.empty(self.batch_size, self.d_in)).to(self.device)
+            out = torch.empty(self.batch_size, self.d_in, dtype=torch.float32)
+            batch = self._batch(self._places(self._position), out).to(self.device)
         self._position += self.batch_size
         return batch
 
@@ -65,17 +68,18 @@ class CachedRows:
         """Labels of the rows of `sample(n)`."""
         return self.entry.labels(self.entry.sample_index(n))
 
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
-        """Every hold-out row once, in the order of the stream."""
-        for start in range(0, self.num_holdout, batch_size):
-            if self._held is not None:
-                yield self._held[start : start + batch_size].float()
+    def part(self, part: Part, batch_size: int) -> Iterator[Tensor]:
+        """Every row of a part once, in the order of the stream."""
+        index = self.entry.index_of(part)
+        for start in range(0, len(index), batch_size):
+            if part in self._held:
+                yield self._held[part][start : start + batch_size].float()
                 continue
-            yield self._gather(self.entry.holdout_index[start : start + batch_size]).to(self.device)
+            yield self._gather(index[start : start + batch_size]).to(self.device)
 
-    def holdout_labels(self) -> list[Any] | None:
-        """Labels in the order of `holdout()`."""
-        return self.entry.labels(self.entry.holdout_index)
+    def labels(self, part: Part) -> list[Any] | None:
+        """Labels in the order of `part()`."""
+        return self.entry.labels(self.entry.index_of(part))
 
     def state_dict(self) -> dict[str, Any]:
         """Enough to go on exactly here."""
@@ -138,7 +142,7 @@ class CachedRows:
 
     def _gather(self, index: Index, out: Tensor | None = None) -> Tensor:
         """(len(index), d_in) float32 rows of the entry; `index` ascending, so that each shard is visited once."""
-        out = torch.empty(len(index), self.d_in) if out is None else out
+        out = torch.empty(len(index), self.d_in, dtype=torch.float32) if out is None else out
         into = out.numpy()
         cuts = np.searchsorted(index, np.arange(len(self._shards) + 1) * ROWS_PER_SHARD)
         for number, shard in enumerate(self._shards):
@@ -154,7 +158,7 @@ class CachedRows:
 
     def _pinned(self, position: int) -> Iterator[Tensor]:
         while True:
-            out = torch.empty(self.batch_size, self.d_in, pin_memory=True)
+            out = torch.empty(self.batch_size, self.d_in, dtype=torch.float32, pin_memory=True)
             yield self._batch(self._places(position), out)
             position += self.batch_size
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from saebench.config import DataConfig, DatasetConfig
+from saebench.config import DataConfig, DatasetConfig, HoldoutConfig
 from saebench.errors import DataError
 from saebench.runs import paths
 from saebench.stores import cache
 from saebench.stores.base import check_positive
+from saebench.stores.dataset import stream
 from saebench.stores.encoder import SentenceEncoder, texts_per_batch
-from saebench.stores.entry import CacheEntry
+from saebench.stores.entry import CacheEntry, check_counts
 from saebench.stores.rows import CachedRows
 from saebench.stores.streamed import StreamedRows, StreamSettings
-from saebench.stores.texts import Counts, Text, select, stream
+from saebench.stores.texts import Counts, Text, clean, select
 
 BATCHES_IN_BUFFER = 32
 """Encoder batches per block where a typed configuration streams; more where a block would be less than..."""
@@ -36,7 +38,8 @@ class ActivationsStoreSBERT:
         dataset_path, and optionally dataset_name, data_files, split ("train"): go to `datasets.load_dataset(...,
         streaming=True)` as they are; text_column ("text"); num_examples: cap on texts; model_batch_size: texts per call
         of the encoder; num_batches_in_buffer: such calls per block that is mixed; batch_size: rows per mini-batch;
-        device; holdout (0): share of the texts kept apart, by their hash; seed (0).
+        device; holdout (0): share of the texts kept apart, by their hash: one number, or {validation, test}; seed (0);
+        clean, delimiter, encoding: as in a spec.
         One pass: at its end every row has been served once and `next_batch` raises DataExhausted, a RuntimeError.
     or a DataConfig, with batch_size, seed, device and cache_dir beside it:
         endless, out of the cache (built where it is missing), or, with `cache: off`, from the stream.
@@ -70,7 +73,7 @@ class ActivationsStoreSBERT:
             self.device, self.batch_size, self.seed = device or "cpu", batch_size, seed
             self.model_batch_size = size = texts_per_batch(cfg, self.device.partition(":")[0])
             self.num_batches_in_buffer = max(BATCHES_IN_BUFFER, BLOCK_IN_BATCHES * batch_size // size)
-            self._typed, self._holdout = True, cfg.holdout
+            self._typed, self._shares = True, (cfg.parts.validation, cfg.parts.test)
             if cfg.cache:
                 self._entry = _entry(cfg, cache_dir or paths.cache_dir(), self.device, key)
         else:
@@ -89,16 +92,21 @@ class ActivationsStoreSBERT:
             name=cfg.get("dataset_name"),
             split=cfg.get("split", "train"),
             text_column=cfg.get("text_column", "text"),
+            delimiter=cfg.get("delimiter"),
+            encoding=cfg.get("encoding"),
         ).model_copy(update={"data_files": cfg.get("data_files")})  # as it is: also paths, or files for each split
-        self._data = DataConfig(model="(given)", dataset=dataset, num_examples=sizes["num_examples"])
+        self._data = DataConfig(
+            model="(given)",
+            dataset=dataset,
+            num_examples=sizes["num_examples"],
+            clean=cfg.get("clean", "whitespace"),
+        )
         self._counts = Counts()
         self.device, self.batch_size = str(cfg["device"]), sizes["batch_size"]
         self.seed = operator.index(cfg.get("seed", 0))
         self.num_batches_in_buffer = sizes["num_batches_in_buffer"]
         self.model_batch_size = sizes["model_batch_size"]
-        self._typed, self._holdout = False, float(cfg.get("holdout", 0.0))
-        if not 0 <= self._holdout < 1:
-            raise ValueError(f"cfg: holdout: {self._holdout}: must be at least 0 and less than 1")
+        self._typed, self._shares = False, _shares(cfg.get("holdout", 0.0))
 
     def _cached(self, entry: CacheEntry) -> CachedRows:
         return CachedRows(entry, self.batch_size, self.seed, self.device)
@@ -106,7 +114,8 @@ class ActivationsStoreSBERT:
     @cached_property
     def _stream(self) -> StreamedRows:
         settings = StreamSettings(
-            holdout=self._holdout,
+            validation=self._shares[0],
+            test=self._shares[1],
             encode_batch=self.model_batch_size,
             batches_in_buffer=self.num_batches_in_buffer,
             batch_size=self.batch_size,
@@ -117,10 +126,12 @@ class ActivationsStoreSBERT:
 
     def _texts(self) -> Iterator[Text]:
         if self._entry is not None:
-            return self._entry.texts()
+            keep = self._entry.keep
+            return self._entry.texts() if keep is None else compress(self._entry.texts(), keep)
         self._counts = Counts()
         # a mapping is served as it is, duplicates and all; a DataConfig means the same texts with and without cache
-        return select(stream(self._data.dataset), self._counts, self._data.num_examples, distinct=self._typed)
+        rows = stream(self._data.dataset)
+        return select(rows, self._counts, self._data.num_examples, distinct=self._typed, how=self._data.clean)
 
     # --- the trainer's side ------------------------------------------------------------------------------------------
 
@@ -135,9 +146,14 @@ class ActivationsStoreSBERT:
         return self._rows.num_train
 
     @property
-    def num_holdout(self) -> int:
-        """Rows of the hold-out."""
-        return self._rows.num_holdout
+    def num_validation(self) -> int:
+        """Rows of the validation part."""
+        return self._rows.num_validation
+
+    @property
+    def num_test(self) -> int:
+        """Rows of the test part."""
+        return self._rows.num_test
 
     @property
     def entry(self) -> CacheEntry | None:
@@ -158,13 +174,21 @@ class ActivationsStoreSBERT:
         """Labels of the rows of `sample(n)`; None without a label column."""
         return self._rows.sample_labels(n)
 
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
-        """All hold-out rows, in batches, always in the same order."""
-        return self._rows.holdout(batch_size)
+    def validation(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        """All rows for pruning and choosing, in batches, always in the same order."""
+        return self._rows.part("validation", batch_size)
 
-    def holdout_labels(self) -> list[Any] | None:
-        """Labels of the hold-out rows; None without a label column."""
-        return self._rows.holdout_labels()
+    def validation_labels(self) -> list[Any] | None:
+        """Labels of the validation rows; None without a label column."""
+        return self._rows.labels("validation")
+
+    def test(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        """All rows for final numbers, in batches, always in the same order."""
+        return self._rows.part("test", batch_size)
+
+    def test_labels(self) -> list[Any] | None:
+        """Labels of the test rows; None without a label column."""
+        return self._rows.labels("test")
 
     def state_dict(self) -> dict[str, Any]:
         """Where the store stands, as JSON."""
@@ -199,8 +223,12 @@ class ActivationsStoreSBERT:
         """Up to model_batch_size training texts, in the order of the stream; DataExhausted at its end."""
         return self._stream.next_texts()
 
-    def get_activations(self, texts: list[str]) -> Tensor:
-        """(len(texts), d_in) float32 on the device. Raises DataError where the model gives NaN or infinity."""
+    def get_activations(self, texts: str | Sequence[str]) -> Tensor:
+        """(len(texts), d_in) float32 on the device, cleaned and encoded as the texts of the dataset are; one text gives
+        one row. Raises DataError for what is no text, and if the model gives NaN or infinity."""
+        texts = _cleaned([texts] if isinstance(texts, str) else texts, self._data.clean)
+        if not texts:
+            return torch.empty(0, self.d_in, dtype=torch.float32, device=self.device)
         if self._typed:
             rows: Tensor = self._encoder.embed(texts)
         else:
@@ -220,6 +248,27 @@ class ActivationsStoreSBERT:
     def _get_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of the next pool of rows: half of a new block, shuffled with the half that waited."""
         return DataLoader(TensorDataset(self._stream.next_pool()), batch_size=self.batch_size)
+
+
+def _shares(holdout: Any) -> tuple[float, float]:
+    """Shares of validation and test; 0 keeps no text apart. Raises ValueError for shares that cannot be."""
+    try:
+        if isinstance(holdout, Mapping):
+            parts = HoldoutConfig(**holdout)
+            return parts.validation, parts.test
+        if 0 <= float(holdout) < 1:
+            return float(holdout) / 3, float(holdout) * 2 / 3
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"cfg: holdout: {holdout}: must be at least 0 and less than 1, or {{validation: 0.05, test: 0.1}}")
+
+
+def _cleaned(texts: Iterable[Any], how: str) -> list[str]:
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts[{i}]: {text!r:.50}: must be text; leave out rows without one")
+    return [clean(text, how) for text in texts]
 
 
 _REQUIRED = frozenset(
@@ -263,4 +312,6 @@ def open_store(
     )
     if store.num_train < batch_size:  # where the cache is off
         raise DataError(f"{store.num_train:,} training texts do not fill one batch of {batch_size:,}")
+    if store.entry is None:  # a sweep has looked at an entry before its first trial
+        check_counts(data, store.num_train, store.num_validation, store.num_test)
     return store

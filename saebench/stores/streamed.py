@@ -19,10 +19,10 @@ from torch import Tensor
 
 from saebench.errors import DataError
 from saebench.stores.tensor import TensorActivationStore
-from saebench.stores.texts import Text, threshold
+from saebench.stores.texts import EVALUATED, Division, Part, Text
 
-HOLDOUT_LIMIT = 65_536
-"""Hold-out rows kept in memory: those of the lowest hashes, where the hold-out is larger."""
+PART_LIMIT = 65_536
+"""Rows of a part that is evaluated on, kept in memory: those of the lowest hashes, where the part is larger."""
 
 
 class DataExhausted(RuntimeError):  # noqa: N818 - a state of the stream, like StopIteration
@@ -42,7 +42,10 @@ class Block:
 class StreamSettings:
     """How a stream is cut up and mixed."""
 
-    holdout: float
+    validation: float
+    """Share of the texts."""
+    test: float
+    """Share of the texts."""
     encode_batch: int
     """Texts per call of the encoder."""
     batches_in_buffer: int
@@ -65,9 +68,9 @@ class StreamedRows:
     ) -> None:
         self.settings, self.device = settings, torch.device(device)
         self._texts, self._embed = texts, embed
-        self._holds_below = threshold(settings.holdout)
+        self._division = Division(settings.validation, settings.test)
         self._survey: _Survey | None = None
-        self._held: Tensor | None = None
+        self._held: dict[Part, Tensor] = {}
         self._width: int | None = None
         self._begin(Block(0, 0, 0), Block(0, 0, 0), 0)
 
@@ -77,8 +80,8 @@ class StreamedRows:
         self._at = Block(-1, 0, 0)
         self._blocks = before, current
         self._offset = offset
-        self._pool = torch.empty(0, 0)
-        self._later = torch.empty(0, 0)
+        self._pool = torch.empty(0, 0, dtype=torch.float32)
+        self._later = torch.empty(0, 0, dtype=torch.float32)
         if current.count or before.count:
             self._later = self._split(before)[1] if before.count else self._later
             self._pool = self._mix(current)
@@ -97,9 +100,14 @@ class StreamedRows:
         return self._surveyed().train
 
     @property
-    def num_holdout(self) -> int:
-        """Hold-out texts that are kept; takes a pass over the texts the first time."""
-        return len(self._surveyed().holdout)
+    def num_validation(self) -> int:
+        """Validation texts that are kept; takes a pass over the texts the first time."""
+        return len(self._surveyed().held["validation"])
+
+    @property
+    def num_test(self) -> int:
+        """Test texts that are kept; takes a pass over the texts the first time."""
+        return len(self._surveyed().held["test"])
 
     def next_batch(self) -> Tensor:
         """(batch_size, d_in) float32. At the end of a stream that is not endless: what is left, then DataExhausted."""
@@ -169,15 +177,16 @@ class StreamedRows:
     def sample_labels(self, n: int) -> list[Any] | None:
         return _labels(self._surveyed(n).sample)
 
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
-        """The hold-out rows (at most HOLDOUT_LIMIT), encoded once."""
-        if self._held is None:
-            self._held = self._embed_all(self._surveyed().holdout)
-        for start in range(0, len(self._held), batch_size):
-            yield self._held[start : start + batch_size].to(self.device)
+    def part(self, part: Part, batch_size: int) -> Iterator[Tensor]:
+        """The rows of validation or test (at most PART_LIMIT), encoded once."""
+        if part not in self._held:
+            self._held[part] = self._embed_all(self._surveyed().held[part])
+        for start in range(0, len(self._held[part]), batch_size):
+            yield self._held[part][start : start + batch_size].to(self.device)
 
-    def holdout_labels(self) -> list[Any] | None:
-        return _labels(self._surveyed().holdout)
+    def labels(self, part: Part) -> list[Any] | None:
+        """Labels in the order of `part()`."""
+        return _labels(self._surveyed().held[part])
 
     def state_dict(self) -> dict[str, Any]:
         """Two blocks and an offset; JSON."""
@@ -196,7 +205,7 @@ class StreamedRows:
 
     def _open(self, epoch: int, skip: int) -> None:
         """Start a pass over the training texts, `skip` of them behind us."""
-        self._stream = (text for text in self._texts() if text.hash >= self._holds_below)
+        self._stream = (text for text in self._texts() if self._division.part(text.hash) == "train")
         found = sum(1 for _ in islice(self._stream, skip))
         if found < skip:
             raise DataError(f"the dataset has {found:,} training texts, but {skip:,} had been read before")
@@ -207,7 +216,7 @@ class StreamedRows:
         if (self._at.epoch, self._at.start + self._at.count) != (block.epoch, block.start):
             self._open(block.epoch, block.start)
         if block.count == 0:
-            return torch.empty(0, self.d_in)
+            return torch.empty(0, self.d_in, dtype=torch.float32)
         rows = self.fill()
         if len(rows) != block.count:
             raise DataError("saved position: the texts of the stream are not those that were read before")
@@ -234,12 +243,12 @@ class StreamedRows:
         generator = torch.Generator().manual_seed(_seed(self.settings, block, 1))
         return pool[torch.randperm(len(pool), generator=generator).to(pool.device)]
 
-    # --- hold-out and sample -----------------------------------------------------------------------------------------
+    # --- parts and sample -----------------------------------------------------------------------------------------
 
     def _surveyed(self, sample: int = 0) -> _Survey:
         """A survey with a sample of that size; any will do for 0."""
         if self._survey is None or sample not in (0, self._survey.asked):
-            self._survey = _Survey.of(self._texts(), self._holds_below, sample)
+            self._survey = _Survey.of(self._texts(), self._division, sample)
         return self._survey
 
     def _embed_all(self, texts: Sequence[Text]) -> Tensor:
@@ -247,7 +256,7 @@ class StreamedRows:
         parts = [
             self._embed([text.text for text in texts[start : start + size]]) for start in range(0, len(texts), size)
         ]
-        return torch.cat(parts) if parts else torch.empty(0, self.d_in)
+        return torch.cat(parts) if parts else torch.empty(0, self.d_in, dtype=torch.float32)
 
 
 @dataclass(frozen=True)
@@ -257,22 +266,22 @@ class _Survey:
     asked: int
     """Size of the sample."""
     train: int
-    holdout: list[Text]
+    held: dict[Part, list[Text]]
     sample: list[Text]
 
     @classmethod
-    def of(cls, texts: Iterator[Text], holds_below: int, sample: int) -> _Survey:
+    def of(cls, texts: Iterator[Text], division: Division, sample: int) -> _Survey:
         train = 0
-        held: list[tuple[int, int, Text]] = []
-        lowest: list[tuple[int, int, Text]] = []
+        heaps: dict[Part, list[tuple[int, int, Text]]] = {"train": [], "validation": [], "test": []}
         for place, text in enumerate(texts):
-            heap, limit = (held, HOLDOUT_LIMIT) if text.hash < holds_below else (lowest, sample)
-            train += heap is lowest
+            part = division.part(text.hash)
+            heap, limit = heaps[part], sample if part == "train" else PART_LIMIT
+            train += part == "train"
             if len(heap) < limit:
                 heapq.heappush(heap, (-text.hash, -place, text))
             elif limit and -text.hash > heap[0][0]:
                 heapq.heapreplace(heap, (-text.hash, -place, text))
-        return cls(sample, train, _in_order(held), _in_order(lowest))
+        return cls(sample, train, {part: _in_order(heaps[part]) for part in EVALUATED}, _in_order(heaps["train"]))
 
 
 def _in_order(heap: list[tuple[int, int, Text]]) -> list[Text]:

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from saebench.errors import DataError
 from saebench.stores.cache import remember
+from saebench.stores.dataset import one_line
 from saebench.stores.entry import MANIFEST, Manifest, beside, has_content, has_size
 from saebench.stores.hold import nobody_holds
-from saebench.stores.texts import one_line
 
 CUT_OFF_SECONDS = 3600
 """No small file takes so long to be written."""
@@ -142,8 +142,10 @@ def _remove_entry(folder: Path, dry_run: bool) -> bool:
             if alone and not dry_run:
                 (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
                 shutil.rmtree(folder)
-                for suffix in (".used", ".verified"):
+                for suffix in (".used", ".verified", ".twins"):
                     beside(folder, suffix).unlink(missing_ok=True)
+                for path in folder.parent.glob(f"{folder.name}.keep-*.npy"):
+                    path.unlink(missing_ok=True)
             return alone
     except OSError as error:
         raise DataError(f"cache {folder}: cannot be removed: {one_line(error)}") from error

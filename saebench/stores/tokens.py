@@ -2,7 +2,8 @@
 
 SentenceTransformer tokenises and pads a batch at a time, and sorting by length needs the tokens before. Where a model's
 features are its tokens, padded, and nothing else, which is tried out once, they are made here from tokens at hand: a
-third of the time, and on a GPU it is tokens that the device waits for.
+third of the time, and on a GPU it is tokens that the device waits for. Long texts are cut before they are tokenised,
+if the same trial shows that nothing changes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ import torch
 from torch import Tensor
 
 Index = npt.NDArray[np.int64]
+CHARACTERS_PER_TOKEN = 16
+"""A text of more than so many characters per token of the limit is cut before it is tokenised: whole, 5 MB take
+700 MB."""
+MARGIN = 64
+"""Tokens beyond the limit that the beginning of a text must have, so that its end does not change what is kept."""
 PROBE = ["What does one row hold?", "  Two\tLines,\nÄpfel und ¿por qué?  ", "a", "word " * 3000, "Z" * 20_000]
 """Case, space, other letters, and texts that every model cuts."""
 
@@ -27,6 +33,8 @@ class Tokenised:
 
     lengths: Index
     """Tokens of each after truncation; where the model has no usual tokenizer, a quarter of the characters."""
+    truncated: npt.NDArray[np.bool_]
+    """Which texts the model does not see whole; none where it has no usual tokenizer."""
     features: Callable[[Index], dict[str, Any]]
     """What the model takes for the texts at these positions, padded to the longest."""
 
@@ -36,35 +44,69 @@ class Tokens:
 
     def __init__(self, model: Any, prompt: str | None) -> None:
         self._model, self._prompt = model, prompt
+        self._shortens = True
         self._like = self._padded_tokens()
+        self._shortens = self._like is not None or _same(
+            self._preprocess(PROBE), self._preprocess([self._shortened(text) for text in PROBE])
+        )
 
     def __call__(self, texts: Sequence[str]) -> Tokenised:
-        ids = self._ids(texts if self._like is None else [(self._prompt or "") + text for text in texts])
-        lengths = np.array([len(one) for one in ids] if ids else [len(text) // 4 for text in texts], np.int64)
-        if ids is None or self._like is None:
-            return Tokenised(lengths, lambda index: self._preprocess([texts[i] for i in index]))
-        like, tokens = self._like, ids
-        return Tokenised(lengths, lambda index: self._pad([tokens[i] for i in index], like))
+        short = [self._shortened(text) for text in texts]
+        found = self._ids(short if self._like is None else [(self._prompt or "") + text for text in short])
+        if found is None:
+            lengths = np.array([len(text) // 4 for text in texts], np.int64)
+            whole = np.zeros(len(texts), bool)
+            return Tokenised(lengths, whole, lambda index: self._preprocess([short[i] for i in index]))
+        tokens, truncated = found
+        truncated |= np.array([len(a) < len(b) for a, b in zip(short, texts, strict=True)], bool)
+        lengths = np.array([len(one) for one in tokens], np.int64)
+        if self._like is None:
+            return Tokenised(lengths, truncated, lambda index: self._preprocess([short[i] for i in index]))
+        like = self._like
+        return Tokenised(lengths, truncated, lambda index: self._pad([tokens[i] for i in index], like))
 
     def _preprocess(self, texts: Sequence[str]) -> dict[str, Any]:
         features: dict[str, Any] = self._model.preprocess(texts, prompt=self._prompt)
         return features
 
-    def _ids(self, texts: Sequence[str]) -> list[list[int]] | None:
+    def _tokenizer(self) -> Any:
+        """The model's tokenizer if it is one of transformers'; else None."""
         from transformers import PreTrainedTokenizerBase
 
         tokenizer = getattr(self._model, "tokenizer", None)
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
+
+    def _ids(self, texts: Sequence[str]) -> tuple[list[list[int]], npt.NDArray[np.bool_]] | None:
+        """Tokens of each text, and which texts have more of them than the limit."""
+        tokenizer, limit = self._tokenizer(), self._model.max_seq_length
+        if tokenizer is None:
             return None
+        options = {"return_attention_mask": False, "return_token_type_ids": False}
+        found = tokenizer(list(texts), truncation=limit is not None, max_length=limit, **options)
+        tokens: list[list[int]] = found["input_ids"]
+        full = np.array([limit is not None and len(one) >= limit for one in tokens], bool)
+        if found.encodings is not None:  # of a fast tokenizer, which knows whether anything was left
+            full[full] = [bool(found.encodings[i].overflowing) for i in np.flatnonzero(full)]
+        return tokens, full
+
+    def _shortened(self, text: str) -> str:
+        """As much of a long text as its tokens up to the limit depend on; the text itself where that is not known."""
         limit = self._model.max_seq_length
-        found: list[list[int]] = tokenizer(
-            list(texts),
-            truncation=limit is not None,
-            max_length=limit,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-        )["input_ids"]
-        return found
+        if not self._shortens or limit is None or len(text) <= CHARACTERS_PER_TOKEN * limit:
+            return text
+        tokenizer = self._tokenizer()
+        if tokenizer is None:
+            return text
+        size = int(CHARACTERS_PER_TOKEN * limit)
+        from_the_end = tokenizer.truncation_side == "left"
+        while size < len(text):
+            whole = text[-size:] if from_the_end else text[:size]
+            part = whole.partition(" ")[2] if from_the_end else whole.rpartition(" ")[0]
+            part = part if 2 * len(part) > size else whole  # few spaces: Chinese, say
+            if len(tokenizer(part, truncation=False, verbose=False)["input_ids"]) >= limit + MARGIN:
+                return part
+            size *= 2
+        return text
 
     def _pad(self, ids: Sequence[Sequence[int]], like: dict[str, Any]) -> dict[str, Any]:
         """Features as in `like`, for other tokens."""
@@ -87,10 +129,10 @@ class Tokens:
         if len(getattr(self._model, "modalities", None) or ["text"]) > 1:
             return None
         like = self._preprocess(PROBE)
-        ids = self._ids([(self._prompt or "") + text for text in PROBE])
-        if ids is None or self._model.tokenizer.pad_token_id is None or not all(ids):
+        found = self._ids([(self._prompt or "") + self._shortened(text) for text in PROBE])
+        if found is None or self._model.tokenizer.pad_token_id is None or not all(found[0]):
             return None
-        return like if _same(like, self._pad(ids, like)) else None
+        return like if _same(like, self._pad(found[0], like)) else None
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:

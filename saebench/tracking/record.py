@@ -149,9 +149,11 @@ def dataset_inputs(data: DataConfig, info: Mapping[str, Any]) -> list[DatasetInp
         digest=str(info.get("digest") or hashlib.sha256(text.encode()).hexdigest())[:16],
         source_type="hf" if data.dataset.data_files is None else "local",
         source=json.dumps(source)[:60_000],
-        profile=json.dumps({k: info[k] for k in ("num_train", "num_holdout", "d_in") if info.get(k) is not None}),
+        profile=json.dumps(
+            {k: info[k] for k in ("num_train", "num_validation", "num_test", "d_in") if info.get(k) is not None}
+        ),
     )
-    return [DatasetInput(dataset, [InputTag("mlflow.data.context", "train and hold-out")])]
+    return [DatasetInput(dataset, [InputTag("mlflow.data.context", "train, validation and test")])]
 
 
 def _dataset_name(data: DataConfig) -> str:

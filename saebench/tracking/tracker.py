@@ -104,8 +104,9 @@ class Tracker:
     def start(self, info: Mapping[str, Any]) -> None:
         """Find the server, the experiment and the parent run, or make them; then put right what a dead scheduler left.
 
-        `info` is what lock.json holds; used are d_in, num_train, num_holdout, digest, git, versions, python, host,
-        description, and of the spec `data` and `search`. Raises PreflightError when the server does not answer.
+        `info` is what lock.json holds; used are d_in, num_train, num_validation, num_test, digest, git, versions,
+        python, host, description, and of the spec `data` and `search`. Raises PreflightError when the server does not
+        answer.
         """
         self.uri = resolve_uri(self._tracking)
         self._client = server.connect(self.uri)

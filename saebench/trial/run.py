@@ -30,7 +30,7 @@ from saebench.runs.paths import TrialPaths
 from saebench.saes import save_sae
 from saebench.trial import checkpoint
 from saebench.trial.metrics import Evaluation
-from saebench.trial.trainer import Training, evaluate
+from saebench.trial.trainer import Part, Training, evaluate
 from saebench.trial.usage import Speed, Usage, gpu_uuid
 
 if TYPE_CHECKING:
@@ -187,11 +187,11 @@ class _Trial:
         verdicts = [self.report(Event("eval", mark, values)) for mark in passed]
         return next((verdict for verdict in verdicts if verdict is not Verdict.GO), Verdict.GO)
 
-    def _measure(self, extra: tuple[str, ...]) -> Evaluation:
+    def _measure(self, extra: tuple[str, ...], part: Part = "validation") -> Evaluation:
         begin = time.monotonic()
         self.training.check()
         self.training.calibrate(self.store)
-        evaluation = evaluate(self.training.sae, self.store, extra)
+        evaluation = evaluate(self.training.sae, self.store, extra, part)
         finite(evaluation.values, self.training.samples)
         self.speed.pause(time.monotonic() - begin)
         return evaluation
@@ -201,12 +201,13 @@ class _Trial:
         evaluation = self._measure(self.config.extra_metrics)
         for mark in passed:
             self.report(Event("eval", mark, evaluation.values))
-        self._save(evaluation)
-        self.report(Event("done", self.budget, evaluation.values))
+        final = self._measure(self.config.extra_metrics, "test")
+        self._save(final)
+        self.report(Event("done", self.budget, evaluation.values | final.values))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 
     def _prune(self) -> None:
-        self._save(self._measure(()))
+        self._save(self._measure((), "test"))
         self.report(Event("left", self.training.samples, info={"why": "prune"}))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""Training one SAE: the step, what it remembers, and the evaluation on the hold-out.
+"""Training one SAE: the step, what it remembers, and the evaluation on texts that it never saw.
 
     training = Training.start(config, store, device)
     for step in train(training, store):              # ends at config.train.samples
@@ -13,8 +13,8 @@ latents, a few times per dead window.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, Self
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -41,6 +41,10 @@ _ODD = 0x1E3779B97F4A7C15
 """Spreads the bits of a row over its fingerprint."""
 
 
+Part = Literal["validation", "test"]
+"""Which texts an evaluation is made on."""
+
+
 class Store(Protocol):
     """What training needs of an activation store (stores.ActivationsStoreSBERT has it)."""
 
@@ -51,8 +55,10 @@ class Store(Protocol):
     def next_batch(self) -> Tensor: ...
     def sample(self, n: int) -> Tensor: ...
     def train_labels(self, n: int) -> list[Any] | None: ...
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]: ...
-    def holdout_labels(self) -> list[Any] | None: ...
+    def validation(self, batch_size: int = 8192) -> Iterator[Tensor]: ...
+    def validation_labels(self) -> list[Any] | None: ...
+    def test(self, batch_size: int = 8192) -> Iterator[Tensor]: ...
+    def test_labels(self) -> list[Any] | None: ...
 
 
 class DivergedError(FloatingPointError):
@@ -289,10 +295,11 @@ def train(training: Training, store: Store) -> Iterator[Step]:
 
 
 @torch.no_grad()
-def evaluate(sae: SAE, store: Store, extra: Sequence[str] = ()) -> Evaluation:
-    """Metrics on the whole hold-out, by the rule of inference, in the original space; changes nothing in `sae`."""
+def evaluate(sae: SAE, store: Store, extra: Sequence[str] = (), part: Part = "validation") -> Evaluation:
+    """Metrics on a whole part, by the rule of inference, in the original space; changes nothing in `sae`. Keys begin
+    with `eval/` for validation and with `test/` for test."""
     sums, extras = Sums(), Extras([name for name in extra if name != "probing"])
-    for batch in store.holdout():
+    for batch in store.test() if part == "test" else store.validation():
         for x in torch.split(batch.to(sae.b_dec.device), rows_per_chunk(sae.dict_size)):
             x_hat, latents = sae.reconstruct(x)
             sums.update(x, x_hat, latents)
@@ -300,17 +307,22 @@ def evaluate(sae: SAE, store: Store, extra: Sequence[str] = ()) -> Evaluation:
     result = sums.result()
     result.values.update(sae.inference_values() | extras.values())
     if "probing" in extra:
-        result.values.update(probe(sae, store))
+        result.values.update(probe(sae, store, part))
+    if part == "test":
+        values = {key.replace("eval/", "test/", 1): value for key, value in result.values.items()}
+        return replace(result, values=values)
     return result
 
 
-def probe(sae: SAE, store: Store) -> dict[str, float]:
+def probe(sae: SAE, store: Store, part: Part = "validation") -> dict[str, float]:
     """k-sparse probing of the codes, of the raw embeddings and of their principal components; empty without labels."""
     here = store.sample(probing.TRAIN_ROWS)
-    train_labels, test_labels = store.train_labels(probing.TRAIN_ROWS), store.holdout_labels()
+    train_labels = store.train_labels(probing.TRAIN_ROWS)
+    test_labels = store.test_labels() if part == "test" else store.validation_labels()
     if train_labels is None or test_labels is None:
         return {}
-    there = next(iter(store.holdout(probing.TEST_ROWS)))
+    rows = store.test(probing.TEST_ROWS) if part == "test" else store.validation(probing.TEST_ROWS)
+    there = next(iter(rows))
     components = probing.principal_components(here.cpu(), there.cpu())
     train = {"": _codes(sae, here), "_raw": here, "_pca": components[0]}
     test = {"": _codes(sae, there), "_raw": there, "_pca": components[1]}

@@ -84,7 +84,16 @@ def log_sweep(root: Path, uri: str) -> Tracker:
     paths.spec.write_text("name: glosses\n")
     write_json(paths.lock, {"name": "glosses"})
     tracker = Tracker(paths, TrackingConfig(uri=uri), "glosses", interval=0.02, share=1.0)
-    tracker.start({"spec": SPEC, "d_in": 384, "num_train": 5400, "num_holdout": 600, "digest": "0123456789abcdef"})
+    tracker.start(
+        {
+            "spec": SPEC,
+            "d_in": 384,
+            "num_train": 5400,
+            "num_validation": 200,
+            "num_test": 400,
+            "digest": "0123456789abcdef",
+        }
+    )
     for config, state in TRIALS:
         trial, of = paths.trial(config.number), Trial(config, state)
         write_json(trial.config, config.model_dump(mode="json"))

@@ -68,7 +68,7 @@ def test_plan_shows_strata_work_and_notes(spec: Path, tmp_path: Path) -> None:
         "up to 10,000 texts with nowhere/none (width not known before the model is loaded), once; not cached yet",
         str(tmp_path / "saebench-cache"),
         "100,000 examples per trial, at most 1,800,000 in all",
-        "20 times per trial, every 5,000 examples, on about 1,000 held-out texts; objective eval/fvu",
+        "20 times per trial, every 5,000 examples, on about 333 validation texts; objective eval/fvu",
         "asha: not among the best 1/3 at a rung",
     ):
         assert said in lines, said
@@ -104,7 +104,7 @@ def test_plan_takes_the_width_from_a_cached_corpus_and_says_that_nothing_is_enco
 ) -> None:
     import saebench.stores.cache as cache
 
-    entry = SimpleNamespace(directory=Path("/cache/entry"), d_in=48, num_train=900, num_holdout=100)
+    entry = SimpleNamespace(directory=Path("/cache/entry"), d_in=48, num_train=900, num_validation=40, num_test=60)
     monkeypatch.setattr(cache, "find", lambda data, folder: entry)  # noqa: ARG005 - the signature of find
     lines = " ".join(output("plan", spec, "--set", "sae[1]={type: batchtopk, k: 8, expansion_factor: 2}").split())
     assert "encode nothing: 1,000 texts are cached in /cache/entry (width 48)" in lines

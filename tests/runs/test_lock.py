@@ -17,7 +17,7 @@ import pytest
 
 from saebench.errors import LockedError, PreflightError, SpecError
 from saebench.runs.holder import describe, hold_sweep_dir, holder
-from saebench.runs.lock import check_unchanged, differences, git, is_extension, provenance, read_lock
+from saebench.runs.lock import check_unchanged, differences, git, is_extension, is_moved, provenance, read_lock
 from saebench.runs.paths import SweepPaths
 
 SPEC: dict[str, Any] = {
@@ -251,3 +251,23 @@ def test_a_lock_file_that_cannot_be_read_is_said(paths: SweepPaths) -> None:
     paths.lock.write_text("{")
     with pytest.raises(SpecError, match="cannot be read"):
         read_lock(paths)
+
+
+@pytest.mark.parametrize(
+    ("key", "old", "new", "moved"),
+    [
+        ("data.dataset.data_files", ["/a/t.csv", "/a/u.csv"], ["/b/c/t.csv", "/b/c/u.csv"], True),
+        ("data.dataset.data_files", "/a/t.csv", "/b/t.csv", True),
+        ("data.dataset.path", "/a/texts", "/b/texts", True),
+        ("data.model", "/a/model", "/b/model", True),
+        ("data.dataset.data_files", "/a/t.csv", "/a/u.csv", False),
+        ("data.dataset.data_files", ["/a/t.csv"], ["/a/t.csv", "/b/t.csv"], False),
+        ("data.model", "org/model", "other/model", False),
+        ("data.model", "org/model", "/a/model", False),
+        ("data.dataset.data_files", None, "/a/t.csv", False),
+        ("data.prompt", "/a/t", "/b/t", False),
+    ],
+)
+def test_a_project_that_moved_has_the_same_files(key: str, old: Any, new: Any, moved: bool) -> None:
+    assert is_moved(key, old, new) == moved
+    assert not moved or not is_moved(key, old, "/elsewhere/other")

@@ -34,10 +34,16 @@ class Glosses:
     def train_labels(self, n: int) -> list[Any] | None:  # noqa: ARG002 - a store's signature
         return None
 
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+    def validation(self, batch_size: int = 8192) -> Iterator[Tensor]:
         yield from self.rows.split(batch_size)
 
-    def holdout_labels(self) -> list[Any] | None:
+    def test(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        return self.validation(batch_size)
+
+    def test_labels(self) -> list[Any] | None:
+        return self.validation_labels()
+
+    def validation_labels(self) -> list[Any] | None:
         return None
 
 

@@ -56,19 +56,24 @@ def test_an_entry_holds_every_distinct_text_in_the_order_of_the_stream(
     assert sorted(p.name for p in entry.directory.iterdir()) == sorted(entry.manifest.names())
 
 
-def test_the_hold_out_is_decided_by_the_text_alone(corpus: Corpus, cache_dir: Path) -> None:
-    """The same texts, shuffled and with duplicates, are held out; about the share that was asked for."""
+def test_the_part_is_decided_by_the_text_alone(corpus: Corpus, cache_dir: Path) -> None:
+    """The same texts, shuffled and with duplicates, are in the same part; about the share that was asked for. Of 2,000
+    texts 400 are held out: a third for validation, two thirds for test."""
     texts = sentences(2_000)
     entries = [
         cache.build(corpus(rows, name, holdout=0.2), cache_dir)
         for name, rows in (("a.jsonl", texts), ("b.jsonl", [*texts[1_000:], *texts[::-1]]))
     ]
     for entry in entries:
-        held = {text.text for place, text in enumerate(entry.texts()) if place in set(entry.holdout_index.tolist())}
-        assert held == {text for text in texts if hash_text(text) < threshold(0.2)}
-        assert entry.num_train + entry.num_holdout == 2_000
-        assert abs(entry.num_holdout - 400) < 80
-        assert not set(entry.train_index.tolist()) & set(entry.holdout_index.tolist())
+        everything = [text.text for text in entry.texts()]
+        found = {part: {everything[i] for i in entry.index_of(part)} for part in ("train", "validation", "test")}
+        cut, end = threshold(0.2 * 2 / 3), threshold(0.2)
+        assert found["test"] == {text for text in texts if hash_text(text) < cut}
+        assert found["validation"] == {text for text in texts if cut <= hash_text(text) < end}
+        assert found["train"] == {text for text in texts if hash_text(text) >= end}
+        assert (len(found["validation"]), len(found["test"])) == (entry.num_validation, entry.num_test)
+        assert abs(entry.num_validation - 133) < 50
+        assert abs(entry.num_test - 267) < 70
 
 
 def test_unusable_texts_are_skipped_and_counted(corpus: Corpus, cache_dir: Path) -> None:
@@ -82,9 +87,9 @@ def test_unusable_texts_are_skipped_and_counted(corpus: Corpus, cache_dir: Path)
 
 
 def test_values_that_are_not_strings_are_skipped_and_counted(tmp_path: Path, corpus: Corpus, cache_dir: Path) -> None:
-    path = tmp_path / "mixed.csv"
-    path.write_text("text,n\nword,1\nother,2\n")
-    data = corpus([], dataset={"path": "csv", "data_files": str(path), "text_column": "n"})
+    path = tmp_path / "mixed.jsonl"
+    path.write_text('{"text": "word", "n": 1}\n{"text": "other", "n": 2}\n')
+    data = corpus([], dataset={"path": "json", "data_files": str(path), "text_column": "n"})
     with pytest.raises(DataError, match=r"no text in it \(2 rows read: 0 empty, 2 not strings\)"):
         cache.build(data, cache_dir)
 
@@ -112,7 +117,7 @@ def test_growing_encodes_only_what_is_new_and_shrinking_nothing(
     assert (rows_of(grown) == expected(texts[:250], inline)).all()
     found = cache.find(corpus(texts, num_examples=40), cache_dir)
     assert found is not None
-    assert (found.count, found.num_train + found.num_holdout) == (40, 40)
+    assert (found.count, found.num_train + found.num_validation + found.num_test) == (40, 40)
     assert (rows_of(small) == expected(texts[:100], inline)).all(), "an open view outlives the growth"
     everything = cache.build(corpus(texts), cache_dir)
     assert (everything.count, cache.find(corpus(texts, num_examples=999_999), cache_dir) is not None) == (400, True)
@@ -123,7 +128,11 @@ def test_another_share_of_hold_out_needs_no_encoding(corpus: Corpus, cache_dir: 
     cache.build(corpus(texts, holdout=0.1), cache_dir)
     entry = cache.find(corpus(texts, holdout=0.5), cache_dir)
     assert entry is not None
-    assert entry.num_holdout == sum(hash_text(text) < threshold(0.5) for text in texts)
+    assert entry.num_test + entry.num_validation == sum(hash_text(text) < threshold(0.5) for text in texts)
+    shares = cache.find(corpus(texts, holdout={"validation": 0.3, "test": 0.1}), cache_dir)
+    assert shares is not None
+    assert shares.num_test == sum(hash_text(text) < threshold(0.1) for text in texts)
+    assert shares.num_validation == sum(threshold(0.1) <= hash_text(text) < threshold(0.4) for text in texts)
 
 
 def test_labels_are_kept_and_asking_for_them_later_encodes_nothing(
@@ -131,12 +140,12 @@ def test_labels_are_kept_and_asking_for_them_later_encodes_nothing(
 ) -> None:
     texts = sentences(200)
     plain = cache.build(corpus(texts), cache_dir)
-    assert plain.labels(plain.holdout_index) is None
+    assert plain.labels(plain.test_index) is None
     seen = len(inline.seen)
     labelled = cache.build(corpus(texts, dataset={"label_column": "label"}), cache_dir)
     assert labelled.directory == plain.directory
     assert not set(inline.seen[seen:]) & set(texts)
-    assert labelled.labels(labelled.holdout_index) == [len(texts[i]) for i in labelled.holdout_index]
+    assert labelled.labels(labelled.test_index) == [len(texts[i]) for i in labelled.test_index]
 
 
 def test_a_finished_entry_is_found_without_reading_texts_or_loading_the_model(
@@ -374,7 +383,7 @@ def test_a_changed_dataset_under_the_same_name_is_encoded_again_where_it_changed
         (["a"], {"dataset": {"label_column": "y"}}, "label_column: y: no such column (there are: text, label)"),
         ([], {}, "no text in it (0 rows read: 0 empty, 0 not strings)"),
         ([{"text": " "}], {}, "no text in it (1 rows read: 1 empty, 0 not strings)"),
-        (["a"], {"dataset": {"split": "tset"}}, "Bad split: tset"),
+        (["a"], {"dataset": {"split": "tset"}}, "split: tset: files have one split, train"),
         (["a", "b nan c"], {}, "model hash-model: gives NaN or infinity for 1 texts, such as 'b nan c'"),
     ],
 )
@@ -400,13 +409,57 @@ def test_an_empty_file_is_said_to_be_empty(corpus: Corpus, cache_dir: Path, tmp_
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("inline")
+def test_a_stream_of_duplicates_shows_progress_and_hears_stop(corpus: Corpus, cache_dir: Path) -> None:
+    """Of a million equal rows one is kept: the listener is called while they are read, and may end the build."""
+    seen: list[Progress] = []
+
+    def listen(progress: Progress) -> None:
+        seen.append(progress)
+        if progress.stage == "texts" and "rows read" in progress.message:
+            raise KeyboardInterrupt
+
+    rows = ["the same text"] * 300_000
+    with pytest.raises(KeyboardInterrupt):
+        cache.build(corpus(rows), cache_dir, on_progress=listen)
+    assert (seen[-1].done, seen[-1].total) == (1, 1_000_000)
+    assert 1 < int(seen[-1].message.split("(")[1].split()[0].replace(",", "")) < 300_000
+
+
+@pytest.mark.usefixtures("small_pieces", "inline")
+def test_cut_texts_are_counted_also_by_a_build_that_was_interrupted(
+    corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The count of a piece is in its name: a later build takes it from there."""
+    from saebench.stores import tokens
+
+    plain = tokens.Tokens.__call__
+
+    def call(self: Any, texts: Any) -> Any:
+        found = plain(self, texts)
+        cut = np.array([text.endswith(("0", "5")) for text in texts])
+        return tokens.Tokenised(found.lengths, cut, found.features)
+
+    monkeypatch.setattr(tokens.Tokens, "__call__", call)
+    texts = sentences(150)
+    with monkeypatch.context() as patched:
+        patched.setattr(build.Build, "_merge", lambda *_: (_ for _ in ()).throw(DataError("killed")))
+        with pytest.raises(DataError, match="killed"):
+            cache.build(corpus(texts), cache_dir)
+    assert cache.build(corpus(texts), cache_dir).info["truncated"] == 30
+    assert cache.build(corpus(sentences(200)[:200], "u.jsonl"), cache_dir).info["truncated"] == 40
+
+
 def test_malformed_json_and_a_dataset_that_dies_half_way(
     corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = corpus(["a"])
     (tmp_path / "t.jsonl").write_text('{"text": "a"}\n{"text": "b"\n')
-    with pytest.raises(DataError, match=r"t\.jsonl \[train\]: .*JSON parse error"):
+    with pytest.raises(DataError, match=r"t\.jsonl \[train\]: line 2: not JSON: "):
         cache.build(data, cache_dir)
+
+    (tmp_path / "t.csv").write_text("text\na\n")
+    data = corpus(["a"], dataset={"path": "csv", "data_files": str(tmp_path / "t.csv")})
 
     class Dying:
         column_names = None
@@ -415,7 +468,7 @@ def test_malformed_json_and_a_dataset_that_dies_half_way(
             yield from ({"text": text} for text in sentences(30))
             raise ConnectionResetError("the line went dead")
 
-    monkeypatch.setattr("saebench.stores.texts._load", lambda _: Dying())
+    monkeypatch.setattr("saebench.stores.dataset._open", lambda *_: (Dying(), [], "csv"))
     with pytest.raises(DataError, match="failed after 30 rows: the line went dead"):
         cache.build(data, cache_dir)
     assert not [p for p in (cache_dir / "embeddings").iterdir() if p.is_dir()]

@@ -65,7 +65,7 @@ def test_build_tells_what_it_skipped(
     corpus([*sentences(60), sentences(60)[0], *({"text": text} for text in (None, " ", ""))])
     (tmp_path / "spec.yaml").write_text(SPEC)
     result = saebench("build", str(tmp_path / "spec.yaml"))
-    assert result.stdout.splitlines()[1:] == ["of 64 rows read, these were skipped: 1 duplicates, 3 empty"]
+    assert result.stdout.splitlines()[1:] == ["of 64 rows read, left out: 1 equal to an earlier text, 3 empty"]
 
 
 def test_gc_says_that_an_entry_is_in_use(saebench: Callable[..., Result], corpus: Callable[..., DataConfig]) -> None:

@@ -48,7 +48,7 @@ def test_rows_are_those_of_the_model_in_the_order_of_the_texts(encoder: Sentence
 
 
 def test_batches_are_of_similar_length_and_about_the_same_number_of_tokens(encoder: SentenceEncoder) -> None:
-    batches = list(encoder.batches(TEXTS))
+    batches = list(encoder.batches(encoder.tokenise(TEXTS)))
     lengths = encoder._tokens(TEXTS).lengths
     assert sorted(np.concatenate([index for index, _ in batches]).tolist()) == list(range(len(TEXTS)))
     longest = [int(lengths[index].max()) for index, _ in batches]

@@ -21,7 +21,7 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores import ActivationsStoreSBERT, DataExhausted, cache, open_store, tidy
 from saebench.stores.rows import PREFETCH, CachedRows
-from saebench.stores.texts import hash_text, threshold
+from saebench.stores.texts import Division, hash_text, threshold
 
 Corpus = Callable[..., DataConfig]
 
@@ -103,10 +103,12 @@ def test_empty_texts_are_skipped_and_duplicates_served(tmp_path: Path) -> None:
 def test_a_mapping_holds_texts_out_when_asked(tmp_path: Path) -> None:
     texts, model = sentences(200), HashModel()
     store = ActivationsStoreSBERT(model, mapping(tmp_path, texts, holdout=0.3))
-    held = [text for text in texts if hash_text(text) < threshold(0.3)]
-    assert torch.equal(torch.cat(list(store.holdout(7))), model.encode(held))
-    assert sum(map(len, serve_all(store))) == store.num_train == 200 - len(held)
-    assert store.num_holdout == len(held)
+    test = [text for text in texts if hash_text(text) < threshold(0.2)]
+    validation = [text for text in texts if threshold(0.2) <= hash_text(text) < threshold(0.3)]
+    assert torch.equal(torch.cat(list(store.test(7))), model.encode(test))
+    assert torch.equal(torch.cat(list(store.validation(7))), model.encode(validation))
+    assert sum(map(len, serve_all(store))) == store.num_train == 200 - len(test) - len(validation)
+    assert (store.num_validation, store.num_test) == (len(validation), len(test))
 
 
 def test_the_seed_of_the_store_decides_and_the_global_generator_does_not(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_an_epoch_is_every_training_row_once_and_epochs_differ(opened: Callable[
     store = opened(batch_size=30)
     texts = [text for text in sentences(300) if hash_text(text) >= threshold(0.1)]
     everything = rows_set(opened.model.encode(texts))  # type: ignore[attr-defined]
-    assert (store.num_train, store.num_holdout, store.d_in) == (len(texts), 300 - len(texts), 8)
+    assert (store.num_train, store.num_validation + store.num_test, store.d_in) == (len(texts), 300 - len(texts), 8)
     rows = torch.cat([store.next_batch() for _ in range(40)])
     epochs = [rows[i * len(texts) : (i + 1) * len(texts)] for i in range(3)]
     assert len(texts) % 30, "batches cross the ends of epochs"
@@ -194,7 +196,7 @@ def test_an_epoch_is_every_training_row_once_and_epochs_differ(opened: Callable[
 
 def test_batches_depend_on_the_seed_and_on_nothing_else(opened: Callable[..., Any]) -> None:
     one, two, other = opened(seed=5), opened(seed=5), opened(seed=6)
-    list(two.holdout())  # reading in between changes nothing
+    list(two.test())  # reading in between changes nothing
     two.sample(10)
     for _ in range(25):
         batch = one.next_batch()
@@ -235,18 +237,20 @@ def test_sample_is_a_function_of_the_data_only(opened: Callable[..., Any]) -> No
         assert len(store.sample(10_000)) == store.num_train
 
 
-def test_the_hold_out_comes_in_the_order_of_the_stream_with_its_labels(opened: Callable[..., Any]) -> None:
-    held = [text for text in sentences(300) if hash_text(text) < threshold(0.1)]
-    store = opened()
-    batches = list(store.holdout(7))
-    assert [len(batch) for batch in batches[:-1]] == [7] * (len(batches) - 1)
-    assert torch.equal(torch.cat(batches), opened.model.encode(held))  # type: ignore[attr-defined]
-    assert store.holdout_labels() == [len(text) for text in held]
+def test_a_part_comes_in_the_order_of_the_stream_with_its_labels(opened: Callable[..., Any]) -> None:
+    division = Division(0.1 / 3, 0.2 / 3)
+    for part in ("validation", "test"):
+        held = [text for text in sentences(300) if division.part(hash_text(text)) == part]
+        store = opened()
+        batches = list(getattr(store, part)(7))
+        assert [len(batch) for batch in batches[:-1]] == [7] * (len(batches) - 1)
+        assert torch.equal(torch.cat(batches), opened.model.encode(held))  # type: ignore[attr-defined]
+        assert getattr(store, f"{part}_labels")() == [len(text) for text in held]
 
 
 def test_without_a_label_column_there_are_no_labels(opened: Callable[..., Any]) -> None:
     store = opened(dataset={})
-    assert store.holdout_labels() is None
+    assert store.test_labels() is None
     assert store.train_labels(5) is None
 
 
@@ -265,7 +269,8 @@ def test_both_ways_serve_the_same_texts(corpus: Corpus, cache_dir: Path, inline:
     ]
     assert stores[0].num_train == stores[1].num_train
     assert torch.equal(stores[0].sample(50), stores[1].sample(50))
-    assert torch.equal(*[torch.cat(list(store.holdout())) for store in stores])
+    assert torch.equal(*[torch.cat(list(store.test())) for store in stores])
+    assert torch.equal(*[torch.cat(list(store.validation())) for store in stores])
 
 
 # --- out of the cache ------------------------------------------------------------------------------------------------
@@ -299,7 +304,7 @@ def test_a_complete_entry_is_served_without_a_model(
     seen = len(inline.seen)
     monkeypatch.setattr("saebench.stores.encoder._load", lambda *_: pytest.fail("the model was loaded"))
     store = open_store(data, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
-    store.next_batch(), store.sample(4), list(store.holdout())
+    store.next_batch(), store.sample(4), list(store.test())
     assert len(inline.seen) == seen
 
 
@@ -310,10 +315,10 @@ def test_an_open_store_outlives_the_growth_of_its_entry(corpus: Corpus, cache_di
     store = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
     twin = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
     expected = [twin.next_batch() for _ in range(10)]
-    labels = twin.holdout_labels()
+    labels = twin.test_labels()
     cache.build(corpus(texts, **changes), cache_dir)
     assert all(torch.equal(store.next_batch(), batch) for batch in expected)
-    assert store.holdout_labels() == labels
+    assert store.test_labels() == labels
     reopened = open_store(small, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
     assert all(torch.equal(reopened.next_batch(), batch) for batch in expected)
 
@@ -331,7 +336,7 @@ def test_an_open_store_outlives_any_number_of_growths_and_a_repair(corpus: Corpu
     next(folder.glob("00001-rows-*")).write_bytes(b"")
     cache.build(corpus(texts, num_examples=100, **changes), cache_dir)
     assert len(store.next_batch()) == 16
-    assert store.holdout_labels() == [len(text) for text in texts[:70] if hash_text(text) < threshold(0.1)]
+    assert store.test_labels() == [len(text) for text in texts[:70] if hash_text(text) < threshold(0.2 / 3)]
     del store
     assert {why for _, _, why in tidy.gc(cache_dir)} == {"left over"}
     found = cache.find(corpus(texts, num_examples=100, **changes), cache_dir)
@@ -395,7 +400,7 @@ def test_a_gpu_gets_the_same_batches(
     on_gpu = open_store(data, batch_size=100, seed=7, device="cuda:0", cache_dir=cache_dir)
     for _ in range(12):
         assert torch.equal(on_gpu.next_batch().cpu(), on_cpu.next_batch())
-    assert torch.equal(torch.cat(list(on_gpu.holdout(7))).cpu(), torch.cat(list(on_cpu.holdout(7))))
+    assert torch.equal(torch.cat(list(on_gpu.test(7))).cpu(), torch.cat(list(on_cpu.test(7))))
     assert torch.equal(on_gpu.sample(50).cpu(), on_cpu.sample(50))
     state = on_gpu.state_dict()
     ahead = list(islice(iter(on_gpu.next_batch, None), 3))
@@ -482,14 +487,14 @@ def test_rows_stay_on_the_gpu_where_they_fit_and_come_through_pinned_memory_wher
     on_cpu, on_gpu = (
         open_store(data, batch_size=100, seed=7, device=device, cache_dir=cache_dir) for device in ("cpu", "cuda")
     )
-    assert fake_gpu["on the GPU"] == (2 if resident else 0), "training rows and hold-out"
+    assert fake_gpu["on the GPU"] == (3 if resident else 0), "training, validation and test"
     assert fake_gpu["sent"] == (300 if resident else 0)
     before = fake_gpu.copy()
     for served in range(1, 13):
         assert torch.equal(on_gpu.next_batch(), on_cpu.next_batch())
         if not resident:
             assert fake_gpu["waited for"] == fake_gpu["kept for it"] == 100 * served, "the batch, not the one behind it"
-    assert torch.equal(torch.cat(list(on_gpu.holdout(7))), torch.cat(list(on_cpu.holdout(7))))
+    assert torch.equal(torch.cat(list(on_gpu.test(7))), torch.cat(list(on_cpu.test(7))))
     spent = fake_gpu - before
     if resident:
         assert spent["pinned"] == spent["sent, not waiting"] == 0
@@ -506,27 +511,27 @@ def test_rows_stay_on_the_gpu_where_they_fit_and_come_through_pinned_memory_wher
 # --- what `datasets` is asked for ------------------------------------------------------------------------------------
 
 
-def test_the_four_keys_reach_load_dataset_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_four_keys_reach_datasets_as_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     asked: list[Any] = []
 
-    def load_dataset(*args: Any, **options: Any) -> Any:
+    def load_dataset_builder(*args: Any, **options: Any) -> Any:
         asked.append((args, options))
         return plain(*args, **options)
 
-    plain = datasets.load_dataset
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    cfg = mapping(tmp_path, sentences(20))
-    files = {"validation": cfg["data_files"], "train": str(write_jsonl(tmp_path / "other.jsonl", ["a"]))}
-    store = ActivationsStoreSBERT(HashModel(), {**cfg, "data_files": files, "split": "validation"})
+    plain = datasets.load_dataset_builder
+    monkeypatch.setattr(datasets, "load_dataset_builder", load_dataset_builder)
+    for name, texts in (("one", sentences(20)), ("other", ["a"])):
+        (tmp_path / f"{name}.csv").write_text("\n".join(["text", *texts]))
+    files = {"validation": str(tmp_path / "one.csv"), "train": str(tmp_path / "other.csv")}
+    cfg = {**mapping(tmp_path, ["b"]), "dataset_path": "csv", "data_files": files}
+    store = ActivationsStoreSBERT(HashModel(), {**cfg, "split": "validation"})
     assert len(store.next_batch()) == 16
     [(args, options)] = asked
-    assert (args, options["data_files"]) == (("json", None), files)
-    assert (options["split"], options["streaming"]) == ("validation", True)
-    bad = {**cfg, "data_files": files, "text_column": "body"}
-    with pytest.raises(DataError, match=r"other\.jsonl \[train\]: text_column: body: no such column"):
-        ActivationsStoreSBERT(HashModel(), bad).next_batch()
+    assert (args, options["data_files"]) == (("csv", None), {"validation": [files["validation"]]})
+    with pytest.raises(DataError, match=r"other\.csv \[train\]: text_column: body: no such column"):
+        ActivationsStoreSBERT(HashModel(), {**cfg, "text_column": "body"}).next_batch()
 
 
 @pytest.mark.parametrize("key", ["num_examples", "model_batch_size", "num_batches_in_buffer", "batch_size"])
@@ -536,6 +541,86 @@ def test_sizes_of_a_mapping_are_above_zero(tmp_path: Path, key: str) -> None:
             ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a"], **{key: bad}))
     for good in (1e5, np.int64(3)):
         ActivationsStoreSBERT(HashModel(), mapping(tmp_path, ["a"], **{key: good}))
+
+
+@pytest.mark.parametrize("way", ["mapping", "cached", "streamed"])
+def test_texts_are_encoded_as_those_of_the_dataset_are(
+    tmp_path: Path, corpus: Corpus, cache_dir: Path, inline: HashModel, way: str
+) -> None:
+    """One text gave a row per letter, an empty list a traceback, and spaces other rows than the sweep's."""
+    if way == "mapping":
+        store = ActivationsStoreSBERT(inline, mapping(tmp_path, ["a", "b"]))
+    else:
+        data = corpus(sentences(60), cache=way == "cached")
+        store = open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir)
+    assert torch.equal(store.get_activations("An owl."), inline.encode(["An owl."]))
+    assert torch.equal(store.get_activations([" An\n owl. ", "\ud800"]), inline.encode(["An owl.", "?"]))
+    assert store.get_activations([]).shape == (0, 8)
+    for bad in ([None], [3], ["a", b"b"]):
+        with pytest.raises(DataError, match=r"^texts\[\d\]: .*: must be text"):
+            store.get_activations(bad)  # type: ignore[arg-type]
+
+
+def test_cleaning_can_be_switched_off(corpus: Corpus, cache_dir: Path, inline: HashModel) -> None:
+    texts = [f"def f():\n    return {i}\n" for i in range(60)]
+    plain = corpus(texts, dataset={"label_column": "label"})
+    asis = plain.model_copy(update={"clean": "none"})
+    entries = [cache.build(data, cache_dir) for data in (plain, asis)]
+    assert entries[0].key != entries[1].key
+    assert [text.text for text in entries[1].texts()] == texts
+    assert [text.text for text in entries[0].texts()] == [" ".join(text.split()) for text in texts]
+    store = open_store(asis, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir)
+    held = [texts[i] for i in entries[1].test_index]
+    assert torch.equal(store.get_activations(held), torch.cat(list(store.test())))
+    assert torch.equal(store.get_activations(held), inline.encode(held))
+
+
+@pytest.mark.parametrize("way", [True, False])
+def test_rows_are_float32_whatever_the_default_is(
+    corpus: Corpus,
+    cache_dir: Path,
+    inline: HashModel,  # noqa: ARG001
+    way: bool,
+) -> None:
+    data = corpus(sentences(80), cache=way)
+    cache.build(data, cache_dir)
+    expected = open_store(data, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        store = open_store(data, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
+        for _ in range(6):
+            batch = store.next_batch()
+            assert batch.dtype == torch.float32
+            assert torch.equal(batch, expected.next_batch())
+        assert store.sample(5).dtype == next(store.test()).dtype == torch.float32
+        assert store.get_activations([]).dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_part_that_got_no_text_is_one_line(corpus: Corpus, cache_dir: Path) -> None:
+    """Shares are shares of hashes: of these three texts none is tested on."""
+    texts = [text for text in sentences(40) if hash_text(text) >= threshold(0.2 / 3)][:3]
+    data = corpus(texts)
+    entry = cache.build(data, cache_dir)
+    rule = (
+        r"^data\.holdout: the (validation|test) part is empty: 0\.\d+ of 3 texts, chosen by their hash; give more texts"
+    )
+    with pytest.raises(DataError, match=rule):
+        entry.check(data)
+    streamed = data.model_copy(update={"cache": False})
+    with pytest.raises(DataError, match=rule):
+        open_store(streamed, batch_size=1, seed=0, device="cpu", cache_dir=cache_dir)
+
+
+def test_a_model_that_gives_every_text_the_same_row_is_one_line(
+    corpus: Corpus, cache_dir: Path, inline: HashModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inline, "row", lambda _: torch.ones(8))
+    data = corpus(sentences(100))
+    with pytest.raises(DataError, match=r"^model hash-model: gives the same embedding for the first \d+ of \d+ train"):
+        cache.build(data, cache_dir).check(data)
 
 
 @pytest.mark.parametrize("share", [1.0, 1.5, -0.1, float("nan")])

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from saebench.config import DatasetConfig
 from saebench.errors import DataError
 from saebench.hub import dataset_out_of_reach
-from saebench.stores import texts
-from saebench.stores.texts import Counts, clean, hash_text, select, stream, threshold
+from saebench.stores import dataset as module
+from saebench.stores.dataset import stream
+from saebench.stores.texts import Counts, clean, hash_text, select, threshold
 
 
 @pytest.mark.parametrize(
@@ -90,14 +91,14 @@ def test_without_a_network_a_dataset_that_is_not_cached_is_refused_at_once(
 def test_a_dataset_that_a_cache_may_hold_is_left_to_the_loader(nobody: str, cached: str, tmp_path: Path) -> None:
     (tmp_path / cached).mkdir(parents=True)
     assert dataset_out_of_reach("org/MyTexts") is not None, nobody
-    texts._refuse_out_of_reach(DatasetConfig(path="org/MyTexts"))
+    module._refuse_out_of_reach(DatasetConfig(path="org/MyTexts"))
 
 
 def test_folders_and_formats_need_no_hub(nobody: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: object) -> str:
         raise AssertionError(nobody)
 
-    monkeypatch.setattr(texts, "dataset_out_of_reach", ask)
+    monkeypatch.setattr(module, "dataset_out_of_reach", ask)
     (tmp_path / "own" / "texts").mkdir(parents=True)
     (tmp_path / "own" / "texts" / "a.csv").write_text("text\na cat\n")
     monkeypatch.chdir(tmp_path)

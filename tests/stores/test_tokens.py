@@ -78,6 +78,55 @@ def test_a_model_that_does_more_than_pad_makes_its_own(minilm: Any, habit: Any) 
     assert_alike(tokens(TEXTS).features(index), Other().preprocess([TEXTS[2], TEXTS[0]]))
 
 
+LONG = [
+    "a word or two " * 40_000,
+    "Ünïcode und mehr, " * 20_000,
+    "\u4e2d\u6587" * 50_000,
+    "x" * 100_000,
+    "ab" * 100_000 + " end",
+    " ".join(sentences(3_000)),
+]
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_long_texts_are_cut_before_they_are_tokenised_and_nothing_changes(
+    minilm: Any, side: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(minilm.tokenizer, "truncation_side", side)
+    whole = minilm.preprocess(LONG, prompt=None)
+    tokens = Tokens(minilm, None)
+    window = tokens(LONG)
+    assert_alike(window.features(np.arange(len(LONG))), whole)
+    short = [tokens._shortened(text) for text in LONG]
+    assert max(len(text) for text in (*short[:3], short[5])) <= 8_192
+    assert window.truncated.tolist() == [True, True, True, False, False, True], "a long word is one token"
+
+
+def test_a_text_of_five_megabytes_takes_no_more_memory_than_its_beginning(minilm: Any) -> None:
+    """It took 713 MB. Only what the tokenizer is given counts here."""
+    given: list[int] = []
+
+    class Watched:
+        def __call__(self, texts: Any, **options: Any) -> Any:
+            given.append(len(texts) if isinstance(texts, str) else max(map(len, texts)))
+            return minilm.tokenizer(texts, **options)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(minilm.tokenizer, name)
+
+    tokens = Tokens(minilm, None)
+    tokens._tokenizer = lambda: Watched()  # type: ignore[method-assign]
+    assert int(tokens(["one word after another " * 220_000]).lengths[0]) == 256
+    assert max(given) < 10_000
+
+
+def test_texts_that_are_cut_at_the_limit_are_counted_and_full_ones_are_not(minilm: Any) -> None:
+    """254 words and two tokens of the model's own are its limit of 256."""
+    window = Tokens(minilm, None)(["one " * 254, "one " * 255, "one", "one " * 100_000])
+    assert window.lengths.tolist() == [256, 256, 3, 256]
+    assert window.truncated.tolist() == [False, True, False, True]
+
+
 def test_a_model_without_a_usual_tokenizer_makes_its_own() -> None:
     model = HashModel()
     window = Tokens(model, None)(["four", "eight by"])

@@ -55,13 +55,19 @@ class Rows:
     def sample(self, n: int) -> Tensor:
         return self.train[:n]
 
-    def holdout(self, batch_size: int = 8192) -> Iterator[Tensor]:
+    def validation(self, batch_size: int = 8192) -> Iterator[Tensor]:
         yield from self.rows.split(batch_size)
 
     def train_labels(self, n: int) -> list[Any] | None:
         return [int(row[0] > 0) for row in self.train[:n]]
 
-    def holdout_labels(self) -> list[Any] | None:
+    def test(self, batch_size: int = 8192) -> Iterator[Tensor]:
+        return self.validation(batch_size)
+
+    def test_labels(self) -> list[Any] | None:
+        return self.validation_labels()
+
+    def validation_labels(self) -> list[Any] | None:
         return [int(row[0] > 0) for row in self.rows]
 
 

@@ -107,7 +107,13 @@ def test_an_undisturbed_trial_tells_its_whole_story(tmp_path: Path) -> None:
     assert steps[:4] == [128, 256, 320, 448]  # the first steps past 100, 200, 300, 400
     assert (steps[-1], len(steps)) == (2000, 20)
     assert (told[-1].type, told[-1].samples) == ("done", 2000)
-    assert told[-1].values == told[-2].values
+    final = told[-1].values
+    assert {key: value for key, value in final.items() if not key.startswith("test/")} == told[-2].values
+    assert {key.removeprefix("test/") for key in final if key.startswith("test/")} == {
+        key.removeprefix("eval/") for key in told[-2].values
+    }, "the same metrics on both parts"
+    assert not [key for event in told[:-1] for key in event.values if key.startswith("test/")], "once, at the end"
+    assert final["test/fvu"] != final["eval/fvu"]
     assert told[0].info["threads"] == torch.get_num_threads()
 
 
@@ -115,14 +121,14 @@ def test_what_a_trial_leaves_behind(tmp_path: Path) -> None:
     values = run(config(), tmp_path)[-1].values
     sae = load_sae(tmp_path / "sae")
     evaluation = load_file(tmp_path / "evaluation.safetensors")
-    rows = torch.cat(list(RowsStore(64, 5).holdout()))
+    rows = torch.cat(list(RowsStore(64, 5).test()))
     with torch.no_grad():
         error = (sae(rows) - rows).square().sum(1)
     torch.testing.assert_close(evaluation["squared_error"], error, rtol=1e-4, atol=1e-6)
-    assert evaluation["squared_error"].double().mean().item() / 16 == pytest.approx(values["eval/mse"])
+    assert evaluation["squared_error"].double().mean().item() / 16 == pytest.approx(values["test/mse"])
     assert {name: (t.dtype, tuple(t.shape)) for name, t in evaluation.items()} == {
-        "squared_error": (torch.float32, (200,)),
-        "l0": (torch.int32, (200,)),
+        "squared_error": (torch.float32, (100,)),
+        "l0": (torch.int32, (100,)),
         "firing": (torch.int64, (48,)),
     }
     assert int(evaluation["l0"].sum()) == int(evaluation["firing"].sum())
@@ -136,8 +142,11 @@ class LabelledRows(RowsStore):
     def train_labels(self, n: int) -> list[bool]:  # type: ignore[override]
         return (self.sample(n)[:, 0] > 0).tolist()
 
-    def holdout_labels(self) -> list[bool]:  # type: ignore[override]
-        return (next(self.holdout())[:, 0] > 0).tolist()
+    def validation_labels(self) -> list[bool]:  # type: ignore[override]
+        return (next(self.validation())[:, 0] > 0).tolist()
+
+    def test_labels(self) -> list[bool]:  # type: ignore[override]
+        return (next(self.test())[:, 0] > 0).tolist()
 
 
 def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,9 +155,11 @@ def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, m
     told = run(config().model_copy(update={"extra_metrics": extra}), tmp_path)
     first, last, done = next(e for e in told if e.type == "eval"), told[-2], told[-1]
     sizes = [*(f"k{k}{suffix}" for k in (1, 5, 20) for suffix in ("", "_raw", "_pca")), "all_raw"]
-    added = {f"eval/probing_{score}_{size}" for score in ("auc", "accuracy") for size in sizes}
-    assert done.values.keys() - first.values.keys() == added | {f"eval/{name}" for name in extra[:2]}
-    assert last.values == done.values
+    added = {f"probing_{score}_{size}" for score in ("auc", "accuracy") for size in sizes} | set(extra[:2])
+    assert last.values.keys() - first.values.keys() == {f"eval/{name}" for name in added}
+    tested = {key for key in done.values if key.startswith("test/")}
+    assert tested == {key.replace("eval/", "test/") for key in last.values}
+    assert last.values.items() <= done.values.items()
     assert {key for keys in FINAL_METRICS.values() for key in keys} <= done.values.keys()
     assert done.values["eval/probing_auc_k1_raw"] == 1, "one raw coordinate tells the class, by the definition of it"
     assert {"eval/cosine", "eval/cosine_p5"} <= first.values.keys() & EVAL_METRICS.keys()
@@ -178,7 +189,7 @@ def test_a_pruned_trial_keeps_its_sae(tmp_path: Path) -> None:
     told = run(config(), tmp_path, lambda event: Verdict.PRUNE if event.samples == 1000 else Verdict.GO)
     assert (told[-1].type, told[-1].samples, told[-1].info) == ("left", 1024, {"why": "prune"})
     assert load_sae(tmp_path / "sae").dict_size == 48
-    assert load_file(tmp_path / "evaluation.safetensors")["squared_error"].shape == (200,)
+    assert load_file(tmp_path / "evaluation.safetensors")["squared_error"].shape == (100,), "the test part"
 
 
 def test_a_verdict_at_the_end_of_the_budget_changes_nothing(tmp_path: Path) -> None:
