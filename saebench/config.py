@@ -363,5 +363,5 @@ class TrialConfig(Config):
     """Budget and optimiser."""
     extra_metrics: tuple[str, ...] = ()
     """Embedding-aware metrics to compute at the end."""
-    embeddings: str | None = None
+    cache_key: str | None = None
     """Key of the cache entry that the sweep began with, whatever became of the texts since; null: the one of `data`."""

@@ -65,7 +65,7 @@ class Plan:
     d_in: int | None
     """Width of the embeddings; None where only loading the model would tell."""
     strata: tuple[Stratum, ...]
-    embeddings: str | None = None
+    cache_key: str | None = None
     """Key of the cache entry that every trial trains on; None before there is one."""
 
     @property
@@ -133,7 +133,7 @@ class Plan:
                 sae=SAE_CONFIGS[stratum.type](**sae),
                 train=TrainConfig(**{**values, "eval_every": self.eval_every}),
                 extra_metrics=spec.eval.metrics if spec.eval.extra == "final" else (),
-                embeddings=self.embeddings,
+                cache_key=self.cache_key,
             )
         except ValidationError as error:
             raise SpecError(f"{stratum.id}: {rule_of(error)}") from None
@@ -182,14 +182,14 @@ class Plan:
         return tuple(found)
 
 
-def make_plan(spec: SweepSpec, d_in: int | None = None, embeddings: str | None = None) -> Plan:
+def make_plan(spec: SweepSpec, d_in: int | None = None, cache_key: str | None = None) -> Plan:
     """The plan of a spec. `d_in` is the width of the embeddings, looked up without loading the model where it is not
-    given; `embeddings` the key of their cache entry. Raises SpecError where the spec does not fit that width."""
+    given; `cache_key` names their cache entry. Raises SpecError where the spec does not fit that width."""
     d_in = d_in if d_in is not None else embedding_width(spec.data.model, spec.data.revision)
     problems = check(Draft(spec, tuple(enumerate(spec.sae)), d_in))
     if problems:
         raise SpecError("\n".join(f"{spec.name}: {key}: {rule}" for key, rule in problems))
-    return Plan(spec, d_in, tuple(stratum for arm in spec.sae for stratum in _strata(spec, arm, d_in)), embeddings)
+    return Plan(spec, d_in, tuple(stratum for arm in spec.sae for stratum in _strata(spec, arm, d_in)), cache_key)
 
 
 def cardinality(space: Mapping[str, Choices | Range]) -> float:

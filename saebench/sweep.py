@@ -265,7 +265,7 @@ class _Sweep:
         for sentence in corpus.sentences(entry.info):
             self._view.note(sentence)
         counts = {"d_in": entry.d_in, **parts}
-        return {**counts, "digest": entry.key, "data": entry.info}
+        return {**counts, "digest": entry.cache_key, "data": entry.info}
 
     def _encoding(self, progress: Any) -> None:
         if self._paths.stop.exists():

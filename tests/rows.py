@@ -71,7 +71,9 @@ class RowsStore:
         self._epoch, self._at = state["epoch"], state["at"]
 
 
-def open_rows(data: object, *, batch_size: int, seed: int, device: str, cache_dir: object, key: object) -> RowsStore:
+def open_rows(
+    data: object, *, batch_size: int, seed: int, device: str, cache_dir: object, cache_key: object
+) -> RowsStore:
     """In the place of `saebench.stores.open_store`."""
-    del data, cache_dir, key
+    del data, cache_dir, cache_key
     return RowsStore(batch_size, seed, device=device)

@@ -445,10 +445,10 @@ def test_a_column_that_is_not_there_leaves_nothing_behind(
 def embeddings(monkeypatch: pytest.MonkeyPatch, num_train: int) -> SimpleNamespace:
     """What the cache is said to hold, without encoding a text; the test may change it."""
     entry = SimpleNamespace(
-        num_train=num_train, num_validation=1, num_test=2, d_in=384, key="0123", info={}, check=lambda _: None
+        num_train=num_train, num_validation=1, num_test=2, d_in=384, cache_key="0123", info={}, check=lambda _: None
     )
     monkeypatch.setattr("saebench.stores.cache.build", lambda *_: entry)
-    monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.key))
+    monkeypatch.setattr("saebench.stores.cache.entry_folder", lambda *_: Path("embeddings", entry.cache_key))
     return entry
 
 
@@ -471,15 +471,15 @@ def test_other_embeddings_than_at_the_beginning_are_refused(
     entry = embeddings(monkeypatch, num_train=100)
     given = spec(data__cache=True, seeds=[0])
     assert sweep(given, threads=True).ok
-    assert {c.embeddings for t in SweepPaths(tmp_path / "runs" / "toy").trials() if (c := read_config(t))} == {"0123"}
-    entry.key = "4567"
+    assert {c.cache_key for t in SweepPaths(tmp_path / "runs" / "toy").trials() if (c := read_config(t))} == {"0123"}
+    entry.cache_key = "4567"
     for extend in (False, True):
         seeds = [0, 1] if extend else [0]
         with pytest.raises(
             PreflightError, match="began with other texts or another model: embeddings 0123, now they are 4567"
         ):
             sweep(spec(data__cache=True, seeds=seeds), threads=True, extend=extend)
-    entry.key = "0123"
+    entry.cache_key = "0123"
     assert sweep(spec(data__cache=True, seeds=[0, 1]), threads=True, extend=True).ok
 
 

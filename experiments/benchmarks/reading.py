@@ -41,9 +41,9 @@ def make_entry(data: DataConfig, cache_dir: Path) -> None:
         for kind, array in arrays.items():
             files[kind] = write_file(folder, f"{number:05d}-{kind}", ".npy", partial(np.save, arr=array))
         shards.append(Shard(count=count, encoded=count, encoded_digest=digest_of(hashes), **files))
-    key = keys.describe(data, cache_dir)
+    identity = keys.identity_of(data, cache_dir)
     Manifest(
-        key=key, named={}, label_column=None, cap=data.num_examples, counts={}, d_in=384, shards=tuple(shards)
+        identity=identity, named={}, label_column=None, cap=data.num_examples, counts={}, d_in=384, shards=tuple(shards)
     ).write(folder)
 
 

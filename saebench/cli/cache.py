@@ -168,11 +168,11 @@ def _row(listed: Listed) -> dict[str, Any]:
         **row,
         "model": manifest.named.get("model", "?"),
         "dataset": manifest.named.get("dataset", "?"),
-        "settings": _settings(manifest.key),
+        "settings": _settings(manifest.identity),
         "counts": manifest.counts,
         "texts": manifest.count,
         "d_in": manifest.d_in,
-        "type": manifest.key.get("dtype", "?"),
+        "type": manifest.identity.get("dtype", "?"),
         "state": "being built" if listed.building else whole,
     }
 

@@ -49,8 +49,10 @@ precision moves them by a tenth of that."""
 class Build:
     """One call of `cache.build` that found work to do; holds the entry's lock."""
 
-    def __init__(self, data: DataConfig, folder: Path, key: dict[str, Any], devices: Sequence[str], tell: Tell) -> None:
-        self.data, self.folder, self.key, self.tell = data, folder, key, tell
+    def __init__(
+        self, data: DataConfig, folder: Path, identity: dict[str, Any], devices: Sequence[str], tell: Tell
+    ) -> None:
+        self.data, self.folder, self.identity, self.tell = data, folder, identity, tell
         self.parts = folder / "parts"
         self.inbox: Inbox = queue.SimpleQueue()
         self.devices = list(devices) or ["cpu"]
@@ -73,7 +75,7 @@ class Build:
 
     def _sound(self, manifest: Manifest | None) -> tuple[Manifest | None, bool]:
         """The manifest without rows whose file is damaged, and whether its texts will do."""
-        if manifest is None or manifest.key != self.key:
+        if manifest is None or manifest.identity != self.identity:
             if (self.folder / MANIFEST).exists():
                 self._warn(f"{self.folder.name}/{MANIFEST} is damaged: everything is read and encoded again")
             return None, False
@@ -109,7 +111,7 @@ class Build:
         reading.mkdir()
         try:
             found = self._read(reading, cap)
-            self._check_key()
+            self._check_identity()
             shards = [Shard.model_validate(one) for one in found["shards"]]
             for file in (file for shard in shards for file in shard.files()):
                 (reading / file.name).replace(self.folder / file.name)
@@ -117,7 +119,7 @@ class Build:
             shutil.rmtree(reading, ignore_errors=True)
         kept = dict(enumerate(old.shards)) if old else {}
         manifest = Manifest(
-            key=self.key,
+            identity=self.identity,
             named={"model": self.data.model, "dataset": place(self.data.dataset).removeprefix("dataset ")},
             label_column=self.data.dataset.label_column,
             cap=cap,
@@ -208,7 +210,7 @@ class Build:
             said = {"d_in": self.encoders.d_in, "encoder": self.encoders.info, "fingerprint": self.encoders.fingerprint}
             manifest = manifest.model_copy(update=said)
             manifest.write(self.folder)
-        self._check_key()
+        self._check_identity()
         self._check_model(manifest)
         return manifest
 
@@ -277,11 +279,11 @@ class Build:
             sizes = f"{rows:,} embeddings need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
             raise DataError(f"cache {self.folder.parent}: {sizes}")
 
-    def _check_key(self) -> None:
+    def _check_identity(self) -> None:
         """Whether dataset and model are still what the entry is named by."""
-        now = keys.describe(self.data, self.folder.parents[1])
-        if now != self.key:
-            what = f"model {self.data.model}" if now["model"] != self.key["model"] else place(self.data.dataset)
+        now = keys.identity_of(self.data, self.folder.parents[1])
+        if now != self.identity:
+            what = f"model {self.data.model}" if now["model"] != self.identity["model"] else place(self.data.dataset)
             raise DataError(f"{what}: changed while it was read; start again")
 
     def _check_model(self, manifest: Manifest) -> None:

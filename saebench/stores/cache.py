@@ -49,11 +49,11 @@ log = logging.getLogger("saebench")
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
-def find(data: DataConfig, cache_dir: Path, key: str | None = None) -> CacheEntry | None:
+def find(data: DataConfig, cache_dir: Path, cache_key: str | None = None) -> CacheEntry | None:
     """The complete entry for `data`, or None; `gc` leaves it alone while the result lives. Where its key is given, its
     files are not looked at, so that they may have changed since. Raises DataError where a local data file is not
     there."""
-    folder = entry_folder(data, cache_dir) if key is None else cache_dir / "embeddings" / key
+    folder = entry_folder(data, cache_dir) if cache_key is None else cache_dir / "embeddings" / cache_key
     if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
         return None
     hold = Hold(beside(folder, ".used"))  # before looking, so that gc cannot come between
@@ -87,7 +87,7 @@ def build(
     entry = _encoded(data.model_copy(update={"deduplicate": None}), cache_dir, devices, tell)
     if data.deduplicate is not None:
         _find_near_duplicates(entry, data.deduplicate, tell)
-        entry = find(data, cache_dir, entry.key) or _changed(entry.directory)
+        entry = find(data, cache_dir, entry.cache_key) or _changed(entry.directory)
     return _with_twins(entry, tell)
 
 
@@ -101,9 +101,9 @@ def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: Te
         entry = find(data, cache_dir)  # while we waited, somebody else may have built it
         if entry is None or not _is_tidy(folder) or not _is_sound(entry, tell):
             entry = None  # nobody reads it here, and what it outgrows may go
-            described = keys.describe(data, cache_dir)
+            identity = keys.identity_of(data, cache_dir)
             try:
-                Build(data, folder, described, devices, tell).run()
+                Build(data, folder, identity, devices, tell).run()
             except OSError as error:
                 raise DataError(f"cache {folder}: cannot be written: {one_line(error)}") from error
             entry = find(data, cache_dir)
@@ -115,7 +115,7 @@ def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: Te
 
 def entry_folder(data: DataConfig, cache_dir: Path) -> Path:
     """Where the entry for `data` lives."""
-    return cache_dir / "embeddings" / keys.digest(keys.describe(data, cache_dir))
+    return cache_dir / "embeddings" / keys.cache_key(keys.identity_of(data, cache_dir))
 
 
 def _changed(folder: Path) -> NoReturn:

@@ -56,8 +56,8 @@ class Written:
         return [file for _, _, file in self.shards] + ([self.ahead[1]] if self.ahead else [])
 
     @classmethod
-    def read(cls, folder: Path, identity: Mapping[str, Any]) -> Self:
-        """Nothing where there is no manifest. Raises DataError for a store of another `identity` (shape and type), and
+    def read(cls, folder: Path, layout: Mapping[str, Any]) -> Self:
+        """Nothing where there is no manifest. Raises DataError for a store of another `layout` (shape and type), and
         where the manifest or the size of a file is not what was written."""
         path = folder / MANIFEST
         if not path.exists():
@@ -66,7 +66,7 @@ class Written:
             content = unseal(path.read_bytes())
         except ValueError as error:
             raise DataError(f"{path}: damaged: {error}") from error
-        for key, value in identity.items():
+        for key, value in layout.items():
             if content.get(key) != value:
                 raise DataError(f"{path}: {key}: the store has {content.get(key)!r}, not {value!r}")
         shards = tuple((one.pop("start"), one.pop("end"), File(**one)) for one in content["shards"])
@@ -77,10 +77,10 @@ class Written:
                 raise DataError(f"{folder / file.name}: missing or truncated (it had {file.bytes:,} bytes)")
         return written
 
-    def write(self, folder: Path, identity: Mapping[str, Any]) -> None:
+    def write(self, folder: Path, layout: Mapping[str, Any]) -> None:
         shards = [{"start": start, "end": end, **file.model_dump()} for start, end, file in self.shards]
         ahead = {"start": self.ahead[0], **self.ahead[1].model_dump()} if self.ahead else None
-        write_text(folder / MANIFEST, seal({**identity, "shards": shards, "ahead": ahead}))
+        write_text(folder / MANIFEST, seal({**layout, "shards": shards, "ahead": ahead}))
 
 
 def write_tensors(folder: Path, stem: str, tensors: Mapping[str, Tensor]) -> File:

@@ -183,7 +183,7 @@ class DiskActivationStore(ActivationStore):
         self._maps.append(self._map(file, count))
         for pending in self._memory:
             pending.drop(count)
-        self._files.write(self.storage_path, self._identity())
+        self._files.write(self.storage_path, self._layout())
 
     def _write_ahead(self) -> None:
         """Rows that wait for partners go to a file of their own."""
@@ -194,7 +194,7 @@ class DiskActivationStore(ActivationStore):
         )
         self._files = Written(before.shards, new)
         if before != self._files or before.shards:
-            self._files.write(self.storage_path, self._identity())
+            self._files.write(self.storage_path, self._layout())
         remove_strays(self.storage_path, self._files.files)
 
     # --- reading -----------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ class DiskActivationStore(ActivationStore):
         if self._last is not None:
             self._last.result()
 
-    def _identity(self) -> dict[str, Any]:
+    def _layout(self) -> dict[str, Any]:
         n_components, n_neurons = self._shape
         return {"n_neurons": n_neurons, "n_components": n_components, "dtype": str(self._dtype).removeprefix("torch.")}
 
@@ -282,7 +282,7 @@ class DiskActivationStore(ActivationStore):
     def _open(self) -> None:
         """Read the manifest, check sizes, map the shards."""
         self._forget()
-        self._files = Written.read(self.storage_path, self._identity())
+        self._files = Written.read(self.storage_path, self._layout())
         self._maps = [self._map(file, end - start) for start, end, file in self._files.shards]
         if self._files.ahead is not None:
             start, file = self._files.ahead

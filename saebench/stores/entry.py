@@ -77,9 +77,10 @@ class Shard(Config):
 class Manifest(Config):
     """What an entry holds."""
 
-    key: dict[str, Any]
+    identity: dict[str, Any]
+    """All that decides what the rows are (see keys.py)."""
     named: dict[str, str]
-    """Model and dataset as they were called, for people: the key may know them by their content only."""
+    """Model and dataset as they were called, for people: the identity may know them by their content only."""
     label_column: str | None
     cap: int
     """num_examples when the texts were read."""
@@ -177,7 +178,7 @@ class CacheEntry:
             "model_revision": data.revision,
             "dataset": data.dataset.path,
             "dataset_revision": data.dataset.revision,
-            "key": folder.name,
+            "cache_key": folder.name,
         }
         if keep is not None:
             info |= {"near_duplicate": int((~keep).sum()), "deduplicate": data.deduplicate}
@@ -185,7 +186,7 @@ class CacheEntry:
         return cls(folder, manifest.d_in, train, validation, test, info, manifest, count, division, keep, hold)
 
     @property
-    def key(self) -> str:
+    def cache_key(self) -> str:
         return self.directory.name
 
     @property

@@ -1,9 +1,11 @@
-"""The key of a cache entry: everything that decides what the embeddings are, and nothing else.
+"""The identity of a cache entry: everything that decides what the embeddings are, and nothing else; and its digest, the
+cache key, which names the entry.
 
-In the key: the model and its revision, prompt, normalisation, max_seq_length, arithmetic and stored type; the dataset,
-its configuration, files, split, revision and text column. Local files and model folders count by their content, not by
-their path. Not in the key, because one entry serves them all: num_examples (a prefix of the stream), holdout (decided
-by each text's hash), the label column, and encode_batch_size (which moves the last bits at most).
+In the identity: the model and its revision, cleaning, prompt, normalisation, max_seq_length, arithmetic and stored
+type; the dataset, its configuration, files, split, revision, text column, delimiter and encoding. Local files and model
+folders count by their content, not by their path. Not in it, because one entry serves them all: num_examples (a prefix
+of the stream), holdout (decided by each text's hash), deduplicate (decided by the rows), the label column, and
+encode_batch_size (which moves the last bits at most).
 """
 
 from __future__ import annotations
@@ -23,13 +25,13 @@ from saebench.runs.durable import write_json
 from saebench.stores.dataset import expand, place
 
 FORMAT = 2
-"""Raised when the layout of an entry or the cleaning of texts changes: older entries are then another key."""
+"""Raised when the layout of an entry or the cleaning of texts changes: older entries then have another key."""
 _UNSETTLED_NS = 2_000_000_000
 """A file changed less than this long ago may change again without its time stamp moving; its digest is not kept."""
 
 
-def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
-    """The key in words. Raises DataError for a local file that is not there or cannot be read."""
+def identity_of(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
+    """All that decides what the embeddings are. Raises DataError for a local file that is missing or unreadable."""
     model = Path(os.path.expanduser(data.model))
     try:
         dataset = _dataset(data.dataset, cache_dir)
@@ -50,9 +52,9 @@ def describe(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
     }
 
 
-def digest(described: dict[str, Any]) -> str:
-    """The key itself: 20 hexadecimal digits, the name of the entry's folder."""
-    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:20]
+def cache_key(identity: dict[str, Any]) -> str:
+    """The name of an entry and its folder: 20 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:

@@ -83,19 +83,19 @@ class CachedRows:
 
     def state_dict(self) -> dict[str, Any]:
         """Enough to go on exactly here."""
-        return {"kind": "cached", **self._identity(), "position": self._position}
+        return {"kind": "cached", **self._settings(), "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises DataError where the state is of other data or another seed."""
-        for key, value in {"kind": "cached", **self._identity()}.items():
+        for key, value in {"kind": "cached", **self._settings()}.items():
             if state.get(key) != value:
                 raise DataError(f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}")
         self._position = int(state["position"])
         self._coming = None
 
-    def _identity(self) -> dict[str, Any]:
+    def _settings(self) -> dict[str, Any]:
         entry = self.entry
-        return {"key": entry.key, "count": entry.count, "train": self.num_train, "seed": self.seed}
+        return {"cache_key": entry.cache_key, "count": entry.count, "train": self.num_train, "seed": self.seed}
 
     # --- which rows --------------------------------------------------------------------------------------------------
 

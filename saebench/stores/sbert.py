@@ -48,8 +48,8 @@ class ActivationsStoreSBERT:
     >>> batch = store.next_batch()  # doctest: +SKIP
 
     With a DataConfig, `model` may be None: `data.model` is then loaded when a text has to be encoded here, and with the
-    cache never. Rows out of the cache are those of `data.model`, whatever is given; `key` names the entry, where that
-    is known, so that texts which have changed since do not matter.
+    cache never. Rows out of the cache are those of `data.model`, whatever is given; `cache_key` names the entry, where
+    it is known, so that texts which have changed since do not matter.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ActivationsStoreSBERT:
         seed: int = 0,
         device: str | None = None,
         cache_dir: Path | None = None,
-        key: str | None = None,
+        cache_key: str | None = None,
     ) -> None:
         self.model, self.cfg = model, cfg
         self.examples_used = 0
@@ -75,7 +75,7 @@ class ActivationsStoreSBERT:
             self.num_batches_in_buffer = max(BATCHES_IN_BUFFER, BLOCK_IN_BATCHES * batch_size // size)
             self._typed, self._shares = True, (cfg.parts.validation, cfg.parts.test)
             if cfg.cache:
-                self._entry = _entry(cfg, cache_dir or paths.cache_dir(), self.device, key)
+                self._entry = _entry(cfg, cache_dir or paths.cache_dir(), self.device, cache_key)
         else:
             self._read_mapping(cfg)
         self._rows = self._stream if self._entry is None else self._cached(self._entry)
@@ -287,11 +287,11 @@ def _size(cfg: Mapping[str, Any], key: str) -> int:
     return int(value)
 
 
-def _entry(data: DataConfig, cache_dir: Path, device: str, key: str | None) -> CacheEntry:
-    entry = cache.find(data, cache_dir, key)
-    if entry is None and key is not None and cache.entry_folder(data, cache_dir).name != key:
+def _entry(data: DataConfig, cache_dir: Path, device: str, cache_key: str | None) -> CacheEntry:
+    entry = cache.find(data, cache_dir, cache_key)
+    if entry is None and cache_key is not None and cache.entry_folder(data, cache_dir).name != cache_key:
         raise DataError(
-            f"cache {cache_dir}: the embeddings {key} are gone, and the texts or the model have changed since"
+            f"cache {cache_dir}: the embeddings {cache_key} are gone, and the texts or the model have changed since"
         )
     return entry or cache.build(data, cache_dir, [device])
 
@@ -303,12 +303,12 @@ def open_store(
     seed: int,
     device: str,
     cache_dir: Path | None = None,
-    key: str | None = None,
+    cache_key: str | None = None,
 ) -> ActivationsStoreSBERT:
-    """What a trial trains on: the cache entry `key`, where that is given. Raises DataError where a training batch
+    """What a trial trains on: the cache entry `cache_key`, where that is given. Raises DataError where a training batch
     cannot be filled or the data cannot be had."""
     store = ActivationsStoreSBERT(
-        None, data, batch_size=batch_size, seed=seed, device=device, cache_dir=cache_dir, key=key
+        None, data, batch_size=batch_size, seed=seed, device=device, cache_dir=cache_dir, cache_key=cache_key
     )
     if store.num_train < batch_size:  # where the cache is off
         raise DataError(f"{store.num_train:,} training texts do not fill one batch of {batch_size:,}")

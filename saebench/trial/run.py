@@ -84,7 +84,7 @@ def run_trial(
             seed=config.seed,
             device=device,
             cache_dir=cache_dir,
-            key=config.embeddings,
+            cache_key=config.cache_key,
         )
         _Trial(config, paths, report, pending, Training.start(config, store, device), store).run(attempt)
 

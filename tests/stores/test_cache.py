@@ -266,7 +266,7 @@ def test_files_are_found_at_home(
     monkeypatch.setenv("HOME", str(tmp_path))
     for files in ("~/t.jsonl", ["~/t.jsonl"]):
         at_home = corpus(sentences(5), dataset={"data_files": files})
-        assert cache.build(at_home, cache_dir).key == cache.build(data, cache_dir).key
+        assert cache.build(at_home, cache_dir).cache_key == cache.build(data, cache_dir).cache_key
 
 
 # --- accidents -------------------------------------------------------------------------------------------------------
@@ -331,7 +331,7 @@ def test_no_flipped_bit_of_a_manifest_is_believed(
     told: list[Progress] = []
     cache.build(data, cache_dir, on_progress=told.append)
     assert [p.message for p in told if p.warning] == [
-        f"{entry.key}/manifest.json is damaged: everything is read and encoded again"
+        f"{entry.cache_key}/manifest.json is damaged: everything is read and encoded again"
     ]
     assert len([text for text in inline.seen[before:] if text in texts]) == 20
     assert tree(entry.directory) == good
@@ -367,7 +367,7 @@ def test_a_changed_dataset_under_the_same_name_is_encoded_again_where_it_changed
     """As a hub dataset without a revision may do: the key stays, the texts do not."""
     texts = sentences(150)
     key = {"format": 1, "dataset": "hub"}
-    monkeypatch.setattr("saebench.stores.keys.describe", lambda _data, _cache: key)
+    monkeypatch.setattr("saebench.stores.keys.identity_of", lambda _data, _cache: key)
     cache.build(corpus(texts, num_examples=120), cache_dir)
     changed = [*texts[:70], "a new one", *texts[71:]]
     told: list[Progress] = []
@@ -518,7 +518,7 @@ def test_a_url_of_a_file_counts_by_its_content(corpus: Corpus, cache_dir: Path, 
     url = {"data_files": f"file://{tmp_path / 't.jsonl'}"}
     for texts in (sentences(3), sentences(4)):
         plain = corpus(texts)
-        assert cache.build(corpus(texts, dataset=url), cache_dir).key == cache.build(plain, cache_dir).key
+        assert cache.build(corpus(texts, dataset=url), cache_dir).cache_key == cache.build(plain, cache_dir).cache_key
 
 
 def test_the_home_of_nobody_is_no_folder(corpus: Corpus, cache_dir: Path) -> None:
@@ -652,11 +652,13 @@ def test_gc_removes_leftovers_and_named_entries_only(corpus: Corpus, cache_dir: 
     (keep.directory / "parts" / "00000-x.npy").write_bytes(b"123")
     broken = cache_dir / "embeddings" / ("0" * 20)
     broken.mkdir()
-    would = [(path.name, why) for path, _, why in tidy.gc(cache_dir, [drop.key[:8]], dry_run=True)]
-    assert sorted(would) == sorted([("parts", "left over"), (drop.key, "named"), ("0" * 20, "no readable manifest")])
+    would = [(path.name, why) for path, _, why in tidy.gc(cache_dir, [drop.cache_key[:8]], dry_run=True)]
+    assert sorted(would) == sorted(
+        [("parts", "left over"), (drop.cache_key, "named"), ("0" * 20, "no readable manifest")]
+    )
     assert broken.exists()
     assert drop.directory.exists()
-    list(tidy.gc(cache_dir, [drop.key[:8]]))
+    list(tidy.gc(cache_dir, [drop.cache_key[:8]]))
     assert [listed.folder for listed in tidy.entries(cache_dir)] == [keep.directory]
     assert [bad for _, bad in tidy.verify(cache_dir)] == [[]]
     assert list(tidy.gc(cache_dir, unused_days=1)) == []
@@ -667,7 +669,7 @@ def test_gc_leaves_an_entry_alone_that_somebody_reads(corpus: Corpus, cache_dir:
     data = corpus(sentences(60))
     entry = cache.build(data, cache_dir)
     for dry_run in (True, False):
-        [(folder, size, why)] = tidy.gc(cache_dir, [entry.key], dry_run=dry_run)
+        [(folder, size, why)] = tidy.gc(cache_dir, [entry.cache_key], dry_run=dry_run)
         assert (folder, size, why) == (entry.directory, 0, "stays: a process uses it")
     assert list(tidy.gc(cache_dir, unused_days=0)) == []
     store = open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir)
@@ -806,7 +808,7 @@ def test_a_cache_that_can_only_be_read_serves_and_is_not_taken_for_one_that_is_b
     corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = corpus(sentences(60))
-    key = cache.build(data, cache_dir).key
+    key = cache.build(data, cache_dir).cache_key
 
     def refuses(*_: Any, **__: Any) -> Any:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -815,7 +817,7 @@ def test_a_cache_that_can_only_be_read_serves_and_is_not_taken_for_one_that_is_b
     monkeypatch.setattr(cache, "write_json", refuses)
     monkeypatch.setattr(FileLock, "acquire", refuses)
     assert len(open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir).next_batch()) == 8
-    assert cache.build(data, cache_dir).key == key
+    assert cache.build(data, cache_dir).cache_key == key
     assert [listed.building for listed in tidy.entries(cache_dir)] == [False]
     with pytest.raises(DataError, match=r"cannot be removed: .*Read-only file system"):
         list(tidy.gc(cache_dir, [key]))

@@ -71,8 +71,8 @@ def test_build_tells_what_it_skipped(
 def test_gc_says_that_an_entry_is_in_use(saebench: Callable[..., Result], corpus: Callable[..., DataConfig]) -> None:
     folder = Path(str(saebench("ls").stdout.split(" in ")[-1].strip()))
     entry = cache.build(corpus(sentences(60)), folder)
-    assert saebench("gc", entry.key).stdout.splitlines() == [
-        f"embeddings/{entry.key}: 0 B: stays: a process uses it",
+    assert saebench("gc", entry.cache_key).stdout.splitlines() == [
+        f"embeddings/{entry.cache_key}: 0 B: stays: a process uses it",
         "0 B freed",
     ]
     assert entry.directory.exists()
@@ -82,9 +82,15 @@ def test_ls_shows_entries_with_their_sizes(saebench: Callable[..., Result], buil
     [row] = json.loads(saebench("ls", "--json").stdout)
     size = sum(path.stat().st_size for path in built.directory.rglob("*"))
     assert row["counts"] == {"read": 60, "kept": 60, "duplicate": 0, "empty": 0, "non_string": 0}
-    assert (row["key"], row["texts"], row["d_in"], row["bytes"], row["state"]) == (built.key, 60, 8, size, "complete")
+    assert (row["key"], row["texts"], row["d_in"], row["bytes"], row["state"]) == (
+        built.cache_key,
+        60,
+        8,
+        size,
+        "complete",
+    )
     lines = saebench("ls").stdout.splitlines()
-    assert built.key in lines[1]
+    assert built.cache_key in lines[1]
     assert "hash-model" in lines[1]
     assert lines[2].startswith("1 entry, ")
 
@@ -113,7 +119,7 @@ def test_ls_fits_the_terminal_that_it_is_seen_in(
         assert shown == piped
         return
     assert max(len(line.rstrip()) for line in shown) <= width < max(map(len, piped))
-    assert shown[1].startswith(built.key)
+    assert shown[1].startswith(built.cache_key)
     assert "complete" in shown[1]
     where = piped[1].split("  ")[2].replace(" ", "")
     assert where.startswith("/")
@@ -127,7 +133,7 @@ def test_an_empty_cache_has_no_entries(saebench: Callable[..., Result]) -> None:
 
 
 def test_verify_names_the_damaged_file(saebench: Callable[..., Result], built: cache.CacheEntry) -> None:
-    assert saebench("verify").stdout == f"{built.key}: sound\n"
+    assert saebench("verify").stdout == f"{built.cache_key}: sound\n"
     victim = next(built.directory.glob("*-rows-*"))
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x77")
     result = saebench("verify")
@@ -139,11 +145,11 @@ def test_verify_names_the_damaged_file(saebench: Callable[..., Result], built: c
 def test_gc_removes_what_is_named_and_only_says_so_in_a_dry_run(
     saebench: Callable[..., Result], built: cache.CacheEntry
 ) -> None:
-    dry = saebench("gc", built.key[:6], "--dry-run").stdout
-    assert f"embeddings/{built.key}: " in dry
+    dry = saebench("gc", built.cache_key[:6], "--dry-run").stdout
+    assert f"embeddings/{built.cache_key}: " in dry
     assert "would be freed" in dry
     assert built.directory.exists()
     assert saebench("gc").stdout == "0 B freed\n"
-    assert saebench("gc", built.key[:6]).exit_code == 0
+    assert saebench("gc", built.cache_key[:6]).exit_code == 0
     assert not built.directory.exists()
     assert isinstance(saebench("gc", "nothing").exception, UserError)

@@ -72,7 +72,7 @@ def test_twenty_kills_at_random_moments_leave_the_same_bytes(
                 break
             continue
         kills += 1
-        folder = tmp_path / "killed" / "embeddings" / whole.key
+        folder = tmp_path / "killed" / "embeddings" / whole.cache_key
         states |= {path.name.split("-")[-2] if "-" in path.name else path.name for path in folder.glob("*")}
         if kills >= 20:
             break
@@ -112,7 +112,7 @@ def test_real_processes_killed_while_encoding_and_a_caller_free_of_torch(tmp_pat
     second = subprocess.run(command, capture_output=True, text=True, timeout=250)
     assert second.stdout.splitlines()[-1] == "5500 12 False", second.stderr
     inline = cache.build(data, tmp_path / "inline")
-    assert tree(tmp_path / "killed" / "embeddings" / inline.key) == tree(inline.directory)
+    assert tree(tmp_path / "killed" / "embeddings" / inline.cache_key) == tree(inline.directory)
 
 
 @pytest.mark.usefixtures("threads")

@@ -362,23 +362,23 @@ def test_a_corpus_smaller_than_a_batch_is_refused(corpus: Corpus, cache_dir: Pat
 def test_an_entry_named_by_its_key_is_served_whatever_became_of_the_texts(corpus: Corpus, cache_dir: Path) -> None:
     """So that a file which changes in the course of a sweep does not split its trials between two corpora."""
     data = corpus(sentences(300))
-    key = cache.build(data, cache_dir).key
+    key = cache.build(data, cache_dir).cache_key
     settings = {"batch_size": 64, "seed": 7, "device": "cpu", "cache_dir": cache_dir}
-    first = open_store(data, **settings, key=key).next_batch()
+    first = open_store(data, **settings, cache_key=key).next_batch()
     path = Path(str(data.dataset.data_files))
     path.write_bytes(path.read_bytes().replace(b"a", b"o"))
-    assert torch.equal(open_store(data, **settings, key=key).next_batch(), first)
+    assert torch.equal(open_store(data, **settings, cache_key=key).next_batch(), first)
     path.unlink()
-    assert torch.equal(open_store(data, **settings, key=key).next_batch(), first)
+    assert torch.equal(open_store(data, **settings, cache_key=key).next_batch(), first)
 
 
 @pytest.mark.usefixtures("inline")
 def test_a_named_entry_that_is_gone_is_built_again_from_the_same_texts_alone(corpus: Corpus, cache_dir: Path) -> None:
     data = corpus(sentences(300))
-    key = cache.build(data, cache_dir).key
-    settings = {"batch_size": 64, "seed": 7, "device": "cpu", "cache_dir": cache_dir, "key": key}
+    key = cache.build(data, cache_dir).cache_key
+    settings = {"batch_size": 64, "seed": 7, "device": "cpu", "cache_dir": cache_dir, "cache_key": key}
     shutil.rmtree(cache_dir)
-    assert open_store(data, **settings).entry.key == key
+    assert open_store(data, **settings).entry.cache_key == key
     shutil.rmtree(cache_dir)
     path = Path(str(data.dataset.data_files))
     path.write_bytes(path.read_bytes().replace(b"a", b"o"))
@@ -566,7 +566,7 @@ def test_cleaning_can_be_switched_off(corpus: Corpus, cache_dir: Path, inline: H
     plain = corpus(texts, dataset={"label_column": "label"})
     asis = plain.model_copy(update={"clean": "none"})
     entries = [cache.build(data, cache_dir) for data in (plain, asis)]
-    assert entries[0].key != entries[1].key
+    assert entries[0].cache_key != entries[1].cache_key
     assert [text.text for text in entries[1].texts()] == texts
     assert [text.text for text in entries[0].texts()] == [" ".join(text.split()) for text in texts]
     store = open_store(asis, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir)
