@@ -1,4 +1,4 @@
-"""Encoders by name, without loading them: where one lies on this machine, and how wide its embeddings are."""
+"""EncoderPool by name, without loading them: where one lies on this machine, and how wide its embeddings are."""
 
 from __future__ import annotations
 

@@ -181,10 +181,10 @@ def test_a_wait_is_told_by_the_innermost_line_of_the_package(monkeypatch: pytest
             warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
             return iter(())
 
-    from saebench.stores.ahead import ahead  # anything of the package that calls back, in this thread
+    from saebench.stores.prefetch import prefetch  # anything of the package that calls back, in this thread
 
     monkeypatch.setattr("threading.Thread", lambda target, **_: SimpleNamespace(start=target))
-    (place,) = on_device.waits(lambda: list(ahead(Batch(), 2)))
+    (place,) = on_device.waits(lambda: list(prefetch(Batch(), 2)))
     assert place.startswith("saebench/stores/ahead.py:")
     assert "for item in items" in place
 
@@ -320,5 +320,5 @@ def test_parts_say_how_they_ended_and_find_this_checkout(tmp_path: Path) -> None
 
 
 def test_the_tests_for_a_gpu_are_found_by_their_mark() -> None:
-    assert "tests/stores/test_encoder.py" in gpu.tests()
+    assert "tests/stores/test_sentence_encoder.py" in gpu.tests()
     assert "tests/test_spec.py" not in gpu.tests()

@@ -1,4 +1,4 @@
-"""Encoders are found by name, and their width without loading them."""
+"""EncoderPool are found by name, and their width without loading them."""
 
 from __future__ import annotations
 

@@ -37,9 +37,9 @@ from torch import Tensor
 from saebench.config import DataConfig, DatasetConfig
 from saebench.devices import find_devices
 from saebench.stores import cache
-from saebench.stores.ahead import ahead
-from saebench.stores.encoder import AHEAD, Batch, SentenceEncoder
 from saebench.stores.entry import ROWS_PER_PART
+from saebench.stores.prefetch import prefetch
+from saebench.stores.sentence_encoder import AHEAD, Batch, SentenceEncoder
 
 T = TypeVar("T")
 REPOSITORY = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def ours(encoder: SentenceEncoder, texts: Sequence[str]) -> Tensor:
     done: list[Future[Tensor]] = []
     rows: list[tuple[Any, Tensor]] = []
     with ThreadPoolExecutor(1) as beside:
-        for window, batch in ahead(pieces(encoder, texts), AHEAD):
+        for window, batch in prefetch(pieces(encoder, texts), AHEAD):
             if batch is None:
                 done.append(beside.submit(encoder.assemble, window, rows))
                 rows = []

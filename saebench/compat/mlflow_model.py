@@ -61,7 +61,7 @@ class SAEModel(PythonModel):
         one_column = rows.ndim < 2 or rows.shape[1:] == (1,)
         if one_column and rows.size and rows.dtype.kind in "OUS" and all(isinstance(t, str) for t in rows.ravel()):
             if self._encoder is None:
-                from saebench.stores.encoder import SentenceEncoder
+                from saebench.stores.sentence_encoder import SentenceEncoder
 
                 self._encoder = SentenceEncoder(self._data, "cpu")
             return self._encoder.embed(rows.ravel().tolist())

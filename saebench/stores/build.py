@@ -18,10 +18,10 @@ import numpy as np
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import children, keys
-from saebench.stores.children import Child, Inbox, Message
+from saebench.stores import child_process, keys
+from saebench.stores.child_process import Child, Inbox, Message
 from saebench.stores.dataset import place
-from saebench.stores.encoders import Encoders, faster
+from saebench.stores.encoder_pool import EncoderPool, bfloat16_hint
 from saebench.stores.entry import (
     MANIFEST,
     ROWS_PER_SHARD,
@@ -34,10 +34,10 @@ from saebench.stores.entry import (
     read_hashes,
     truncated_in,
 )
-from saebench.stores.hold import nobody_holds
+from saebench.stores.in_use import nobody_holds
 from saebench.stores.pieces import Job, Work, cut, is_sound, join
-from saebench.stores.progress import Progress, Tell
-from saebench.stores.read import ENVIRONMENT as READER_ENVIRONMENT
+from saebench.stores.progress import OnProgress, Progress
+from saebench.stores.reader_process import ENVIRONMENT as READER_ENVIRONMENT
 
 SPARE_BYTES = 256 << 20
 """Kept free on the disk."""
@@ -50,30 +50,30 @@ class Build:
     """One call of `cache.build` that found work to do; holds the entry's lock."""
 
     def __init__(
-        self, data: DataConfig, folder: Path, identity: dict[str, Any], devices: Sequence[str], tell: Tell
+        self, data: DataConfig, folder: Path, identity: dict[str, Any], devices: Sequence[str], tell: OnProgress
     ) -> None:
         self.data, self.folder, self.identity, self.tell = data, folder, identity, tell
         self.parts = folder / "parts"
         self.inbox: Inbox = queue.SimpleQueue()
         self.devices = list(devices) or ["cpu"]
-        self.encoders = Encoders(data, folder, self.devices, self.inbox)
+        self.encoders = EncoderPool(data, folder, self.devices, self.inbox)
 
     def run(self) -> None:
         """Raises DataError, or OSError where the folder cannot be written. A new entry that got nowhere is removed."""
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
-            old, will_do = self._sound(Manifest.read(self.folder))
+            old, will_do = self._drop_damaged(Manifest.read(self.folder))
             self._encode(self._texts(old, will_do))
         except (DataError, OSError):
-            self._forget_if_empty()
+            self._remove_if_empty()
             raise
         finally:
             self.encoders.close()
-        self._sweep_up(old.names() if old else set())
+        self._remove_leftovers(old.names() if old else set())
 
     # --- what is there already ---------------------------------------------------------------------------------------
 
-    def _sound(self, manifest: Manifest | None) -> tuple[Manifest | None, bool]:
+    def _drop_damaged(self, manifest: Manifest | None) -> tuple[Manifest | None, bool]:
         """The manifest without rows whose file is damaged, and whether its texts will do."""
         if manifest is None or manifest.identity != self.identity:
             if (self.folder / MANIFEST).exists():
@@ -133,7 +133,9 @@ class Build:
         return manifest
 
     def _read(self, reading: Path, cap: int) -> Message:
-        reader = children.start("saebench.stores.read", "the reader of texts", READER_ENVIRONMENT, self.inbox)
+        reader = child_process.start(
+            "saebench.stores.reader_process", "the reader of texts", READER_ENVIRONMENT, self.inbox
+        )
         data = self.data.model_copy(update={"num_examples": cap})
         reader.send({"data": data.model_dump(mode="json"), "folder": str(reading)})
         started = time.monotonic()
@@ -142,7 +144,7 @@ class Build:
             while True:
                 child, message = self.inbox.get()
                 if child is not reader:
-                    self._hear(child, message)
+                    self._handle(child, message)
                 elif message["type"] == "done":
                     return message
                 elif message["type"] == "progress":
@@ -175,7 +177,7 @@ class Build:
             return
         work = Work(jobs, self._find_part)
         if work.rows:
-            if hint := faster(self.data, self.devices, work.rows):
+            if hint := bfloat16_hint(self.data, self.devices, work.rows):
                 self.tell(Progress("loading", 0, None, 0.0, hint))
             self.encoders.start()
             manifest = self._await_encoder(manifest)
@@ -193,10 +195,10 @@ class Build:
                 self.encoders.help(child, message["seconds"], work.rows - rows)
                 continue
             if message["type"] == "done":
-                work.finish(child, message["job"], message["name"])
+                work.mark_done(child, message["job"], message["name"])
                 manifest = self._merge(manifest, work)
             else:
-                self._hear(child, message, work)
+                self._handle(child, message, work)
                 self._check_model(manifest)
             for encoder in self.encoders.ready:
                 work.hand_out(encoder)
@@ -205,7 +207,7 @@ class Build:
         """Wait for the first encoder, which says how wide its rows are."""
         self.tell(Progress("loading", 0, None, 0.0))
         while not self.encoders.ready:
-            self._hear(*self.inbox.get())
+            self._handle(*self.inbox.get())
         if manifest.d_in is None or not self._has_rows(manifest):
             said = {"d_in": self.encoders.d_in, "encoder": self.encoders.info, "fingerprint": self.encoders.fingerprint}
             manifest = manifest.model_copy(update=said)
@@ -219,23 +221,23 @@ class Build:
         in_shards = manifest is not None and any(shard.encoded for shard in manifest.shards)
         return in_shards or any(self.parts.glob("*.npy"))
 
-    def _hear(self, child: Child, message: Message, work: Work | None = None) -> None:
+    def _handle(self, child: Child, message: Message, work: Work | None = None) -> None:
         """An encoder is ready, has failed, or has died: then the others take over its pieces, while there are any."""
         if child not in self.encoders:
             return
         if message["type"] == "ready":
-            self.encoders.greet(child, message)
-        elif message["type"] in ("error", "gone") and self.encoders.spare(child):
-            self.encoders.lose(child)  # it was to help, and the others do without
+            self.encoders.mark_ready(child, message)
+        elif message["type"] in ("error", "gone") and self.encoders.is_optional(child):
+            self.encoders.remove(child)  # it was to help, and the others do without
         elif message["type"] == "error":
             raise _failure(child, message)
         elif message["type"] == "gone":
-            self.encoders.lose(child)
+            self.encoders.remove(child)
             if not self.encoders.ready and not self.encoders.loading:
                 raise _failure(child, message)
             self._warn(f"{child.name} {message['why']}; the others go on")
             if work is not None:
-                work.give_back(child)
+                work.requeue(child)
 
     def _find_part(self, job: Job) -> str | None:
         """A piece that an earlier build left, if its content is what its name says."""
@@ -248,7 +250,7 @@ class Build:
 
     def _merge(self, manifest: Manifest, work: Work) -> Manifest:
         """Put every shard together whose pieces are all there."""
-        for number in work.whole():
+        for number in work.complete_shards():
             shard, pieces = manifest.shards[number], [self.parts / name for name in work.take(number)]
             damaged = [path for path in pieces if not is_sound(path)]
             if damaged:
@@ -301,14 +303,14 @@ class Build:
 
     # --- tidiness ----------------------------------------------------------------------------------------------------
 
-    def _forget_if_empty(self) -> None:
+    def _remove_if_empty(self) -> None:
         """Remove an entry in which nothing is encoded."""
         if not self._has_rows(Manifest.read(self.folder)):
             with contextlib.suppress(OSError):  # what went wrong before this is what will be told
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _sweep_up(self, before: set[str]) -> None:
+    def _remove_leftovers(self, before: set[str]) -> None:
         """Remove what neither the finished entry needs nor who opened it, which may be some growths ago, and says so,
         or just `before` (`cache gc` does then)."""
         manifest = Manifest.read(self.folder)

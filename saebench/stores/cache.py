@@ -39,8 +39,8 @@ from saebench.stores.entry import (
     read_keep,
     read_twins,
 )
-from saebench.stores.hold import Hold
-from saebench.stores.progress import Progress, Tell
+from saebench.stores.in_use import Hold
+from saebench.stores.progress import OnProgress, Progress
 from saebench.stores.texts import EVALUATED
 
 __all__ = ["CacheEntry", "Progress", "build", "find"]
@@ -91,7 +91,7 @@ def build(
     return _with_twins(entry, tell)
 
 
-def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: Tell) -> CacheEntry:
+def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: OnProgress) -> CacheEntry:
     """The complete entry, all its files read against their checksums since the machine started."""
     folder = entry_folder(data, cache_dir)
     entry = find(data, cache_dir)
@@ -122,7 +122,7 @@ def _changed(folder: Path) -> NoReturn:
     raise DataError(f"cache {folder}: was changed by something else while it was built; run the same command again")
 
 
-def _find_near_duplicates(entry: CacheEntry, above: float, tell: Tell) -> None:
+def _find_near_duplicates(entry: CacheEntry, above: float, tell: OnProgress) -> None:
     path = keep_file(entry.directory, entry.hashes, above)
     if read_keep(path, entry.count) is not None:
         return
@@ -134,7 +134,7 @@ def _find_near_duplicates(entry: CacheEntry, above: float, tell: Tell) -> None:
         raise DataError(f"cache {path}: cannot be written: {one_line(error)}") from error
 
 
-def _with_twins(entry: CacheEntry, tell: Tell) -> CacheEntry:
+def _with_twins(entry: CacheEntry, tell: OnProgress) -> CacheEntry:
     """The entry with the counts of texts that have a twin among the training texts, made where they are not known."""
     if "near_test" in entry.info:
         return entry
@@ -154,7 +154,7 @@ def _with_twins(entry: CacheEntry, tell: Tell) -> CacheEntry:
     return replace(entry, info=entry.info | counts)
 
 
-def _comparing(tell: Tell) -> Callable[[int, int], None]:
+def _comparing(tell: OnProgress) -> Callable[[int, int], None]:
     started = time.monotonic()
 
     def told(done: int, total: int) -> None:
@@ -176,7 +176,7 @@ def _no_one(progress: Progress) -> None:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, tell: Tell) -> Iterator[None]:
+def _locked(folder: Path, tell: OnProgress) -> Iterator[None]:
     """The sole right to write the entry; waits for it, saying so."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -230,7 +230,7 @@ def _boot() -> str:
         return time.strftime("%Y-%m-%d")
 
 
-def _is_sound(entry: CacheEntry, tell: Tell) -> bool:
+def _is_sound(entry: CacheEntry, tell: OnProgress) -> bool:
     """Whether every file has its checksum; reads only files that were not read since the machine started."""
     known = _remembered(entry.directory)
     files = [file for shard in entry.shards for file in shard.files()]

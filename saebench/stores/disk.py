@@ -69,7 +69,7 @@ class DiskActivationStore(ActivationStore):
         self._files = Written()
         self._maps: list[npt.NDArray[Any]] = []
         self._memory: list[Pending] = []
-        self._forget()
+        self._reset()
         if empty_dir:
             self.empty()
         else:
@@ -99,23 +99,23 @@ class DiskActivationStore(ActivationStore):
                 raise StoreFullError
             self._counts[component_idx] += len(rows)
             assert self._thread is not None
-            self._last = self._thread.submit(self._take, rows, component_idx)
+            self._last = self._thread.submit(self._store_rows, rows, component_idx)
             return self._last
 
     def flush(self) -> None:
         """Write every example that is in memory."""
-        self._settle()
+        self._wait_for_writes()
         with self._lock:
             if self._paired():
                 self._write_shard(self._paired())
 
     def empty(self) -> None:
         """Forget all rows and delete their files."""
-        self._settle()
+        self._wait_for_writes()
         with self._lock:
-            self._claim()
+            self._acquire_lock()
             (self.storage_path / MANIFEST).unlink(missing_ok=True)
-            self._forget()
+            self._reset()
             remove_strays(self.storage_path, [])
 
     def close(self) -> None:
@@ -138,7 +138,7 @@ class DiskActivationStore(ActivationStore):
         """Become the writer; what another one wrote since this store was opened comes first."""
         if self._writer is not None:
             return
-        self._claim()
+        self._acquire_lock()
         order = self._order
         try:
             self._open()
@@ -148,7 +148,7 @@ class DiskActivationStore(ActivationStore):
         self._order = order if len(order) <= len(self) else self._order
         remove_strays(self.storage_path, self._files.files)
 
-    def _claim(self) -> None:
+    def _acquire_lock(self) -> None:
         if self._writer is not None:
             return
         self.storage_path.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,7 @@ class DiskActivationStore(ActivationStore):
         self._thread = self._writer = None
         forks.discard(self)
 
-    def _take(self, rows: Tensor, component: int) -> None:
+    def _store_rows(self, rows: Tensor, component: int) -> None:
         with self._lock:
             self._memory[component].put(rows)
             while self._paired() >= self.max_cache_size:
@@ -235,7 +235,7 @@ class DiskActivationStore(ActivationStore):
         return [file.name for file in self._files.files if not has_content(self.storage_path, file)]
 
     def _read(self, places: npt.NDArray[np.int64]) -> Tensor:
-        self._settle()
+        self._wait_for_writes()
         shuffled = places < len(self._order)
         places = places.copy()
         places[shuffled] = self._order[places[shuffled]]
@@ -264,7 +264,7 @@ class DiskActivationStore(ActivationStore):
         """Examples that are in memory only."""
         return min(map(len, self._memory))
 
-    def _settle(self) -> None:
+    def _wait_for_writes(self) -> None:
         """Wait for the background; raises what went wrong there."""
         if self._last is not None:
             self._last.result()
@@ -273,7 +273,7 @@ class DiskActivationStore(ActivationStore):
         n_components, n_neurons = self._shape
         return {"n_neurons": n_neurons, "n_components": n_components, "dtype": str(self._dtype).removeprefix("torch.")}
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         self._files, self._maps = Written(), []
         self._memory = [Pending(self._shape[1], self._dtype) for _ in range(self._shape[0])]
         self._order = np.zeros(0, np.int64)
@@ -281,7 +281,7 @@ class DiskActivationStore(ActivationStore):
 
     def _open(self) -> None:
         """Read the manifest, check sizes, map the shards."""
-        self._forget()
+        self._reset()
         self._files = Written.read(self.storage_path, self._layout())
         self._maps = [self._map(file, end - start) for start, end, file in self._files.shards]
         if self._files.ahead is not None:
@@ -295,20 +295,20 @@ class DiskActivationStore(ActivationStore):
 
     # --- forks -------------------------------------------------------------------------------------------------------
 
-    def halt(self) -> None:
+    def before_fork(self) -> None:
         """Let the background finish, and keep the lock (see forks.py)."""
         while True:
             with contextlib.suppress(Exception):  # who uses the rows hears of it
-                self._settle()
+                self._wait_for_writes()
             self._lock.acquire()
             if self._last is None or self._last.done():
                 return
             self._lock.release()
 
-    def go_on(self) -> None:
+    def after_fork_in_parent(self) -> None:
         self._lock.release()
 
-    def go_alone(self) -> None:
+    def after_fork_in_child(self) -> None:
         """As a reader of what was there; the parent goes on writing."""
         self._writer = self._thread = self._last = None
         self._lock.release()

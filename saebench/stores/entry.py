@@ -35,7 +35,7 @@ from pydantic import Field
 from saebench.config import Config, DataConfig
 from saebench.errors import DataError
 from saebench.runs.durable import replacing, write_text
-from saebench.stores.hold import Hold
+from saebench.stores.in_use import Hold
 from saebench.stores.seal import seal, unseal
 from saebench.stores.texts import EVALUATED, Division, Part, Text
 

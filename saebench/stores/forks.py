@@ -12,50 +12,50 @@ import weakref
 from typing import Protocol
 
 
-class Halting(Protocol):
+class ForkAware(Protocol):
     """What is told of a fork, from the thread that forks."""
 
-    def halt(self) -> None:
+    def before_fork(self) -> None:
         """Finish what is being done in the background and take the lock."""
 
-    def go_on(self) -> None:
+    def after_fork_in_parent(self) -> None:
         """The fork is over, here the parent: let go of the lock."""
 
-    def go_alone(self) -> None:
+    def after_fork_in_child(self) -> None:
         """The fork is over, here the child: there is no background."""
 
 
-_known: weakref.WeakSet[Halting] = weakref.WeakSet()
-_halted: list[Halting] = []
+_known: weakref.WeakSet[ForkAware] = weakref.WeakSet()
+_stopped: list[ForkAware] = []
 _forking = threading.RLock()
 
 
-def add(one: Halting) -> None:
-    """Tell it of forks from now on."""
+def add(one: ForkAware) -> None:
+    """OnProgress it of forks from now on."""
     _known.add(one)
 
 
-def discard(one: Halting) -> None:
+def discard(one: ForkAware) -> None:
     _known.discard(one)
 
 
 def _before() -> None:
     _forking.acquire()
     for one in list(_known):
-        one.halt()
-        _halted.append(one)
+        one.before_fork()
+        _stopped.append(one)
 
 
 def _in_parent() -> None:
-    while _halted:
-        _halted.pop().go_on()
+    while _stopped:
+        _stopped.pop().after_fork_in_parent()
     _forking.release()
 
 
 def _in_child() -> None:
     _known.clear()
-    while _halted:
-        _halted.pop().go_alone()
+    while _stopped:
+        _stopped.pop().after_fork_in_child()
     _forking.release()
 
 

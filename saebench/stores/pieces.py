@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from saebench.stores.children import Child
+from saebench.stores.child_process import Child
 from saebench.stores.entry import (
     ROWS_PER_PART,
     ROWS_PER_SHARD,
@@ -70,15 +70,15 @@ class Work:
             hand.append(self._todo.popleft())
             child.send(hand[-1])
 
-    def finish(self, child: Child, job: Job, name: str) -> None:
+    def mark_done(self, child: Child, job: Job, name: str) -> None:
         self._hands[child].remove(job)
         self._parts[job["shard"]][job["start"]] = name
 
-    def give_back(self, child: Child) -> None:
+    def requeue(self, child: Child) -> None:
         """What a lost encoder had is to do again."""
         self._todo.extendleft(reversed(self._hands.pop(child, [])))
 
-    def whole(self) -> list[int]:
+    def complete_shards(self) -> list[int]:
         """Shards whose pieces are all there."""
         return [number for number, pieces in self._parts.items() if None not in pieces.values()]
 

@@ -24,4 +24,4 @@ class Progress:
     """Whether the message is a warning."""
 
 
-Tell = Callable[[Progress], None]
+OnProgress = Callable[[Progress], None]

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from saebench.errors import DataError
-from saebench.stores.ahead import ahead
 from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry, Index
+from saebench.stores.prefetch import prefetch
 from saebench.stores.texts import EVALUATED, Part
 
 RESIDENT_FRACTION = 0.25
@@ -52,7 +52,7 @@ class CachedRows:
             batch = self._resident[self._places_there(self._position)].float()
         elif self.device.type == "cuda":
             if self._coming is None:
-                self._coming = self._moved(ahead(self._pinned(self._position), PREFETCH))
+                self._coming = self._moved(prefetch(self._pinned(self._position), PREFETCH))
             batch = next(self._coming)
         else:
             out = torch.empty(self.batch_size, self.d_in, dtype=torch.float32)

@@ -19,9 +19,9 @@ from saebench.runs import paths
 from saebench.stores import cache
 from saebench.stores.base import check_positive
 from saebench.stores.dataset import stream
-from saebench.stores.encoder import SentenceEncoder, texts_per_batch
 from saebench.stores.entry import CacheEntry, check_counts
 from saebench.stores.rows import CachedRows
+from saebench.stores.sentence_encoder import SentenceEncoder, texts_per_batch
 from saebench.stores.streamed import StreamedRows, StreamSettings
 from saebench.stores.texts import Counts, Text, clean, select
 

@@ -13,21 +13,31 @@ from corpora import WORDS, HashModel, ThreadChild, write_jsonl
 from transformers import PreTrainedTokenizerBase  # noqa: F401 - likewise
 
 from saebench.config import DataConfig, DatasetConfig
-from saebench.stores import build, children, encode, encoder, encoders, entry, pieces, read, rows
+from saebench.stores import (
+    build,
+    child_process,
+    encoder_pool,
+    encoder_process,
+    entry,
+    pieces,
+    reader_process,
+    rows,
+    sentence_encoder,
+)
 
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Builds run in threads of this process."""
-    monkeypatch.setattr(children, "start", ThreadChild)
+    monkeypatch.setattr(child_process, "start", ThreadChild)
 
 
 @pytest.fixture
 def inline(threads: None, monkeypatch: pytest.MonkeyPatch) -> HashModel:  # noqa: ARG001 - one upon the other
     """Builds run in threads of this process, with this model under whatever name is asked for."""
     model = HashModel()
-    monkeypatch.setattr(encoder, "_load", lambda _data, _device: model)
-    monkeypatch.setattr(encoders, "find_model", lambda name, _revision: (name, False))
+    monkeypatch.setattr(sentence_encoder, "_load", lambda _data, _device: model)
+    monkeypatch.setattr(encoder_pool, "find_model", lambda name, _revision: (name, False))
     return model
 
 
@@ -53,7 +63,7 @@ def cache_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 64 rows in pieces of 16, so that a few hundred texts make many files."""
-    for module in (build, encode, encoders, entry, pieces, read, rows):
+    for module in (build, encoder_process, encoder_pool, entry, pieces, reader_process, rows):
         for name, value in {"ROWS_PER_SHARD": 64, "ROWS_PER_PART": 16}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)

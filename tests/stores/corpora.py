@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from saebench.errors import DataError
-from saebench.stores import children, encode, read
+from saebench.stores import child_process, encoder_process, reader_process
 
 WORDS = (
     "anvil",
@@ -68,10 +68,13 @@ class HashModel:
 class ThreadChild:
     """A child of the cache that is a thread of this process: same conversation, same code."""
 
-    def __init__(self, module: str, name: str, _: Mapping[str, str], inbox: children.Inbox) -> None:
+    def __init__(self, module: str, name: str, _: Mapping[str, str], inbox: child_process.Inbox) -> None:
         self.name, self._inbox = name, inbox
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._serve = {"saebench.stores.read": read.serve, "saebench.stores.encode": encode.serve}[module]
+        self._serve = {
+            "saebench.stores.reader_process": reader_process.serve,
+            "saebench.stores.encoder_process": encoder_process.serve,
+        }[module]
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 

@@ -25,7 +25,7 @@ from filelock import FileLock
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import build, cache, encoders, hold, open_store, tidy
+from saebench.stores import build, cache, encoder_pool, in_use, open_store, tidy
 from saebench.stores.progress import Progress
 from saebench.stores.texts import hash_text, threshold
 
@@ -507,7 +507,7 @@ def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(
         return inline
 
     with monkeypatch.context() as patched:
-        patched.setattr("saebench.stores.encoder._load", load)
+        patched.setattr("saebench.stores.sentence_encoder._load", load)
         with pytest.raises(DataError, match=r"model .*model: changed while it was read"):
             cache.build(data, cache_dir)
     assert not [path for path in (cache_dir / "embeddings").iterdir() if path.is_dir()]
@@ -603,7 +603,7 @@ def test_a_lost_encoder_is_replaced_by_the_others(
         return plain(batch, prompt)
 
     monkeypatch.setattr(inline, "preprocess", dies_once)
-    monkeypatch.setattr("saebench.stores.encoders.count_cores", lambda: 2)
+    monkeypatch.setattr("saebench.stores.encoder_pool.count_cores", lambda: 2)
     told: list[Progress] = []
     entry = cache.build(corpus(texts), cache_dir, on_progress=told.append)
     assert died.is_set()
@@ -687,7 +687,7 @@ def test_an_entry_that_is_being_removed_is_waited_for_and_not_found(corpus: Corp
     folder = cache.build(data, cache_dir).directory
     found: list[Any] = []
     finder = threading.Thread(target=lambda: found.append(cache.find(data, cache_dir)))
-    with hold.nobody_holds(cache.beside(folder, ".used")) as free:
+    with in_use.nobody_holds(cache.beside(folder, ".used")) as free:
         assert free
         finder.start()
         finder.join(0.2)
@@ -813,7 +813,7 @@ def test_a_cache_that_can_only_be_read_serves_and_is_not_taken_for_one_that_is_b
     def refuses(*_: Any, **__: Any) -> Any:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(hold, "os", SimpleNamespace(**{**vars(os), "open": refuses}))
+    monkeypatch.setattr(in_use, "os", SimpleNamespace(**{**vars(os), "open": refuses}))
     monkeypatch.setattr(cache, "write_json", refuses)
     monkeypatch.setattr(FileLock, "acquire", refuses)
     assert len(open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir).next_batch()) == 8
@@ -846,8 +846,10 @@ def test_who_encodes_much_in_float32_is_told_of_bfloat16_where_that_is_faster(
     corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, told: int
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}")
-    monkeypatch.setattr(encoders, "Path", lambda name: tmp_path / "cpuinfo" if name == "/proc/cpuinfo" else Path(name))
-    monkeypatch.setattr(encoders, "LONG_WORK", 50)
+    monkeypatch.setattr(
+        encoder_pool, "Path", lambda name: tmp_path / "cpuinfo" if name == "/proc/cpuinfo" else Path(name)
+    )
+    monkeypatch.setattr(encoder_pool, "LONG_WORK", 50)
     said: list[Progress] = []
     for count, changes in ((49, {}), (60, {"precision": "bfloat16"}), (60, {"prompt": "x"})):
         cache.build(corpus(sentences(count), **changes), cache_dir, on_progress=said.append)
@@ -856,11 +858,11 @@ def test_who_encodes_much_in_float32_is_told_of_bfloat16_where_that_is_faster(
 
 def test_a_process_that_ends_with_an_entry_in_its_hands_ends_in_silence(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from saebench.stores.hold import Hold, nobody_holds\n"
+        "import sys; from pathlib import Path; from saebench.stores.in_use import Hold, nobody_holds\n"
         "path = Path(sys.argv[1]); kept = sys.modules['kept'] = Hold(path); del path\n"
         "with nobody_holds(Path(sys.argv[1])) as free: print(free)"
     )
     ended = subprocess.run([sys.executable, "-c", code, str(tmp_path / "x.used")], capture_output=True, text=True)
     assert (ended.stdout, ended.stderr, ended.returncode) == ("False\n", "", 0)
-    with hold.nobody_holds(tmp_path / "x.used") as free:
+    with in_use.nobody_holds(tmp_path / "x.used") as free:
         assert free

@@ -52,13 +52,13 @@ def test_a_reopened_store_goes_on(tmp_path: Path) -> None:
 
 def test_extend_returns_before_the_rows_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gate = threading.Event()
-    plain = DiskActivationStore._take
+    plain = DiskActivationStore._store_rows
 
     def waits(self: DiskActivationStore, batch: torch.Tensor, component: int) -> None:
         assert gate.wait(10)
         plain(self, batch, component)
 
-    monkeypatch.setattr(DiskActivationStore, "_take", waits)
+    monkeypatch.setattr(DiskActivationStore, "_store_rows", waits)
     with DiskActivationStore(3, tmp_path, max_cache_size=2) as store:
         batch = rows(0, 4)
         future = store.extend(batch)

@@ -74,9 +74,9 @@ def test_the_entry_counts_leaks_and_leaves_near_duplicates_out(
     corpus: Corpus, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The model sees the first word: texts that begin alike have the same embedding, as with an uncased encoder."""
-    from saebench.stores import encoder
+    from saebench.stores import sentence_encoder
 
-    model = encoder._load(None, None)  # type: ignore[arg-type]
+    model = sentence_encoder._load(None, None)  # type: ignore[arg-type]
     plain = model.row
     monkeypatch.setattr(model, "row", lambda text: plain(text.split()[0].lower()))
     texts = sentences(300)

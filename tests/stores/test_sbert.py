@@ -302,7 +302,7 @@ def test_a_complete_entry_is_served_without_a_model(
     data = corpus(sentences(100))
     cache.build(data, cache_dir)
     seen = len(inline.seen)
-    monkeypatch.setattr("saebench.stores.encoder._load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("saebench.stores.sentence_encoder._load", lambda *_: pytest.fail("the model was loaded"))
     store = open_store(data, batch_size=16, seed=0, device="cpu", cache_dir=cache_dir)
     store.next_batch(), store.sample(4), list(store.test())
     assert len(inline.seen) == seen

@@ -1,4 +1,4 @@
-"""`python -m saebench.stores.encode`: one process, one device, the loaded encoder, parts in and files out."""
+"""`python -m saebench.stores.encoder_process`: one process, one device, the loaded encoder, parts in and files out."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores.ahead import ahead
-from saebench.stores.children import Message, talk
+from saebench.stores.child_process import Message, run_child
 from saebench.stores.dataset import one_line
-from saebench.stores.encoder import AHEAD, SentenceEncoder
 from saebench.stores.entry import ROWS_PER_PART, part_name, write_file
+from saebench.stores.prefetch import prefetch
+from saebench.stores.sentence_encoder import AHEAD, SentenceEncoder
 
 Piece = tuple[Message, list[str], tuple[Any, Any] | None, int]
 """A job, its texts, one batch of them (None after the last one), and how many of the texts the model cuts."""
@@ -44,7 +44,7 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
             reply({"type": "error", "message": message})
 
     with ThreadPoolExecutor(1) as writer:  # the device goes on while a piece is checked and written
-        for job, texts, batch, truncated in ahead(_pieces(encoder, requests, folder, meter), AHEAD):
+        for job, texts, batch, truncated in prefetch(_pieces(encoder, requests, folder, meter), AHEAD):
             if batch is not None:
                 start = time.perf_counter()
                 batches.append((batch[0], encoder.forward(batch[1])))
@@ -122,4 +122,4 @@ class _Meter:
 
 
 if __name__ == "__main__":
-    talk(serve)
+    run_child(serve)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from saebench.errors import DataError
-from saebench.stores import encoders
+from saebench.stores import encoder_pool
 
 
 @pytest.mark.parametrize(
@@ -25,11 +25,11 @@ def test_the_number_of_a_gpu_counts_those_that_are_visible_here(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
-    [place] = encoders._places([device], 1_000)
+    [place] = encoder_pool._places([device], 1_000)
     assert place[1:] == ("cuda:0", {"CUDA_VISIBLE_DEVICES": given})
 
 
 def test_a_gpu_that_is_not_visible_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     with pytest.raises(DataError, match=r"cuda:2: no such GPU \(CUDA_VISIBLE_DEVICES=4,6\)"):
-        encoders._places(["cuda:2"], 1_000)
+        encoder_pool._places(["cuda:2"], 1_000)

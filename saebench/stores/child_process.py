@@ -23,7 +23,7 @@ from saebench.errors import DataError
 Message = dict[str, Any]
 Inbox = queue.SimpleQueue[tuple["Child", Message]]
 Serve = Callable[[Iterator[Message], Callable[[Message], None]], None]
-"""What a child does: takes requests, gives replies. Run by `talk` in a process, and by tests in a thread."""
+"""What a child does: takes requests, gives replies. Run by `run_child` in a process, and by tests in a thread."""
 
 
 class Child:
@@ -75,7 +75,7 @@ def start(module: str, name: str, environment: Mapping[str, str], inbox: Inbox) 
     return Child(module, name, environment, inbox)
 
 
-def talk(serve: Serve) -> None:
+def run_child(serve: Serve) -> None:
     """Be a child: requests from stdin, replies to stdout. Whatever else prints goes to stderr."""
     telemetry.disable()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")

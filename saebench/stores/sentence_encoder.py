@@ -19,8 +19,8 @@ from torch import Tensor
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.hub import find_model
-from saebench.stores.ahead import ahead
 from saebench.stores.dataset import one_line
+from saebench.stores.prefetch import prefetch
 from saebench.stores.tokens import Tokenised, Tokens
 
 Batch = tuple[npt.NDArray[np.int64], dict[str, Any]]
@@ -58,7 +58,7 @@ class SentenceEncoder:
     def embed(self, texts: Sequence[str]) -> Tensor:
         """(len(texts), d_in) float32 on the CPU, in the order of the texts."""
         rows: list[tuple[npt.NDArray[np.int64], Tensor]] = [
-            (index, self.forward(features)) for index, features in ahead(self.batches(self.tokenise(texts)), AHEAD)
+            (index, self.forward(features)) for index, features in prefetch(self.batches(self.tokenise(texts)), AHEAD)
         ]
         return self.assemble(texts, rows)
 

@@ -12,8 +12,8 @@ from saebench.config import DataConfig
 from saebench.cores import count_cores
 from saebench.errors import DataError
 from saebench.hub import find_model
-from saebench.stores import children
-from saebench.stores.children import Child, Inbox, Message
+from saebench.stores import child_process
+from saebench.stores.child_process import Child, Inbox, Message
 from saebench.stores.entry import ROWS_PER_PART
 
 MAX_CPU_PROCESSES = 8
@@ -29,7 +29,7 @@ LONG_WORK = 50_000
 _CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
-class Encoders:
+class EncoderPool:
     """One process per device, and more on a GPU that waits for tokens. On the CPU, one single-threaded process per
     core: measured on two cores that others used too, MiniLM, 1.1 to 6 times as fast as one process with two threads,
     which wait for each other after every operation."""
@@ -59,7 +59,9 @@ class Encoders:
             self._start(place._replace(environment={**place.environment, **offline}))
 
     def _start(self, place: Place) -> None:
-        child = children.start("saebench.stores.encode", f"the encoder on {place.name}", place.environment, self._inbox)
+        child = child_process.start(
+            "saebench.stores.encoder_process", f"the encoder on {place.name}", place.environment, self._inbox
+        )
         self.loading.append(child)
         self._places[child] = place
         child.send({"data": self._data.model_dump(mode="json"), "device": place.inside, "folder": str(self._folder)})
@@ -78,7 +80,7 @@ class Encoders:
             if not self.loading and len(self._beside(child)) < most and not self._refused:
                 self._start(place)
 
-    def spare(self, child: Child) -> bool:
+    def is_optional(self, child: Child) -> bool:
         """Whether an encoder helps others on its device and is not ready yet: they do without."""
         return child in self.loading and any(other in self.ready for other in self._beside(child))
 
@@ -86,16 +88,16 @@ class Encoders:
         """The encoders of the same device."""
         return [other for other in (*self.loading, *self.ready) if self._places[other] == self._places[child]]
 
-    def greet(self, child: Child, message: Message) -> None:
+    def mark_ready(self, child: Child, message: Message) -> None:
         """An encoder is ready."""
         self.loading.remove(child)
         self.ready.append(child)
         self.d_in, self.info = message["d_in"], message["info"]
         self.fingerprint = tuple(message["fingerprint"])
 
-    def lose(self, child: Child) -> None:
+    def remove(self, child: Child) -> None:
         """An encoder has died. After one that was to help (for want of memory, say) no other is started."""
-        self._refused = self._refused or self.spare(child)
+        self._refused = self._refused or self.is_optional(child)
         for group in (self.loading, self.ready):
             if child in group:
                 group.remove(child)
@@ -103,7 +105,7 @@ class Encoders:
 
     def close(self) -> None:
         for child in [*self.loading, *self.ready]:
-            self.lose(child)
+            self.remove(child)
 
 
 class Place(NamedTuple):
@@ -142,7 +144,7 @@ def _visible(which: str) -> str:
     return names[int(which)]
 
 
-def faster(data: DataConfig, devices: Sequence[str], rows: int) -> str | None:
+def bfloat16_hint(data: DataConfig, devices: Sequence[str], rows: int) -> str | None:
     """What to say to who encodes many texts in float32 on devices that compute in bfloat16. It is not chosen without
     being asked for: the key of an entry must not depend on the machine, and other CPUs are slower at it."""
     if data.precision != "float32" or rows < LONG_WORK or not all(map(_computes_in_bfloat16, devices)):

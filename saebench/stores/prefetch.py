@@ -11,7 +11,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     """The same items, made by a thread that stays up to `depth` of them ahead. What the thread raises is raised here;
     closing this generator ends the thread at its next item."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from saebench.stores.ahead import ahead
+from saebench.stores.prefetch import prefetch
 
 
 def test_items_come_in_order_and_at_most_depth_ahead() -> None:
@@ -19,7 +19,7 @@ def test_items_come_in_order_and_at_most_depth_ahead() -> None:
             made.release()
             yield i
 
-    found = ahead(items(), 3)
+    found = prefetch(items(), 3)
     assert next(found) == 0
     for _ in range(1 + 3 + 1):
         assert made.acquire(timeout=30), "taken, waiting, and one in the making"
@@ -32,7 +32,7 @@ def test_an_error_arrives_where_the_items_are_used() -> None:
         yield 1
         raise KeyError("broken")
 
-    found = ahead(items(), 2)
+    found = prefetch(items(), 2)
     assert next(found) == 1
     with pytest.raises(KeyError, match="broken"):
         next(found)
@@ -45,7 +45,7 @@ def test_closing_ends_the_thread() -> None:
         makers.append(threading.current_thread())
         yield from itertools.count()
 
-    found = ahead(items(), 2)
+    found = prefetch(items(), 2)
     assert next(found) == 0
     assert makers[0].is_alive()
     found.close()  # type: ignore[attr-defined]

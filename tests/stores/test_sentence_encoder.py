@@ -17,9 +17,9 @@ from torch import Tensor
 from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import DataError
 from saebench.hub import embedding_width
-from saebench.stores import encoder as module
-from saebench.stores import encoders
-from saebench.stores.encoder import SentenceEncoder
+from saebench.stores import encoder_pool
+from saebench.stores import sentence_encoder as module
+from saebench.stores.sentence_encoder import SentenceEncoder
 
 TEXTS = [*sentences(40), "one", "a " * 400, "word"]
 
@@ -257,7 +257,7 @@ def test_texts_are_prepared_beside_the_device_and_computed_in_lower_precision(
 
 
 def test_every_gpu_gets_a_process_that_sees_only_it() -> None:
-    places = encoders._places(["cuda:GPU-abc", "cuda:1", "cuda:0"], 100_000)
+    places = encoder_pool._places(["cuda:GPU-abc", "cuda:1", "cuda:0"], 100_000)
     assert [place.inside for place in places] == ["cuda:0"] * 3
     assert [place.environment["CUDA_VISIBLE_DEVICES"] for place in places] == ["GPU-abc", "1", "0"]
 
@@ -286,21 +286,21 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[FakeChild]:
         made.append(FakeChild(name, environment))
         return made[-1]
 
-    monkeypatch.setattr("saebench.stores.children.start", start)
-    monkeypatch.setattr(encoders, "find_model", lambda *_: ("m", True))
-    monkeypatch.setattr(encoders, "count_cores", lambda: 16)
+    monkeypatch.setattr("saebench.stores.child_process.start", start)
+    monkeypatch.setattr(encoder_pool, "find_model", lambda *_: ("m", True))
+    monkeypatch.setattr(encoder_pool, "count_cores", lambda: 16)
     return made
 
 
 def on(*devices: str) -> Any:
-    crew = encoders.Encoders(config(num_examples=10**6), Path("x"), list(devices), None)  # type: ignore[arg-type]
+    crew = encoder_pool.EncoderPool(config(num_examples=10**6), Path("x"), list(devices), None)  # type: ignore[arg-type]
     crew.start()
     return crew
 
 
 def ready(crew: Any) -> None:
     for child in [*crew.loading]:
-        crew.greet(child, {"d_in": 4, "info": {}, "fingerprint": []})
+        crew.mark_ready(child, {"d_in": 4, "info": {}, "fingerprint": []})
 
 
 def work(crew: Any, seconds: dict[str, float], left: int = 10**6) -> None:
@@ -327,7 +327,7 @@ def test_a_gpu_that_waits_for_tokens_gets_more_processes_one_at_a_time(started: 
     ("devices", "seconds", "left"),
     [
         (["cuda:0"], DEVICE, 10**6),
-        (["cuda:0"], TOKENS, encoders.HELP_TEXTS - 1),
+        (["cuda:0"], TOKENS, encoder_pool.HELP_TEXTS - 1),
         (["cpu"], TOKENS, 10**6),
         ([f"cuda:{n}" for n in range(8)], TOKENS, 10**6),
         (["cuda:0"], {"tokens": 0.05, "device": 0.01, "all": 0.2}, 10**6),
@@ -347,10 +347,10 @@ def test_no_process_is_started_that_would_not_help(
 def test_a_helper_without_room_on_the_gpu_is_the_last_and_does_not_end_the_build(started: list[FakeChild]) -> None:
     crew = on("cuda:0")
     first = crew.loading[0]
-    assert not crew.spare(first), "the only one"
+    assert not crew.is_optional(first), "the only one"
     ready(crew)
     work(crew, TOKENS)
-    assert crew.spare(crew.loading[0])
-    crew.lose(crew.loading[0])
+    assert crew.is_optional(crew.loading[0])
+    crew.remove(crew.loading[0])
     work(crew, TOKENS)
     assert (len(started), crew.ready) == (2, [first])

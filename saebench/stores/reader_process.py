@@ -1,4 +1,4 @@
-"""`python -m saebench.stores.read`: the first pass over a dataset, texts only.
+"""`python -m saebench.stores.reader_process`: the first pass over a dataset, texts only.
 
 Reads, cleans, removes duplicates and writes shards of texts and their hashes. A process of its own, because `datasets`
 brings torch along (unless told not to, as this process is) and threads that outlive a broken stream.
@@ -18,7 +18,7 @@ import numpy as np
 
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores.children import Message, talk
+from saebench.stores.child_process import Message, run_child
 from saebench.stores.dataset import ENVIRONMENT as OF_DATASETS
 from saebench.stores.dataset import one_line, place, stream
 from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, Shard, write_file
@@ -89,4 +89,4 @@ def _label(label: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    talk(serve)
+    run_child(serve)
