@@ -101,7 +101,22 @@ def _print_status(paths: SweepPaths) -> None:
 
     console = make_console()
     console.print(_scheduler_line(paths), soft_wrap=True)
+    for sentence in _about_texts(paths):
+        console.print(sentence, soft_wrap=True, markup=False, highlight=False)
     console.print(picture(_board(paths), 1000, console.width))
+
+
+def _about_texts(paths: SweepPaths) -> list[str]:
+    """What was left out, cut or leaks, as the sweep's lock has it; nothing where it cannot be read."""
+    from saebench.runs import corpus
+    from saebench.runs.lock import read_lock
+
+    try:
+        lock = read_lock(paths)
+    except UserError:
+        return []
+    data = lock.get("data") if isinstance(lock, dict) else getattr(lock, "data", None)
+    return corpus.sentences(data) if isinstance(data, dict) else []
 
 
 def _watch(paths: SweepPaths) -> None:
