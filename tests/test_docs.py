@@ -1,0 +1,215 @@
+"""Every block of code in README and docs runs, every command they mention exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from saebench.cli import cli
+from saebench.spec import parse_spec
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOT_CODE = {"text", "bibtex", "mermaid"}
+SMALL: dict[str, Any] = {
+    "data": {"num_examples": 500, "holdout": 0.2},
+    "train": {"samples": 1500, "batch_size": 128, "lr": 3e-3},
+    "search": {"sampler": "grid"},
+    "seeds": [0, 1],
+    "prune": {"pruner": "none"},
+    "run": {"devices": "cpu"},
+}
+"""What makes a documented sweep one of seconds."""
+STANDS_FOR = {
+    "NAME": "my_texts",
+    "A B": "my_texts quickstart",
+    "FOLDER": "exported",
+    "papers.csv": "papers.csv",
+    "https://mlflow.example": "sqlite:///mlflow.db",
+}
+"""A reader's own name in a command -> one that is in the workspace."""
+RUN_ELSEWHERE = {
+    "make": "make demo and make test are what .ci/run runs",
+    "git": "cloning",
+    "cd": "cloning",
+    "pip": "tests/test_install.py",
+    "python": "experiments are run by hand",
+    ".ci/bounds": "a job of its own",
+    "saebench ui": "tests/test_network.py",
+    "docker": "docker/README.md",
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block of a page."""
+
+    page: Path
+    line: int
+    language: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    lines = page.read_text("utf-8").splitlines()
+    start, language = None, ""
+    for number, line in enumerate(lines, 1):
+        if start is None and (found := re.match(r"\s*```(\w*)", line)):
+            start, language = number, found[1]
+        elif start is not None and line.strip() == "```":
+            yield Block(page, start, language, "\n".join(lines[start : number - 1]) + "\n")
+            start = None
+    assert start is None, f"{page}: a block that does not end"
+
+
+BLOCKS = [block for page in PAGES for block in blocks(page)]
+PYTHON = sorted({block.page for block in BLOCKS if block.language == "python"})
+
+
+def of(language: str) -> list[Block]:
+    return [block for block in BLOCKS if block.language == language]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, glosses: Path, minilm_path: str) -> Path:
+    """A folder with a reader's files: spec.yaml (docs/spec.md's), my_texts.jsonl, papers.csv, quickstart.yaml."""
+    assert minilm_path
+    folder = tmp_path_factory.mktemp("reader")
+    (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
+    rows = pd.read_parquet(glosses).head(900).rename(columns={"label": "topic"})
+    rows.to_json(folder / "my_texts.jsonl", orient="records", lines=True)
+    rows.rename(columns={"text": "abstract", "topic": "field"})[["abstract", "field"]].to_csv(
+        folder / "papers.csv", index=False
+    )
+    (spec,) = [block for block in of("yaml") if block.page.name == "spec.md" and "name: my_texts" in block.text]
+    arms = [{"type": "topk", "k": 16, "dict_size": 256}, {"type": "jumprelu", "target_l0": 16, "dict_size": 256}]
+    _write(folder / "spec.yaml", yaml.safe_load(spec.text), arms)
+    quickstart = yaml.safe_load((ROOT / "sweeps" / "quickstart.yaml").read_text("utf-8"))
+    quickstart["data"]["dataset"]["data_files"] = str(glosses)
+    arms = [{"type": kind, "k": 16, "dict_size": 256} for kind in ("topk", "batchtopk")]
+    _write(folder / "sweeps" / "quickstart.yaml", quickstart, arms)
+    return folder
+
+
+def _write(path: Path, spec: dict[str, Any], arms: list[dict[str, Any]]) -> None:
+    small = {
+        **spec,
+        **{key: {**spec.get(key, {}), **more} if isinstance(more, dict) else more for key, more in SMALL.items()},
+    }
+    small["search"] = SMALL["search"]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(yaml.safe_dump({**small, "sae": arms}))
+
+
+@pytest.fixture
+def reader(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The workspace as working directory, both sweeps in it."""
+    monkeypatch.chdir(workspace)
+    monkeypatch.delenv("SAEBENCH_RUNS")
+    monkeypatch.setenv("SAEBENCH_CACHE", str(workspace / "cache"))
+    for spec in ("spec.yaml", "sweeps/quickstart.yaml"):
+        if not (workspace / "runs" / ("my_texts" if spec == "spec.yaml" else "quickstart")).exists():
+            run(["sweep", spec])
+    return workspace
+
+
+def run(arguments: list[str], stdin: str | None = None) -> str:
+    result = CliRunner().invoke(cli, arguments, input=stdin)
+    assert result.exit_code == 0, f"{shlex.join(arguments)}: {result.output}{result.exception!r}"
+    return result.output
+
+
+def test_every_block_has_a_language_that_a_test_knows() -> None:
+    known = {"python", "sh", "yaml", *NOT_CODE}
+    assert [f"{block}: {block.language!r}" for block in BLOCKS if block.language not in known] == []
+    assert len(BLOCKS) > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PYTHON, ids=lambda page: page.name)
+def test_python_blocks_run_in_the_order_of_the_page(page: Path, reader: Path) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    for block in of("python"):
+        if block.page == page:
+            code = "\n" * block.line + block.text  # a traceback names the line of the page
+            exec(compile(code, str(block.page), "exec"), names)
+    assert (reader / "runs").is_dir()
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The command lines of a shell block, as words; comments are dropped, a line may end in a backslash."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        for name, here in STANDS_FOR.items():
+            line = re.sub(rf"(?<![\w/]){re.escape(name)}(?![\w])", here, line)
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("block", of("sh"), ids=str)
+def test_shell_blocks_run(block: Block, reader: Path) -> None:
+    assert reader
+    for words in commands(block):
+        if words[0] in RUN_ELSEWHERE or " ".join(words[:2]) in RUN_ELSEWHERE:
+            continue
+        assert words[0] == "saebench", f"{block}: {words[0]}: run it, or say in RUN_ELSEWHERE where that is done"
+        stdin = None
+        if "<" in words:
+            stdin = Path(words[words.index("<") + 1]).read_text()
+            words = words[: words.index("<")]
+        run(words[1:], stdin)
+
+
+@pytest.mark.parametrize("block", of("yaml"), ids=str)
+def test_yaml_blocks_are_valid_specs_or_parts_of_one(block: Block) -> None:
+    values = yaml.safe_load(block.text)
+    base = {
+        "name": "x",
+        "data": {"model": "a/b", "dataset": {"path": "c/d"}, "num_examples": 10_000},
+        "sae": [{"type": "topk", "k": 8, "dict_size": 64}],
+        "train": {"samples": 100_000},
+    }
+    parse_spec({**base, **values})
+
+
+def mentioned() -> list[tuple[str, list[str]]]:
+    """Every `saebench ...` in running text and tables, with the page and its words."""
+    found = []
+    for page in PAGES:
+        text = re.sub(r"```.*?```", "", page.read_text("utf-8"), flags=re.S)
+        for inline in re.findall(r"`(saebench [^`]+)`", text):
+            words = inline.replace("|", " ").split()[1:]
+            found.append((f"{page.name}: {inline}", words))
+    return found
+
+
+@pytest.mark.parametrize(("where", "words"), mentioned(), ids=lambda value: value if isinstance(value, str) else "")
+def test_mentioned_commands_and_options_exist(where: str, words: list[str]) -> None:
+    command: click.Command = cli
+    names = [word.strip(",") for word in words]
+    context = click.Context(cli)
+    if re.fullmatch(r"[a-z]+", names[0]):
+        found = cli.get_command(context, names[0])  # type: ignore[attr-defined]
+        assert found is not None, where
+        command = found
+    if isinstance(command, click.Group) and command is not cli and len(names) > 1:
+        found = command.get_command(context, names[1])
+        assert found is not None, where
+        command = found
+    options = {option for param in command.params for option in (*param.opts, *param.secondary_opts)}
+    for name in names:
+        if name.startswith("--") and name not in ("--version", "--help"):
+            assert name.split("=")[0] in options, where
