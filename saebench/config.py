@@ -6,10 +6,20 @@ result into `TrialConfig`s, a worker reads one of those and nothing else.
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainValidator,
+    SerializeAsAny,
+    model_validator,
+)
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -126,9 +136,37 @@ Preprocess = Literal["none", "center", "unit", "center_scale", "layer_norm"]
 Start = Literal["random", "data"]
 
 
-class SAEConfig(Config):
-    """What every architecture has. Give `dict_size` or `expansion_factor`; a trial always holds `dict_size`."""
+@dataclass(frozen=True)
+class Penalty:
+    """How the weight of a sparsity penalty is set: fixed, or steered to an L0."""
 
+    norm: Literal["l0", "l1"]
+    """What is penalised."""
+    fixed: float | None
+    """The weight in FVU units; None: a controller steers it to `target_l0`."""
+    target_l0: float | None
+    warmup: float
+    """Share of the run over which the weight, or the controller's set point, moves to its value."""
+
+
+SAE_CONFIGS: dict[str, type[SAEConfig]] = {}
+"""Type -> its config class. A class with a value for `type` enters here when it is defined; every other table of types
+derives from this one."""
+
+
+class SAEConfig(Config):
+    """What every architecture has. Give `dict_size` or `expansion_factor`; a trial always holds `dict_size`.
+
+    An architecture is a subclass with `type: Literal["name"] = "name"`, and `saes/name.py`.
+    """
+
+    sparsity: ClassVar[tuple[str, ...]] = ()
+    """Fields of which the one that is given sets the sparsity; a stratum axis by default."""
+    dense_products: ClassVar[int] = 5
+    """Products of d_in x dict_size in a training step, 2 FLOPs each: encode, decode, three backward."""
+
+    type: str
+    """Architecture."""
     dict_size: PositiveInt | None = None
     """Number of latents."""
     expansion_factor: PositiveFloat | None = None
@@ -140,6 +178,15 @@ class SAEConfig(Config):
     encoder_scale: PositiveFloat = 1.0
     """W_enc at the start, in units of the decoder's transpose."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        name = cls.model_fields["type"].default
+        if isinstance(name, str):
+            if name in SAE_CONFIGS:
+                raise TypeError(f"{cls.__name__}: type {name!r} is taken by {SAE_CONFIGS[name].__name__}")
+            SAE_CONFIGS[name] = cls
+
     @model_validator(mode="after")
     def _one_width(self) -> Self:
         if (self.dict_size is None) == (self.expansion_factor is None):
@@ -150,8 +197,48 @@ class SAEConfig(Config):
         """dict_size for embeddings of width `d_in`."""
         return self.dict_size if self.dict_size is not None else round((self.expansion_factor or 0) * d_in)
 
+    @property
+    def level(self) -> dict[str, float]:
+        """The sparsity field that is given, and its value."""
+        return {name: value for name, value in self if name in self.sparsity and value is not None}
 
-class _AuxConfig(SAEConfig):
+    @property
+    def penalty(self) -> Penalty | None:
+        """The sparsity penalty; None for an architecture without one."""
+        return None
+
+    @property
+    def revives(self) -> bool:
+        """Whether training revives dead latents, and so needs a list of them."""
+        return False
+
+    @classmethod
+    def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:  # noqa: ARG003 - k-sparse types read it
+        """FLOPs of one training example, a multiplication and an addition counted as two."""
+        return float(2 * cls.dense_products * d_in * dict_size)
+
+
+def _sae_config(value: Any) -> SAEConfig:
+    """`value`, a mapping or a config, by the class that its `type` names."""
+    if isinstance(value, SAEConfig):
+        return value
+    name = value.get("type") if isinstance(value, Mapping) else None
+    if not isinstance(name, str) or name not in SAE_CONFIGS:
+        raise ValueError(f"type {name!r}: must be one of {', '.join(SAE_CONFIGS)}")
+    return SAE_CONFIGS[name].model_validate(value)
+
+
+AnySAEConfig = Annotated[SAEConfig, PlainValidator(_sae_config), SerializeAsAny()]
+"""A config of any type in `SAE_CONFIGS`, told apart by `type`."""
+
+
+class KSparseConfig(SAEConfig):
+    """What the types have that keep k latents: AuxK for dead latents."""
+
+    sparsity: ClassVar[tuple[str, ...]] = ("k",)
+
+    k: PositiveFloat
+    """Latents kept per example, on average; may be fractional."""
     aux_coeff: Coefficient = 1 / 32
     """Weight of AuxK (Gao et al. 2024, 2406.04093, A.2); 0 turns it off."""
     k_aux: PositiveInt | None = None
@@ -163,6 +250,15 @@ class _AuxConfig(SAEConfig):
     multi_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of a batch that the second loss is measured on."""
 
+    @property
+    def revives(self) -> bool:
+        return self.aux_coeff > 0
+
+    @classmethod
+    def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
+        """The encoder's product, then four over the k active latents only."""
+        return float(2 * d_in * dict_size + 8 * d_in * k)
+
 
 class _PenaltyConfig(SAEConfig):
     target_l0: PositiveFloat | None = None
@@ -172,6 +268,8 @@ class _PenaltyConfig(SAEConfig):
 
 
 class _L1Config(_PenaltyConfig):
+    sparsity: ClassVar[tuple[str, ...]] = ("target_l0", "l1_coeff")
+
     l1_coeff: Coefficient | None = None
     """Weight of the L1 penalty in FVU units; give this or target_l0."""
 
@@ -181,6 +279,10 @@ class _L1Config(_PenaltyConfig):
             raise ValueError("give l1_coeff or target_l0, one of the two")
         return self
 
+    @property
+    def penalty(self) -> Penalty:
+        return Penalty("l1", self.l1_coeff, self.target_l0, self.sparsity_warmup)
+
 
 class VanillaConfig(_L1Config):
     """ReLU with an L1 penalty weighted by decoder norms (Bricken et al. 2023)."""
@@ -188,7 +290,7 @@ class VanillaConfig(_L1Config):
     type: Literal["vanilla"] = "vanilla"
 
 
-class TopKConfig(_AuxConfig):
+class TopKConfig(KSparseConfig):
     """Exactly k latents per example (Gao et al. 2024, 2406.04093)."""
 
     type: Literal["topk"] = "topk"
@@ -196,16 +298,16 @@ class TopKConfig(_AuxConfig):
     """Latents kept per example."""
 
 
-class BatchTopKConfig(_AuxConfig):
+class BatchTopKConfig(KSparseConfig):
     """k latents per example on average over the batch (Bussmann et al. 2024, 2412.06410)."""
 
     type: Literal["batchtopk"] = "batchtopk"
-    k: PositiveFloat
-    """Latents kept per example, on average; may be fractional."""
 
 
 class JumpReLUConfig(_PenaltyConfig):
     """A learned threshold per latent, trained through straight-through estimators (Rajamanoharan et al. 2024)."""
+
+    sparsity: ClassVar[tuple[str, ...]] = ("target_l0", "l0_coeff")
 
     type: Literal["jumprelu"] = "jumprelu"
     l0_coeff: Coefficient | None = None
@@ -221,9 +323,16 @@ class JumpReLUConfig(_PenaltyConfig):
             raise ValueError("give l0_coeff or target_l0, one of the two")
         return self
 
+    @property
+    def penalty(self) -> Penalty:
+        return Penalty("l0", self.l0_coeff, self.target_l0, self.sparsity_warmup)
+
 
 class GatedConfig(_L1Config):
     """A gate decides which latents fire, a magnitude path how strongly (Rajamanoharan et al. 2024, 2404.16014)."""
+
+    dense_products: ClassVar[int] = 8
+    """The gate has a decoder pass of its own."""
 
     type: Literal["gated"] = "gated"
 
@@ -234,12 +343,10 @@ def _whole(groups: tuple[float, ...]) -> tuple[float, ...]:
     return groups
 
 
-class MatryoshkaConfig(_AuxConfig):
+class MatryoshkaConfig(KSparseConfig):
     """BatchTopK whose nested prefixes each reconstruct the input (Bussmann et al. 2025, 2503.17547)."""
 
     type: Literal["matryoshka"] = "matryoshka"
-    k: PositiveFloat
-    """Latents kept per example, on average; may be fractional."""
     groups: Annotated[tuple[PositiveFloat, ...], AfterValidator(_whole)] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
     """Share of the latents that each nested level adds; they add up to 1."""
 
@@ -247,9 +354,10 @@ class MatryoshkaConfig(_AuxConfig):
 def nested_widths(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:
     """Latents in each nested level of a matryoshka SAE, strictly increasing, the last = dict_size. Raises ValueError
     for a level that adds none."""
-    widths = [round(sum(groups[: i + 1]) / sum(groups) * dict_size) for i in range(len(groups))]
+    widths = [round(total / sum(groups) * dict_size) for total in accumulate(groups)]
     if any(high <= low for low, high in pairwise((0, *widths))):
-        raise ValueError(f"groups {groups} leave a level of {dict_size} latents empty")
+        shown = ", ".join(f"{share:g}" for share in groups[:8]) + (", ..." if len(groups) > 8 else "")
+        raise ValueError(f"groups [{shown}] leave a level of {dict_size} latents empty")
     return tuple(widths)
 
 
@@ -261,31 +369,6 @@ class PAnnealConfig(_L1Config):
     """Exponent at the end of the run."""
     anneal_start: Fraction = 0.3
     """Share of the run after which p begins to fall."""
-
-
-AnySAEConfig = Annotated[
-    VanillaConfig | TopKConfig | BatchTopKConfig | JumpReLUConfig | GatedConfig | MatryoshkaConfig | PAnnealConfig,
-    Field(discriminator="type"),
-]
-SAE_CONFIGS: dict[str, type[SAEConfig]] = {
-    "vanilla": VanillaConfig,
-    "topk": TopKConfig,
-    "batchtopk": BatchTopKConfig,
-    "jumprelu": JumpReLUConfig,
-    "gated": GatedConfig,
-    "matryoshka": MatryoshkaConfig,
-    "p_anneal": PAnnealConfig,
-}
-SPARSITY_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "vanilla": ("target_l0", "l1_coeff"),
-    "topk": ("k",),
-    "batchtopk": ("k",),
-    "jumprelu": ("target_l0", "l0_coeff"),
-    "gated": ("target_l0", "l1_coeff"),
-    "matryoshka": ("k",),
-    "p_anneal": ("target_l0", "l1_coeff"),
-}
-"""The parameter (the one of these that is given) that sets the sparsity of a type; a stratum axis by default."""
 
 
 # --- training --------------------------------------------------------------------------------------------------------

@@ -6,14 +6,13 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from saebench.config import SPARSITY_PARAMETERS
+from saebench.config import SAE_CONFIGS
 from saebench.plan import Plan, Stratum, cardinality
 from saebench.spec import Range, options
 from saebench.sweep_config import PruneConfig
 
 TPE_STARTUP = 10
 """Trials that Optuna's TPE draws at random before it learns (its default, per study)."""
-_DENSE = {"vanilla": 10, "jumprelu": 10, "p_anneal": 10, "gated": 16}
 
 
 @dataclass(frozen=True)
@@ -79,15 +78,10 @@ def _width(stratum: Stratum, d_in: int) -> int:
 
 
 def flops_per_example(stratum: Stratum, d_in: int) -> float:
-    """FLOPs of one training example, a multiplication and an addition counted as two.
-
-    Dense codes: five products of d_in x dict_size (encode, decode, and three backward), eight for gated, whose gate has
-    a decoder pass of its own. k-sparse codes: the encoder's product, then four over the k active latents only."""
-    found, width = {**stratum.fixed, **stratum.axes}, _width(stratum, d_in)
-    if stratum.type in _DENSE:
-        return float(_DENSE[stratum.type] * d_in * width)
-    k = max(options("k", found.get("k") or stratum.space.get("k")))
-    return float(2 * d_in * width + 8 * d_in * k)
+    """FLOPs of one training example of the stratum's widest and densest point."""
+    found = {**stratum.fixed, **stratum.axes}
+    k = max(option or 0 for option in options("k", found.get("k") or stratum.space.get("k")))
+    return SAE_CONFIGS[stratum.type].flops_per_example(d_in, _width(stratum, d_in), k)
 
 
 def advice(plan: Plan) -> list[str]:
@@ -121,7 +115,7 @@ def _search(plan: Plan) -> Iterator[str]:
 def _comparison(plan: Plan) -> Iterator[str]:
     """Reconstruction gets better as codes get denser: trials of unequal sparsity are not alike."""
     for stratum in plan.strata:
-        searched = [name for name in SPARSITY_PARAMETERS[stratum.type] if name in stratum.space]
+        searched = [name for name in SAE_CONFIGS[stratum.type].sparsity if name in stratum.space]
         if searched and plan.spec.prune.pruner not in ("none", "pareto"):
             yield (
                 f"{stratum.type}: {searched[0]} differs inside a stratum, so {plan.spec.prune.pruner} compares "

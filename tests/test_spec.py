@@ -23,6 +23,7 @@ from saebench.forecast import advice, work
 from saebench.plan import make_plan
 from saebench.spec import Arm, Range, SweepSpec, load_spec, options, parse_spec
 
+TYPES = ", ".join(SAE_CONFIGS)
 BASE = """\
 name: base
 data:
@@ -40,6 +41,8 @@ train:
   lr: {low: 1e-4, high: 1e-2, log: true}
 search: {sampler: random, points: 3}
 """
+
+TYPES = ", ".join(SAE_CONFIGS)
 
 
 def load(tmp_path: Path, text: str | bytes, *overrides: str) -> SweepSpec:
@@ -334,8 +337,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("points: 3}", "points: 3}\nrun: {failures: {retries: {crash: -1}}}", "s.yaml:16:35: run.failures.retries.crash: -1: must be at least 0"),
     ("points: 3}", "points: 3}\neval: {metrics: [knn]}", 's.yaml:16:18: eval.metrics[0]: "knn": must be one of "knn_overlap_at_10", "similarity_rank_correlation", "probing"'),
     # arms
-    ("type: batchtopk", "type: batchtop", 's.yaml:8:11: sae[1].type: "batchtop": must be one of vanilla, topk, batchtopk, jumprelu, gated, matryoshka, p_anneal (did you mean "batchtopk"?)'),
-    ("- type: batchtopk\n    k: 16", "- k: 16", "s.yaml:8:5: sae[1].type: is missing: one of vanilla, topk, batchtopk, jumprelu, gated, matryoshka, p_anneal"),
+    ("type: batchtopk", "type: batchtop", f's.yaml:8:11: sae[1].type: "batchtop": must be one of {TYPES} (did you mean "batchtopk"?)'),
+    ("- type: batchtopk\n    k: 16", "- k: 16", f"s.yaml:8:5: sae[1].type: is missing: one of {TYPES}"),
     ("    dict_size: 512\n", "", "s.yaml:8:5: sae[1]: give dict_size or expansion_factor, one of the two"),
     ("    dict_size: 512\n", "    dict_size: 512\n    expansion_factor: 4\n", "s.yaml:8:5: sae[1]: give dict_size or expansion_factor, one of the two"),
     ("type: batchtopk\n    k: 16", "type: vanilla", "s.yaml:8:5: sae[1]: give l1_coeff or target_l0, one of the two"),
@@ -431,8 +434,7 @@ sead: 4
         "s.yaml:3:3: data.dataset: is missing",
         's.yaml:4:17: data.num_examples: "few": must be a whole number',
         "s.yaml:6:21: sae[0].k: 600: must be below dict_size, but 600 >= 512",
-        's.yaml:7:12: sae[1].type: "jumprelo": must be one of vanilla, topk, batchtopk, jumprelu, gated, matryoshka, '
-        'p_anneal (did you mean "jumprelu"?)',
+        f's.yaml:7:12: sae[1].type: "jumprelo": must be one of {TYPES} (did you mean "jumprelu"?)',
         "s.yaml:8:18: train.samples: 1e4: must be at least one batch, which is 100000",
         "s.yaml:8:44: train.lr: {low, high}: low must be below high, but 2 >= 1",
         "s.yaml:9:12: seeds[1]: 1: is in the list twice",

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saebench.compat.plain import LayoutError, Plain, filled, from_plain, plain, read_json, read_tensors, type_of
+from saebench.compat.plain import LayoutError, Plain, filled, from_plain, plain, read_json, read_tensors
 from saebench.config import BatchTopKConfig, MatryoshkaConfig
 from saebench.runs.durable import write_json
 from saebench.saes import SAE, load_sae
@@ -65,7 +65,7 @@ def export_dictionary_learning(sae: SAE, folder: str | Path) -> list[Path]:
         trainer["group_sizes"] = tensors["group_sizes"].tolist()
     folder.mkdir(parents=True, exist_ok=True)
     save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, folder / WEIGHTS)
-    write_json(folder / CONFIG, {"trainer": trainer, "trained_with": "saebench", "saebench_type": type_of(sae)})
+    write_json(folder / CONFIG, {"trainer": trainer, "trained_with": "saebench", "saebench_type": sae.config.type})
     return [folder / CONFIG, folder / WEIGHTS]
 
 

@@ -32,10 +32,11 @@ from torch import Tensor, nn
 from saebench.compat.settings import Settings, SettingsError, read_settings, resolve_device
 from saebench.config import (
     SAE_CONFIGS,
-    AnySAEConfig,
     BatchTopKConfig,
     JumpReLUConfig,
+    KSparseConfig,
     Preprocess,
+    SAEConfig,
     TopKConfig,
     VanillaConfig,
 )
@@ -65,7 +66,7 @@ class TrainableSAE(nn.Module, ABC):
     seen: Tensor
     started: Tensor
 
-    def __init__(self, cfg: Mapping[str, Any] | AnySAEConfig, d_in: int | None = None) -> None:
+    def __init__(self, cfg: Mapping[str, Any] | SAEConfig, d_in: int | None = None) -> None:
         super().__init__()
         self.cfg = cfg
         if isinstance(cfg, Mapping):
@@ -94,7 +95,7 @@ class TrainableSAE(nn.Module, ABC):
 
     @staticmethod
     @abstractmethod
-    def typed(settings: Settings) -> AnySAEConfig:
+    def typed(settings: Settings) -> SAEConfig:
         """The typed config of these settings; a penalty's coefficient is put into FVU units once the data is known."""
 
     # --- use ---
@@ -129,7 +130,7 @@ class TrainableSAE(nn.Module, ABC):
 
     def start(self, rows: Tensor) -> Self:
         """Set from training rows (N, d_in), N >= 2, what depends on data; the directions of W_enc and W_dec stay."""
-        fresh = make_sae(self.sae.config, self.sae.d_in, rows, self.seed).state_dict()  # type: ignore[arg-type]
+        fresh = make_sae(self.sae.config, self.sae.d_in, rows, self.seed).state_dict()
         self.sae.load_state_dict({n: t for n, t in fresh.items() if n not in ("W_enc", "W_dec")}, strict=False)
         self.started.fill_(True)
         return self
@@ -154,8 +155,8 @@ class TrainableSAE(nn.Module, ABC):
         if (name := _COEFFICIENT.get(self.kind)) is None:
             return 0.0
         if self.settings is None:
-            fixed: float | None = getattr(self.sae.config, name)
-            if fixed is None:
+            penalty = self.sae.config.penalty
+            if penalty is None or (fixed := penalty.fixed) is None:
                 raise SettingsError(f"target_l0 is steered by the trainer (saebench.train); a loop needs {name}")
             return fixed
         per_l1: Tensor | float = 1.0
@@ -187,9 +188,9 @@ class TrainableSAE(nn.Module, ABC):
             "l1_norm": loss.codes.values.detach().sum() / loss.codes.rows,
             "num_dead_features": self._dead(),
         }
-        if self.kind not in _COEFFICIENT:
+        if isinstance(self.sae.config, KSparseConfig):
             share = loss.parts.get("train/aux_loss", 0.0)
-            output["aux_loss"] = self._scalar(self.scale() * self.sae.config.aux_coeff * share)  # type: ignore[attr-defined]
+            output["aux_loss"] = self._scalar(self.scale() * self.sae.config.aux_coeff * share)
         return output
 
     def _inferred(self, x: Tensor) -> dict[str, Tensor]:
@@ -201,7 +202,7 @@ class TrainableSAE(nn.Module, ABC):
         l0 = (latents != 0).sum(1).float().mean()
         l2 = self.scale() * self.sae.fvu(z, z_hat)
         penalty = self.sae.l1(codes) if self.kind == "vanilla" else l0
-        steered = self.settings is None and getattr(self.sae.config, "target_l0", None) is not None
+        steered = self.settings is None and self.sae.target_l0 is not None
         l1 = self._scalar(0.0 if steered else self.scale() * self.coeff() * penalty)
         output = {
             "sae_out": self.sae.preprocessing.undo(z_hat, side),

@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saebench.config import AnySAEConfig, GatedConfig, JumpReLUConfig, TopKConfig, VanillaConfig
+from saebench.config import GatedConfig, JumpReLUConfig, SAEConfig, TopKConfig, VanillaConfig
 from saebench.errors import UserError
 from saebench.saes import SAE, SAE_TYPES
 from saebench.saes.base import NotCalibratedError
@@ -27,7 +27,9 @@ from saebench.saes.batchtopk import BatchSparseSAE
 from saebench.saes.files import whole_tensors
 from saebench.saes.gated import GatedSAE
 from saebench.saes.jumprelu import SMALLEST, JumpReLUSAE
+from saebench.saes.p_anneal import PAnnealSAE
 from saebench.saes.topk import TopKSAE
+from saebench.saes.vanilla import VanillaSAE
 
 Rule = Literal["relu", "topk", "threshold", "gated"]
 
@@ -107,12 +109,9 @@ def _rule(sae: SAE) -> dict[str, Any]:
         return {"b_enc": sae.b_enc, "rule": "threshold", "threshold": (sae.threshold + sae.offset).clamp_min(SMALLEST)}
     if isinstance(sae, GatedSAE):
         return {"b_enc": sae.b_enc - sae.offset, "rule": "gated", "r_mag": sae.r_mag, "b_mag": sae.b_mag}
-    return {"b_enc": sae.b_enc - sae.offset, "rule": "relu"}
-
-
-def type_of(sae: SAE) -> str:
-    """The name of its architecture in specs."""
-    return next(name for name, cls in SAE_TYPES.items() if type(sae) is cls)
+    if isinstance(sae, VanillaSAE | PAnnealSAE):
+        return {"b_enc": sae.b_enc - sae.offset, "rule": "relu"}
+    raise LayoutError(f"type {sae.config.type}: no other layout is known to encode as {type(sae).__name__} does")
 
 
 def from_plain(plain: Plain) -> SAE:
@@ -121,7 +120,7 @@ def from_plain(plain: Plain) -> SAE:
     Its training is unknown: a penalty's coefficient is 0 and `variance` is 1. The rows of W_dec keep their length.
     """
     dict_size, d_in = plain.W_dec.shape
-    config: AnySAEConfig
+    config: SAEConfig
     if plain.rule == "topk":
         config = TopKConfig(dict_size=dict_size, preprocess="none", k=plain.k or 0)
     elif plain.rule == "threshold":
@@ -134,7 +133,7 @@ def from_plain(plain: Plain) -> SAE:
 
 
 @torch.no_grad()
-def filled(config: AnySAEConfig, d_in: int, plain: Plain) -> SAE:
+def filled(config: SAEConfig, d_in: int, plain: Plain) -> SAE:
     """An SAE of `config` with the tensors of `plain`; LayoutError where they do not fit."""
     try:
         sae = SAE_TYPES[config.type](config, d_in)

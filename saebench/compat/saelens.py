@@ -16,7 +16,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from saebench.compat.plain import LayoutError, Plain, Rule, from_plain, plain, read_json, read_tensors, type_of
+from saebench.compat.plain import LayoutError, Plain, Rule, from_plain, plain, read_json, read_tensors
 from saebench.runs.durable import write_json
 from saebench.saes import SAE, load_sae
 
@@ -49,7 +49,7 @@ def export_saelens(sae: SAE, folder: str | Path) -> list[Path]:
         "apply_b_dec_to_input": True,
         "normalize_activations": "none",
         "reshape_activations": "none",
-        "metadata": {"sae_lens_version": LAYOUT, "trained_with": "saebench", "saebench_type": type_of(sae)},
+        "metadata": {"sae_lens_version": LAYOUT, "trained_with": "saebench", "saebench_type": sae.config.type},
     }
     if form.rule == "topk":
         config |= {"k": form.k, "rescale_acts_by_decoder_norm": False}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from saebench.config import SPARSITY_PARAMETERS
+from saebench.config import SAE_CONFIGS
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -17,7 +17,6 @@ CELL = ("group", "arm", "level", "dict_size")
 IDENTITY = {"sweep", "trial", "state", "reason", "type", "stratum", "point", "seed", "dict_size", "d_in", "failure",
             "attempt", "duration_s", "run_id", "verdict", "group", "arm", "level", "level_name"}  # fmt: skip
 """Columns that are not parameters somebody could have searched."""
-_SPARSITY = {name for names in SPARSITY_PARAMETERS.values() for name in names}
 METRICS = ("eval/fvu", "eval/l0", "eval/dead_fraction", "eval/explained_variance")
 """What tables and charts count on."""
 _SAME_FOR_ALL = ("samples", "eval_every")
@@ -40,7 +39,8 @@ def annotate(frame: DataFrame) -> DataFrame:
 
 
 def _sparsity(row: dict[Hashable, Any]) -> tuple[str, float]:
-    for name in SPARSITY_PARAMETERS.get(row["type"], ("k", "target_l0")):
+    config = SAE_CONFIGS.get(row["type"])
+    for name in config.sparsity if config else ("k", "target_l0"):
         value = row.get(name)
         if isinstance(value, int | float) and value == value:
             return name, float(value)
@@ -88,7 +88,8 @@ def _suffixes(trials: DataFrame) -> dict[str, str]:
 
 def _tells_apart(trials: DataFrame, key: str) -> bool:
     """A parameter with one value per stratum that differs between strata of the same sparsity and width."""
-    if key in IDENTITY | _SPARSITY or "/" in key or key.startswith("data."):
+    sparsity = {name for config in SAE_CONFIGS.values() for name in config.sparsity}
+    if key in IDENTITY | sparsity or "/" in key or key.startswith("data."):
         return False
     text = trials[key].astype(str)
     if text.nunique() == 1 or text.groupby(trials["stratum"]).nunique().max() > 1:

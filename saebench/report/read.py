@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
-from saebench.config import SPARSITY_PARAMETERS
+from saebench.config import SAE_CONFIGS
 from saebench.report import artifacts, wire
 from saebench.report.sources import Source, pages
 from saebench.report.table import number_of
@@ -194,7 +194,7 @@ def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
 
     last = ("failure", "attempt", "duration_s", "run_id", "verdict")
     keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("_"))
-    sparsity = [name for names in SPARSITY_PARAMETERS.values() for name in names]
+    sparsity = [name for config in SAE_CONFIGS.values() for name in config.sparsity]
     first = [*FIRST, *dict.fromkeys([name for name in sparsity if name in keys]), "dict_size", "lr"]
     middle = [key for key in keys if key not in first and key not in last]
     columns = list(dict.fromkeys([*first, *sorted(middle, key=lambda key: "/" in key), *last]))

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 from torch import Tensor
 
-from saebench.config import AnySAEConfig
+from saebench.config import SAE_CONFIGS, SAEConfig
 from saebench.saes.base import SAE as SAE
+from saebench.saes.base import SAE_TYPES as SAE_TYPES
 from saebench.saes.base import Dead as Dead
 from saebench.saes.base import Loss as Loss
 from saebench.saes.base import Moment as Moment
 from saebench.saes.base import NotCalibratedError as NotCalibratedError
-from saebench.saes.batchtopk import BatchTopKSAE
 from saebench.saes.files import SAEFileError as SAEFileError
 from saebench.saes.files import load_sae as load_sae
 from saebench.saes.files import save_sae as save_sae
-from saebench.saes.gated import GatedSAE
-from saebench.saes.jumprelu import JumpReLUSAE
-from saebench.saes.matryoshka import MatryoshkaSAE
-from saebench.saes.p_anneal import PAnnealSAE
-from saebench.saes.topk import TopKSAE
-from saebench.saes.vanilla import VanillaSAE
 
-SAE_TYPES: dict[str, type[SAE]] = {
-    "vanilla": VanillaSAE,
-    "topk": TopKSAE,
-    "batchtopk": BatchTopKSAE,
-    "jumprelu": JumpReLUSAE,
-    "gated": GatedSAE,
-    "matryoshka": MatryoshkaSAE,
-    "p_anneal": PAnnealSAE,
-}
+for _name, _config in SAE_CONFIGS.items():  # each fills its row of SAE_TYPES
+    if _config.__module__ == SAEConfig.__module__:
+        import_module(f"saebench.saes.{_name}")
 
 __all__ = ["SAE", "SAE_TYPES", "Dead", "Loss", "Moment", "NotCalibratedError", "load_sae", "make_sae", "save_sae"]
-__all__ += [t.__name__ for t in SAE_TYPES.values()]
 
 
-def make_sae(config: AnySAEConfig, d_in: int, sample: Tensor, seed: int) -> SAE:
+def make_sae(config: SAEConfig, d_in: int, sample: Tensor, seed: int) -> SAE:
     """A new SAE on the CPU, started from training rows `sample` (N, d_in). `seed` fixes the decoder's directions,
     through a generator of its own: the same on every machine, and nobody else's random numbers change."""
     sae = SAE_TYPES[config.type](config, d_in)

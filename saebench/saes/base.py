@@ -9,11 +9,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from inspect import get_annotations
+from typing import Any, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from saebench.config import SPARSITY_PARAMETERS, SAEConfig
+from saebench.config import SAEConfig
 from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
@@ -75,6 +77,10 @@ class NotCalibratedError(UserError, RuntimeError):
     """An inference threshold was never set; without it the code would be dense."""
 
 
+SAE_TYPES: dict[str, type[SAE]] = {}
+"""Type -> its class; a class enters here when it is defined, by the type of its config class."""
+
+
 class SAE(nn.Module, ABC):
     """A sparse autoencoder over embeddings of width d_in with dict_size latents.
 
@@ -82,6 +88,7 @@ class SAE(nn.Module, ABC):
     (dict_size, d_in) has rows of length 1.
     """
 
+    config: SAEConfig
     variance: Tensor
     offset: Tensor
 
@@ -90,7 +97,7 @@ class SAE(nn.Module, ABC):
         self.config, self.d_in, self.dict_size = config, d_in, config.width(d_in)
         if self.dict_size < 1:
             raise ValueError(f"dict_size {self.dict_size} must be at least 1")
-        if (getattr(config, "target_l0", None) or 0) >= self.dict_size:
+        if (self.target_l0 or 0) >= self.dict_size:
             raise ValueError(f"target_l0 must be below dict_size {self.dict_size}")
         self.W_enc = nn.Parameter(torch.zeros(self.dict_size, d_in).t())
         self.b_enc = nn.Parameter(torch.zeros(self.dict_size))
@@ -102,10 +109,21 @@ class SAE(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         """What `print` shows: the widths and what sets the sparsity."""
-        names = dict.fromkeys(name for some in SPARSITY_PARAMETERS.values() for name in some)
-        given = ((name, getattr(self.config, name, None)) for name in names)
-        sparsity = [f"{name}={value:g}" for name, value in given if value is not None]
+        sparsity = [f"{name}={value:g}" for name, value in self.config.level.items()]
         return ", ".join([f"d_in={self.d_in}", f"dict_size={self.dict_size}", *sparsity])
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Enter a class whose annotation `config` names a concrete config class into `SAE_TYPES`."""
+        super().__init_subclass__(**kwargs)
+        if "config" in get_annotations(cls):
+            name = get_type_hints(cls)["config"].model_fields["type"].default
+            if isinstance(name, str):
+                SAE_TYPES[name] = cls
+
+    @property
+    def target_l0(self) -> float | None:
+        """L0 that a controller steers to while training; None where nothing is steered."""
+        return None if self.config.penalty is None else self.config.penalty.target_l0
 
     # --- what an architecture defines ---
 
@@ -129,10 +147,9 @@ class SAE(nn.Module, ABC):
         not seen. Subtracting one number from every bias (or adding it to every threshold) leaves the architecture
         what it is. A target that cannot be reached leaves all firing that can.
         """
-        target = getattr(self.config, "target_l0", None)
-        if target is not None and len(rows):
+        if self.target_l0 is not None and len(rows):
             margins = (self.margins(pre) for pre in self.pre_activations_of(rows))
-            self.offset.fill_(threshold_for(margins, max(1, round(target * len(rows))), floor=-torch.inf))
+            self.offset.fill_(threshold_for(margins, max(1, round(self.target_l0 * len(rows))), floor=-torch.inf))
 
     def margins(self, pre: Tensor) -> Tensor:
         """By how much each pre-activation (B, dict_size) exceeds what makes its latent fire; `offset` not counted."""

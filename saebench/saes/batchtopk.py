@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saebench.config import BatchTopKConfig, MatryoshkaConfig
+from saebench.config import BatchTopKConfig, KSparseConfig
 from saebench.saes import sparse
 from saebench.saes.base import NotCalibratedError, Precision
 from saebench.saes.calibrate import threshold_for
@@ -20,10 +20,10 @@ class BatchSparseSAE(KSparseSAE):
     The threshold is a saved buffer, at least 0, read off training rows after training (`calibrate`); NaN until then.
     """
 
-    config: BatchTopKConfig | MatryoshkaConfig
+    config: KSparseConfig
     threshold: Tensor
 
-    def __init__(self, config: BatchTopKConfig | MatryoshkaConfig, d_in: int) -> None:
+    def __init__(self, config: KSparseConfig, d_in: int) -> None:
         super().__init__(config, d_in)
         self.register_buffer("threshold", torch.tensor(torch.nan))
 

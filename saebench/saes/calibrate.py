@@ -62,8 +62,7 @@ def activation_quantile(pre: Tensor, l0: float) -> float:
 
 def starting_l0(sae: SAE) -> float:
     """Latents per example that a penalised SAE starts with: three times the target, or d_in / 4 where none is given."""
-    target = getattr(sae.config, "target_l0", None)
-    return 3 * float(target) if target else sae.d_in / 4
+    return 3 * sae.target_l0 if sae.target_l0 else sae.d_in / 4
 
 
 @torch.no_grad()

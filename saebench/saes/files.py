@@ -13,14 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from saebench.config import AnySAEConfig
+from saebench.config import AnySAEConfig, SAEConfig
 from saebench.errors import UserError
 from saebench.runs.durable import replacing, write_json
-from saebench.saes.base import SAE
+from saebench.saes.base import SAE, SAE_TYPES
 
 FORMAT = "saebench.sae"
 FORMAT_VERSION = 1
-_CONFIG: TypeAdapter[AnySAEConfig] = TypeAdapter(AnySAEConfig)
+_CONFIG: TypeAdapter[SAEConfig] = TypeAdapter(AnySAEConfig)
 
 
 class SAEFileError(UserError, ValueError):
@@ -116,8 +116,6 @@ def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _empty(about: dict[str, Any], path: Path) -> SAE:
-    from saebench.saes import SAE_TYPES  # here, because the table names the module that offers this function
-
     d_in = about.get("d_in")
     if not isinstance(d_in, int) or d_in < 1:
         raise SAEFileError(f"{path}: d_in: {d_in!r}, expected a whole number above 0")

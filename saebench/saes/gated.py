@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saebench.config import SAEConfig
+from saebench.config import GatedConfig
 from saebench.saes import sparse
 from saebench.saes.base import SAE, Loss, Moment
 from saebench.saes.calibrate import start_sparse
@@ -19,7 +19,9 @@ class GatedSAE(SAE):
     from the last two terms alone, the step function has no gradient.
     """
 
-    def __init__(self, config: SAEConfig, d_in: int) -> None:
+    config: GatedConfig
+
+    def __init__(self, config: GatedConfig, d_in: int) -> None:
         super().__init__(config, d_in)
         self.r_mag = nn.Parameter(torch.zeros(self.dict_size))
         self.b_mag = nn.Parameter(torch.zeros(self.dict_size))

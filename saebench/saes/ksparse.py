@@ -7,7 +7,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from saebench.config import BatchTopKConfig, MatryoshkaConfig, TopKConfig
+from saebench.config import KSparseConfig
 from saebench.saes import sparse
 from saebench.saes.base import SAE, Dead, Loss, Moment, Precision
 from saebench.saes.kernels import latents_of
@@ -24,9 +24,9 @@ def default_k_aux(d_in: int) -> int:
 class KSparseSAE(SAE):
     """loss = FVU + aux_coeff * AuxK; no tensor of shape (B, dict_size) is kept."""
 
-    config: TopKConfig | BatchTopKConfig | MatryoshkaConfig
+    config: KSparseConfig
 
-    def __init__(self, config: TopKConfig | BatchTopKConfig | MatryoshkaConfig, d_in: int) -> None:
+    def __init__(self, config: KSparseConfig, d_in: int) -> None:
         super().__init__(config, d_in)
         if config.k > self.dict_size:
             raise ValueError(f"k {config.k:g} must not exceed dict_size {self.dict_size}")

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from saebench.config import SAEConfig
+from saebench.config import Penalty, SAEConfig
 
 _ELASTICITY = 0.74
 """-d log L0 / d log coeff once training has settled: FVU falls as L0^-0.35, and the penalty balances its slope."""
@@ -19,6 +19,7 @@ _TRAVEL = 0.06
 """And at least the steps in which a parameter can move this far; z has length 1, pre-activations spread over 0.05."""
 _DAMPING = 2.0
 """Proportional part, in units of 1 / elasticity."""
+_NO_PENALTY = Penalty("l1", fixed=0.0, target_l0=None, warmup=0.0)
 
 
 def ramp(progress: Tensor | float, length: float) -> Tensor | float:
@@ -27,11 +28,6 @@ def ramp(progress: Tensor | float, length: float) -> Tensor | float:
         return 1.0
     done = progress / length
     return done.clamp(0, 1) if isinstance(done, Tensor) else min(1.0, max(0.0, done))
-
-
-def wants_penalty(config: SAEConfig) -> bool:
-    """Whether the architecture has a sparsity penalty at all."""
-    return hasattr(config, "target_l0")
 
 
 class SparsityControl:
@@ -47,14 +43,12 @@ class SparsityControl:
     """
 
     def __init__(self, config: SAEConfig, steps: int, lr: float, device: torch.device | str) -> None:
-        fixed = getattr(config, "l1_coeff", None)
-        self.fixed: float | None = fixed if fixed is not None else getattr(config, "l0_coeff", None)
-        self.target: float = getattr(config, "target_l0", None) or 1.0
-        self.steers = wants_penalty(config) and self.fixed is None
-        self.warmup: float = getattr(config, "sparsity_warmup", 0.0)
+        penalty = config.penalty or _NO_PENALTY
+        self.fixed, self.target, self.warmup = penalty.fixed, penalty.target_l0 or 1.0, penalty.warmup
+        self.steers = penalty.fixed is None
         self.memory = max(5.0, _MEMORY * steps)
         self.response = max(_RESPONSE * steps, _TRAVEL / lr) * _ELASTICITY
-        start = 0.14 / self.target if hasattr(config, "l0_coeff") else 0.9 / self.target**0.5
+        start = 0.14 / self.target if penalty.norm == "l0" else 0.9 / self.target**0.5
         self.integral = torch.tensor(start, device=device).log()
         self.error = torch.zeros((), device=device)
         self.average = torch.zeros((), device=device)

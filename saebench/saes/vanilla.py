@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saebench.config import VanillaConfig
 from saebench.saes.base import SAE, Loss, Moment
 from saebench.saes.calibrate import start_sparse
 
@@ -14,6 +15,8 @@ class VanillaSAE(SAE):
 
     The division makes the penalty a pure number, as the FVU is: a coefficient means the same for every corpus.
     """
+
+    config: VanillaConfig
 
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)

@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 
-from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, SPARSITY_PARAMETERS, TrainConfig, nested_widths
+from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, TrainConfig, nested_widths
 from saebench.spec import strata
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.draft import Draft, Found, at, given
@@ -63,7 +63,7 @@ def _dict_size(name: str, value: float, d_in: int | None) -> float:
 
 def _nulls(draft: Draft) -> Found:
     for i, arm in draft.arms:
-        for name in (*strata.WIDTH, *SPARSITY_PARAMETERS[arm.type]):
+        for name in (*strata.WIDTH, *SAE_CONFIGS[arm.type].sparsity):
             value = arm.params.get(name)
             if isinstance(value, tuple) and None in value:
                 yield at(f"sae[{i}].{name}", value, None), "is no level: use two arms"
@@ -160,7 +160,7 @@ def _same_stratum(draft: Draft) -> Found:
 
 def _remedy(arm: Arm, other: Arm) -> str:
     names = [n for n in (arm.params | other.params) if arm.options(n) != other.options(n)]
-    differ = [n for n in names if n not in (*strata.WIDTH, *SPARSITY_PARAMETERS[arm.type])]
+    differ = [n for n in names if n not in (*strata.WIDTH, *SAE_CONFIGS[arm.type].sparsity)]
     if not differ:
         return "write them as one arm, with lists"
     return f"add {' and '.join(differ)}, in which they differ, to search.strata"

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from saebench.config import SAE_CONFIGS, SPARSITY_PARAMETERS, Config, DataConfig
+from saebench.config import SAE_CONFIGS, Config, DataConfig
 from saebench.sweep_config import BudgetConfig, EvalConfig, PruneConfig, RunConfig, SearchConfig, TrackingConfig
 
 Scalar = bool | int | float | str | tuple[float, ...] | None
@@ -47,7 +47,7 @@ class Arm(Config):
     @property
     def sparsity(self) -> str | None:
         """The parameter that sets its sparsity."""
-        return next((name for name in SPARSITY_PARAMETERS[self.type] if self.params.get(name) is not None), None)
+        return next((name for name in SAE_CONFIGS[self.type].sparsity if self.params.get(name) is not None), None)
 
     @property
     def width(self) -> str:

@@ -27,7 +27,7 @@ def _parts() -> Iterator[str]:
         model = accepts(field_type(SweepSpec, name)).model
         if model is not None and name not in _TOP:
             yield from _section(name, model)
-    shared = [name for name in SAEConfig.model_fields if all(name in c.model_fields for c in SAE_CONFIGS.values())]
+    shared = [name for name in SAEConfig.model_fields if name != "type"]
     yield from ("## sae", "`type` and one of `dict_size` and `expansion_factor` are required. Every type has:")
     yield _table(SAEConfig, only=shared)
     for kind, config in SAE_CONFIGS.items():

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, SPARSITY_PARAMETERS, Config, TrainConfig
+from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, TrainConfig
 from saebench.spec.grammar import LIST_FIELDS, SweepSpec
 from saebench.spec.rules import LARGEST_SEED, NAME
 from saebench.spec.strata import WIDTH
@@ -55,7 +55,7 @@ def _arm(name: str, definitions: Schema) -> Schema:
     model = SAE_CONFIGS[name]
     found = _searchable(model, definitions)
     found["properties"]["type"] = {"const": name, "description": " ".join((model.__doc__ or "").split())}
-    choices = [WIDTH, *([SPARSITY_PARAMETERS[name]] if len(SPARSITY_PARAMETERS[name]) > 1 else [])]
+    choices = [WIDTH, *([model.sparsity] if len(model.sparsity) > 1 else [])]
     required = [field for field in model.model_fields if model.model_fields[field].is_required()]
     return {
         "title": name,

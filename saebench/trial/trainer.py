@@ -24,7 +24,7 @@ from saebench.errors import DataError
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.calibrate import rows_per_chunk
 from saebench.saes.kernels import lend, on_host, settle
-from saebench.saes.penalty import SparsityControl, wants_penalty
+from saebench.saes.penalty import SparsityControl
 from saebench.trial import probing
 from saebench.trial.metrics import Evaluation, Extras, Sums
 from saebench.trial.optim import Adam, default_lr, schedule
@@ -116,7 +116,7 @@ class Training:
         self._bad = torch.full((2,), -1, device=self.device)
         self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
         self._held = _row_keys(calibration, self._key_weights).sort().values
-        self._revives = bool(getattr(config.sae, "aux_coeff", 0))
+        self._revives = config.sae.revives
         self._lists: dict[int, Tensor] = {}
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and train.cuda_graph else None
         self._replay = None if recorder is None else self._recorded_steps(recorder)
@@ -221,7 +221,7 @@ class Training:
             "train/dead_features": (self.since_fired >= self.dead_after).sum(),
             **loss.parts,
         }
-        if wants_penalty(self.config.sae):
+        if self.config.sae.penalty is not None:
             metrics["train/sparsity_coeff"] = moment.coeff
         return metrics
 

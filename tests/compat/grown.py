@@ -5,21 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from sae_examples import example
 from torch import Tensor
 
-from saebench.config import SAE_CONFIGS
 from saebench.saes import SAE, make_sae
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "vanilla": {"target_l0": 5},
-    "topk": {"k": 4},
-    "batchtopk": {"k": 4},
-    "jumprelu": {"target_l0": 5},
-    "gated": {"target_l0": 5},
-    "matryoshka": {"k": 4, "groups": (0.25, 0.25, 0.5)},
-    "p_anneal": {"l1_coeff": 0.1},
-}
-TYPES = tuple(CONFIGS)
 
 
 def cloud(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -29,8 +18,7 @@ def cloud(n: int, d: int = 8, seed: int = 0) -> Tensor:
 
 def grown(kind: str, preprocess: str = "center_scale", **fields: Any) -> SAE:
     """A calibrated SAE of 8 dimensions and 24 latents; its offset (where it has a target) is not 0."""
-    config = SAE_CONFIGS[kind](dict_size=24, preprocess=preprocess, **{**CONFIGS[kind], **fields})  # type: ignore[arg-type]
-    sae = make_sae(config, 8, cloud(256), 1)  # type: ignore[arg-type]
+    sae = make_sae(example(kind, dict_size=24, preprocess=preprocess, **fields), 8, cloud(256), 1)
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for parameter in sae.parameters():

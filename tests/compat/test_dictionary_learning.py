@@ -8,14 +8,17 @@ from typing import Any
 
 import pytest
 import torch
-from grown import TYPES, cloud, codes_of, grown
+from grown import cloud, codes_of, grown
+from sae_examples import TYPES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
 
 from saebench.compat.dictionary_learning import TENSORS, export_dictionary_learning, import_dictionary_learning
 from saebench.compat.plain import LayoutError
-from saebench.saes import BatchTopKSAE, MatryoshkaSAE, NotCalibratedError
+from saebench.saes import NotCalibratedError
+from saebench.saes.batchtopk import BatchTopKSAE
+from saebench.saes.matryoshka import MatryoshkaSAE
 
 CLASS = {
     "vanilla": "AutoEncoder",
@@ -72,7 +75,7 @@ def test_there_and_back_encodes_the_same(kind: str, tmp_path: Path) -> None:
 
 def test_matryoshka_keeps_its_levels(tmp_path: Path) -> None:
     """Shares 1/4, 1/4, 1/2 of 24 latents: groups of 6, 6, 12, levels 6, 12, 24."""
-    export_dictionary_learning(grown("matryoshka"), tmp_path)
+    export_dictionary_learning(grown("matryoshka", groups=(0.25, 0.25, 0.5)), tmp_path)
     assert load_file(tmp_path / "ae.safetensors")["group_sizes"].tolist() == [6, 6, 12]
     back = import_dictionary_learning(tmp_path)
     assert isinstance(back, MatryoshkaSAE)

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from grown import TYPES, cloud, codes_of, grown
+from grown import cloud, codes_of, grown
+from sae_examples import TYPES
 from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from saebench.compat.plain import LayoutError
 from saebench.compat.saelens import TENSORS, export_saelens, import_saelens
-from saebench.saes import JumpReLUSAE, NotCalibratedError
+from saebench.saes import NotCalibratedError
+from saebench.saes.jumprelu import JumpReLUSAE
 
 ARCHITECTURE = {
     "vanilla": "standard",

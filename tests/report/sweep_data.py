@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from sae_examples import K_SPARSE
 from safetensors.numpy import save_file
 
 SAMPLES = 100_000
@@ -51,7 +52,7 @@ def simulate(
 
 
 def _trial(sweep, number, kind, level, width, point, seed, fvu, state):
-    sparsity = "k" if kind in ("topk", "batchtopk", "matryoshka") else "target_l0"
+    sparsity = "k" if kind in K_SPARSE else "target_l0"
     params = {
         "type": kind,
         sparsity: level,

@@ -5,21 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from sae_examples import example
 from torch import Tensor
 
-from saebench.config import SAE_CONFIGS
 from saebench.saes import SAE, make_sae
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "vanilla": {"l1_coeff": 0.1},
-    "topk": {"k": 4},
-    "batchtopk": {"k": 3.5},
-    "jumprelu": {"l0_coeff": 0.01, "bandwidth": 1.0},
-    "gated": {"l1_coeff": 0.1},
-    "matryoshka": {"k": 3.5},
-    "p_anneal": {"l1_coeff": 0.1},
-}
-TYPES = tuple(CONFIGS)
 
 
 def cloud(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -28,10 +17,16 @@ def cloud(n: int, d: int = 8, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=generator) * torch.linspace(0.5, 2, d) + 3
 
 
+_OWN: dict[str, dict[str, Any]] = {
+    "batchtopk": {"k": 3.5},  # a fraction
+    "matryoshka": {"k": 3.5},
+    "jumprelu": {"bandwidth": 1.0},  # as wide as what it looks at
+}
+
+
 def small(kind: str, dict_size: int = 24, d: int = 8, seed: int = 1, stir: bool = True, **fields: Any) -> SAE:
     """A small SAE whose every parameter has moved away from its starting value."""
-    config = SAE_CONFIGS[kind](dict_size=dict_size, **{**CONFIGS[kind], **fields})
-    sae = make_sae(config, d, cloud(256, d), seed)  # type: ignore[arg-type]
+    sae = make_sae(example(kind, dict_size=dict_size, **{**_OWN.get(kind, {}), **fields}), d, cloud(256, d), seed)
     if stir:
         generator = torch.Generator().manual_seed(seed + 100)
         with torch.no_grad():

@@ -7,12 +7,12 @@ from typing import Any
 import formulas
 import pytest
 import torch
+from sae_examples import K_SPARSE, PENALISED, TYPES
 from torch import Tensor
 
 from saebench.config import SAE_CONFIGS
-from saebench.saes import SAE, SAE_TYPES, Dead, GatedSAE, Moment, NotCalibratedError, make_sae, sparse
-
-FIXED_L0 = ("topk", "batchtopk", "matryoshka")
+from saebench.saes import SAE, SAE_TYPES, Dead, Moment, NotCalibratedError, make_sae, sparse
+from saebench.saes.gated import GatedSAE
 
 
 def calibrated(kind: str, **fields: Any) -> Any:
@@ -26,13 +26,13 @@ def test_every_config_has_its_class() -> None:
 
 
 @pytest.mark.parametrize("dead", [None, [0, 3, 5, 7, 11, 20]], ids=["alive", "dead"])
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_loss_and_every_gradient_equal_the_dense_float64_formula(kind: str, dead: list[int] | None) -> None:
     sae, x = formulas.small(kind), formulas.cloud(32, seed=7)
     dead_latents = None if dead is None else Dead(torch.tensor(dead), torch.ones(len(dead), dtype=torch.bool))
     sae.loss(x, Moment(coeff=0.1, dead=dead_latents)).total.backward()
     total = sae.loss(x, Moment(coeff=0.1, dead=dead_latents)).total.detach()
-    expected = assert_equals_the_formula(sae, x, dead if kind in FIXED_L0 else None)
+    expected = assert_equals_the_formula(sae, x, dead if kind in K_SPARSE else None)
     assert float(total) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
@@ -51,7 +51,7 @@ def assert_equals_the_formula(sae: SAE, x: Tensor, dead: list[int] | None) -> Te
     return expected
 
 
-@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+@pytest.mark.parametrize("kind", PENALISED)
 def test_loss_and_every_gradient_equal_the_formula_where_few_latents_fire(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,7 +70,7 @@ def test_loss_and_every_gradient_equal_the_formula_where_few_latents_fire(
     assert_equals_the_formula(sae, x, None)
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_what_a_loss_reports_is_measured_on_the_training_codes(kind: str) -> None:
     sae, x = formulas.small(kind), formulas.cloud(32, seed=7)
     result = sae.loss(x, Moment())
@@ -83,7 +83,7 @@ def test_what_a_loss_reports_is_measured_on_the_training_codes(kind: str) -> Non
     assert float(result.fvu) == pytest.approx(fvu, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_forward_is_decode_of_encode(kind: str) -> None:
     sae, x = calibrated(kind), formulas.cloud(20, seed=3)
     torch.testing.assert_close(sae(x), sae.decode(sae.encode(x)))
@@ -92,7 +92,7 @@ def test_forward_is_decode_of_encode(kind: str) -> None:
     assert torch.equal(x_hat, sae(x))
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_code_does_not_depend_on_batch_mates(kind: str) -> None:
     """In training BatchTopK's does; a sentence looked up alone must get the code it has in a corpus."""
     sae, x = calibrated(kind), formulas.cloud(20, seed=3)
@@ -117,12 +117,12 @@ def test_torch_compile_sees_no_operator_that_inductor_cannot_lower() -> None:
     assert not any("mkldnn" in name for name in seen)
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_latents_are_never_negative(kind: str) -> None:
     assert (calibrated(kind).encode(formulas.cloud(200, seed=5)) >= 0).all()
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_decoder_rows_have_length_one_after_a_step_and_the_step_turned_them(kind: str) -> None:
     sae = formulas.small(kind)
     before = sae.W_dec.detach().clone()
@@ -174,7 +174,7 @@ def test_an_uncalibrated_threshold_is_an_error_and_never_a_dense_code(kind: str)
             sae.encode(formulas.cloud(4))
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_bad_input_is_named(kind: str) -> None:
     sae = calibrated(kind)
     with pytest.raises(TypeError, match=r"int64: expected floating point"):
@@ -199,7 +199,7 @@ def test_bad_input_is_named(kind: str) -> None:
         sae.decode(torch.ones(2, 8))
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_an_empty_batch_has_empty_codes_and_a_batch_of_one_trains(kind: str) -> None:
     sae = calibrated(kind)
     assert sae.encode(torch.empty(0, 8)).shape == (0, 24)
@@ -209,7 +209,7 @@ def test_an_empty_batch_has_empty_codes_and_a_batch_of_one_trains(kind: str) -> 
     assert all(p.grad is None or p.grad.isfinite().all() for p in sae.parameters())
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_other_floating_types_are_taken_as_float32(kind: str, dtype: torch.dtype) -> None:
     sae, x = calibrated(kind), formulas.cloud(4).to(dtype)
@@ -218,7 +218,7 @@ def test_other_floating_types_are_taken_as_float32(kind: str, dtype: torch.dtype
     assert torch.equal(sae.decode(latents), sae.decode(latents.float()))
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_of_16_bits_are_refused(kind: str, dtype: torch.dtype) -> None:
     sae = calibrated(kind).to(dtype)
@@ -226,7 +226,7 @@ def test_weights_of_16_bits_are_refused(kind: str, dtype: torch.dtype) -> None:
         sae(formulas.cloud(4))
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_nan_in_a_training_batch_reaches_the_loss(kind: str) -> None:
     """A step does not stop to look at its batch; the loss must not swallow what the trainer checks for."""
     x = formulas.cloud(16)
@@ -254,7 +254,7 @@ def test_training_rows_without_variance_are_refused() -> None:
             make_sae(SAE_CONFIGS["topk"](dict_size=16, k=2), 8, rows, 0)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_bfloat16_changes_the_encoders_product_and_nothing_else(kind: str) -> None:
     sae, x = formulas.small(kind), formulas.cloud(64)
     exact = sae.loss(x, Moment(coeff=0.1)).total.detach()
@@ -266,7 +266,7 @@ def test_bfloat16_changes_the_encoders_product_and_nothing_else(kind: str) -> No
     assert all(p.dtype == torch.float32 and p.grad is not None for p in sae.parameters())
 
 
-@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+@pytest.mark.parametrize("kind", PENALISED)
 def test_calibration_to_a_target_l0_hits_it_on_the_rows(kind: str) -> None:
     config = {"l0_coeff" if kind == "jumprelu" else "l1_coeff": None, "target_l0": 3.0}
     sae, rows = formulas.small(kind, **config), formulas.cloud(200, seed=4)
@@ -276,7 +276,7 @@ def test_calibration_to_a_target_l0_hits_it_on_the_rows(kind: str) -> None:
     assert (sae.encode(rows) >= 0).all()
 
 
-@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+@pytest.mark.parametrize("kind", PENALISED)
 def test_a_target_beyond_reach_leaves_all_firing_that_can(kind: str) -> None:
     """On 20 rows, 23.99 of 24 latents are all 480 pairs; a magnitude path that is shut keeps many of gated's out."""
     config = {"l0_coeff" if kind == "jumprelu" else "l1_coeff": None, "target_l0": 23.99}
@@ -289,9 +289,10 @@ def test_a_target_beyond_reach_leaves_all_firing_that_can(kind: str) -> None:
     assert torch.equal(sae.encode(rows) > 0, can)
 
 
-@pytest.mark.parametrize("kind", [k for k in formulas.TYPES if k not in FIXED_L0])
+@pytest.mark.parametrize("kind", PENALISED)
 def test_a_fixed_coefficient_leaves_inference_as_trained(kind: str) -> None:
-    sae, rows = formulas.small(kind), formulas.cloud(50)
+    coefficient = {"l0_coeff": 0.01} if kind == "jumprelu" else {"l1_coeff": 0.1}
+    sae, rows = formulas.small(kind, **coefficient), formulas.cloud(50)
     before = sae.encode(rows)
     sae.calibrate(rows)
     assert torch.equal(sae.encode(rows), before)
@@ -306,7 +307,7 @@ def test_printing_shows_the_widths_and_what_sets_the_sparsity(kind: str, fields:
     assert f"  d_in=8, dict_size=24, {shown}\n" in repr(sae)
 
 
-@pytest.mark.parametrize("kind", formulas.TYPES)
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_start_from_data_with_a_small_encoder(kind: str) -> None:
     sparsity = {"k": 4} if kind in ("topk", "batchtopk", "matryoshka") else {"target_l0": 4.0}
     sample = formulas.cloud(200, seed=5)

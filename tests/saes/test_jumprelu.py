@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from saebench.config import JumpReLUConfig
-from saebench.saes import JumpReLUSAE, Moment, make_sae
-from saebench.saes.jumprelu import JumpReLU
+from saebench.saes import Moment, make_sae
+from saebench.saes.jumprelu import JumpReLU, JumpReLUSAE
 
 
 def jump(pre: Tensor, threshold: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:

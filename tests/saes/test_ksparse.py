@@ -7,6 +7,7 @@ from typing import Any
 import formulas
 import pytest
 import torch
+from sae_examples import K_SPARSE
 from torch import Tensor
 
 from saebench.config import SAE_CONFIGS, nested_widths
@@ -119,7 +120,7 @@ def aux(sae: Any, x: Tensor, dead: Dead, coeff: float = 1.0) -> Tensor:
     return (result.total - sae.loss(x, Moment()).total) / coeff
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("kind", K_SPARSE)
 def test_auxk_adds_nothing_and_no_gradient_where_none_is_dead(kind: str) -> None:
     sae, x = formulas.small(kind), formulas.cloud(16)
     none, all_revived = alive(), Dead(torch.tensor([1, 2]), torch.zeros(2, dtype=torch.bool))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from saebench.config import JumpReLUConfig, TopKConfig, VanillaConfig
-from saebench.saes.penalty import SparsityControl, wants_penalty
+from saebench.saes.penalty import SparsityControl
 
 
 def control(steps: int = 500, lr: float = 1e-3, **fields: float) -> SparsityControl:
@@ -16,8 +16,8 @@ def control(steps: int = 500, lr: float = 1e-3, **fields: float) -> SparsityCont
 
 
 def test_who_has_a_penalty() -> None:
-    assert wants_penalty(VanillaConfig(dict_size=8, l1_coeff=0.1))
-    assert not wants_penalty(TopKConfig(dict_size=8, k=2))
+    assert VanillaConfig(dict_size=8, l1_coeff=0.1).penalty is not None
+    assert TopKConfig(dict_size=8, k=2).penalty is None
 
 
 def test_a_fixed_coefficient_ramps_up_and_stays_whatever_l0_does() -> None:

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_trainer import SPARSITY, Rows, config, store
+from sae_examples import K_SPARSE, TYPES
+from test_trainer import Rows, config, store
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -135,7 +136,7 @@ def silence(training: Training, count: int) -> None:
     training.since_fired[:count] = training.dead_after
 
 
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.usefixtures("gpu")
 def test_a_replayed_step_is_the_step(kind: str) -> None:
     """Bit for bit the same as when every operation is launched anew, with no, few and many dead latents; and each
@@ -152,10 +153,10 @@ def test_a_replayed_step_is_the_step(kind: str) -> None:
         assert advance(replayed, here, 12) == advance(plain, there, 12)
     for name, tensor in replayed.sae.state_dict().items():
         torch.testing.assert_close(tensor, plain.sae.state_dict()[name], rtol=0, atol=0, equal_nan=True, msg=name)
-    assert recorder.recorded == (2 if kind in ("topk", "batchtopk", "matryoshka") else 1)
+    assert recorder.recorded == (2 if kind in K_SPARSE else 1)
 
 
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 @pytest.mark.usefixtures("gpu")
 def test_a_gpu_is_given_the_same_training_as_the_cpu(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     here, there = store(), store()
@@ -253,7 +254,7 @@ def test_what_python_remembers_is_not_replayed() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 def test_on_a_gpu_a_replayed_training_is_the_one_without(kind: str) -> None:
     torch.set_deterministic_debug_mode("error")
     try:
@@ -277,7 +278,7 @@ def test_on_a_gpu_a_replayed_training_is_the_one_without(kind: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 def test_on_a_gpu_no_step_waits(kind: str) -> None:
     rows = store()
     training = Training.start(config(kind, samples=100_000, dead_after=50_000), rows, "cuda")

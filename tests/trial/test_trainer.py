@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from sae_examples import K_SPARSE, PENALISED, TYPES, example
 from torch import Tensor
 
-from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig
 from saebench.saes import NotCalibratedError, load_sae, save_sae
 from saebench.trial.optim import default_lr, schedule
 from saebench.trial.trainer import (
@@ -24,15 +25,6 @@ from saebench.trial.trainer import (
 from saebench.worker import classify
 
 D_IN = 12
-SPARSITY: dict[str, dict[str, Any]] = {
-    "vanilla": {"target_l0": 4.0},
-    "topk": {"k": 4},
-    "batchtopk": {"k": 3.5},
-    "jumprelu": {"target_l0": 4.0},
-    "gated": {"l1_coeff": 0.05},
-    "matryoshka": {"k": 4.0},
-    "p_anneal": {"target_l0": 4.0},
-}
 
 
 class Rows:
@@ -94,7 +86,7 @@ def config(kind: str = "topk", sae: dict[str, Any] | None = None, seed: int = 0,
         point="p",
         seed=seed,
         data=DataConfig(model="m", dataset=DatasetConfig(path="p"), num_examples=10),
-        sae=SAE_CONFIGS[kind](**{"dict_size": 48, **SPARSITY[kind], **(sae or {})}),  # type: ignore[arg-type]
+        sae=example(kind, **(sae or {})),
         train=TrainConfig(**{"samples": 3000, "batch_size": 64, "lr": 3e-3, "dead_after": 400, **fields}),
     )
 
@@ -113,7 +105,7 @@ def run(training: Training, rows: Rows, until: int | None = None) -> list[dict[s
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: str, precision: str) -> None:
     trial = config(kind, precision=precision)
     rows = store()
@@ -210,7 +202,7 @@ def test_the_seed_matters() -> None:
 # --- the step --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
     rows = store()
     training = Training.start(config(kind, samples=10_000, lr=1e-2), rows)
@@ -223,7 +215,7 @@ def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
     assert curve[-1]["train/fvu"] < 0.8 * curve[0]["train/fvu"]
     wanted = {"train/loss", "train/fvu", "train/l0", "train/dead_features", "train/lr"}
     assert wanted <= curve[0].keys()
-    assert ("train/sparsity_coeff" in curve[0]) == ("k" not in SPARSITY[kind])
+    assert ("train/sparsity_coeff" in curve[0]) == (kind in PENALISED)
 
 
 def test_one_step_equals_plain_adam_on_the_same_gradients() -> None:
@@ -373,7 +365,7 @@ def test_a_latent_is_dead_once_it_has_not_fired_for_dead_after_examples() -> Non
     assert (training.since_fired[:5] == 250).all()
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("kind", K_SPARSE)
 def test_auxk_brings_dead_latents_back(kind: str) -> None:
     alive = {}
     for coeff in (0.0, 1 / 32):
@@ -436,7 +428,7 @@ def test_rows_set_aside_for_calibration_are_never_trained_on(place: str) -> None
 
 
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_batch_with_nan_is_told_from_divergence(kind: str, bad: float) -> None:
     rows = store()
     training = Training.start(config(kind, log_every=640), rows)
@@ -485,7 +477,7 @@ def test_batches_of_another_shape_or_type_or_none_are_refused() -> None:
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", list(SPARSITY))
+@pytest.mark.parametrize("kind", TYPES)
 def test_an_evaluation_is_of_what_is_saved(kind: str, tmp_path: Any) -> None:
     rows = store()
     training = Training.start(config(kind), rows)

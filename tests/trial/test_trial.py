@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import torch
 from rows import RowsStore, open_rows
+from sae_examples import TYPES, example
 from safetensors.torch import load_file
 
 from saebench import stores
-from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig, marks
+from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig, marks
 from saebench.runs.events import Event, EventLog, Verdict, read
 from saebench.runs.paths import TrialPaths
 from saebench.saes import load_sae
@@ -22,8 +23,6 @@ from saebench.trial import run as trial
 from saebench.trial.run import finite, numbers, run_trial
 from saebench.trial.usage import gpu_uuid
 from saebench.worker import classify
-
-SPARSITY = {"topk": {"k": 4}, "batchtopk": {"k": 4}, "matryoshka": {"k": 4}}
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +38,6 @@ def _rows(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def config(kind: str = "topk", **train: Any) -> TrialConfig:
     """2,000 examples in 32 steps of 64; a mark every 500 examples."""
-    sae = SAE_CONFIGS[kind].model_validate({"dict_size": 48, **SPARSITY.get(kind, {"target_l0": 4})})
     given = {"samples": 2000, "batch_size": 64, "lr": 3e-3, "eval_every": 500, "log_every": 100, "dead_after": 640}
     return TrialConfig(
         sweep="s",
@@ -48,7 +46,7 @@ def config(kind: str = "topk", **train: Any) -> TrialConfig:
         point="p",
         seed=5,
         data=DataConfig(model="m", dataset=DatasetConfig(path="p"), num_examples=800),
-        sae=sae,  # type: ignore[arg-type]
+        sae=example(kind),
         train=TrainConfig.model_validate({**given, **train}),
     )
 
@@ -207,7 +205,7 @@ def test_a_request_to_leave_is_seen_at_the_next_step(tmp_path: Path) -> None:
     assert_same(tmp_path, tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("kind", SAE_CONFIGS)
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_trial_killed_anywhere_ends_as_if_nothing_had_happened(tmp_path: Path, kind: str) -> None:
     """Five deaths at events drawn from a seed, checkpoints at odd places; histories and weights to the last bit."""
     ours = config(kind, checkpoint_every=150)
@@ -346,7 +344,7 @@ def test_a_metric_that_is_no_number_is_divergence() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("kind", SAE_CONFIGS)
+@pytest.mark.parametrize("kind", TYPES)
 def test_resuming_is_exact_on_cuda_too_where_asked_for(tmp_path: Path, kind: str) -> None:
     ours = config(kind, deterministic=True)
     run(ours, tmp_path / "undisturbed", device="cuda:0")
