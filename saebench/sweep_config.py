@@ -8,26 +8,6 @@ from pydantic import Field
 
 from saebench.config import Config, Fraction, PositiveFloat, PositiveInt
 
-EVAL_METRICS: dict[str, Literal["minimize", "maximize"] | None] = {
-    "eval/mse": "minimize",
-    "eval/fvu": "minimize",
-    "eval/explained_variance": "maximize",
-    "eval/cosine": "maximize",
-    "eval/cosine_p5": "maximize",
-    "eval/l0": None,
-    "eval/l0_p5": None,
-    "eval/l0_p95": None,
-    "eval/dead_features": "minimize",
-    "eval/dead_fraction": "minimize",
-}
-"""Metrics of every evaluation on the hold-out, and which way is better (None: it depends on what is asked)."""
-FINAL_METRICS: dict[str, tuple[str, ...]] = {
-    "knn_overlap_at_10": ("eval/knn_overlap_at_10",),
-    "similarity_rank_correlation": ("eval/similarity_rank_correlation",),
-    "probing": tuple(f"eval/probing_{score}_k{k}" for score in ("auc", "accuracy") for k in (1, 5, 20)),
-}
-"""Entry of `eval.metrics` -> what it adds to the last evaluation; of all of them, more is better."""
-
 
 class SearchConfig(Config):
     """How points are drawn inside a stratum."""

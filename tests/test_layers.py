@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "saebench"
 
 LAYERS = [
-    {"errors", "config", "cores", "escape", "telemetry"},
+    {"errors", "config", "metrics", "cores", "escape", "telemetry"},
     {"sweep_config", "runs", "hub"},
     {"spec"},
     {"plan"},

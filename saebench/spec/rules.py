@@ -8,10 +8,10 @@ from __future__ import annotations
 import re
 
 from saebench.config import FILE_FORMATS, HoldoutConfig
+from saebench.metrics import EVAL, METRICS
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
 from saebench.spec.draft import Draft, Found, at
-from saebench.sweep_config import EVAL_METRICS, FINAL_METRICS
 
 MAX_MARKS = 10_000
 LARGEST_SEED = 2**32 - 1
@@ -125,19 +125,19 @@ def _prune(draft: Draft) -> Found:
 
 def _objective(draft: Draft) -> Found:
     objective, direction = draft.get("search", "objective"), draft.get("search", "direction")
-    final = {key: name for name, keys in FINAL_METRICS.items() for key in keys}
     if not isinstance(objective, str):
         return
-    if objective not in EVAL_METRICS and objective not in final:
-        hint = did_you_mean(objective, [*EVAL_METRICS, *final]) or ", ".join([*EVAL_METRICS, *final])
-        yield "search.objective", f"is not a metric ({hint})"
+    known = [EVAL + name for name in METRICS]
+    metric = METRICS.get(objective.removeprefix(EVAL)) if objective.startswith(EVAL) else None
+    if metric is None:
+        yield "search.objective", f"is not a metric ({did_you_mean(objective, known) or ', '.join(known)})"
         return
-    better = EVAL_METRICS.get(objective, "maximize")
-    if better is not None and direction != better:
-        yield "search.objective", f"is better when it is {_COMPARATIVE[better]}: set search.direction to {better}"
-    if objective in final:
-        if draft.get("eval", "extra") != "final" or final[objective] not in (draft.get("eval", "metrics") or ()):
-            yield "search.objective", f"is not measured in this sweep: add {final[objective]} to eval.metrics"
+    if metric.direction is not None and direction != metric.direction:
+        said = _COMPARATIVE[metric.direction]
+        yield "search.objective", f"is better when it is {said}: set search.direction to {metric.direction}"
+    if metric.extra is not None:
+        if draft.get("eval", "extra") != "final" or metric.extra not in (draft.get("eval", "metrics") or ()):
+            yield "search.objective", f"is not measured in this sweep: add {metric.extra} to eval.metrics"
         if draft.get("prune", "pruner") != "none":
             yield "search.objective", "is measured only at the end of a trial: set prune.pruner to none"
 

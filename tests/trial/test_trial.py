@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from saebench import stores
 from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig, marks
+from saebench.metrics import METRICS
 from saebench.runs.events import Event, EventLog, Verdict, read
 from saebench.runs.paths import TrialPaths
 from saebench.saes import load_sae
-from saebench.sweep_config import EVAL_METRICS, FINAL_METRICS
 from saebench.trial import run as trial
 from saebench.trial.run import finite, numbers, run_trial
 from saebench.trial.usage import gpu_uuid
@@ -158,9 +158,10 @@ def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, m
     tested = {key for key in done.values if key.startswith("test/")}
     assert tested == {key.replace("eval/", "test/") for key in last.values}
     assert last.values.items() <= done.values.items()
-    assert {key for keys in FINAL_METRICS.values() for key in keys} <= done.values.keys()
+    assert {f"{part}/{name}" for name in METRICS for part in ("eval", "test")} <= done.values.keys()
     assert done.values["eval/probing_auc_k1_raw"] == 1, "one raw coordinate tells the class, by the definition of it"
-    assert {"eval/cosine", "eval/cosine_p5"} <= first.values.keys() & EVAL_METRICS.keys()
+    basic = {f"eval/{name}" for name, metric in METRICS.items() if metric.extra is None}
+    assert first.values.keys() - {"eval/examples"} == basic
 
 
 def test_without_labels_a_trial_ends_well_and_without_probing(tmp_path: Path) -> None:

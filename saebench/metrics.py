@@ -1,0 +1,86 @@
+"""Every metric of an evaluation, once: which way is better, how two arms are compared, what it means.
+
+A name here has no prefix. `eval/NAME` is measured on the validation part at every mark, `test/NAME` on the test part at
+the end of a trial; `train_sample/fvu` is the FVU on training rows, measured at the end.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Direction = Literal["minimize", "maximize"]
+EVAL, TEST, TRAIN_SAMPLE = "eval/", "test/", "train_sample/"
+"""Prefixes of keys: validation part, test part, a sample of the training rows."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is known of a metric without measuring it."""
+
+    name: str
+    direction: Direction | None
+    """Which way is better; None: that depends on what is asked."""
+    comparison: Literal["ratio", "difference"]
+    """How two arms are compared."""
+    per_text: str | None
+    """Tensor in evaluation.safetensors with one value per test text whose sum or mean makes the metric; None: it is no
+    sum over texts."""
+    meaning: str
+    """One line."""
+    extra: str | None = None
+    """Entry of `eval.metrics` that adds it to the last evaluation; None: every evaluation has it."""
+
+
+def _probing() -> list[Metric]:
+    scores = {"auc": "Area under the ROC curve", "accuracy": "Balanced accuracy"}
+    return [
+        Metric(f"probing_{score}_k{k}", "maximize", "difference", None, f"{said} of a probe on {k} latents", "probing")
+        for score, said in scores.items()
+        for k in (1, 5, 20)
+    ]
+
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in [
+        Metric("mse", "minimize", "ratio", "squared_error", "Mean squared error per element"),
+        Metric("fvu", "minimize", "ratio", "squared_error", "Squared error over the variance of the part"),
+        Metric("explained_variance", "maximize", "difference", "squared_error", "1 - FVU"),
+        Metric("cosine", "maximize", "difference", "cosine", "Cosine of text and reconstruction, mean"),
+        Metric("cosine_p5", "maximize", "difference", None, "Cosine that 5% of the texts stay below"),
+        Metric("l0", None, "difference", "l0", "Latents that fire on a text, mean"),
+        Metric("l0_p5", None, "difference", None, "L0 that 5% of the texts stay below"),
+        Metric("l0_p95", None, "difference", None, "L0 that 5% of the texts exceed"),
+        Metric("dead_features", "minimize", "difference", None, "Latents that fire on no text of the part"),
+        Metric("dead_fraction", "minimize", "difference", None, "The same as a share of all latents"),
+        Metric(
+            "knn_overlap_at_10",
+            "maximize",
+            "difference",
+            "knn_overlap_at_10",
+            "Share of the ten nearest neighbours that the reconstruction keeps",
+            "knn_overlap_at_10",
+        ),
+        Metric(
+            "similarity_rank_correlation",
+            "maximize",
+            "difference",
+            None,
+            "Spearman's correlation of the cosines between texts before and after",
+            "similarity_rank_correlation",
+        ),
+        *_probing(),
+    ]
+}
+
+
+def metric_of(key: str) -> Metric | None:
+    """The metric that a key such as "test/fvu" names; None for a key of none."""
+    prefix, _, name = key.partition("/")
+    return METRICS.get(name) if f"{prefix}/" in (EVAL, TEST, TRAIN_SAMPLE) else None
+
+
+def extra_metrics(entry: str) -> tuple[str, ...]:
+    """Names that an entry of `eval.metrics` adds."""
+    return tuple(name for name, metric in METRICS.items() if metric.extra == entry)
