@@ -323,12 +323,16 @@ class _Sweep:
 
     def _await(self, patience: float, lag: Lag) -> None:
         why = f" ({lag.error})" if lag.error else ""
-        self._view.say(f"{lag.unsent} events wait for MLflow{why}; given up after {patience:.0f} s without progress")
+        waiting = f"{lag.unsent} event{'s' * (lag.unsent != 1)} wait for MLflow"
+        what = waiting if lag.unsent else "closing the runs in MLflow takes long"
+        self._view.say(f"{what}{why}; given up after {patience:.0f} s without progress")
 
     def _farewell(self, board: Board, halt: Halt | None, lag: Lag) -> None:
         say = self._view.say
         if lag.unsent:
-            say(f"{lag.unsent} events wait for MLflow ({lag.error}); the same command sends them")
+            say(f"{lag.unsent} events wait for MLflow ({lag.error}); run the same command to send them")
+        elif lag.error:
+            say(f"the runs in MLflow are not closed ({lag.error}); run the same command to close them")
         if halt is None:
             board.planned = board.ended  # replicates of points that were stopped have never been due
         say(f"{counts_text(board).plain} in {duration(time.time() - board.started)}")

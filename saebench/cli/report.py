@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
 SUFFIXES = {".csv": "csv", ".md": "markdown", ".markdown": "markdown", ".json": "json", ".html": "html", ".htm": "html",
-            ".tex": "latex", ".latex": "latex", ".parquet": "parquet"}  # fmt: skip
+            ".tex": "latex", ".latex": "latex", ".parquet": "parquet", ".txt": "table"}  # fmt: skip
 NAMES = ("verdict", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "seeds", "effects",
          "importances", "lost", "trials")  # fmt: skip
 """report.TABLES, spelled out so that --help needs no pandas; a test compares."""
@@ -60,8 +60,8 @@ def report(
     """
     from saebench.report import load
 
+    kind = kind or (_kind_of(out) if out else "table")
     document = load(*sweeps, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
-    kind = kind or (SUFFIXES.get(out.suffix.lower(), "table") if out else "table")
     if plot:
         drawn = _plots(document, plot, chart)
         for path in drawn.values():
@@ -79,6 +79,17 @@ def report(
     if kind not in ("table", "markdown", "latex", "html"):
         for note in document.record.notes:
             echo(f"note: {note}", err=True)
+
+
+def _kind_of(out: Path) -> str:
+    """The format that a file's suffix stands for; UserError for a suffix that none has."""
+    kind = SUFFIXES.get(out.suffix.lower())
+    if kind is None:
+        raise UserError(
+            f"--out {out}: no format is known by the suffix {out.suffix or '(none)'}; known are "
+            f"{', '.join(SUFFIXES)}, or give --format. A plot is written by --plot"
+        )
+    return kind
 
 
 def _plots(document: Report, path: Path, chart: str) -> dict[str, Path]:

@@ -19,8 +19,10 @@ from saebench.report.document import Report
 from saebench.report.read import read
 from saebench.report.sources import Source, directory_of, find
 from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
+from saebench.runs.secrets import mask
 from saebench.tracking.server import open_reader, reading
 from saebench.tracking.tags import Tag
+from saebench.tracking.uploads import SAE_FILES, is_plain, sae_files
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -73,8 +75,9 @@ def _model_uri(client: Any, run: Any, local: Path | None = None) -> tuple[str, s
     for folder in folders:
         if any(Path(inner.path).name == "MLmodel" for inner in client.list_artifacts(run.info.run_id, folder)):
             return f"{run.info.artifact_uri}/{folder}", "its logged model"
-    if "sae" not in folders and local is not None and (local / WEIGHTS).is_file():
-        client.log_artifacts(run.info.run_id, str(local), "sae")
+    if "sae" not in folders and local is not None and sae_files(local):
+        for file in sae_files(local):
+            client.log_artifact(run.info.run_id, str(file), "sae")
         folders.append("sae")
     if "sae" not in folders:
         raise UserError(f"run {run.info.run_id}: neither a logged model nor a folder sae among its artifacts")
@@ -111,8 +114,9 @@ def export(
     with _weights(place) as folder:
         if writer is None:
             to.mkdir(parents=True, exist_ok=True)
-            for file in sorted(folder.iterdir()):
-                shutil.copyfile(file, to / file.name)
+            for name in SAE_FILES:
+                if is_plain(folder / name):
+                    shutil.copyfile(folder / name, to / name)
         else:
             writer(folder, to)
     if config := _config(place):
@@ -140,7 +144,7 @@ def _locate(trial: str, runs: str | None, tracking_uri: str | None) -> Place:
     if not tracking_uri:
         for root in (Path(sweep), runs_dir(runs) / sweep):
             paths = SweepPaths(root.absolute()).trial(int(number))
-            if sweep and (paths.sae / WEIGHTS).is_file():
+            if sweep and sae_files(paths.sae):
                 return Place(trial, paths)
     source = find([sweep] if sweep else [], runs, tracking_uri)[0]
     frame = read([source]).frame
@@ -166,7 +170,7 @@ def _run(run_id: str, runs: str | None, tracking_uri: str | None) -> Place:
 @contextlib.contextmanager
 def _weights(place: Place) -> Iterator[Path]:
     """A folder with sae.safetensors and sae.json, for as long as the context lasts."""
-    if place.local is not None and (place.local.sae / WEIGHTS).is_file():
+    if place.local is not None and sae_files(place.local.sae):
         yield place.local.sae
         return
     if place.source is None:
@@ -180,8 +184,8 @@ def _weights(place: Place) -> Iterator[Path]:
 
 def _config(place: Place) -> bytes:
     """The trial's config.json; empty where neither its directory nor MLflow has it any more."""
-    if place.local is not None and place.local.config.is_file():
-        return place.local.config.read_bytes()
+    if place.local is not None and is_plain(place.local.config):
+        return mask(place.local.config.read_text("utf-8", "replace")).encode()
     if place.source is None:
         return b""
     with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(UserError):

@@ -131,7 +131,7 @@ def choose(trials: DataFrame, seeds: set[int], objective: str, maximize: bool) -
     there = trials[usable(trials, objective)]
     if there.empty:
         return there, "no complete trial"
-    has = there.groupby("point")["seed"].agg(lambda s: seeds <= set(s.dropna()))
+    has = there.groupby("point")["seed"].agg(lambda s: seeds <= set(s.dropna())).astype(bool)
     full = there[there["point"].map(has)]
     if not full.empty:
         score = full.groupby("point")[objective].mean()

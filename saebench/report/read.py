@@ -11,8 +11,9 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from saebench.config import SAE_CONFIGS
+from saebench.errors import UserError
 from saebench.report import artifacts, wire
-from saebench.report.sources import Source, pages
+from saebench.report.sources import Source, known_runs, pages
 from saebench.report.table import number_of
 from saebench.tracking.server import open_reader, reading
 from saebench.tracking.tags import Tag
@@ -74,6 +75,7 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     client = open_reader(source.uri)
     with reading(source.uri):
         parent = client.get_run(source.run_id)
+        _refuse_deleted(source, parent, client)
         if wire.is_server(source.uri):
             runs = wire.runs(source.uri, source.experiment_id, wanted, _AT_ONCE)
         else:
@@ -85,6 +87,7 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     record.places |= {run.id: run.artifacts for run in ours}
     record.descriptions[source.name] = parent.data.tags.get("mlflow.note.content", "")
     rows = [row_of(run.id, run.tags, run.params, run.metrics, run.start, run.end, run.status) for run in ours]
+    _say_deleted(source, {run.id for run in runs}, record)
     rows = _one_per_trial(rows, source.name, record)
     _say_unfinished(source, parent.info.status, rows, record)
     return [{**row, "sweep": source.name} for row in rows]
@@ -96,6 +99,31 @@ def _plain(run: Any) -> wire.Run:
         info.run_id, data.tags, data.params, data.metrics,
         info.start_time, info.end_time, info.status, info.artifact_uri,
     )  # fmt: skip
+
+
+def _refuse_deleted(source: Source, parent: Any, client: Any) -> None:
+    """Runs of a deleted experiment are found by nobody: the report would be of no trials."""
+    experiment = client.get_experiment(source.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        raise UserError(
+            f"{source.name}: its experiment {experiment.name!r} is deleted in MLflow; restore it: "
+            f"mlflow experiments restore -x {source.experiment_id}"
+        )
+    if parent.info.lifecycle_stage == "deleted":
+        raise UserError(
+            f"{source.name}: its run is deleted in MLflow; restore it: mlflow runs restore --run-id {source.run_id}"
+        )
+
+
+def _say_deleted(source: Source, there: set[str], record: Record) -> None:
+    """Name the trials whose runs somebody deleted: `status` still counts them."""
+    missing = {number: run for number, run in known_runs(source).items() if run not in there}
+    if missing:
+        numbers = ", ".join(map(str, list(missing)[:5])) + (", ..." if len(missing) > 5 else "")
+        record.note(
+            f"{source.name}: {number_of(len(missing), 'trial')} ({numbers}) left out: deleted in MLflow; "
+            f"to restore: mlflow runs restore --run-id {next(iter(missing.values()))}"
+        )
 
 
 def _one_per_trial(rows: list[dict[str, Any]], name: str, record: Record) -> list[dict[str, Any]]:

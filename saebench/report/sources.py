@@ -87,7 +87,7 @@ def _those(names: Iterator[str] | Sequence[str]) -> str:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -117,11 +117,26 @@ def _present(uri: str, root: Path, run_id: str) -> str:
 def directory_of(run_id: str, tags: Mapping[str, str], folder: Path) -> TrialPaths | None:
     """The directory of the trial whose run this is, if its sweep is in `folder`."""
     sweep, trial = tags.get(Tag.SWEEP), tags.get(Tag.TRIAL, "")
-    if not sweep or not trial.isdigit():
+    if not sweep or not (trial.isascii() and trial.isdigit()):
         return None
     paths = SweepPaths((folder / sweep).absolute())
-    known = _read_json(paths.tracking).get("trials", {}).get(trial, {})
-    return paths.trial(int(trial)) if known.get("run_id") == run_id else None
+    known = _run_ids(paths).get(int(trial))
+    return paths.trial(int(trial)) if known == run_id else None
+
+
+def known_runs(source: Source) -> dict[int, str]:
+    """Trial -> run id, as the sweep's directory records them."""
+    return _run_ids(source.paths) if source.paths else {}
+
+
+def _run_ids(paths: SweepPaths) -> dict[int, str]:
+    trials = _read_json(paths.tracking).get("trials")
+    items = trials.items() if isinstance(trials, dict) else ()
+    return {
+        int(number): str(sent["run_id"])
+        for number, sent in items
+        if number.isascii() and number.isdigit() and isinstance(sent, dict) and sent.get("run_id")
+    }
 
 
 # --- servers ---------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from saebench.config import TrialConfig
 from saebench.runs import events
 from saebench.runs.paths import SweepPaths, TrialPaths
 from saebench.runs.state import read_config
+from saebench.tracking.uploads import sae_files
 
 
 class Scored(NamedTuple):
@@ -35,7 +36,7 @@ def _scored(paths: SweepPaths, complete: Iterable[int], objective: str) -> Itera
     for number in sorted(complete):
         trial = paths.trial(number)
         config, value = read_config(trial), _last(trial, objective)
-        if config is not None and value is not None and (trial.sae / "sae.json").exists():
+        if config is not None and value is not None and sae_files(trial.sae):
             yield Scored(number, config, value)
 
 

@@ -48,25 +48,35 @@ class Book:
     run_id: str = ""
     """Parent run."""
     trials: dict[int, Sent] = field(default_factory=dict)
+    lost: bool = False
+    """The file is missing or damaged although the sweep has begun: its runs in MLflow are to be found and adopted."""
     _written: float = 0.0
     _pause: float = _EVERY
 
     @classmethod
     def open(cls, path: Path, uri: str) -> Book:
-        """The book of this directory; a new one when there is none, it cannot be read, or it is about another
-        server: then everything is sent again, to the new one. A database's file that is not there any more was moved:
-        if its runs are not in the new place, the parent run will be missed there, and everything is sent again too."""
+        """Return the book of this directory; a new one if the file is missing, damaged or about another server: then
+        everything is sent again, to the new one. A database's file that no longer exists was moved: if its runs are not
+        in the new place, the parent run is missing there, and everything is sent again, too."""
         try:
             found: dict[str, Any] = json.loads(path.read_text("utf-8"))
             trials = {int(number): Sent(**sent) for number, sent in found.pop("trials").items()}
             book = cls(**found, trials=trials)
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
-            return cls(uri)
+            if not book._is_typed():
+                raise TypeError
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            return cls(uri, lost=path.parent.joinpath("lock.json").exists())
         file = sqlite_file(book.uri)
         if book.uri != uri and (file is None or file.exists()):
             return cls(uri)
         book.uri = uri
         return book
+
+    def _is_typed(self) -> bool:
+        """Does every field hold what it is declared to hold? The file may have been damaged."""
+        names = (self.uri, self.id, self.experiment_id, self.run_id, *(sent.run_id for sent in self.trials.values()))
+        offsets = [sent.offset for sent in self.trials.values()]
+        return all(isinstance(name, str) for name in names) and all(type(o) is int and o >= 0 for o in offsets)
 
     def save(self, path: Path, settle: Callable[[], None], *, now: bool = False) -> None:
         """Write the file, at most once a second unless `now` (less often where there are so many trials that it takes

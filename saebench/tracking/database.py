@@ -97,6 +97,33 @@ def restore(uri: str) -> None:
         own.execute("PRAGMA journal_mode = DELETE").fetchone()
 
 
+_ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+"""Where MLflow keeps absolute paths of artifacts."""
+
+
+def relocate(uri: str, before: str) -> None:
+    """Let artifacts follow a database that was moved with its folder from the address `before`: MLflow keeps absolute
+    paths, and would write the files of new trials to the old place. Nothing is changed while the old file exists."""
+    new, old = sqlite_file(uri), sqlite_file(before)
+    if new is None or old is None or new == old or old.exists() or not new.is_file():
+        return
+    folders = [(old.parent.as_uri(), new.parent.as_uri()), (str(old.parent), str(new.parent))]
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(new, timeout=5)) as own, own:
+        for table, column in _ARTIFACT_COLUMNS:
+            with contextlib.suppress(sqlite3.OperationalError):  # an older schema lacks the table
+                for was, now in folders:
+                    own.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column}, 1, ?) = ?",
+                        (f"{now}/", len(was) + 2, len(was) + 1, f"{was}/"),
+                    )
+
+
 def _file_system(path: Path) -> str:
     """Type of the file system that `path` is or will be on; empty where nobody says."""
     try:

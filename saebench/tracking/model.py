@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 import warnings
 from importlib.metadata import version
@@ -10,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from saebench.config import TrialConfig
 from saebench.runs.paths import TrialPaths
+from saebench.runs.secrets import mask
 from saebench.tracking.tags import Tag
+from saebench.tracking.uploads import sae_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -54,8 +57,31 @@ def _save(folder: Path, paths: TrialPaths, run_id: str, model_id: str) -> None:
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(_CODE),
-        artifacts={"sae": str(paths.sae), "config": str(paths.config)},
+        artifacts={
+            "sae": str(_copy(paths, folder.with_name("files"))),
+            "config": str(folder.with_name("files") / "config.json"),
+        },
         pip_requirements=[f"{package}=={version(package)}" for package in _NEEDS],
         signature=ModelSignature(params=ParamSchema([ParamSpec("output", "string", "latents")])),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
     )
+    _forget_paths(folder / "MLmodel")
+
+
+def _copy(paths: TrialPaths, folder: Path) -> dict[str, str]:
+    """Copy to `folder` what belongs into the model: the SAE's own files, and the config without secrets."""
+    (folder / "sae").mkdir(parents=True)
+    for file in sae_files(paths.sae):
+        shutil.copyfile(file, folder / "sae" / file.name)
+    (folder / "config.json").write_text(mask(paths.config.read_text("utf-8")), "utf-8")
+    return {"sae": str(folder / "sae"), "config": str(folder / "config.json")}
+
+
+def _forget_paths(file: Path) -> None:
+    """Remove where the files came from on this machine; MLflow reads their paths inside the model alone."""
+    import yaml
+
+    model = yaml.safe_load(file.read_text("utf-8"))
+    for artifact in model["flavors"]["python_function"].get("artifacts", {}).values():
+        artifact["uri"] = artifact["path"]
+    file.write_text(yaml.safe_dump(model), "utf-8")

@@ -16,8 +16,9 @@ from saebench.sweep_config import TrackingConfig
 from saebench.tracking import record, server, views
 from saebench.tracking.best import best_trials
 from saebench.tracking.book import Book
-from saebench.tracking.stream import UPLOADS, Sender, log_files
+from saebench.tracking.stream import UPLOADS, Sender
 from saebench.tracking.tags import Tag
+from saebench.tracking.uploads import log_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -46,6 +47,8 @@ class Parent:
         """Find the run or make it; True when it is new. `save` makes the book durable, so that a run whose id is never
         received can be found again."""
         book, client = self._book, self._client
+        if book.lost:
+            self._adopt()
         tags = {**record.origin_tags(self._info), **self._tags()}
         if book.run_id and not server.alive(client, book.run_id):
             book.run_id, book.trials = "", {}  # somebody deleted it: start again, with everything that is on disk
@@ -65,6 +68,17 @@ class Parent:
             inputs = record.dataset_inputs(DataConfig.model_validate(data), self._info)
             client.log_inputs(book.run_id, inputs)
         return new
+
+    def _adopt(self) -> None:
+        """`tracking.json` is lost: continue the run that lock.json names, if it is this sweep's and not deleted. Its
+        trials' runs are then found by their tags, and a point that is sent again is dropped by MLflow."""
+        run_id = str((self._info.get("tracking") or {}).get("run_id") or "")
+        if run_id and server.alive(self._client, run_id):
+            run = self._client.get_run(run_id)
+            if run.data.tags.get(Tag.KIND) == "sweep" and run.data.tags.get(Tag.SWEEP) == self._name:
+                self._book.run_id, self._book.experiment_id = run_id, str(run.info.experiment_id)
+                self._book.id = run.data.tags.get(Tag.ID, self._book.id)
+        self._book.lost = False
 
     def _save_views(self) -> None:
         """At every start: the spec may have grown."""

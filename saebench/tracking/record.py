@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.config import DataConfig, TrialConfig
 from saebench.runs.events import Event
+from saebench.runs.secrets import mask
 from saebench.runs.state import TrialState
 from saebench.tracking.tags import Tag
 
@@ -45,7 +46,7 @@ def params(config: TrialConfig, info: Mapping[str, Any]) -> dict[str, str]:
         "data.dataset": _dataset_name(config.data),
         "data.split": config.data.dataset.split,
     }
-    return {key: _text(value) for key, value in found.items() if value is not None}
+    return {key: mask(_text(value)) for key, value in found.items() if value is not None}
 
 
 def trial_tags(config: TrialConfig) -> dict[str, str]:
@@ -88,7 +89,7 @@ def _user() -> str:
 
 def clean(tags: Mapping[str, Any]) -> dict[str, str]:
     """Tags as MLflow and a database behind it take them: text, not None, no NUL, not too long."""
-    return {key: _text(v).replace("\0", "")[:_TAG_LENGTH] for key, v in tags.items() if v is not None}
+    return {key: mask(_text(v)).replace("\0", "")[:_TAG_LENGTH] for key, v in tags.items() if v is not None}
 
 
 def _text(value: Any) -> str:
@@ -148,7 +149,7 @@ def dataset_inputs(data: DataConfig, info: Mapping[str, Any]) -> list[DatasetInp
         name=f"{_dataset_name(data)}:{data.dataset.split}"[:500],
         digest=str(info.get("digest") or hashlib.sha256(text.encode()).hexdigest())[:16],
         source_type="hf" if data.dataset.data_files is None else "local",
-        source=json.dumps(source)[:60_000],
+        source=mask(json.dumps(source))[:60_000],
         profile=json.dumps(
             {k: info[k] for k in ("num_train", "num_validation", "num_test", "d_in") if info.get(k) is not None}
         ),
@@ -162,7 +163,7 @@ def _dataset_name(data: DataConfig) -> str:
     if files is None:
         return "/".join(filter(None, (data.dataset.path, data.dataset.name)))
     first = files if isinstance(files, str) else files[0]
-    return Path(first).name
+    return Path(mask(first)).name
 
 
 def as_tags(tags: Mapping[str, str]) -> list[RunTag]:

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from filelock import FileLock
@@ -26,6 +26,7 @@ from saebench.errors import PreflightError, UserError
 from saebench.runs.secrets import mask
 from saebench.tracking.address import artifact_root, sqlite_file, sqlite_uri
 from saebench.tracking.database import gather, quicken
+from saebench.tracking.uploads import Artifacts
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -278,7 +279,7 @@ def one_line(error: BaseException, limit: int = 300, *, uri: str = "") -> str:
     if schemes := re.search(r"Supported URI schemes are: \[(.*?)\]", said):
         known = [name for name in re.findall(r"'([\w-]+)'", schemes[1]) if name != "file"]
         said = f"MLflow knows no such kind of address; it knows {', '.join(known)}"
-    if "sqlite3." in said or "[SQL:" in said:
+    if isinstance(error, sqlite3.Error) or "sqlite3." in said or "[SQL:" in said:
         words = next((words for pattern, words in _REWORDED if re.search(pattern, said)), None)
         said = words or said.split(" [SQL:")[0]
     return said if len(said) <= limit else f"{said[: limit - 3]}..."
@@ -313,13 +314,6 @@ def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) 
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return str(found[0].info.run_id) if found else None
-
-
-class Artifacts(Protocol):
-    """Where a run's files belong (MLflow's `ArtifactRepository`)."""
-
-    def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None: ...
-    def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None: ...
 
 
 def artifacts(client: MlflowClient, run_id: str, uri: str = "") -> Artifacts:

@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.config import TrialConfig
@@ -19,6 +18,7 @@ from saebench.tracking import record, server, tail
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.model import log_model
 from saebench.tracking.tags import Tag
+from saebench.tracking.uploads import log_files, log_sae, sae_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,7 +84,7 @@ class Sender:
 
     def owes_sae(self, sent: Sent, paths: TrialPaths) -> bool:
         """Is there an SAE to be copied that has not been? Not where the best ones are to be found first."""
-        return self._tracking.log_sae == "all" and not sent.sae and (paths.sae / "sae.json").exists()
+        return self._tracking.log_sae == "all" and not sent.sae and bool(sae_files(paths.sae))
 
     def upload_sae(self, number: int, config: TrialConfig, paths: TrialPaths) -> None:
         """Copy the SAE of a closed trial."""
@@ -177,16 +177,8 @@ class Sender:
     def _log_sae(
         self, sent: Sent, config: TrialConfig, paths: TrialPaths, place: str = "", end: str = "complete"
     ) -> None:
-        log_files(server.artifacts(self._client, sent.run_id, place), paths.sae)
+        if not log_sae(server.artifacts(self._client, sent.run_id, place), paths.sae):
+            return
         if self._tracking.log_model and end == "complete":
             log_model(self._client, self._book.experiment_id, sent.run_id, config, paths)
         sent.sae = True
-
-
-def log_files(to: server.Artifacts, *paths: Path) -> None:
-    """Those of these files and folders that are there, at the root of a run's artifacts."""
-    for path in paths:
-        if path.is_dir():
-            to.log_artifacts(str(path), path.name)
-        elif path.is_file():
-            to.log_artifact(str(path))

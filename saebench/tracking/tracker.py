@@ -109,6 +109,7 @@ class Tracker:
         answer.
         """
         self.uri = resolve_uri(self._tracking)
+        database.relocate(self.uri, (info.get("tracking") or {}).get("uri") or "")
         self._client = server.connect(self.uri)
         with server.preflight(self.uri):
             self._book = Book.open(self._paths.tracking, mask(self.uri))
