@@ -1,4 +1,4 @@
-"""MLflow's record and the sweep's directory after somebody or something touched them: nothing doubled, nothing leaked."""
+"""MLflow's record and the sweep's directory after somebody touched them: nothing doubled, nothing leaked."""
 
 from __future__ import annotations
 

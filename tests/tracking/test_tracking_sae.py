@@ -14,7 +14,7 @@ from saebench.errors import SpecError, UserError
 from saebench.report import load, pick
 from saebench.runs.durable import write_json
 from saebench.runs.events import Event, EventLog
-from saebench.runs.lock import agree
+from saebench.runs.lock import check_unchanged
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import TrialState
 from saebench.spec import parse_spec
@@ -97,7 +97,7 @@ def test_it_may_change_at_every_start_and_what_is_missing_then_follows(sweep: Sw
     assert copied(uri, again) == {0, 1, 2, 3, 4}
     assert again.run_id == first.run_id
     lock = {"spec": {"tracking": {"log_sae": "all", "uri": None}}}
-    assert agree(lock, {"tracking": {"log_sae": "none", "uri": None}}, sweep, extend=False) == {}
+    assert check_unchanged(lock, {"tracking": {"log_sae": "none", "uri": None}}, sweep, extend=False) == {}
 
 
 def test_the_best_that_the_tracker_copies_are_those_that_the_report_names(tmp_path: Path) -> None:
