@@ -57,10 +57,7 @@ def _save(folder: Path, paths: TrialPaths, run_id: str, model_id: str) -> None:
     mlflow.pyfunc.save_model(
         folder,
         python_model=str(_CODE),
-        artifacts={
-            "sae": str(_copy(paths, folder.with_name("files"))),
-            "config": str(folder.with_name("files") / "config.json"),
-        },
+        artifacts=_copy(paths, folder.with_name("files")),
         pip_requirements=[f"{package}=={version(package)}" for package in _NEEDS],
         signature=ModelSignature(params=ParamSchema([ParamSpec("output", "string", "latents")])),
         mlflow_model=Model(run_id=run_id, model_id=model_id),

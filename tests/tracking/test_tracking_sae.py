@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from fakes import trial_config
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from saebench.config import TrialConfig
 from saebench.errors import SpecError, UserError
@@ -129,6 +130,7 @@ def write_trial(paths: SweepPaths, trial: dict[str, Any]) -> None:
     log.close()
     place.sae.mkdir()
     (place.sae / "sae.json").write_text("{}")
+    (place.sae / "sae.safetensors").write_bytes(b"weights")
 
 
 def test_a_trial_that_was_retried_has_its_new_sae_copied(sweep: SweepPaths, uri: str) -> None:
@@ -147,11 +149,15 @@ def test_a_trial_that_was_retried_has_its_new_sae_copied(sweep: SweepPaths, uri:
 def test_an_sae_that_cannot_be_stored_keeps_no_sweep_from_its_end(
     sweep: SweepPaths, uri: str, monkeypatch: pytest.MonkeyPatch, log_sae: str
 ) -> None:
-    def full(*_: Any) -> None:
-        raise OSError("no space left on device")
+    store = LocalArtifactRepository.log_artifact
+
+    def full(self: Any, file: str, artifact_path: str | None = None) -> None:
+        if artifact_path == "sae":
+            raise OSError("no space left on device")
+        store(self, file, artifact_path)
 
     monkeypatch.setattr("saebench.tracking.tracker._LONGEST_PAUSE", 0.01)
-    monkeypatch.setattr("mlflow.store.artifact.local_artifact_repo.LocalArtifactRepository.log_artifacts", full)
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", full)
     made = track(sweep, uri, log_sae)
     client = server.connect(uri)
     assert client.get_run(made.run_id).info.status == "FINISHED"
