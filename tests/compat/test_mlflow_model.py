@@ -123,6 +123,7 @@ def test_the_model_is_code_and_safetensors_and_the_registry_takes_it(logged: tup
     version = client.create_model_version("toy", str(folder), run_id=run.info.run_id)
     assert (str(version.version), version.status) == ("1", "READY")
     assert json.loads((folder / "artifacts" / "config.json").read_text())["sweep"] == "toy"
+    assert str(folder.parents[2]) not in (folder / "MLmodel").read_text()
 
 
 def test_what_best_registers_is_the_place_of_the_logged_model(logged: tuple[str, Any, Path]) -> None:
