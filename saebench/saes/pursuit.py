@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from saebench.saes.kernels import on_host, product
+from saebench.saes.kernels_codes import SparseCodes
 
 CANDIDATES = 128
 """Rows among which a group of picks chooses, without a Gram matrix."""
@@ -256,3 +257,34 @@ def _group(
         taken.scatter_(1, place.unsqueeze(1), -torch.inf)
         if n + 1 < picks.stop:
             gains = torch.bmm(theirs, found.residual.unsqueeze(2)).squeeze(2) + taken
+
+
+# --- values alone -----------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int) -> Tensor:
+    """Values (pairs,) of codes >= 0 of x (N, d), moved by `times` sweeps of non-negative coordinate descent towards the
+    best ones for the latents that fire. None is added: what is 0 stays 0."""
+    x, rows, start = x.contiguous(), rows.detach().contiguous(), codes.values.detach().contiguous()
+    kernels = _kernels(x)
+    if kernels is None:
+        return _refit(x, rows, codes, times)
+    values, residual = start.clone(), x.clone()
+    arrays = [t.numpy() for t in (rows, start, values, codes.indices, codes.offsets, residual)]
+    _on_threads(lambda part: kernels.refit(*arrays, part.start, part.stop, times), len(x))
+    return values
+
+
+def _refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int) -> Tensor:
+    counts = codes.offsets.diff()
+    place = torch.arange(codes.indices.numel(), device=x.device) - codes.offsets[codes.row_of_pair]
+    shape = (len(x), int(counts.max()) if len(x) else 0)
+    found = Pursuit(*(x.new_zeros(shape, dtype=kind) for kind in (x.dtype, torch.int64, x.dtype)), x.clone())
+    found.values[codes.row_of_pair, place] = codes.values.detach()
+    found.indices[codes.row_of_pair, place] = codes.indices
+    chosen = found.values != 0
+    for i in range(shape[1]):
+        found.residual.sub_(found.values[:, i, None] * rows.index_select(0, found.indices[:, i]))
+    _exact_sweeps(rows, found, chosen, shape[1], times)
+    return found.values[codes.row_of_pair, place]

@@ -186,3 +186,21 @@ def group(rows, stop, candidates, products, floors, count, values, indices, gain
         goes_on = n == end and n < k
         count[b] = stop if goes_on else -1
         _exact_sweeps(rows, b, n, 2 if goes_on else 3, values, indices, residual)
+
+
+@_compiled()
+def refit(rows, start, values, indices, offsets, residual, first, last, times):
+    """pursuit.refit for rows first to last - 1, in place in `values`."""
+    for b in range(uintp(first), uintp(last)):
+        low, high = uintp(offsets[b]), uintp(offsets[b + _ONE])
+        for i in range(low, high):
+            _subtract(residual, b, rows, uintp(indices[i]), start[i])
+        for _ in range(times):
+            for i in range(low, high):
+                if start[i] == 0:
+                    continue
+                f = uintp(indices[i])
+                change = max(-values[i], _dot(residual, b, rows, f))
+                if change != 0:
+                    values[i] += change
+                    _subtract(residual, b, rows, f, change)

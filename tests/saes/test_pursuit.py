@@ -10,6 +10,7 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from saebench.saes import pursuit
+from saebench.saes.kernels_codes import SparseCodes
 from saebench.saes.pursuit import Pursuit, pursue
 
 Array = NDArray[np.float64]
@@ -196,3 +197,44 @@ def test_of_equal_rows_the_first_is_picked() -> None:
 def test_impossible_arguments(rows: Tensor, change: dict[str, object], message: str) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         pursue(**{"x": torch.zeros(2, 24), "rows": rows, "gram": None, "k": 2, **change})  # type: ignore[arg-type]
+
+
+def _pairs(x: Tensor, rows: Tensor) -> SparseCodes:
+    """Up to eight latents per example, at values that are off by a third; an example has none, another a padding."""
+    found = pursue(x, rows, None, 8)
+    kept = found.values != 0
+    kept[3] = False
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), kept.sum(1).cumsum(0)])
+    values = found.values[kept] * 1.33
+    values[0] = 0.0
+    return SparseCodes(values, found.indices[kept], offsets, len(rows))
+
+
+@either
+def test_refit_finds_the_best_values_of_the_latents_that_fire(x: Tensor, rows: Tensor) -> None:
+    codes = _pairs(x, rows)
+    refitted = codes.with_values(pursuit.refit(x, rows, codes, 200))
+    assert refitted.values[0] == 0, "padding stays"
+    dense, before = refitted.dense(), codes.dense()
+    for b in range(20):
+        some = before[b].nonzero().squeeze(1)
+        best = nnls(rows[some].t().double().numpy(), x[b].double().numpy())[0] if len(some) else np.zeros(0)
+        assert dense[b, some].numpy() == pytest.approx(best, abs=1e-3)
+        assert dense[b].count_nonzero() <= len(some)
+
+
+def test_a_sweep_of_refit_by_hand() -> None:
+    """x = (1, 1), rows e0 and the diagonal d, both at 0.5: r = (0.15, 0.65); e0 moves by 0.146, then d by 0.459."""
+    rows = torch.tensor([[1.0, 0.0], [0.5**0.5, 0.5**0.5]])
+    codes = SparseCodes(torch.tensor([0.5, 0.5]), torch.tensor([0, 1]), torch.tensor([0, 2]), 2)
+    values = pursuit.refit(torch.ones(1, 2), rows, codes, 1)
+    first = 0.5 + (1 - 0.5 - 0.5 * 0.5**0.5)
+    second = 0.5 + 0.5**0.5 * (0.0 + 1 - 0.5 * 0.5**0.5)
+    assert values.tolist() == pytest.approx([first, second])
+
+
+def test_two_versions_of_refit_agree(x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = _pairs(x, rows)
+    ours = pursuit.refit(x, rows, codes, 2)
+    monkeypatch.setattr(pursuit, "_numba_kernels", lambda: None)
+    torch.testing.assert_close(ours, pursuit.refit(x, rows, codes, 2), atol=1e-6, rtol=0)

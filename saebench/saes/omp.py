@@ -1,0 +1,197 @@
+"""Non-negative orthogonal matching pursuit as the encoder of its own dictionary.
+
+Trained end to end: the pursuit chooses codes with the dictionary as it is, and the dictionary follows the error that they
+leave. Given its picks, a code is close to the optimum of the error, so that by the envelope theorem the codes need no
+gradient: d FVU / d W_dec[f] = -2 a_f r / (B variance), with r the residual. There is no W_enc and no b_enc.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from saebench.config import OMPConfig
+from saebench.errors import UserError
+from saebench.saes import sparse
+from saebench.saes.base import SAE, Loss, Moment, NotCalibratedError, Precision
+from saebench.saes.calibrate import threshold_for
+from saebench.saes.kernels import affine, on_host, product
+from saebench.saes.pursuit import Pursuit, pursue
+from saebench.saes.sparse import SparseCodes
+
+GRAM_WIDTH = 16_384
+"""Latents whose products with each other are kept: 1 GiB; beyond, picks are made among candidates."""
+GRAM_EVERY = 8
+"""Training steps on a CPU between two computations of these products: one costs as much as a step. A GPU computes them
+in every step, which is then the same work each time."""
+MOST_PICKS = 4.0
+"""With target_l0: picks of one example at most, in units of the target."""
+_GAIN = 0.3
+"""With target_l0: what log(threshold) moves by per step and share that L0 is off the target."""
+_START_ROWS = 1024
+
+
+class GramMemoryError(UserError, MemoryError):
+    """The products of all latents with each other do not fit the memory that is free."""
+
+
+class OMPSAE(SAE):
+    """latents = the pursuit's values, at most k; with target_l0, as many as have a product with the residual above a
+    threshold, which a controller steers in training and `calibrate` sets to the mean L0 exactly."""
+
+    config: OMPConfig
+    threshold: Tensor
+
+    def __init__(self, config: OMPConfig, d_in: int) -> None:
+        super().__init__(config, d_in)
+        if (config.k or 0) > self.dict_size:
+            raise ValueError(f"k {config.k} must not exceed dict_size {self.dict_size}")
+        if (config.target_l0 or 0) >= self.dict_size:
+            raise ValueError(f"target_l0 must be below dict_size {self.dict_size}")
+        most = config.k or math.ceil(MOST_PICKS * (config.target_l0 or 0))
+        self.picks = min(most, self.dict_size)
+        self.register_buffer("threshold", torch.tensor(0.0 if config.k else torch.nan))
+        self._gram: Tensor | None = None
+        self._gram_of: tuple[int, int | None] | None = None
+        self._training_rows: Tensor | None = None
+        self._training_gram: Tensor | None = None
+        self._age = 0
+
+    def make_encoder(self) -> None:
+        """None: the dictionary is its own encoder."""
+
+    def start_encoder(self) -> None:
+        pass
+
+    def initialise_from(self, z: Tensor) -> None:
+        if self.config.target_l0 is not None:
+            self.threshold.fill_(self._threshold_for(z[:_START_ROWS] - self.b_dec))
+
+    # --- codes ---
+
+    def activate(self, pre: Tensor) -> Tensor:
+        raise TypeError("a pursuit needs the embedding, not its pre-activations alone: call encode(x)")
+
+    def pre_activations(self, z: Tensor, precision: Precision = "float32") -> Tensor:
+        """Products of z - b_dec (B, d_in) with the decoder's rows: what the first pick is the largest of."""
+        return affine(z - self.b_dec, self.W_dec.t(), self.W_dec.new_zeros(self.dict_size), precision)
+
+    def latents_of(self, z: Tensor) -> Tensor:
+        found = self.pursue(z.detach() - self.b_dec)
+        dense = found.values.new_zeros(len(z), self.dict_size)
+        return dense.scatter_add_(1, found.indices, found.values)
+
+    @torch.no_grad()
+    def pursue(self, centred: Tensor) -> Pursuit:
+        """The pursuit of centred = z - b_dec (B, d_in) by the rule of inference."""
+        if not self.threshold >= 0:
+            raise NotCalibratedError("OMPSAE: the threshold is not calibrated, call calibrate(rows)")
+        return pursue(centred, self.W_dec, self.gram(), self.picks, self.config.refit_every, self.threshold)
+
+    @torch.no_grad()
+    def gram(self) -> Tensor | None:
+        """Products of the decoder's rows (dict_size, dict_size), computed once per state of the decoder; None for a
+        dictionary that is too wide."""
+        state = (self.W_dec.data_ptr(), None if self.W_dec.is_inference() else self.W_dec._version)
+        if self._gram is None or self._gram_of != state:
+            self._gram, self._gram_of = _products(self.W_dec), state
+        return self._gram
+
+    # --- training ---
+
+    def loss(self, x: Tensor, moment: Moment) -> Loss:  # noqa: ARG002 - nothing here depends on the run around it
+        z = self.training_input(x)
+        with torch.no_grad():
+            gram = self._gram_in_training()
+            found = pursue(z - self.b_dec, self.W_dec, gram, self.picks, self.config.refit_every, self.threshold)
+            codes = _codes(found, self.dict_size)
+        fvu = self.share(z - sparse.decode(codes, self.W_dec, self.b_dec))
+        loss = Loss.of(fvu, fvu, codes, {})
+        if self.config.target_l0 is not None:
+            self.threshold.mul_(torch.exp(_GAIN * (loss.l0 / self.config.target_l0 - 1).clamp(-1, 1)))
+        return loss
+
+    def _gram_in_training(self) -> Tensor | None:
+        """On a CPU of the decoder as it was up to GRAM_EVERY - 1 steps ago: the sweeps on the residual correct what has
+        changed since."""
+        if not on_host(self.W_dec):
+            return _products(self.W_dec)
+        if self._age % GRAM_EVERY == 0 or self._training_rows is None:
+            self._training_rows, self._training_gram = self.W_dec.detach().clone(), None
+        if self._training_gram is None:
+            self._training_gram = _products(self._training_rows)
+        self._age += 1
+        return self._training_gram
+
+    def training_state(self) -> dict[str, Tensor]:
+        if self._training_rows is None:
+            return {}
+        return {"gram_rows": self._training_rows, "gram_age": torch.tensor(self._age)}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        self._training_rows = state["gram_rows"].to(self.W_dec.device) if "gram_rows" in state else None
+        self._training_gram, self._age = None, int(state.get("gram_age", 0))
+
+    @torch.no_grad()
+    def calibrate(self, rows: Tensor) -> None:
+        """With target_l0: set the threshold so that the pursuit of training rows (N, d_in) makes target_l0 picks on
+        average, exactly but for those that refits drop. The same rows give the same threshold."""
+        if self.config.target_l0 is None:
+            return
+        if len(rows) == 0:
+            raise ValueError("no rows to calibrate on")
+        z, _ = self.preprocessing(self.check(rows.to(self.b_dec.device)))
+        self.threshold.fill_(self._threshold_for(z - self.b_dec))
+
+    def _threshold_for(self, centred: Tensor) -> float:
+        """A pick is made where its product and those of all picks before it exceed the threshold."""
+        found = pursue(centred, self.W_dec, self.gram(), self.picks, self.config.refit_every)
+        count = max(1, round((self.config.target_l0 or 0) * len(centred)))
+        return threshold_for([found.gains.cummin(1).values], count)
+
+    def inference_values(self) -> dict[str, float]:
+        return {"eval/threshold": float(self.threshold)} if self.config.target_l0 is not None else {}
+
+
+def _codes(found: Pursuit, dict_size: int) -> SparseCodes:
+    """As pairs; without the padding where the host may count it."""
+    rows, k = found.values.shape
+    if not on_host(found.values):
+        offsets = torch.arange(rows + 1, device=found.values.device) * k
+        return SparseCodes(found.values.flatten(), found.indices.flatten(), offsets, dict_size)
+    kept = found.values != 0
+    offsets = torch.zeros(rows + 1, dtype=torch.int64)
+    torch.cumsum(kept.sum(1), 0, out=offsets[1:])
+    return SparseCodes(found.values[kept], found.indices[kept], offsets, dict_size)
+
+
+def _products(rows: Tensor) -> Tensor | None:
+    if len(rows) > GRAM_WIDTH:
+        return None
+    check_memory(len(rows), rows.device)
+    return product(rows.detach(), rows.detach().t())
+
+
+def check_memory(dict_size: int, device: torch.device) -> None:
+    """Raise GramMemoryError where the products of `dict_size` latents with each other do not fit the memory that is
+    free."""
+    needed = 4 * dict_size**2
+    free = _free(device) if needed > 1 << 26 else None
+    if free is not None and needed > free:
+        raise GramMemoryError(
+            f"dict_size {dict_size}: the products of its latents with each other take {needed / 2**30:.1f} GiB, "
+            f"{free / 2**30:.1f} GiB are free on {device.type}; a smaller dict_size, fewer trials at a time, or one "
+            f"above {GRAM_WIDTH}, for which none are kept"
+        )
+
+
+def _free(device: torch.device) -> int | None:
+    if device.type == "cpu":
+        import psutil
+
+        return int(psutil.virtual_memory().available)
+    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return None
