@@ -371,6 +371,33 @@ class PAnnealConfig(_L1Config):
     """Share of the run after which p begins to fall."""
 
 
+class OMPConfig(SAEConfig):
+    """Non-negative orthogonal matching pursuit in a dictionary trained for it; latents are picked one by one."""
+
+    sparsity: ClassVar[tuple[str, ...]] = ("k", "target_l0")
+
+    type: Literal["omp"] = "omp"
+    start: Start = "data"
+    """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
+    k: PositiveInt | None = None
+    """Latents picked per example at most; give this or target_l0."""
+    target_l0: PositiveFloat | None = None
+    """Latents per example on average: picks end where none explains more than a calibrated threshold."""
+    refit_every: PositiveInt = 8
+    """Picks between two refits of all values."""
+
+    @model_validator(mode="after")
+    def _one_level(self) -> Self:
+        if (self.k is None) == (self.target_l0 is None):
+            raise ValueError("give k or target_l0, one of the two")
+        return self
+
+    @classmethod
+    def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
+        """The first product, then per pick a row of the Gram matrix (two and a half: refits), and three in d_in."""
+        return float(2 * d_in * dict_size + 5 * k * dict_size + 14 * d_in * k)
+
+
 # --- training --------------------------------------------------------------------------------------------------------
 
 

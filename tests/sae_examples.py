@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from saebench.config import SAE_CONFIGS, SAEConfig
+from saebench.config import SAE_CONFIGS, KSparseConfig, SAEConfig
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "vanilla": {"target_l0": 4.0},
@@ -14,11 +14,11 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "gated": {"l1_coeff": 0.05},
     "matryoshka": {"k": 4.0},
     "p_anneal": {"target_l0": 4.0},
+    "omp": {"k": 4, "refit_every": 2},
 }
 assert EXAMPLES.keys() == SAE_CONFIGS.keys(), "a new type: give it an example here"
 TYPES = tuple(EXAMPLES)
-K_SPARSE = tuple(kind for kind in TYPES if "k" in SAE_CONFIGS[kind].sparsity)
-PENALISED = tuple(kind for kind in TYPES if kind not in K_SPARSE)
+K_SPARSE = tuple(kind for kind in TYPES if issubclass(SAE_CONFIGS[kind], KSparseConfig))
 
 
 def example(kind: str, **fields: Any) -> SAEConfig:
@@ -28,3 +28,6 @@ def example(kind: str, **fields: Any) -> SAEConfig:
     if any(name in fields for name in config.sparsity):
         own = {name: value for name, value in own.items() if name not in config.sparsity}
     return config.model_validate({"dict_size": 48, **own, **fields})
+
+
+PENALISED = tuple(kind for kind in TYPES if example(kind).penalty is not None)

@@ -99,8 +99,7 @@ class SAE(nn.Module, ABC):
             raise ValueError(f"dict_size {self.dict_size} must be at least 1")
         if (self.target_l0 or 0) >= self.dict_size:
             raise ValueError(f"target_l0 must be below dict_size {self.dict_size}")
-        self.W_enc = nn.Parameter(torch.zeros(self.dict_size, d_in).t())
-        self.b_enc = nn.Parameter(torch.zeros(self.dict_size))
+        self.make_encoder()
         self.W_dec = nn.Parameter(torch.zeros(self.dict_size, d_in))
         self.b_dec = nn.Parameter(torch.zeros(d_in))
         self.preprocessing = Preprocessing(config.preprocess, d_in)
@@ -124,6 +123,11 @@ class SAE(nn.Module, ABC):
     def target_l0(self) -> float | None:
         """L0 that a controller steers to while training; None where nothing is steered."""
         return None if self.config.penalty is None else self.config.penalty.target_l0
+
+    def make_encoder(self) -> None:
+        """Create the encoder's parameters."""
+        self.W_enc = nn.Parameter(torch.zeros(self.dict_size, self.d_in).t())
+        self.b_enc = nn.Parameter(torch.zeros(self.dict_size))
 
     # --- what an architecture defines ---
 
@@ -169,11 +173,22 @@ class SAE(nn.Module, ABC):
         """Parameters whose learning rate is a multiple of the others'."""
         return {}
 
+    def training_state(self) -> dict[str, Tensor]:
+        """What the steps to come depend on and inference does not: part of a checkpoint, not of a saved SAE."""
+        return {}
+
+    def load_training_state(self, state: dict[str, Tensor]) -> None:
+        """Go on from what `training_state` gave."""
+
     # --- use ---
 
     def encode(self, x: Tensor) -> Tensor:
         """Embeddings (B, d_in) to latents (B, dict_size), by the rule of inference."""
         z, _ = self.preprocessing(self.check(x))
+        return self.latents_of(z)
+
+    def latents_of(self, z: Tensor) -> Tensor:
+        """Latents (B, dict_size) of embeddings z (B, d_in) in model space, by the rule of inference."""
         return self.activate(self.pre_activations(z))
 
     def decode(self, latents: Tensor, side: Side | None = None) -> Tensor:
@@ -190,7 +205,7 @@ class SAE(nn.Module, ABC):
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings (B, d_in) to (reconstruction in the original space (B, d_in), latents (B, dict_size))."""
         z, side = self.preprocessing(self.check(x))
-        latents = self.activate(self.pre_activations(z))
+        latents = self.latents_of(z)
         return self.decode(latents, side), latents
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,8 +228,8 @@ class SAE(nn.Module, ABC):
     def check_shape(self, x: Tensor) -> Tensor:
         """The part of `check` that needs no look at the values (so that a training step does not wait for them)."""
         _check_type(x, "embeddings")
-        if self.W_enc.dtype in (torch.float16, torch.bfloat16):
-            raise TypeError(f"weights of type {self.W_enc.dtype}: an SAE computes in float32: sae.float()")
+        if self.W_dec.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(f"weights of type {self.W_dec.dtype}: an SAE computes in float32: sae.float()")
         if x.ndim != 2 or x.shape[1] != self.d_in:
             raise ValueError(f"embeddings of shape {tuple(x.shape)}: expected (B, {self.d_in})")
         return x.float()
@@ -237,8 +252,12 @@ class SAE(nn.Module, ABC):
         self.variance.copy_(variance)
         self.b_dec.copy_(geometric_median(z))
         self.W_dec.copy_(self._start_rows(z, generator))
-        self.W_enc.copy_(self.W_dec.t() * self.config.encoder_scale)
+        self.start_encoder()
         self.initialise_from(z)
+
+    def start_encoder(self) -> None:
+        """Set the encoder's parameters at the start, from the decoder's."""
+        self.W_enc.copy_(self.W_dec.t() * self.config.encoder_scale)
 
     def _start_rows(self, z: Tensor, generator: torch.Generator) -> Tensor:
         if self.config.start == "data":

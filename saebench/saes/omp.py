@@ -1,8 +1,8 @@
 """Non-negative orthogonal matching pursuit as the encoder of its own dictionary.
 
-Trained end to end: the pursuit chooses codes with the dictionary as it is, and the dictionary follows the error that they
-leave. Given its picks, a code is close to the optimum of the error, so that by the envelope theorem the codes need no
-gradient: d FVU / d W_dec[f] = -2 a_f r / (B variance), with r the residual. There is no W_enc and no b_enc.
+Trained end to end: the pursuit chooses codes with the dictionary as it is, and the dictionary follows the error that
+they leave. Given its picks, a code is close to the optimum of the error, so that by the envelope theorem the codes need
+no gradient: d FVU / d W_dec[f] = -2 a_f r / (B variance), with r the residual. There is no W_enc and no b_enc.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class OMPSAE(SAE):
 
     # --- codes ---
 
-    def activate(self, pre: Tensor) -> Tensor:
+    def activate(self, pre: Tensor) -> Tensor:  # noqa: ARG002
         raise TypeError("a pursuit needs the embedding, not its pre-activations alone: call encode(x)")
 
     def pre_activations(self, z: Tensor, precision: Precision = "float32") -> Tensor:
@@ -101,11 +101,12 @@ class OMPSAE(SAE):
 
     # --- training ---
 
-    def loss(self, x: Tensor, moment: Moment) -> Loss:  # noqa: ARG002 - nothing here depends on the run around it
+    def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
         with torch.no_grad():
             gram = self._gram_in_training()
-            found = pursue(z - self.b_dec, self.W_dec, gram, self.picks, self.config.refit_every, self.threshold)
+            every, precision = self.config.refit_every, moment.precision
+            found = pursue(z - self.b_dec, self.W_dec, gram, self.picks, every, self.threshold, precision)
             codes = _codes(found, self.dict_size)
         fvu = self.share(z - sparse.decode(codes, self.W_dec, self.b_dec))
         loss = Loss.of(fvu, fvu, codes, {})

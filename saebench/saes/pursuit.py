@@ -28,13 +28,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saebench.saes.kernels import on_host, product
+from saebench.saes.kernels import Precision, affine_no_grad, on_host, product
 from saebench.saes.kernels_codes import SparseCodes
 
 CANDIDATES = 128
 """Rows among which a group of picks chooses, without a Gram matrix."""
-ROUNDING = 1e-6
-"""A product below this share of the example's length is rounding: nothing is left to reconstruct."""
+ROUNDING = 1e-4
+"""A product below this share of the example's length ends a pursuit: it would explain 1e-8 of it."""
 _CHUNK = {"cpu": 1 << 23, "cuda": 1 << 28}
 """Entries of c that exist at a time: 32 MiB of float32 on a CPU."""
 _CHUNK_GATHERED = {"cpu": 1 << 22, "cuda": 1 << 27}
@@ -68,16 +68,27 @@ class Pursuit:
 
 @torch.no_grad()
 def pursue(
-    x: Tensor, rows: Tensor, gram: Tensor | None, k: int, refit_every: int = 8, least: Tensor | float = 0.0
+    x: Tensor,
+    rows: Tensor,
+    gram: Tensor | None,
+    k: int,
+    refit_every: int = 8,
+    least: Tensor | float = 0.0,
+    precision: Precision = "float32",
 ) -> Pursuit:
-    """Codes of x (N, d) in `rows` (F, d), float32, of length 1: at most k per example, picks above `least` (scalar)."""
+    """Codes of x (N, d) in `rows` (F, d), float32, of length 1: at most k per example, picks above `least` (scalar).
+    `precision` is that of the first product alone, which the picks follow; values are refitted in float32."""
     _check(x, rows, gram, k, refit_every)
     x, rows = x.contiguous(), rows.detach().contiguous()
     floors = torch.linalg.vector_norm(x, dim=1).mul_(ROUNDING).clamp_min_(least)
     found = Pursuit.empty(x, k)
+    no_bias = rows.new_zeros(len(rows))
     for part in _chunks(x, rows, gathered=gram is None and _kernels(x) is None):
-        pursuit = _with_gram if gram is not None else _without_gram
-        pursuit(x[part], rows, gram, refit_every, floors[part], found.part(part))
+        products = affine_no_grad(x[part], rows.t(), no_bias, precision)
+        if gram is None:
+            _without_gram(products, rows, refit_every, floors[part], found.part(part))
+        else:
+            _with_gram(products, rows, gram, refit_every, floors[part], found.part(part))
     return found
 
 
@@ -130,10 +141,8 @@ def _on_threads(work: Callable[[slice], None], rows: int) -> None:
 # --- with a Gram matrix -----------------------------------------------------------------------------------------------
 
 
-def _with_gram(x: Tensor, rows: Tensor, gram: Tensor | None, every: int, floors: Tensor, found: Pursuit) -> None:
-    assert gram is not None
-    c = product(x, rows.t())
-    kernels = _kernels(x)
+def _with_gram(c: Tensor, rows: Tensor, gram: Tensor, every: int, floors: Tensor, found: Pursuit) -> None:
+    kernels = _kernels(c)
     if kernels is None:
         _picks(c, gram, every, floors, found)
         _finish(rows, found)
@@ -144,7 +153,7 @@ def _with_gram(x: Tensor, rows: Tensor, gram: Tensor | None, every: int, floors:
     def work(part: slice) -> None:
         kernels.with_gram(c_[part], gram_, rows_, every, *(array[part] for array in others))
 
-    _on_threads(work, len(x))
+    _on_threads(work, len(c))
 
 
 def _picks(c: Tensor, gram: Tensor, every: int, floors: Tensor, found: Pursuit) -> None:
@@ -210,16 +219,16 @@ def _exact_sweeps(rows: Tensor, found: Pursuit, chosen: Tensor, n: int, times: i
 # --- without ----------------------------------------------------------------------------------------------------------
 
 
-def _without_gram(x: Tensor, rows: Tensor, _gram: Tensor | None, every: int, floors: Tensor, found: Pursuit) -> None:
+def _without_gram(c: Tensor, rows: Tensor, every: int, floors: Tensor, found: Pursuit) -> None:
     k = found.values.shape[1]
-    kernels = _kernels(x)
+    kernels = _kernels(c)
     among = min(len(rows), max(CANDIDATES, 2 * every))
-    count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    count = torch.zeros(len(c), dtype=torch.int64, device=c.device)
     alive = torch.ones_like(floors, dtype=torch.bool)
     for first in range(0, k, every):
         stop = min(first + every, k)
-        c = product(found.residual, rows.t())
         if first:
+            c = product(found.residual, rows.t())
             c.scatter_(1, torch.where(found.gains[:, :first] != 0, found.indices[:, :first], 0), -torch.inf)
         gains, candidates = c.topk(among, dim=1)
         if kernels is None:
@@ -233,7 +242,7 @@ def _without_gram(x: Tensor, rows: Tensor, _gram: Tensor | None, every: int, flo
         arrays = [t.numpy() for t in (rows, candidates, gains, floors, count, *vars(found).values())]
         rows_, *others = arrays
 
-        _on_threads(partial(_group_of, kernels, rows_, stop, others), len(x))
+        _on_threads(partial(_group_of, kernels, rows_, stop, others), len(c))
 
 
 def _group_of(kernels: ModuleType, rows: NDArray[Any], stop: int, others: list[NDArray[Any]], part: slice) -> None:
@@ -280,7 +289,7 @@ def _refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int) -> Tensor:
     counts = codes.offsets.diff()
     place = torch.arange(codes.indices.numel(), device=x.device) - codes.offsets[codes.row_of_pair]
     shape = (len(x), int(counts.max()) if len(x) else 0)
-    found = Pursuit(*(x.new_zeros(shape, dtype=kind) for kind in (x.dtype, torch.int64, x.dtype)), x.clone())
+    found = Pursuit.empty(x, shape[1])
     found.values[codes.row_of_pair, place] = codes.values.detach()
     found.indices[codes.row_of_pair, place] = codes.indices
     chosen = found.values != 0

@@ -48,10 +48,11 @@ class Kept:
 
 
 def with_noise(x: Tensor, level: float = NOISE) -> Tensor:
-    """x (N, d) plus isotropic noise of `level` times each row's length, from a generator of its own: always the same."""
+    """x (N, d) plus isotropic noise of `level` times each row's length, always the same."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     noise = torch.nn.functional.normalize(noise, dim=1).to(x)
-    return x + level * torch.linalg.vector_norm(x, dim=1, keepdim=True) * noise
+    noisy: Tensor = x + level * torch.linalg.vector_norm(x, dim=1, keepdim=True) * noise
+    return noisy
 
 
 def near_duplicates(x: Tensor, alike: float = ALIKE, most: int = PAIRS, chunk: int = 1024) -> tuple[Tensor, Tensor]:
@@ -75,7 +76,7 @@ def code_stability(encode: Callable[[Tensor], Tensor], x: Tensor, rows_per_chunk
     x = x[:EXAMPLES]
     noisy = with_noise(x)
     kept = Kept()
-    for before, after in zip(x.split(rows_per_chunk), noisy.split(rows_per_chunk), strict=True):
+    for before, after in zip(torch.split(x, rows_per_chunk), torch.split(noisy, rows_per_chunk), strict=True):
         kept.update(encode(before), encode(after))
     return kept.values("code_stability")
 
@@ -86,6 +87,6 @@ def duplicate_stability(encode: Callable[[Tensor], Tensor], x: Tensor, rows_per_
     if len(left) < FEWEST_PAIRS:
         return {}
     kept = Kept()
-    for some in torch.arange(len(left), device=left.device).split(rows_per_chunk):
+    for some in torch.split(torch.arange(len(left), device=left.device), rows_per_chunk):
         kept.update(encode(x[left[some]]), encode(x[right[some]]))
     return kept.values("code_stability_duplicates")

@@ -244,6 +244,7 @@ class Training:
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimizer.state_dict().items()}
         tensors |= {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
+        tensors |= {f"state.{name}": tensor for name, tensor in self.sae.training_state().items()}
         tensors |= {"since_fired": self.since_fired, "dead_index": self.dead_index}
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         return copies, {
@@ -267,7 +268,11 @@ class Training:
         ):
             raise ValueError("the checkpoint is of another architecture or width")
         self.sae.load_state_dict(theirs)
-        adam = {name.removeprefix("adam."): t for name, t in tensors.items() if name.startswith("adam.")}
+        adam, state = (
+            {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+            for prefix in ("adam.", "state.")
+        )
+        self.sae.load_training_state(state)
         self.optimizer.load_state_dict(adam)
         self.control.load_state_dict({n: tensors[f"control.{n}"] for n in self.control.state_dict()})
         self.since_fired.copy_(tensors["since_fired"])

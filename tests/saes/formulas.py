@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from sae_examples import example
 from torch import Tensor
 
 from saebench.saes import SAE, make_sae
+
+Array = NDArray[np.float64]
 
 
 def cloud(n: int, d: int = 8, seed: int = 0) -> Tensor:
@@ -58,6 +62,8 @@ def keep_largest(pre: Tensor, count: int) -> Tensor:
 def codes(sae: SAE, p: dict[str, Tensor], z: Tensor, training: bool = True) -> Tensor:
     """Training codes (B, dict_size) in float64."""
     config: Any = sae.config
+    if config.type == "omp":
+        return omp_codes(config, p, z)
     pre = (z - p["b_dec"]) @ p["W_enc"] + p["b_enc"]
     match config.type:
         case "vanilla" | "p_anneal":
@@ -74,6 +80,45 @@ def codes(sae: SAE, p: dict[str, Tensor], z: Tensor, training: bool = True) -> T
             bare = (z - p["b_dec"]) @ p["W_enc"]
             return (bare * p["r_mag"].exp() + p["b_mag"]).relu() * (pre > 0)
     raise AssertionError(config.type)
+
+
+def omp_codes(config: Any, p: dict[str, Tensor], z: Tensor) -> Tensor:
+    """Constants: the envelope theorem."""
+    rows, found = p["W_dec"].detach().numpy(), torch.zeros(len(z), len(p["W_dec"]), dtype=torch.float64)
+    for b, row in enumerate((z - p["b_dec"]).detach().numpy()):
+        picks, values = pursuit_by_definition(row, rows, config.k, config.refit_every)
+        found[b, picks] = torch.from_numpy(values)
+    return found
+
+
+def pursuit_by_definition(x: Array, rows: Array, k: int, every: int, least: float = 0.0) -> tuple[list[int], Array]:
+    """Non-negative orthogonal matching pursuit of x (d,), all computed from the residual: (picks, values)."""
+    picks: list[int] = []
+    values: list[float] = []
+    residual = x.copy()
+
+    def sweep() -> None:
+        nonlocal residual
+        for i, f in enumerate(picks):
+            change = max(-values[i], float(rows[f] @ residual))
+            values[i] += change
+            residual = residual - change * rows[f]
+
+    for n in range(k):
+        products = rows @ residual
+        products[picks] = -np.inf
+        best = int(products.argmax())
+        if products[best] <= max(least, 1e-4 * np.linalg.norm(x)):
+            break
+        picks.append(best)
+        values.append(float(products[best]))
+        residual = residual - values[-1] * rows[best]
+        if (n + 1) % every == 0 and n + 1 < k:
+            sweep()
+            sweep()
+    for _ in range(3):
+        sweep()
+    return picks, np.array(values)
 
 
 def straight_through(pre: Tensor, threshold: Tensor, eps: float) -> tuple[Tensor, Tensor]:

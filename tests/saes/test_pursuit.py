@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
+from formulas import pursuit_by_definition
 from scipy.optimize import nnls
 from torch import Tensor
 
@@ -13,7 +13,6 @@ from saebench.saes import pursuit
 from saebench.saes.kernels_codes import SparseCodes
 from saebench.saes.pursuit import Pursuit, pursue
 
-Array = NDArray[np.float64]
 K, EVERY = 12, 4
 
 
@@ -44,36 +43,6 @@ def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 either = pytest.mark.usefixtures("version")
 
 
-def by_definition(x: Array, rows: Array, k: int, every: int, least: float = 0.0) -> tuple[list[int], Array]:
-    """One example in float64, no Gram matrix, everything computed anew from the residual: (picks, values)."""
-    picks: list[int] = []
-    values: list[float] = []
-    residual = x.copy()
-
-    def sweep() -> None:
-        nonlocal residual
-        for i, f in enumerate(picks):
-            change = max(-values[i], float(rows[f] @ residual))
-            values[i] += change
-            residual = residual - change * rows[f]
-
-    for n in range(k):
-        products = rows @ residual
-        products[picks] = -np.inf
-        best = int(products.argmax())
-        if products[best] <= max(least, 1e-6 * np.linalg.norm(x)):
-            break
-        picks.append(best)
-        values.append(float(products[best]))
-        residual = residual - values[-1] * rows[best]
-        if (n + 1) % every == 0 and n + 1 < k:
-            sweep()
-            sweep()
-    for _ in range(3):
-        sweep()
-    return picks, np.array(values)
-
-
 def rebuilt(found: Pursuit, rows: Tensor) -> Tensor:
     return torch.einsum("nk,nkd->nd", found.values, rows[found.indices])
 
@@ -81,7 +50,7 @@ def rebuilt(found: Pursuit, rows: Tensor) -> Tensor:
 @either
 @pytest.mark.parametrize("least", [0.0, 0.2])
 def test_picks_and_values_are_those_of_the_definition(x: Tensor, rows: Tensor, least: float) -> None:
-    expected = [by_definition(row, rows.double().numpy(), K, EVERY, least) for row in x.double().numpy()]
+    expected = [pursuit_by_definition(row, rows.double().numpy(), K, EVERY, least) for row in x.double().numpy()]
     for gram in (rows @ rows.t(), None):  # without, all 96 rows are candidates
         found = pursue(x, rows, gram, K, EVERY, least)
         for b, (picks, values) in enumerate(expected):

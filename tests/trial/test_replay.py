@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from saebench.saes import kernels_codes, kernels_select, sparse
+from saebench.saes import kernels_codes, kernels_select, omp, pursuit, sparse
 from saebench.trial import optim, trainer
 from saebench.trial.replay import WARM_UP, Metrics, Replay
 from saebench.trial.trainer import Training
@@ -111,7 +111,7 @@ class Full(Refused):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is on the host."""
-    for module in (kernels_codes, kernels_select, optim, sparse, trainer):
+    for module in (kernels_codes, kernels_select, omp, optim, pursuit, sparse, trainer):
         monkeypatch.setattr(module, "on_host", lambda _: False)
 
 
@@ -132,7 +132,8 @@ def advance(training: Training, rows: Rows, steps: int) -> list[dict[str, float]
 def silence(training: Training, count: int) -> None:
     """Make some latents dead."""
     with torch.no_grad():
-        training.sae.b_enc[:count] = -100.0
+        if "b_enc" in dict(training.sae.named_parameters()):
+            training.sae.b_enc[:count] = -100.0
     training.since_fired[:count] = training.dead_after
 
 
@@ -164,6 +165,7 @@ def test_a_gpu_is_given_the_same_training_as_the_cpu(kind: str, monkeypatch: pyt
     silence(on_gpu, 5)
     seen = advance(on_gpu, here, 30)
     monkeypatch.undo()
+    monkeypatch.setattr(omp, "GRAM_EVERY", 1)  # as a GPU has it
     on_cpu = begin(kind, there, None)
     silence(on_cpu, 5)
     for ours, theirs in zip(seen, advance(on_cpu, there, 30), strict=True):
