@@ -34,6 +34,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "p_anneal": {"target_l0": 12},
     "jumprelu": {"target_l0": 12},
     "gated": {"target_l0": 12, "preprocess": "none"},
+    "omp": {"k": 8, "refit_every": 3},
 }
 HOLDOUT = 0.25
 
@@ -145,6 +146,9 @@ def reconstruction(kind: str, w: dict[str, Array], x: Array) -> tuple[Array, Arr
     if how in ("unit", "layer_norm"):
         shift = shift if how == "layer_norm" else np.zeros(1)
         scale = np.linalg.norm(x - shift, axis=1, keepdims=True)
+    if kind == "omp":
+        codes, unsure = pursuit((x - shift) / scale - w["b_dec"], w["W_dec"], 8, 3)
+        return codes, (codes @ w["W_dec"] + w["b_dec"]) * scale + shift, unsure
     pre = ((x - shift) / scale - w["b_dec"]) @ w["W_enc"].reshape(384, 192) + w["b_enc"]
     if kind == "topk":
         bound = np.maximum(np.sort(pre, axis=1)[:, -8:-7], 0)
@@ -160,6 +164,25 @@ def reconstruction(kind: str, w: dict[str, Array], x: Array) -> tuple[Array, Arr
         codes, margin = np.maximum(pre - w["offset"], 0), pre - w["offset"]
     assert (codes >= 0).all()
     return codes, (codes @ w["W_dec"] + w["b_dec"]) * scale + shift, np.abs(margin) < 2e-7
+
+
+def pursuit(z: Array, rows: Array, k: int, every: int) -> tuple[Array, Array]:
+    """(latents, which decisions hang on the rounding): greedy picks of the row with the largest product with what is
+    left; two rounds of non-negative coordinate descent after each `every` picks, three at the end."""
+    codes, unsure = np.zeros((len(z), len(rows))), np.zeros((len(z), len(rows)), dtype=bool)
+    for code, target, doubts in zip(codes, z, unsure, strict=True):
+        picks: list[int] = []
+        for n in range(1, k + 1):
+            products = rows @ (target - code @ rows)
+            products[picks] = -np.inf
+            second, best = np.argsort(products)[-2:]
+            doubts[best] = products[best] - products[second] < 1e-6
+            picks.append(best)
+            code[best] = products[best]
+            for _ in range(3 if n == k else 2 if n % every == 0 else 0):
+                for f in picks:
+                    code[f] = max(0.0, code[f] + rows[f] @ (target - code @ rows))
+    return codes, unsure
 
 
 def shared_neighbours(x: Array, x_hat: Array) -> float:

@@ -27,6 +27,7 @@ from saebench.saes.batchtopk import BatchSparseSAE
 from saebench.saes.files import whole_tensors
 from saebench.saes.gated import GatedSAE
 from saebench.saes.jumprelu import SMALLEST, JumpReLUSAE
+from saebench.saes.omp import OMPSAE
 from saebench.saes.p_anneal import PAnnealSAE
 from saebench.saes.topk import TopKSAE
 from saebench.saes.vanilla import VanillaSAE
@@ -74,8 +75,14 @@ class Plain:
 def plain(sae: SAE) -> Plain:
     """`sae` by its rule of inference, preprocessing, offset and thresholds folded in.
 
-    Raises LayoutError for preprocessing per example, NotCalibratedError for a threshold that was never set.
+    Raises LayoutError for an architecture without this form and for preprocessing per example, NotCalibratedError for a
+    threshold that was never set.
     """
+    if isinstance(sae, OMPSAE):
+        raise LayoutError(
+            "type omp: a pursuit with refits, for which this layout has no encoder; saebench's own files, "
+            "its MLflow model and saebench.compat.overcomplete.OMPSAE carry it"
+        )
     kind = sae.preprocessing.kind
     if kind in ("unit", "layer_norm"):
         raise LayoutError(

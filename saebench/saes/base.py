@@ -173,6 +173,10 @@ class SAE(nn.Module, ABC):
         """Parameters whose learning rate is a multiple of the others'."""
         return {}
 
+    def default_lr(self, batch_size: int) -> float | None:  # noqa: ARG002
+        """Peak learning rate where `train.lr` is null; None: the rule of all types."""
+        return None
+
     def training_state(self) -> dict[str, Tensor]:
         """What the steps to come depend on and inference does not: part of a checkpoint, not of a saved SAE."""
         return {}

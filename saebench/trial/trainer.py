@@ -105,7 +105,7 @@ class Training:
         self.device = sae.b_dec.device
         train = config.train
         self.steps = -(-train.samples // train.batch_size)
-        self.lr = train.lr or default_lr(sae.dict_size)
+        self.lr = train.lr or sae.default_lr(train.batch_size) or default_lr(sae.dict_size)
         self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
         self.step = self.samples = 0
         decays = {"W_enc": min(0.5, train.encoder_decay * train.batch_size / num_train)}

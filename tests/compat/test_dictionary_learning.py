@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from grown import cloud, codes_of, grown
-from sae_examples import TYPES
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -47,7 +46,7 @@ def named_ours(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("preprocess", ["none", "center", "center_scale"])
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", CLASS)
 def test_the_exported_weights_alone_give_the_same_codes(kind: str, preprocess: str, tmp_path: Path) -> None:
     sae, x = grown(kind, preprocess), cloud(64, seed=4)
     export_dictionary_learning(sae, tmp_path)
@@ -63,7 +62,7 @@ def test_the_exported_weights_alone_give_the_same_codes(kind: str, preprocess: s
     assert_close(x_hat.float(), ours_hat, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", CLASS)
 def test_there_and_back_encodes_the_same(kind: str, tmp_path: Path) -> None:
     sae, x = grown(kind), cloud(64, seed=4)
     export_dictionary_learning(sae, tmp_path)
@@ -185,6 +184,12 @@ def test_json_that_no_parser_takes_is_refused(tmp_path: Path) -> None:
         import_dictionary_learning(tmp_path)
 
 
+def test_a_pursuit_is_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(LayoutError, match="type omp: a pursuit with refits, for which this layout has no encoder"):
+        export_dictionary_learning(grown("omp"), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("preprocess", ["unit", "layer_norm"])
 def test_what_differs_per_example_is_refused(preprocess: str, tmp_path: Path) -> None:
     with pytest.raises(LayoutError, match="cannot be folded"):
@@ -192,7 +197,7 @@ def test_what_differs_per_example_is_refused(preprocess: str, tmp_path: Path) ->
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("kind", CLASS)
 def test_the_package_loads_the_state_dict_and_agrees(kind: str, tmp_path: Path) -> None:
     """The recipe of the docstring, with the package's own classes."""
     package = pytest.importorskip("dictionary_learning")

@@ -155,6 +155,21 @@ def test_the_list_of_dead_latents_continues_too() -> None:
     assert curve[0]["train/aux_loss"] > 0
 
 
+def test_the_products_that_a_pursuit_picks_by_continue_too() -> None:
+    """They are three steps old here; fresh ones would pick other latents."""
+    trial, rows = config("omp", batch_size=16), store(16)
+    whole = Training.start(trial, rows)
+    run(whole, rows, until=16 * 11)
+    tensors, meta = whole.state_dict()
+    assert not torch.equal(tensors["state.gram_rows"], tensors["sae.W_dec"])
+    position = rows.position
+    curve = run(whole, rows, until=16 * 20)
+    again = Training.start(trial, rows)
+    again.load_state_dict(tensors, meta)
+    rows.position = position
+    assert run(again, rows, until=16 * 20) == curve
+
+
 def test_a_checkpoint_is_tensors_and_json() -> None:
     import json
 
