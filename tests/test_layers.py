@@ -81,6 +81,49 @@ def test_a_room_imports_only_from_below(room: str) -> None:
                 )
 
 
+def modules() -> dict[str, Path]:
+    """Dotted name -> file."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+        found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+def imports_of(path: Path) -> list[tuple[str, str]]:
+    """(module, name) of every import of ours in a file but those for the type checker alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body = []
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "saebench":
+            found += [(str(node.module), alias.name) for alias in node.names]
+        elif isinstance(node, ast.Import):
+            found += [(alias.name, "") for alias in node.names if alias.name.split(".")[0] == "saebench"]
+    return found
+
+
+def test_modules_do_not_import_each_other_in_a_circle() -> None:
+    """Imports inside functions count too: they hide a circle, they do not open it."""
+    known = modules()
+    graph = {
+        name: {full if (full := f"{module}.{item}") in known else module for module, item in imports_of(path)} - {name}
+        for name, path in known.items()
+    }
+    done: set[str] = set()
+    for _ in graph:  # whoever imports only what is done is done: what never gets done imports in a circle
+        done |= {name for name, needed in graph.items() if needed <= done}
+    assert sorted(graph.keys() - done) == []
+
+
+def test_no_private_name_of_another_module_is_imported() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        private = [f"{module}.{name}" for module, name in imports_of(path) if name.startswith("_") and name[:2] != "__"]
+        assert private == [], path
+
+
 LIGHT = ["config", "spec", "plan", "study", "tracking", "report", "scheduler", "executors", "sweep", "cli.sweep"]
 
 

@@ -16,7 +16,7 @@ from saebench.runs.board import Board, Running
 from saebench.runs.events import Event
 from saebench.runs.state import TrialState
 from saebench.terminal import views as terminal
-from saebench.terminal.encoding import forgive
+from saebench.terminal.encoding import allow_unencodable
 from saebench.terminal.picture import duration, failure_lines, pace_text, picture
 from saebench.terminal.views import LiveView, LoggedView, PlainView, QuietView, choose_view
 
@@ -225,10 +225,10 @@ def test_no_live_screen_where_its_bars_cannot_be_encoded(monkeypatch: pytest.Mon
 def test_a_forgiving_stream_writes_the_bytes_of_names_our_signs_in_ascii_and_the_numbers_of_characters() -> None:
     stream = io.BytesIO()
     out = io.TextIOWrapper(stream, encoding="ascii")
-    forgive(out)
+    allow_unencodable(out)
     print("jos\udcc3\udca9 • ±0.1 é木", file=out, flush=True)
     assert stream.getvalue() == "josé ".encode() + b"* +-0.1 " + rb"\xe9\u6728" + b"\n"
-    forgive(io.StringIO())
+    allow_unencodable(io.StringIO())
 
 
 def test_no_live_screen_without_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

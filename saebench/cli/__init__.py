@@ -14,7 +14,7 @@ import click
 from saebench import telemetry
 from saebench.cli.output import echo
 from saebench.errors import PreflightError, UserError, environment_error_message
-from saebench.terminal.encoding import forgive
+from saebench.terminal.encoding import allow_unencodable
 
 COMMANDS = {
     "sweep": "saebench.cli.sweep:sweep",
@@ -78,7 +78,7 @@ def main() -> None:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before Python began
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live
-        forgive(getattr(sys, name))
+        allow_unencodable(getattr(sys, name))
     try:
         cli(standalone_mode=True)
     except (KeyboardInterrupt, _InterruptedError):

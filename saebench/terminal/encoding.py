@@ -1,19 +1,18 @@
-"""Text on a stream that cannot encode it, as under LC_ALL=C: shown somehow, never an error."""
+"""Text on a stream that cannot encode it, as under LC_ALL=C: replaced by ASCII, never an error."""
 
 from __future__ import annotations
 
 import codecs
 import io
 
-_NAME = "saebench.somehow"
+_NAME = "saebench.ascii"
+_PLAIN = {"•": "*", "±": "+-", "×": "x", "…": "...", "−": "-", "→": "->", "─": "-"}  # noqa: RUF001
+"""Signs that our own texts and tables use -> ASCII."""
 
 
-_PLAIN = {"•": "*", "±": "+-", "×": "x", "…": "...", "−": "-", "→": "->", "─": "-"}  # noqa: RUF001 - that is the point
-"""What our own texts and tables have, in ASCII."""
-
-
-def _somehow(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Bytes of a file's name as they are, our own signs in ASCII, other characters by their number: \\xe9."""
+def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Handle an encoding error: keep the bytes of a file name, write our own signs in ASCII and other characters as
+    escapes such as \\xe9."""
     if isinstance(error, UnicodeEncodeError):
         error.end = error.start + 1
         if sign := _PLAIN.get(error.object[error.start]):
@@ -24,16 +23,16 @@ def _somehow(error: UnicodeError) -> tuple[str | bytes, int]:
         return codecs.lookup_error("backslashreplace")(error)
 
 
-codecs.register_error(_NAME, _somehow)
+codecs.register_error(_NAME, _replace)
 
 
-def forgive(stream: object) -> None:
-    """Let a text stream of ours write whatever it is given."""
+def allow_unencodable(stream: object) -> None:
+    """Let a text stream of this process write any text: what its encoding lacks is replaced."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=_NAME)
 
 
 def encodable(text: str, encoding: str) -> str:
-    """`text` with what the encoding lacks in ASCII, or by its number."""
+    """Return `text` with every character that the encoding lacks in ASCII or as an escape."""
     ours = {ord(sign): plain for sign, plain in _PLAIN.items()}
     return text.translate(ours).encode(encoding, "backslashreplace").decode(encoding)
