@@ -3,52 +3,88 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from saebench.cli.options import cache_option, set_option
+from saebench.cli.options import cache_option, runs_option, set_option
 from saebench.cli.output import echo
 from saebench.errors import UserError
 from saebench.plan import Plan, Stratum, make_plan
-from saebench.runs.paths import cache_dir
+from saebench.runs import paths as places
+from saebench.runs.paths import SweepPaths
 from saebench.spec import Range, SweepSpec, load_spec
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
+    from saebench.cli.outlook import Corpus
+
 
 @click.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @set_option
+@runs_option
 @cache_option
+@click.option("--no-measure", is_flag=True, help="Do not time a training step to say how many minutes it will take.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
-def plan(spec: Path, overrides: tuple[str, ...], cache_dir: str | None, as_json: bool) -> None:
+def plan(
+    spec: Path,
+    overrides: tuple[str, ...],
+    runs_dir: str | None,
+    cache_dir: str | None,
+    no_measure: bool,
+    as_json: bool,
+) -> None:
     """Show what a sweep of SPEC would do; start nothing.
 
-    Its strata, points and trials, what will be encoded and how much work it is.
+    Its strata, points and trials, what is in local files, what will be encoded, how many minutes it takes (from a
+    training step that is timed here), and what is odd about it.
     """
+    show_plan(load_spec(spec, overrides), runs_dir, cache_dir, measured=not no_measure, as_json=as_json)
+
+
+def show_plan(
+    spec: SweepSpec, runs_dir: str | None, cache_dir: str | None, *, measured: bool = True, as_json: bool = False
+) -> None:
+    """Print the plan of a spec. Raises DataError for local files that cannot be read as the spec says."""
+    from saebench.cli import outlook
     from saebench.forecast import advice
     from saebench.terminal.console import make_console
 
-    loaded = load_spec(spec, overrides)
-    entry = _cached(loaded, cache_dir)
-    found = make_plan(loaded, entry.get("d_in"))
+    entry = _cached(spec, cache_dir)
+    plan = make_plan(spec, entry.get("d_in"))
+    corpus = outlook.corpus(spec, entry)
+    there = outlook.existing(spec, SweepPaths(places.runs_dir(runs_dir) / spec.name))
+    if measured and sys.stderr.isatty():
+        echo("timing a training step (--no-measure leaves it out)", err=True)
+    time = outlook.minutes(plan, corpus, entry["cached"] is True) if measured else None
+    warnings = [*outlook.warnings(plan, corpus)]
     if as_json:
-        echo(json.dumps(_as_json(found, entry), indent=1))
+        more = {"texts": corpus, "minutes": time}
+        found = _as_json(plan, entry) | {key: asdict(value) if value else None for key, value in more.items()}
+        echo(json.dumps({**found, "existing": there, "warnings": warnings}, indent=1))
         return
+    lines = _lines(plan, entry, corpus)
+    if corpus is not None:
+        lines.insert(0, ("texts", outlook.about_texts(spec, corpus)))
+    lines += [("time", outlook.about_time(time))] if time else []
+    lines += [("warning", line) for line in warnings]
+    lines += [("warning", there)] if there else []
+    lines += [("note", line) for line in advice(plan)]
     console = make_console(piped_width=200)  # nothing is cut off that somebody greps for
-    console.print(_heading(found))
-    console.print(_strata_table(found))
-    console.print(_facts([*_lines(found, entry), *(("note", line) for line in advice(found))]))
+    console.print(_heading(plan))
+    console.print(_strata_table(plan))
+    console.print(_facts(lines))
 
 
 def _cached(spec: SweepSpec, given: str | None) -> dict[str, Any]:
     """What the embedding cache has of the corpus: {cached: True | False | None (cannot tell), dir, d_in}."""
-    folder = cache_dir(given)
+    folder = places.cache_dir(given)
     if not spec.data.cache:
         return {"cached": False, "dir": None}
     try:
@@ -59,8 +95,8 @@ def _cached(spec: SweepSpec, given: str | None) -> dict[str, Any]:
         return {"cached": None, "dir": str(folder)}
     if entry is None:
         return {"cached": False, "dir": str(folder)}
-    texts = entry.num_train + entry.num_validation + entry.num_test
-    return {"cached": True, "dir": str(entry.directory), "d_in": entry.d_in, "texts": texts}
+    parts = (entry.num_train, entry.num_validation, entry.num_test)
+    return {"cached": True, "dir": str(entry.directory), "d_in": entry.d_in, "texts": sum(parts), "parts": parts}
 
 
 def counts(plan: Plan) -> str:
@@ -88,14 +124,16 @@ def _heading(plan: Plan) -> Text:
 
 
 def _strata_table(plan: Plan) -> Table:
+    from rich import box
     from rich.table import Column, Table
 
     from saebench.forecast import describe_space
 
     pruned = plan.spec.prune.pruner != "none"
-    table = Table(
-        Column("stratum", no_wrap=True), "searched", "points", "trials", *(["first verdict at"] if pruned else [])
-    )
+    numbers = [Column(name, justify="right") for name in ("points", "trials")]
+    verdicts = [Column("first verdict", justify="right")] if pruned else []
+    stratum_column = Column("stratum", no_wrap=True)
+    table = Table(stratum_column, "searched", *numbers, *verdicts, box=box.SIMPLE_HEAD, pad_edge=False)
     for stratum in plan.strata:
         verdict = [_verdicts(plan, stratum)] if pruned else []
         trials = str(stratum.points * len(plan.spec.seeds))
@@ -112,7 +150,7 @@ def _facts(lines: list[tuple[str, str]]) -> Table:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for word, said in lines:
-        table.add_row(Text(word, "yellow" if word == "note" else ""), said)
+        table.add_row(Text(word, {"note": "yellow", "warning": "bold yellow"}.get(word, "")), said)
     return table
 
 
@@ -125,18 +163,26 @@ def _verdicts(plan: Plan, stratum: Stratum) -> str:
     return f"{first:,}"
 
 
-def _lines(plan: Plan, entry: dict[str, Any]) -> list[tuple[str, str]]:
+def _lines(plan: Plan, entry: dict[str, Any], corpus: Corpus | None) -> list[tuple[str, str]]:
     from saebench.forecast import work
 
     spec, cost = plan.spec, work(plan)
     held_out = f"about {spec.data.num_examples * spec.data.parts.validation:,.0f} validation texts"
+    epochs = ""
+    if corpus is not None:
+        held_out = f"{corpus.validation:,} validation texts"
+        epochs = f" ({plan.samples / max(1, corpus.train):,.3g} epochs)"
     seeds = ", ".join(map(str, spec.seeds[:10])) + (", ..." if len(spec.seeds) > 10 else "")
     flops = f", about {cost.train_flops:.2g} FLOPs in the SAEs" if cost.train_flops is not None else ""
+    in_all = f"{_at_most(plan)}{cost.train_examples:,}"
     replicates = "" if len(spec.seeds) == 1 else f"; replicates: {_REPLICATES[spec.replicate]}"
     return [
         ("trials", f"{counts(plan)} ({spec.search.sampler}); seeds {seeds}{replicates}"),
         ("encode", _encoding(plan, entry)),
-        ("train", f"{plan.samples:,} examples per trial, {_at_most(plan)}{cost.train_examples:,} in all{flops}"),
+        (
+            "train",
+            f"{plan.samples:,} examples per trial{epochs}, {in_all} in all{flops}",
+        ),
         (
             "evaluate",
             f"{_times(len(plan.marks()))} per trial, every {plan.eval_every:,} examples, on {held_out}; "

@@ -62,7 +62,7 @@ def test_plan_shows_strata_work_and_notes(spec: Path, tmp_path: Path) -> None:
     lines = " ".join(output("plan", spec).split())
     for said in (
         "tiny: two [arms]: which is better?",
-        "topk-k8-n128 │ lr 0.0001..0.01 log │ 3 │ 6 │ rungs 10,000, 30,000, 90,000",
+        "topk-k8-n128 lr 0.0001..0.01 log 3 6 rungs 10,000, 30,000, 90,000",
         "batchtopk-k8-n128",
         "3 strata, 9 points, at most 18 trials (random); seeds 0, 1; replicates: only of points that were not stopped",
         "up to 10,000 texts with nowhere/none (width not known before the model is loaded), once; not cached yet",
@@ -106,7 +106,8 @@ def test_plan_takes_the_width_from_a_cached_corpus_and_says_that_nothing_is_enco
 
     entry = SimpleNamespace(directory=Path("/cache/entry"), d_in=48, num_train=900, num_validation=40, num_test=60)
     monkeypatch.setattr(cache, "find", lambda data, folder: entry)  # noqa: ARG005 - the signature of find
-    lines = " ".join(output("plan", spec, "--set", "sae[1]={type: batchtopk, k: 8, expansion_factor: 2}").split())
+    arm = "sae[1]={type: batchtopk, k: 8, expansion_factor: 2}"
+    lines = " ".join(output("plan", spec, "--no-measure", "--set", arm).split())
     assert "encode nothing: 1,000 texts are cached in /cache/entry (width 48)" in lines
     assert "batchtopk-k8-n96" in lines
     assert "FLOPs in the SAEs" in lines
@@ -121,7 +122,9 @@ def test_plan_writes_nothing(spec: Path, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["tiny.yaml"]
 
 
-@pytest.mark.parametrize("command", [["plan"], ["plan", "--json"], ["validate"], ["schema"]])
+@pytest.mark.parametrize(
+    "command", [["plan", "--no-measure"], ["plan", "--json", "--no-measure"], ["validate"], ["schema"]]
+)
 def test_no_command_about_specs_imports_torch_or_mlflow(command: list[str], repository: Path) -> None:
     code = (
         "import sys; from saebench.cli import cli\n"

@@ -1,0 +1,222 @@
+"""What `plan` finds out beyond the spec: the texts, a sweep of the same name, how long it will take."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from saebench.errors import PreflightError, SpecError
+from saebench.plan import Plan, Stratum
+from saebench.runs.paths import SweepPaths
+from saebench.spec import Scalar, SweepSpec
+
+if TYPE_CHECKING:
+    from saebench.stores.look import Look
+
+FIRST = 60
+"""Characters of the first text that are shown."""
+EPOCHS, TEXTS_PER_LATENT = 10, 10
+"""More passes over fewer texts per latent than this, and latents may stand for single texts."""
+SURE_EPOCHS, SURE_TEXTS_PER_LATENT = 20, 3
+"""The same, and they will."""
+START_SECONDS = 2.0
+"""To start a trial's process and write its SAE."""
+MOST_MEASURED = 6
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts that a sweep would train and evaluate on."""
+
+    train: int
+    validation: int
+    test: int
+    look: Look | None = None
+    """What was read to know it; None if the embedding cache knew."""
+
+    @property
+    def texts(self) -> int:
+        return self.train + self.validation + self.test
+
+
+def corpus(spec: SweepSpec, entry: Mapping[str, Any]) -> Corpus | None:
+    """What the cache knows of the texts, else what is in the local files; None for a dataset on the hub. Raises
+    DataError where a sweep would."""
+    from saebench.stores.look import is_local, look
+
+    if entry.get("cached"):
+        return Corpus(*entry["parts"])
+    if not is_local(spec.data):
+        return None
+    seen = look(spec.data)
+    parts = seen.parts
+    return Corpus(parts.get("train", 0), parts.get("validation", 0), parts.get("test", 0), seen)
+
+
+def about_texts(spec: SweepSpec, found: Corpus) -> str:
+    """Counts, what is left out, and the first text."""
+    data = spec.data
+    held_out = f"{found.validation:,} for validation, {found.test:,} for the test"
+    lines = [f"{found.texts:,}: {found.train:,} to train on, {held_out}"]
+    if found.look is None:
+        return lines[0]
+    counts = found.look.counts
+    words = {"duplicate": "duplicates", "empty": "empty", "non_string": "not text"}
+    left_out = ", ".join(f"{counts[key]:,} {word}" for key, word in words.items() if counts[key])
+    if not found.look.whole:
+        lines[0] = f"at least {lines[0]}"
+    elif counts["kept"] < data.num_examples:
+        lines.append(f"num_examples is {data.num_examples:,}, but there are no more than {counts['kept']:,}")
+    if left_out:
+        lines.append(f"of {counts['read']:,} rows read, left out: {left_out}")
+    first = found.look.first
+    shown = first if len(first) <= FIRST else f"{first[: FIRST - 3].rsplit(' ', 1)[0]} ..."
+    labels = f" ({data.dataset.label_column}: {found.look.first_label})" if data.dataset.label_column else ""
+    return "\n".join([*lines, f"first: {json.dumps(shown, ensure_ascii=False)}{labels}"])
+
+
+def memorising(plan: Plan, found: Corpus) -> list[str]:
+    """One warning per width that has too few texts for its budget."""
+    lines = []
+    epochs = plan.samples / max(1, found.train)
+    for width in sorted({_width(plan, stratum) for stratum in plan.strata} - {0}):
+        per_latent = found.train / width
+        if epochs <= EPOCHS or per_latent >= TEXTS_PER_LATENT:
+            continue
+        sure = epochs > SURE_EPOCHS and per_latent < SURE_TEXTS_PER_LATENT
+        lines.append(
+            f"{epochs:,.0f} epochs, {width:,} latents for {found.train:,} training texts: an SAE "
+            f"{'will' if sure else 'may'} memorise them; more texts, a smaller dict_size or a smaller train.samples "
+            "help"
+        )
+    return lines
+
+
+def _width(plan: Plan, stratum: Stratum) -> int:
+    """dict_size of a stratum's widest points; 0 while it is not known."""
+    try:
+        return plan.trial(stratum, _a_point(stratum), plan.spec.seeds[0], 0).sae.dict_size or 0
+    except (ValueError, SpecError):
+        return 0
+
+
+def existing(spec: SweepSpec, paths: SweepPaths) -> str | None:
+    """What `sweep` would do with a sweep of this name that is there already; None if there is none."""
+    from saebench.runs.lock import differences, is_extension, is_moved, is_per_start, read_lock
+
+    lock = read_lock(paths)
+    if lock is None:
+        return None
+    changes = {
+        key: values
+        for key, values in differences(lock["spec"], json.loads(json.dumps(spec.plain(), default=str))).items()
+        if not is_per_start(key) and not is_moved(key, *values)
+    }
+    where = os.path.relpath(paths.root)
+    if not changes:
+        return f"{where} exists with this spec ({len(paths.trials())} trials begun): saebench sweep resumes it"
+    shown = "; ".join(f"{key}: {_shown(old)}, now {_shown(new)}" for key, (old, new) in list(changes.items())[:3])
+    more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
+    if all(is_extension(key, *values) for key, values in changes.items()):
+        return f"{where} exists with less ({shown}{more}): saebench sweep --extend takes the change into it"
+    return f"{where} exists with another spec ({shown}{more}): give this one another name (--set name=NAME)"
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+# --- minutes ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Minutes:
+    """Seconds that a sweep takes at most, from a short measured step."""
+
+    encode: float | None
+    """None if the texts are in the cache already."""
+    trial: float
+    """Of one trial, on average."""
+    trials: int
+    slots: int
+    device: str
+
+    @property
+    def total(self) -> float:
+        """Encoding, then the trials, so many at once as there are slots."""
+        return (self.encode or 0.0) + self.trial * -(-self.trials // self.slots)
+
+
+def minutes(plan: Plan, found: Corpus | None, cached: bool) -> Minutes | None:
+    """Measure a training step of each type and width, and the encoding of a few texts; None where that cannot be done
+    (a width or a device that is not known, no memory)."""
+    from saebench.devices import make_slots
+    from saebench.trial.measure import measure
+
+    if plan.d_in is None:
+        return None
+    try:
+        slots = make_slots(plan.spec.run)
+    except PreflightError:
+        return None
+    kinds = list({(stratum.type, _width(plan, stratum)): stratum for stratum in plan.strata}.values())[:MOST_MEASURED]
+    texts = [] if cached or found is None or found.look is None else found.look.some
+    configs = [plan.trial(stratum, _a_point(stratum), plan.spec.seeds[0], 0) for stratum in kinds]
+    done = measure(configs, plan.d_in, slots[0].device, slots[0].threads, texts)
+    if done is None:
+        return None
+    known = {(stratum.type, _width(plan, stratum)): s for stratum, s in zip(kinds, done.examples, strict=True)}
+    slowest = max(known.values())
+    seeds, examples = len(plan.spec.seeds), plan.samples + _evaluated(plan, found)
+    seconds = sum(
+        stratum.points * seeds * (START_SECONDS + examples * known.get((stratum.type, _width(plan, stratum)), slowest))
+        for stratum in plan.strata
+    )
+    total = found.texts if found is not None else plan.spec.data.num_examples
+    encode = None if cached or done.text is None else done.text * total
+    return Minutes(encode, seconds / plan.n_trials, plan.n_trials, len(slots), slots[0].name.partition(" (")[0])
+
+
+def _evaluated(plan: Plan, found: Corpus | None) -> float:
+    """Training examples that cost as much as the evaluations of a trial: without the way back, a third."""
+    data = plan.spec.data
+    texts = found.validation if found is not None else data.num_examples * data.parts.validation
+    return len(plan.marks()) * texts / 3
+
+
+def _a_point(stratum: Stratum) -> dict[str, Scalar]:
+    """Some values of what is searched, of widths the largest: how long a step takes hardly depends on others."""
+    point: dict[str, Scalar] = {}
+    for name, value in stratum.space.items():
+        wide = name in ("dict_size", "expansion_factor")
+        if isinstance(value, tuple):
+            point[name] = max(v for v in value if isinstance(v, int | float)) if wide else value[0]
+        else:
+            point[name] = value.high if wide else value.low
+    return point
+
+
+def duration(seconds: float) -> str:
+    """About how long, for people: 40 s, 13 min, 2 h 10 min."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def about_time(found: Minutes) -> str:
+    """One sentence of how long it takes at most."""
+    encode = f"encoding {duration(found.encode)}, " if found.encode is not None else ""
+    at_once = f"{found.slots} at once" if found.slots > 1 else "one at a time"
+    each = f"{found.trials:,} trials of {duration(found.trial)} {at_once} on {found.device}"
+    return f"at most about {duration(found.total)}: {encode}{each}"
+
+
+def warnings(plan: Plan, found: Corpus | None) -> Iterator[str]:
+    """Lines that deserve a look before the start."""
+    if found is not None:
+        yield from memorising(plan, found)
