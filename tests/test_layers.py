@@ -138,7 +138,9 @@ def test_torch_free_modules_do_not_import_torch(code: str) -> None:
     assert run.returncode == 0, run.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "sweeps/quickstart.yaml"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["plan", "--no-measure", "sweeps/quickstart.yaml"], ["report", "--help"]]
+)
 def test_light_commands_do_not_import_torch(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom saebench.cli import cli\n"
