@@ -41,6 +41,14 @@ def _probing() -> list[Metric]:
     ]
 
 
+def _duplicates() -> list[Metric]:
+    entry, shared = "code_stability_duplicates", "active latents that stay active in a text of cosine above 0.95"
+    return [
+        Metric(entry, "maximize", "difference", None, f"Share of the {shared}; left out where these are few", entry),
+        Metric(f"{entry}_largest", "maximize", "difference", None, "The same of the largest eighth", entry),
+    ]
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in [
@@ -54,6 +62,21 @@ METRICS: dict[str, Metric] = {
         Metric("l0_p95", None, "difference", None, "L0 that 5% of the texts exceed"),
         Metric("dead_features", "minimize", "difference", None, "Latents that fire on no text of the part"),
         Metric("dead_fraction", "minimize", "difference", None, "The same as a share of all latents"),
+        Metric(
+            "code_stability",
+            "maximize",
+            "difference",
+            None,
+            "Share of the active latents that stay active under noise of 0.1 of the embedding's length",
+        ),
+        Metric(
+            "code_stability_largest",
+            "maximize",
+            "difference",
+            None,
+            "The same of the largest eighth of a text's active latents",
+        ),
+        *_duplicates(),
         Metric(
             "knn_overlap_at_10",
             "maximize",

@@ -121,5 +121,7 @@ class EvalConfig(Config):
 
     extra: Literal["none", "final"] = "final"
     """final: computed at the end of every trial."""
-    metrics: tuple[Literal["knn_overlap_at_10", "similarity_rank_correlation", "probing"], ...] = ("knn_overlap_at_10",)
+    metrics: tuple[
+        Literal["knn_overlap_at_10", "similarity_rank_correlation", "probing", "code_stability_duplicates"], ...
+    ] = ("knn_overlap_at_10",)
     """Which ones."""

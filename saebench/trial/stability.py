@@ -11,10 +11,12 @@ NOISE = 0.1
 """Length of the noise, in units of the embedding's length."""
 LARGEST = 1 / 8
 """Share of an example's active latents (rounded up) that `largest` looks at."""
-EXAMPLES = 2_000
-"""Examples (the first) whose codes are compared."""
+EXAMPLES = 1_000
+"""Examples (the first) that get noise."""
 ALIKE = 0.95
 """Cosine above which two examples are near-duplicates."""
+AMONG = 5_000
+"""Examples (the first) among which near-duplicates are looked for."""
 PAIRS = 2_000
 """Pairs of near-duplicates that are compared at most."""
 FEWEST_PAIRS = 20
@@ -32,61 +34,70 @@ class Kept:
         fires, fires_after = before > 0, after > 0
         counts = fires.sum(1)
         large_counts = (counts * LARGEST).ceil().long()
-        order = before.topk(max(1, int(large_counts.max())) if len(before) else 1, dim=1)
-        large = torch.arange(order.indices.shape[1], device=before.device) < large_counts.unsqueeze(1)
+        order = before.topk(int(large_counts.max()) if len(before) else 0, dim=1).indices
+        large = torch.arange(order.shape[1], device=before.device) < large_counts.unsqueeze(1)
         self.active += int(counts.sum())
         self.kept += int((fires & fires_after).sum())
         self.large += int(large.sum())
-        self.large_kept += int((large & fires_after.gather(1, order.indices)).sum())
+        self.large_kept += int((large & fires_after.gather(1, order)).sum())
 
     def values(self, name: str) -> dict[str, float]:
-        """Shares by metric key; an SAE without an active latent keeps none."""
+        """Shares by metric key; where no latent is active, none is kept."""
         return {
             f"eval/{name}": self.kept / self.active if self.active else 0.0,
             f"eval/{name}_largest": self.large_kept / self.large if self.large else 0.0,
         }
 
 
-def with_noise(x: Tensor, level: float = NOISE) -> Tensor:
-    """x (N, d) plus isotropic noise of `level` times each row's length, always the same."""
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+def with_noise(x: Tensor, seed: int = 0) -> Tensor:
+    """x (N, d) plus isotropic noise of `NOISE` times each row's length; the same for the same seed."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
     noise = torch.nn.functional.normalize(noise, dim=1).to(x)
-    noisy: Tensor = x + level * torch.linalg.vector_norm(x, dim=1, keepdim=True) * noise
+    noisy: Tensor = x + NOISE * torch.linalg.vector_norm(x, dim=1, keepdim=True) * noise
     return noisy
 
 
-def near_duplicates(x: Tensor, alike: float = ALIKE, most: int = PAIRS, chunk: int = 1024) -> tuple[Tensor, Tensor]:
-    """Rows (P,) and (P,) of x (N, d) whose cosine is above `alike`, each pair once, the first `most` of them."""
+def near_duplicates(x: Tensor, chunk: int = 1024) -> Tensor:
+    """Pairs of rows (P, 2) of x (N, d) whose cosine is above `ALIKE`, each once, the first `PAIRS` of them."""
     unit = torch.nn.functional.normalize(x.float(), dim=1)
-    found: list[Tensor] = []
+    found, count = [torch.zeros(0, 2, dtype=torch.int64, device=x.device)], 0
     for start in range(0, len(x), chunk):
-        cosine = unit[start : start + chunk] @ unit.t()
-        pairs = (cosine > alike).nonzero()
+        pairs = (unit[start : start + chunk] @ unit.t() > ALIKE).nonzero()
         pairs[:, 0] += start
         found.append(pairs[pairs[:, 0] < pairs[:, 1]])
-        if sum(map(len, found)) >= most:
+        count += len(found[-1])
+        if count >= PAIRS:
             break
-    pairs = torch.cat(found)[:most] if found else torch.zeros(0, 2, dtype=torch.int64)
-    return pairs[:, 0], pairs[:, 1]
+    return torch.cat(found)[:PAIRS]
 
 
-def code_stability(encode: Callable[[Tensor], Tensor], x: Tensor, rows_per_chunk: int) -> dict[str, float]:
-    """Shares of the active latents of embeddings x (N, d) that stay active under noise, and between near-duplicates
-    where x has enough of them."""
-    x = x[:EXAMPLES]
-    noisy = with_noise(x)
-    kept = Kept()
-    for before, after in zip(torch.split(x, rows_per_chunk), torch.split(noisy, rows_per_chunk), strict=True):
-        kept.update(encode(before), encode(after))
-    return kept.values("code_stability")
+class CodeStability:
+    """Sums over an evaluation's codes: latents that survive noise; with `duplicates`, that near-duplicates share."""
 
+    def __init__(self, encode: Callable[[Tensor], Tensor], duplicates: bool = False) -> None:
+        self._encode, self._duplicates = encode, duplicates
+        self._noise, self._seen = Kept(), 0
+        self._x: list[Tensor] = []
 
-def duplicate_stability(encode: Callable[[Tensor], Tensor], x: Tensor, rows_per_chunk: int) -> dict[str, float]:
-    """The same between near-duplicates among x (N, d); empty where they are few."""
-    left, right = near_duplicates(x)
-    if len(left) < FEWEST_PAIRS:
-        return {}
-    kept = Kept()
-    for some in torch.split(torch.arange(len(left), device=left.device), rows_per_chunk):
-        kept.update(encode(x[left[some]]), encode(x[right[some]]))
-    return kept.values("code_stability_duplicates")
+    def update(self, x: Tensor, latents: Tensor) -> None:
+        """Add embeddings (B, d_in) and their codes (B, dict_size)."""
+        some = x[: max(0, EXAMPLES - self._seen)]
+        if len(some):
+            self._noise.update(latents[: len(some)], self._encode(with_noise(some, self._seen)))
+        if self._duplicates and self._seen < AMONG:
+            self._x.append(x[: AMONG - self._seen])
+        self._seen += len(x)
+
+    def values(self) -> dict[str, float]:
+        """Metric key -> value; without near-duplicates where they are few."""
+        return self._noise.values("code_stability") | self._between_duplicates()
+
+    def _between_duplicates(self) -> dict[str, float]:
+        x = torch.cat(self._x) if self._x else torch.zeros(0, 1)
+        pairs = near_duplicates(x)
+        if len(pairs) < FEWEST_PAIRS:
+            return {}
+        kept = Kept()
+        for some in torch.split(pairs, 256):
+            kept.update(self._encode(x[some[:, 0]]), self._encode(x[some[:, 1]]))
+        return kept.values("code_stability_duplicates")

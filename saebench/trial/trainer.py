@@ -26,9 +26,10 @@ from saebench.saes.calibrate import rows_per_chunk
 from saebench.saes.kernels import lend, on_host, settle
 from saebench.saes.penalty import SparsityControl
 from saebench.trial import probing
-from saebench.trial.metrics import Evaluation, Extras, Sums
+from saebench.trial.metrics import EXTRAS, Evaluation, Extras, Sums
 from saebench.trial.optim import Adam, default_lr, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
+from saebench.trial.stability import CodeStability
 
 SAMPLE_ROWS = 16_384
 """Training rows that preprocessing, b_dec and thresholds start from."""
@@ -303,14 +304,16 @@ def train(training: Training, store: Store) -> Iterator[Step]:
 def evaluate(sae: SAE, store: Store, extra: Sequence[str] = (), part: Part = "validation") -> Evaluation:
     """Metrics on a whole part, by the rule of inference, in the original space; changes nothing in `sae`. Keys begin
     with `eval/` for validation and with `test/` for test."""
-    sums, extras = Sums(), Extras([name for name in extra if name != "probing"])
+    sums, extras = Sums(), Extras([name for name in extra if name in EXTRAS])
+    kept = CodeStability(sae.encode, "code_stability_duplicates" in extra)
     for batch in store.test() if part == "test" else store.validation():
         for x in torch.split(batch.to(sae.b_dec.device), rows_per_chunk(sae.dict_size)):
             x_hat, latents = sae.reconstruct(x)
             sums.update(x, x_hat, latents)
             extras.update(x, x_hat)
+            kept.update(x, latents)
     result = sums.result()
-    result.values.update(sae.inference_values() | extras.values())
+    result.values.update(sae.inference_values() | extras.values() | kept.values())
     if "probing" in extra:
         result.values.update(probe(sae, store, part))
     if part == "test":
