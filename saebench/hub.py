@@ -20,7 +20,7 @@ PACKAGED = {
 """Model name -> (package, folder in it) of a copy that pip can install (the extra `demo`)."""
 
 HUB_TIMEOUT = 4.0
-"""Seconds that the hub may take to say whether it has a model; HF_HUB_ETAG_TIMEOUT, where it is set, counts instead."""
+"""Seconds that the hub may take to say whether it has a model, unless HF_HUB_ETAG_TIMEOUT is set."""
 
 _SAME_WIDTH = frozenset({"Normalize", "Dropout", "LayerNorm"})
 _HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd")
@@ -28,8 +28,8 @@ _HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd")
 
 
 def resolve_model(name: str, revision: str | None = None) -> str:
-    """What to hand to `SentenceTransformer(...)`: an existing folder as its absolute path, the packaged copy of a model
-    where it is installed and no revision is asked for, else `name` as it is (the hub's business)."""
+    """Return the argument for `SentenceTransformer(...)`: an existing folder as its absolute path, the packaged copy of
+    a model if it is installed and no revision is asked for, else `name` as it is, for the hub."""
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):  # False, not an error, for a name that no file can have
         return os.path.abspath(folder)
@@ -43,11 +43,11 @@ def resolve_model(name: str, revision: str | None = None) -> str:
 
 
 def find_model(name: str, revision: str | None = None) -> tuple[str, bool]:
-    """(what to hand to `SentenceTransformer(...)`, its `local_files_only`). Loads nothing.
+    """Return the argument for `SentenceTransformer(...)` and its `local_files_only`. Loads nothing.
 
-    Raises DataError where the model is nowhere: in one line and within seconds, because a loader that may ask the hub
-    asks it six times for each of many files. The hub is asked one question here; where it cannot answer or says no, a
-    copy in its local cache will do.
+    Raises DataError if the model is nowhere: in one line and within seconds, because a loader that may ask the hub
+    asks it six times for each of many files. The hub is asked one question here; if it cannot answer or says no, a
+    copy in its local cache is used.
     """
     local = resolve_model(name, revision)
     if os.path.isdir(local):
@@ -56,7 +56,7 @@ def find_model(name: str, revision: str | None = None) -> tuple[str, bool]:
     if why_not is None or _is_cached(name, revision):
         return name, why_not is not None
     packaged = (
-        f"; `pip install {PACKAGED[name][0].replace('_', '-')}` brings a copy"
+        f"; `pip install {PACKAGED[name][0].replace('_', '-')}` installs a copy"
         if revision is None and name in PACKAGED
         else ""
     )
@@ -66,10 +66,10 @@ def find_model(name: str, revision: str | None = None) -> tuple[str, bool]:
 
 
 def _ask_hub(name: str, revision: str | None) -> str | None:
-    """Why the hub will not give this model; None where it does, or may when it is asked again."""
+    """Return why the hub does not have this model; None if it has, or may have when it is asked again."""
     from huggingface_hub import constants, errors
 
-    why_not = "it is no name of a model on the hub"
+    why_not = "it is not a valid model id"
     for repo in _repositories(name):
         try:
             _ask(repo, "modules.json", revision)
@@ -85,15 +85,15 @@ def _ask_hub(name: str, revision: str | None) -> str | None:
         except errors.HfHubHTTPError:  # it has the model without this file, or it is too busy now
             return None
         except errors.OfflineModeIsEnabled:
-            return "HF_HUB_OFFLINE forbids to ask the hub"
+            return "HF_HUB_OFFLINE is set"
         except _UnreachableError as error:
             return str(error)
     return why_not
 
 
 def dataset_out_of_reach(name: str, revision: str | None = None) -> str | None:
-    """Why nothing can be had of a hub that does not answer; None where it answers, whatever that is. `datasets` finds
-    out by asking for half a minute."""
+    """Return why the hub cannot be reached; None if it answers, whatever the answer is. `datasets` itself retries for
+    half a minute."""
     from huggingface_hub import errors
 
     try:
@@ -106,12 +106,12 @@ def dataset_out_of_reach(name: str, revision: str | None = None) -> str | None:
 
 
 class _UnreachableError(Exception):
-    """The hub gave no answer; why, in words."""
+    """The hub gave no answer; the message says why."""
 
 
 def _ask(repo: str, file: str, revision: str | None, kind: str | None = None) -> None:
-    """One question to the hub: does it give this file of a repository (a model's where `kind` is None)? What it answers
-    instead is an error of huggingface_hub; no answer in time is an _UnreachableError."""
+    """Ask the hub for the metadata of one file of a repository (a model's if `kind` is None). Raises an error of
+    huggingface_hub if it refuses, _UnreachableError if it does not answer in time."""
     from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 
     timeout = constants.HF_HUB_ETAG_TIMEOUT if "HF_HUB_ETAG_TIMEOUT" in os.environ else HUB_TIMEOUT
@@ -125,7 +125,7 @@ def _ask(repo: str, file: str, revision: str | None, kind: str | None = None) ->
 
 
 def _repositories(name: str) -> tuple[str, ...]:
-    """Where on the hub `SentenceTransformer` looks for a name."""
+    """Return the repositories that `SentenceTransformer` tries for a name."""
     return (name,) if "/" in name else (f"sentence-transformers/{name}", name)
 
 
@@ -136,7 +136,7 @@ def _hub_cache() -> str:
 
 
 def _is_cached(name: str, revision: str | None) -> bool:
-    """Whether the hub's cache holds (at least the description of) the model."""
+    """Return whether the hub's cache has the model, or at least its configuration."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -148,8 +148,8 @@ def _is_cached(name: str, revision: str | None) -> bool:
 
 
 def embedding_width(name: str, revision: str | None = None) -> int | None:
-    """Width of the model's embeddings, read from the JSON files of a folder, of the packaged copy or of the hub's local
-    cache; None where only loading the model would tell. Opens no connection and imports no torch."""
+    """Return the width of the model's embeddings from the JSON files of a folder, of the packaged copy or of the hub's
+    local cache; None if only loading the model would show it. Opens no connection and imports no torch."""
     local = resolve_model(name, revision)
     try:
         folder = Path(local) if os.path.isdir(local) else _hub_snapshot(name, revision)
@@ -182,7 +182,7 @@ def _width_of_folder(folder: Path) -> int | None:
 
 
 def _width_after(kind: str, folder: Path, width: int | None) -> int | None:
-    """Width after one module of a SentenceTransformer; None where this function does not know the module."""
+    """Return the width after one module of a SentenceTransformer; None if this function does not know the module."""
     if kind in _SAME_WIDTH:
         return width
     if kind == "Transformer":

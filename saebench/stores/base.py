@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 
 
 class StoreFullError(IndexError):
-    """There is no room; nothing of what was offered has been stored."""
+    """The store has no room; none of the rows have been stored."""
 
     def __init__(self, message: str = "Activation store is full") -> None:
         super().__init__(message)
@@ -55,9 +55,8 @@ class ActivationStore(Dataset[Tensor], ABC):
 
     @abstractmethod
     def append(self, item: Tensor, component_idx: int) -> Future[None] | None:
-        """Store one (n_neurons,) row. A Future where the store works in the background, else None.
-
-        Raises StoreFullError when there is no room."""
+        """Store one (n_neurons,) row; return a Future if the store works in the background, else None. Raises
+        StoreFullError if there is no room."""
 
     @abstractmethod
     def extend(self, batch: Tensor, component_idx: int) -> Future[None] | None:
@@ -65,7 +64,7 @@ class ActivationStore(Dataset[Tensor], ABC):
 
     @abstractmethod
     def empty(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
 
     @property
     @abstractmethod
@@ -86,7 +85,7 @@ class ActivationStore(Dataset[Tensor], ABC):
         """Example(s) at `index`; IndexError beyond what is stored."""
 
     def shuffle(self) -> None:
-        """Reorder the examples in place, where the store can."""
+        """Reorder the examples in place, if the store can."""
 
     @final
     def fill_with_test_data(

@@ -1,7 +1,7 @@
-"""Building an entry of the cache: read the texts, hand out pieces to encoders, put pieces together. No torch.
+"""Build an entry of the cache: read the texts, send pieces to the encoders, join the encoded pieces. No torch.
 
-Every step ends with a rename, so that a kill at any moment loses at most the pieces in flight, and the finished entry
-is the same to the byte however often that happened.
+Every step ends with a rename: a build that is killed loses at most the pieces that were being encoded, and the finished
+entry has the same bytes however often that happens.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Build:
         """Raises DataError, or OSError where the folder cannot be written. A new entry that got nowhere is removed."""
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
-            old, will_do = self._drop_damaged(Manifest.read(self.folder))
-            self._encode(self._texts(old, will_do))
+            old, texts_usable = self._drop_damaged(Manifest.read(self.folder))
+            self._encode(self._texts(old, texts_usable))
         except (DataError, OSError):
             self._remove_if_empty()
             raise
@@ -74,7 +74,7 @@ class Build:
     # --- what is there already ---------------------------------------------------------------------------------------
 
     def _drop_damaged(self, manifest: Manifest | None) -> tuple[Manifest | None, bool]:
-        """The manifest without rows whose file is damaged, and whether its texts will do."""
+        """Return the manifest without rows whose file is damaged, and whether its texts can be used as they are."""
         if manifest is None or manifest.identity != self.identity:
             if (self.folder / MANIFEST).exists():
                 self._warn(f"{self.folder.name}/{MANIFEST} is damaged: everything is read and encoded again")
@@ -100,9 +100,9 @@ class Build:
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
-    def _texts(self, old: Manifest | None, will_do: bool) -> Manifest:
-        """A manifest with enough texts: the old one, or one from a new pass that keeps the rows of unchanged texts."""
-        if old is not None and will_do:
+    def _texts(self, old: Manifest | None, texts_usable: bool) -> Manifest:
+        """Return a manifest with enough texts: the old one, or a new one that keeps the rows of unchanged texts."""
+        if old is not None and texts_usable:
             return old
         self.encoders.start()  # they load while the texts are read
         cap = max(self.data.num_examples, old.cap if old else 0)
@@ -158,7 +158,7 @@ class Build:
             reader.close()
 
     def _with_rows(self, shard: Shard, old: Shard | None) -> Shard:
-        """Rows that were encoded from the same texts stay."""
+        """Return the new shard with the old rows if they were encoded from the same texts."""
         if old is None or old.rows is None or not has_content(self.folder, old.rows):
             return shard
         if digest_of(read_hashes(self.folder, [shard])[: old.encoded]) != old.encoded_digest:
@@ -204,7 +204,7 @@ class Build:
                 work.hand_out(encoder)
 
     def _await_encoder(self, manifest: Manifest) -> Manifest:
-        """Wait for the first encoder, which says how wide its rows are."""
+        """Wait for the first encoder to report the width of its rows; return the manifest with it."""
         self.tell(Progress("loading", 0, None, 0.0))
         while not self.encoders.ready:
             self._handle(*self.inbox.get())
@@ -222,25 +222,26 @@ class Build:
         return in_shards or any(self.parts.glob("*.npy"))
 
     def _handle(self, child: Child, message: Message, work: Work | None = None) -> None:
-        """An encoder is ready, has failed, or has died: then the others take over its pieces, while there are any."""
+        """Handle an encoder that is ready, has failed or has died; the others take over the pieces of a dead one.
+        Raises DataError if none is left."""
         if child not in self.encoders:
             return
         if message["type"] == "ready":
             self.encoders.mark_ready(child, message)
         elif message["type"] in ("error", "gone") and self.encoders.is_optional(child):
-            self.encoders.remove(child)  # it was to help, and the others do without
+            self.encoders.remove(child)
         elif message["type"] == "error":
             raise _failure(child, message)
         elif message["type"] == "gone":
             self.encoders.remove(child)
             if not self.encoders.ready and not self.encoders.loading:
                 raise _failure(child, message)
-            self._warn(f"{child.name} {message['why']}; the others go on")
+            self._warn(f"{child.name} {message['why']}; the other encoders continue")
             if work is not None:
                 work.requeue(child)
 
     def _find_part(self, job: Job) -> str | None:
-        """A piece that an earlier build left, if its content is what its name says."""
+        """Return the file of a piece that an earlier build left, if its content has the checksum in its name."""
         for path in sorted(self.parts.glob(f"{part_name(job, '*')}-*.npy")):
             if is_sound(path):
                 return path.name
@@ -249,12 +250,14 @@ class Build:
         return None
 
     def _merge(self, manifest: Manifest, work: Work) -> Manifest:
-        """Put every shard together whose pieces are all there."""
+        """Join the pieces of every shard that has all of them."""
         for number in work.complete_shards():
             shard, pieces = manifest.shards[number], [self.parts / name for name in work.take(number)]
             damaged = [path for path in pieces if not is_sound(path)]
             if damaged:
-                raise DataError(f"cache {damaged[0]}: was changed while the entry was built")
+                raise DataError(
+                    f"cache {damaged[0]}: was changed while the entry was built; run the same command again"
+                )
             before = [self.folder / shard.rows.name] if shard.rows else []
             rows, file = join([*before, *pieces], self.folder, f"{number:05d}-rows")
             new = shard.model_copy(
@@ -273,33 +276,37 @@ class Build:
         return manifest
 
     def _check_disk(self, manifest: Manifest, rows: int) -> None:
-        """All new rows, and those of one shard twice, while its pieces are put together."""
+        """Raise DataError if the disk has no room for the new rows, and those of one shard twice: while its pieces are
+        joined, it holds both."""
         size = (manifest.d_in or 0) * np.dtype(self.data.dtype).itemsize
         needed = (rows + min(rows, ROWS_PER_SHARD)) * size + SPARE_BYTES
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             sizes = f"{rows:,} embeddings need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
-            raise DataError(f"cache {self.folder.parent}: {sizes}")
+            raise DataError(f"cache {self.folder.parent}: {sizes}; free some or choose another cache (--cache-dir)")
 
     def _check_identity(self) -> None:
-        """Whether dataset and model are still what the entry is named by."""
+        """Raise DataError if the dataset or the model has changed since the build began."""
         now = keys.identity_of(self.data, self.folder.parents[1])
         if now != self.identity:
             what = f"model {self.data.model}" if now["model"] != self.identity["model"] else place(self.data.dataset)
-            raise DataError(f"{what}: changed while it was read; start again")
+            raise DataError(f"{what}: changed while it was being read; run the same command again")
 
     def _check_model(self, manifest: Manifest) -> None:
-        """Whether the encoders give what the rows are: a model's name does not tell."""
-        encoders, model, removed = self.encoders, self.data.model, f"`saebench cache gc {self.folder.name}` removes it"
+        """Raise DataError if the encoders' model is not the one that made the rows: its name does not show that."""
+        encoders, model = self.encoders, self.data.model
+        remove = f"remove the entry: saebench cache gc {self.folder.name}"
         if encoders.d_in not in (None, manifest.d_in):
             raise DataError(
-                f"cache {self.folder}: its rows have {manifest.d_in} values, but model {model} gives "
-                f"{encoders.d_in}; {removed}"
+                f"cache {self.folder}: its rows have {manifest.d_in} values, but model {model} now gives "
+                f"{encoders.d_in}; {remove}"
             )
         if encoders.fingerprint and manifest.fingerprint:
             before, now = np.array(manifest.fingerprint), np.array(encoders.fingerprint)
             if np.linalg.norm(now - before) > OTHER_MODEL * np.linalg.norm(before):
-                raise DataError(f"cache {self.folder}: model {model} gives other rows than it did before; {removed}")
+                raise DataError(
+                    f"cache {self.folder}: model {model} no longer gives the embeddings cached under its name; {remove}"
+                )
 
     # --- tidiness ----------------------------------------------------------------------------------------------------
 
@@ -311,8 +318,8 @@ class Build:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _remove_leftovers(self, before: set[str]) -> None:
-        """Remove what neither the finished entry needs nor who opened it, which may be some growths ago, and says so,
-        or just `before` (`cache gc` does then)."""
+        """Remove files that the finished entry does not need. If a process has the entry open, it may still read files
+        of an earlier state, so nothing is removed; `cache gc` does it later."""
         manifest = Manifest.read(self.folder)
         assert manifest is not None
         with nobody_holds(beside(self.folder, ".used")) as free:

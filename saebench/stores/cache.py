@@ -1,9 +1,9 @@
 """The embedding cache: every corpus is encoded once. No torch in the process that calls this.
 
-`find` answers in milliseconds and checks that every file is there with its size. `build` returns a complete entry: it
-finds it, waits for whoever is building it, or has it encoded by processes it starts, one per device. Checksums are
-read by `build` (once per entry and start of the machine, so at the first sweep that uses it), by `verify`, and for
-every piece when it is put into its shard; a file that fails is made again.
+`find` takes milliseconds and checks that every file exists with its size. `build` returns a complete entry: it finds
+it, waits for another process that is building it, or starts processes that encode it, one per device. Checksums are
+compared by `build` (once per entry and start of the machine, so at the first sweep that uses it), by `verify`, and for
+every piece when it is joined to its shard; a damaged file is made again.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def find(data: DataConfig, cache_dir: Path, cache_key: str | None = None) -> CacheEntry | None:
-    """The complete entry for `data`, or None; `gc` leaves it alone while the result lives. Where its key is given, its
-    files are not looked at, so that they may have changed since. Raises DataError where a local data file is not
-    there."""
+    """Return the complete entry for `data`, or None; `gc` does not remove it while the result lives. With `cache_key` the
+    data files are not looked at, so that they may have changed since. Raises DataError if a local data file is
+    missing."""
     folder = entry_folder(data, cache_dir) if cache_key is None else cache_dir / "embeddings" / cache_key
     if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
         return None
@@ -76,13 +76,13 @@ def build(
     devices: Sequence[str] = ("cpu",),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> CacheEntry:
-    """The complete entry for `data`, encoded now where it is not there. Raises DataError in one line.
+    """Return the complete entry for `data`; encode what is missing. Raises DataError in one line.
 
-    `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each. A build that is killed goes on where it was
-    at the next call, from the last piece of 1,024 texts.
+    `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each. The next call resumes a build that was killed,
+    from the last piece of 1,024 texts.
     """
     tell = on_progress or _no_one
-    with contextlib.suppress(OSError):  # where digests of data files are remembered: they are asked for again below
+    with contextlib.suppress(OSError):  # digests of data files are kept there, and needed again below
         cache_dir.mkdir(parents=True, exist_ok=True)
     entry = _encoded(data.model_copy(update={"deduplicate": None}), cache_dir, devices, tell)
     if data.deduplicate is not None:
@@ -98,9 +98,9 @@ def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: On
     if entry is not None and _is_tidy(folder) and _is_sound(entry, tell):
         return entry
     with _locked(folder, tell):
-        entry = find(data, cache_dir)  # while we waited, somebody else may have built it
+        entry = find(data, cache_dir)  # another process may have built it meanwhile
         if entry is None or not _is_tidy(folder) or not _is_sound(entry, tell):
-            entry = None  # nobody reads it here, and what it outgrows may go
+            entry = None  # release it, so that its old files can be removed
             identity = keys.identity_of(data, cache_dir)
             try:
                 Build(data, folder, identity, devices, tell).run()
@@ -114,7 +114,7 @@ def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: On
 
 
 def entry_folder(data: DataConfig, cache_dir: Path) -> Path:
-    """Where the entry for `data` lives."""
+    """Return the folder of the entry for `data`."""
     return cache_dir / "embeddings" / keys.cache_key(keys.identity_of(data, cache_dir))
 
 
@@ -170,14 +170,14 @@ def _is_tidy(folder: Path) -> bool:
 
 
 def _no_one(progress: Progress) -> None:
-    """Warnings go to the log where nobody watches the progress."""
+    """Log warnings if the caller does not listen to the progress."""
     if progress.warning:
         log.warning(progress.message)
 
 
 @contextlib.contextmanager
 def _locked(folder: Path, tell: OnProgress) -> Iterator[None]:
-    """The sole right to write the entry; waits for it, saying so."""
+    """Hold the entry's lock; report while waiting for it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(beside(folder, ".lock"))
@@ -208,7 +208,7 @@ def _stamp(folder: Path, file: File) -> list[int]:
 
 
 def _remembered(folder: Path) -> dict[str, list[int]]:
-    """Files of the entry that were read against their checksum since the machine started."""
+    """Return the files of the entry that were read against their checksum since the machine started."""
     try:
         found = json.loads(beside(folder, ".verified").read_text("utf-8"))
         return dict(found["files"]) if found["boot"] == _boot() else {}
@@ -217,7 +217,7 @@ def _remembered(folder: Path) -> dict[str, list[int]]:
 
 
 def remember(folder: Path, files: Sequence[File]) -> None:
-    """These files of the entry have just been read against their checksum."""
+    """Record that these files of the entry have just been read against their checksum."""
     with contextlib.suppress(OSError):
         stamps = {**_remembered(folder), **{file.name: _stamp(folder, file) for file in files}}
         write_json(beside(folder, ".verified"), {"boot": _boot(), "files": stamps})
@@ -231,7 +231,7 @@ def _boot() -> str:
 
 
 def _is_sound(entry: CacheEntry, tell: OnProgress) -> bool:
-    """Whether every file has its checksum; reads only files that were not read since the machine started."""
+    """Return whether every file has its checksum; reads only files that were not read since the machine started."""
     known = _remembered(entry.directory)
     files = [file for shard in entry.shards for file in shard.files()]
     unread = [file for file in files if known.get(file.name) != _stamp(entry.directory, file)]

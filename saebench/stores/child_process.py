@@ -1,6 +1,6 @@
-"""Processes that the cache starts, and their conversation: one JSON object per line, requests in, replies out.
+"""Processes that the cache starts. Requests go in and replies come out as one JSON object per line.
 
-A child's stdin is its lifeline: when it closes, because its parent closed it or died, the child ends at once.
+A child exits as soon as its stdin closes, because its parent closed it or died.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from saebench.errors import DataError
 Message = dict[str, Any]
 Inbox = queue.SimpleQueue[tuple["Child", Message]]
 Serve = Callable[[Iterator[Message], Callable[[Message], None]], None]
-"""What a child does: takes requests, gives replies. Run by `run_child` in a process, and by tests in a thread."""
+"""The work of a child: takes an iterator of requests and a function that sends a reply. `run_child` runs it in a process,
+tests run it in a thread."""
 
 
 class Child:
@@ -37,8 +38,12 @@ class Child:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "TQDM_DISABLE": "1", **environment},  # a bar is no last word, see _listen
-            start_new_session=True,  # a Ctrl-C in the terminal is the parent's to deal with
+            env={
+                **os.environ,
+                "TQDM_DISABLE": "1",
+                **environment,
+            },  # a progress bar must not be the last line, see _listen
+            start_new_session=True,  # Ctrl-C in the terminal is for the parent
         )
         self._thread = threading.Thread(target=self._listen, args=(inbox,), daemon=True)
         self._thread.start()
@@ -50,7 +55,7 @@ class Child:
             self._process.stdin.flush()
 
     def close(self) -> None:
-        """End it now."""
+        """Kill the process and close its pipes."""
         self._process.kill()
         self._process.wait()
         self._thread.join()
@@ -71,12 +76,12 @@ class Child:
 
 
 def start(module: str, name: str, environment: Mapping[str, str], inbox: Inbox) -> Child:
-    """Start a child; a function, so that a test can put a thread in its place."""
+    """Start a child. A function of its own so that a test can replace it by a thread."""
     return Child(module, name, environment, inbox)
 
 
 def run_child(serve: Serve) -> None:
-    """Be a child: requests from stdin, replies to stdout. Whatever else prints goes to stderr."""
+    """Run `serve` on requests from stdin, with replies to stdout, then exit. Other output goes to stderr."""
     telemetry.disable()
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -96,11 +101,11 @@ def run_child(serve: Serve) -> None:
         reply({"type": "error", "message": str(error)})
     except BrokenPipeError:
         pass
-    except Exception:  # whatever it is: the parent shows the last line
+    except Exception:  # of any class: the parent shows the last line
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
-    os._exit(0)  # without the farewells of libraries whose threads still hold a stream
+    os._exit(0)  # without the exit handlers of libraries whose threads still hold a stream
 
 
 def _hear(requests: queue.SimpleQueue[Message]) -> None:

@@ -33,8 +33,8 @@ from saebench.stores.pending import Pending
 
 
 class DiskActivationStore(ActivationStore):
-    """`store[i]` is (n_components, n_neurons). Examples are written in shards of `max_cache_size`; what is not written
-    yet is in memory and readable all the same. `extend` returns at once; its Future tells when the rows are taken in.
+    """`store[i]` is (n_components, n_neurons). Examples are written in shards of `max_cache_size`; those that are not
+    written yet are in memory and can be read. `extend` returns at once; its Future is done when the rows are stored.
 
     One process writes (LockedError for a second), any number reads. Close it, or use it as a context manager: what is
     in memory is written then. `seed` fixes `shuffle`, which reorders reading and moves nothing on the disk.
@@ -119,7 +119,7 @@ class DiskActivationStore(ActivationStore):
             remove_strays(self.storage_path, [])
 
     def close(self) -> None:
-        """Write what is in memory and let go of the directory."""
+        """Write what is in memory and release the directory."""
         if self._writer is None:
             return
         try:
@@ -135,7 +135,7 @@ class DiskActivationStore(ActivationStore):
         self.close()
 
     def _start_writing(self) -> None:
-        """Become the writer; what another one wrote since this store was opened comes first."""
+        """Become the writer, after reading what another writer added since this store was opened."""
         if self._writer is not None:
             return
         self._acquire_lock()
@@ -186,7 +186,7 @@ class DiskActivationStore(ActivationStore):
         self._files.write(self.storage_path, self._layout())
 
     def _write_ahead(self) -> None:
-        """Rows that wait for partners go to a file of their own."""
+        """Write rows of components that are longer than others to a file of their own."""
         waiting = {str(c): pending.rows for c, pending in enumerate(self._memory) if len(pending)}
         before, new = (
             self._files,
@@ -265,7 +265,7 @@ class DiskActivationStore(ActivationStore):
         return min(map(len, self._memory))
 
     def _wait_for_writes(self) -> None:
-        """Wait for the background; raises what went wrong there."""
+        """Wait for the background thread; raise its exception."""
         if self._last is not None:
             self._last.result()
 
@@ -298,7 +298,7 @@ class DiskActivationStore(ActivationStore):
     def before_fork(self) -> None:
         """Let the background finish, and keep the lock (see forks.py)."""
         while True:
-            with contextlib.suppress(Exception):  # who uses the rows hears of it
+            with contextlib.suppress(Exception):  # raised again when the rows are used
                 self._wait_for_writes()
             self._lock.acquire()
             if self._last is None or self._last.done():
@@ -309,7 +309,7 @@ class DiskActivationStore(ActivationStore):
         self._lock.release()
 
     def after_fork_in_child(self) -> None:
-        """As a reader of what was there; the parent goes on writing."""
+        """Continue as a reader; the parent still writes."""
         self._writer = self._thread = self._last = None
         self._lock.release()
 

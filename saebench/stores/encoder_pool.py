@@ -19,13 +19,13 @@ from saebench.stores.entry import ROWS_PER_PART
 MAX_CPU_PROCESSES = 8
 """Each holds the model; cores beyond these become threads."""
 MAX_GPU_PROCESSES = 4
-"""On one GPU, where tokens are what it waits for."""
+"""On one GPU, if it waits for tokens."""
 HELP_SECONDS = 5.0
-"""Of an encoder's time that are looked at before another is started beside it."""
+"""Seconds of an encoder's time that are measured before another is started on the same GPU."""
 HELP_TEXTS = 100_000
-"""Texts that must be left for that: a process takes ten seconds to be ready."""
+"""Texts that must be left to start one: a process takes ten seconds to be ready."""
 LONG_WORK = 50_000
-"""Texts from which on it is worth a line that there is a faster way."""
+"""Texts from which on the hint at bfloat16 is shown."""
 _CPU_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
@@ -49,8 +49,8 @@ class EncoderPool:
         return child in self.loading or child in self.ready
 
     def start(self) -> None:
-        """Start them, where that has not been done; each says `ready` when its model is loaded. Raises DataError where
-        there is no such model."""
+        """Start the processes once; each reports `ready` when its model is loaded. Raises DataError if there is no such
+        model."""
         if self.loading or self.ready:
             return
         _, local = find_model(self._data.model, self._data.revision)
@@ -67,8 +67,8 @@ class EncoderPool:
         child.send({"data": self._data.model_dump(mode="json"), "device": place.inside, "folder": str(self._folder)})
 
     def help(self, child: Child, seconds: Mapping[str, float], left: int) -> None:
-        """An encoder says what its time went into; `left` texts remain. Where it is tokens, and its GPU has time to
-        spare, another process is started there."""
+        """Take an encoder's report of how it spent its time; `left` texts remain. If most of it went into tokens and its
+        GPU is not busy, start another process on that GPU."""
         spent, place = self._spent.setdefault(child, Counter()), self._places[child]
         spent.update(seconds)
         if spent["all"] < HELP_SECONDS:
@@ -81,7 +81,7 @@ class EncoderPool:
                 self._start(place)
 
     def is_optional(self, child: Child) -> bool:
-        """Whether an encoder helps others on its device and is not ready yet: they do without."""
+        """Return whether an encoder is a helper that is still loading: losing it costs nothing."""
         return child in self.loading and any(other in self.ready for other in self._beside(child))
 
     def _beside(self, child: Child) -> list[Child]:
@@ -89,14 +89,14 @@ class EncoderPool:
         return [other for other in (*self.loading, *self.ready) if self._places[other] == self._places[child]]
 
     def mark_ready(self, child: Child, message: Message) -> None:
-        """An encoder is ready."""
+        """Record that an encoder has loaded its model."""
         self.loading.remove(child)
         self.ready.append(child)
         self.d_in, self.info = message["d_in"], message["info"]
         self.fingerprint = tuple(message["fingerprint"])
 
     def remove(self, child: Child) -> None:
-        """An encoder has died. After one that was to help (for want of memory, say) no other is started."""
+        """Remove a dead encoder. After the death of a helper (for lack of memory, say) no other helper is started."""
         self._refused = self._refused or self.is_optional(child)
         for group in (self.loading, self.ready):
             if child in group:
@@ -109,7 +109,7 @@ class EncoderPool:
 
 
 class Place(NamedTuple):
-    """Where a process encodes."""
+    """The device of one process."""
 
     name: str
     inside: str
@@ -118,7 +118,7 @@ class Place(NamedTuple):
 
 
 def _places(devices: list[str], examples: int) -> list[Place]:
-    """Of each process to begin with."""
+    """Return the place of each process that is started first."""
     places: list[Place] = []
     for device in devices:
         kind, _, which = device.partition(":")
@@ -134,7 +134,8 @@ def _places(devices: list[str], examples: int) -> list[Place]:
 
 
 def _visible(which: str) -> str:
-    """A GPU as another process finds it: a number counts the GPUs that this one sees, which may be some of them."""
+    """Return a GPU's name for CUDA_VISIBLE_DEVICES of another process: a number counts the GPUs that this process sees,
+    which may be a part of them."""
     seen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if seen is None or not which.isdigit():
         return which
@@ -145,8 +146,8 @@ def _visible(which: str) -> str:
 
 
 def bfloat16_hint(data: DataConfig, devices: Sequence[str], rows: int) -> str | None:
-    """What to say to who encodes many texts in float32 on devices that compute in bfloat16. It is not chosen without
-    being asked for: the key of an entry must not depend on the machine, and other CPUs are slower at it."""
+    """Return a hint for a long encoding in float32 on devices that compute in bfloat16; else None. bfloat16 is not the
+    default there: the cache key must not depend on the machine, and other CPUs are slower at it."""
     if data.precision != "float32" or rows < LONG_WORK or not all(map(_computes_in_bfloat16, devices)):
         return None
     return (

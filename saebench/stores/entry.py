@@ -80,12 +80,12 @@ class Manifest(Config):
     identity: dict[str, Any]
     """All that decides what the rows are (see keys.py)."""
     named: dict[str, str]
-    """Model and dataset as they were called, for people: the identity may know them by their content only."""
+    """Names of model and dataset, for messages: the identity may hold only checksums of them."""
     label_column: str | None
     cap: int
     """num_examples when the texts were read."""
     counts: dict[str, int]
-    """What became of the rows that were read (see texts.Counts)."""
+    """Rows read, kept and left out, by reason (see texts.Counts)."""
     d_in: int | None = None
     encoder: dict[str, Any] = Field(default_factory=dict)
     """max_seq_length and versions that the rows were encoded with."""
@@ -109,7 +109,7 @@ class Manifest(Config):
         return total
 
     def examples(self, data: DataConfig) -> int | None:
-        """How many of the texts `data` asks for; None where the texts would have to be read again."""
+        """Return how many of the texts `data` uses; None if the texts have to be read again."""
         labels = data.dataset.label_column
         if labels not in (None, self.label_column) or (self.count >= self.cap and data.num_examples > self.count):
             return None
@@ -121,7 +121,7 @@ class Manifest(Config):
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The manifest of an entry; None where there is none or it cannot be understood."""
+        """Return the manifest of an entry; None if it is missing or damaged."""
         try:
             return cls.model_validate(unseal((folder / MANIFEST).read_bytes()))
         except (OSError, ValueError):
@@ -152,8 +152,8 @@ class CacheEntry:
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, data: DataConfig, hold: Hold | None = None) -> Self | None:
-        """The entry as `data` sees it; None where it is not complete or a file is missing or has the wrong size. Raises
-        OSError where a file goes while we look, or hashes are damaged."""
+        """Return the entry as `data` uses it; None if it is not complete or a file is missing or has the wrong size.
+        Raises OSError if a file disappears meanwhile, or hashes are damaged."""
         count = manifest.examples(data)
         if count is None or manifest.encoded < count or manifest.d_in is None or count == 0:
             return None
@@ -274,7 +274,7 @@ class CacheEntry:
                 yield Text(text, None if label is None else json.loads(label), hash_)
 
     def labels(self, index: Index) -> list[Any] | None:
-        """Labels of the given rows; None where the entry was read without a label column."""
+        """Return the labels of the given rows; None if the entry was read without a label column."""
         if self.manifest.label_column is None:
             return None
         import pyarrow.parquet
@@ -326,12 +326,12 @@ def read_twins(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def beside(folder: Path, suffix: str) -> Path:
-    """A file that goes with an entry but is no part of it."""
+    """Return the path of a file that belongs to an entry but lies outside its folder."""
     return folder.with_name(folder.name + suffix)
 
 
 def read_hashes(folder: Path, shards: Sequence[Shard]) -> npt.NDArray[np.uint64]:
-    """Raises OSError where a file is not what was written: they decide what is held out."""
+    """Return the hashes of all texts of the shards. Raises OSError for a damaged file: hashes decide the part."""
     parts = [np.load(io.BytesIO(_read_whole(folder, shard.hashes))) for shard in shards]
     return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
 
@@ -344,7 +344,7 @@ def _read_whole(folder: Path, file: File) -> bytes:
 
 
 def digest_of(hashes: npt.NDArray[np.uint64]) -> str:
-    """Stands for a run of texts: 12 hexadecimal digits over their hashes."""
+    """Return 12 hexadecimal digits that identify a sequence of texts by their hashes."""
     return hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()[:12]
 
 
@@ -371,7 +371,7 @@ def write_file(folder: Path, stem: str, suffix: str, write: Callable[[BufferedRa
 
 
 def has_size(folder: Path, file: File) -> bool:
-    """Whether the file is there with its size: what opening an entry checks, in microseconds."""
+    """Return whether the file exists with its size; takes microseconds."""
     try:
         return (folder / file.name).stat().st_size == file.bytes
     except OSError:
@@ -379,7 +379,7 @@ def has_size(folder: Path, file: File) -> bool:
 
 
 def has_content(folder: Path, file: File) -> bool:
-    """Whether the file's content has its checksum (reads all of it)."""
+    """Return whether the file's content has its checksum (reads all of it)."""
     try:
         with (folder / file.name).open("rb") as opened:
             return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256

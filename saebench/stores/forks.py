@@ -1,7 +1,7 @@
-"""Objects with a thread of their own, while the process forks (as a `DataLoader` with workers does).
+"""Keep objects with a thread of their own consistent when the process forks (as a `DataLoader` with workers does).
 
-A child has only the thread that forked. Without a halt it would inherit locks that nobody lets go of and work that is
-half done.
+A child has only the thread that forked: without this it would inherit locks that are never released and half-finished
+work.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Protocol
 
 
 class ForkAware(Protocol):
-    """What is told of a fork, from the thread that forks."""
+    """An object with callbacks around a fork; they run in the thread that forks."""
 
     def before_fork(self) -> None:
-        """Finish what is being done in the background and take the lock."""
+        """Finish the work in the background and acquire the lock."""
 
     def after_fork_in_parent(self) -> None:
-        """The fork is over, here the parent: let go of the lock."""
+        """Release the lock."""
 
     def after_fork_in_child(self) -> None:
-        """The fork is over, here the child: there is no background."""
+        """Forget the background thread, which this process does not have, and release the lock."""
 
 
 _known: weakref.WeakSet[ForkAware] = weakref.WeakSet()

@@ -1,4 +1,4 @@
-"""Who reads an entry of the cache, so that `cache gc` leaves it alone."""
+"""Locks that say which entries of the cache are in use, so that `cache gc` does not remove them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 
 
 class Hold:
-    """A process reads an entry, and `cache gc` leaves it alone: a shared lock on the file that says when it was last
-    used. It is let go when this object or the process ends. Where locks or writing are impossible, nothing holds."""
+    """A shared lock on the file that records when an entry was last used: while it is held, `cache gc` does not remove
+    the entry. Released when this object or the process ends. On a file system without locks it does nothing."""
 
     def __init__(self, path: Path) -> None:
         with suppress(OSError):
@@ -23,12 +23,12 @@ class Hold:
 
 @contextmanager
 def nobody_holds(path: Path) -> Iterator[bool]:
-    """Whether no process (this one included) holds the entry; nobody new does while this lasts."""
+    """Yield whether no process (this one included) holds the entry; no other can until the block ends."""
     new = not path.exists()
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if new:
-            os.utime(path, (0, 0))  # who asks this does not use it
+            os.utime(path, (0, 0))  # asking is not using
         yield _take(handle)
     finally:
         os.close(handle)
@@ -38,8 +38,8 @@ def nobody_holds(path: Path) -> Iterator[bool]:
 
 
 def _share(handle: int) -> None:
-    """Lock an open file with others. Waits for who has it alone: it may be about to remove the entry, and without a
-    lock the entry would be found and then be gone."""
+    """Lock an open file together with others. Waits for an exclusive lock to end: its holder may be removing the entry,
+    which would otherwise be found and then be missing."""
     with suppress(ImportError):
         import fcntl
 
@@ -47,7 +47,7 @@ def _share(handle: int) -> None:
 
 
 def _take(handle: int) -> bool:
-    """Whether an open file could be locked alone, without waiting."""
+    """Lock an open file exclusively, without waiting; return whether that worked."""
     with suppress(ImportError):
         import fcntl
 

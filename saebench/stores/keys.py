@@ -59,7 +59,7 @@ def cache_key(identity: dict[str, Any]) -> str:
 
 def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
     if dataset.path in FILE_FORMATS and dataset.data_files is None:
-        raise DataError(f"{place(dataset)}: data_files: missing: which files are to be read")
+        raise DataError(f"{place(dataset)}: data_files: is missing: name the files to read")
     folder = Path(os.path.expanduser(dataset.path))
     local = dataset.path not in FILE_FORMATS and folder.exists()
     source: Any = dataset.path

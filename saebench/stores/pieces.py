@@ -1,4 +1,4 @@
-"""Pieces of a shard: who encodes which, and putting them together. No torch."""
+"""Pieces of a shard: which encoder has which, and joining them. No torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ IN_FLIGHT = 2
 
 
 def cut(folder: Path, number: int, shard: Shard, limit: int) -> list[Job]:
-    """What is not encoded yet of a shard's first rows (up to row `limit` of the entry), cut at multiples of 1,024."""
+    """Return jobs for the rows of a shard that are not encoded yet (up to row `limit` of the entry), cut at multiples of
+    1,024."""
     end = min(shard.count, limit - number * ROWS_PER_SHARD)
     if shard.encoded >= end:
         return []
@@ -45,19 +46,19 @@ def cut(folder: Path, number: int, shard: Shard, limit: int) -> list[Job]:
 
 
 class Work:
-    """Which pieces are to do, in whose hands, and done."""
+    """The pieces of a build: waiting, with an encoder, or done."""
 
     def __init__(self, jobs: Sequence[Job], find: Callable[[Job], str | None]) -> None:
         self._parts: dict[int, dict[int, str | None]] = {}
         """Shard -> first row -> file of the piece, once it is there."""
-        self._todo: deque[Job] = deque()
-        self._hands: dict[Child, list[Job]] = {}
+        self._waiting: deque[Job] = deque()
+        self._assigned: dict[Child, list[Job]] = {}
         for job in jobs:
             found = find(job)
             self._parts.setdefault(job["shard"], {})[job["start"]] = found
             if found is None:
-                self._todo.append(job)
-        self.rows = sum(job["stop"] - job["start"] for job in self._todo)
+                self._waiting.append(job)
+        self.rows = sum(job["stop"] - job["start"] for job in self._waiting)
         """Rows that had to be encoded when the work began."""
 
     @property
@@ -65,30 +66,30 @@ class Work:
         return bool(self._parts)
 
     def hand_out(self, child: Child) -> None:
-        hand = self._hands.setdefault(child, [])
-        while self._todo and len(hand) < IN_FLIGHT:
-            hand.append(self._todo.popleft())
+        hand = self._assigned.setdefault(child, [])
+        while self._waiting and len(hand) < IN_FLIGHT:
+            hand.append(self._waiting.popleft())
             child.send(hand[-1])
 
     def mark_done(self, child: Child, job: Job, name: str) -> None:
-        self._hands[child].remove(job)
+        self._assigned[child].remove(job)
         self._parts[job["shard"]][job["start"]] = name
 
     def requeue(self, child: Child) -> None:
-        """What a lost encoder had is to do again."""
-        self._todo.extendleft(reversed(self._hands.pop(child, [])))
+        """Put the pieces of a dead encoder back at the front of the queue."""
+        self._waiting.extendleft(reversed(self._assigned.pop(child, [])))
 
     def complete_shards(self) -> list[int]:
-        """Shards whose pieces are all there."""
+        """Return the shards that have all their pieces."""
         return [number for number, pieces in self._parts.items() if None not in pieces.values()]
 
     def take(self, number: int) -> list[str]:
-        """Files of a whole shard's pieces, in order; the shard is off the list then."""
+        """Return the files of a complete shard's pieces in order, and drop the shard from the list."""
         return [name for _, name in sorted(self._parts.pop(number).items()) if name is not None]
 
 
 def is_sound(path: Path) -> bool:
-    """Whether a piece's content is what the end of its name says."""
+    """Return whether a piece's content has the checksum in its name."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest().startswith(path.stem.rpartition("-")[2])

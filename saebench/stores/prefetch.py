@@ -1,4 +1,4 @@
-"""Work one step ahead of who needs it, in a thread."""
+"""Make items in a thread before they are needed."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items, made by a thread that stays up to `depth` of them ahead. What the thread raises is raised here;
-    closing this generator ends the thread at its next item."""
+    """Yield the same items, made by a thread that stays up to `depth` of them ahead. An exception of the thread is raised
+    here; closing this generator ends the thread at its next item."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 
@@ -30,7 +30,7 @@ def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
                 if closed.is_set():
                     return
             put(None, StopIteration())
-        except BaseException as error:  # handed over to the consumer, whatever it is
+        except BaseException as error:  # raised in the consumer, whatever it is
             put(None, error)
 
     threading.Thread(target=run, daemon=True).start()

@@ -1,4 +1,4 @@
-"""What the cache tells while it works."""
+"""Progress reports of the cache."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Progress:
-    """A moment of a build; told a few times a second at most."""
+    """The state of a build; reported a few times a second at most."""
 
     stage: Literal["waiting", "verifying", "texts", "loading", "encoding", "comparing"]
     done: int
@@ -17,9 +17,9 @@ class Progress:
     total: int | None
     """Of the same; for texts the cap, which the dataset may not reach."""
     rate: float
-    """Per second, since the stage began; 0 where it means nothing."""
+    """Per second, since the stage began; 0 if it has no meaning."""
     message: str = ""
-    """For people, where numbers do not say it."""
+    """A sentence to show instead of the numbers."""
     warning: bool = False
     """Whether the message is a warning."""
 

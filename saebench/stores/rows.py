@@ -32,7 +32,9 @@ class CachedRows:
 
     def __init__(self, entry: CacheEntry, batch_size: int, seed: int, device: str | torch.device = "cpu") -> None:
         if entry.num_train < batch_size:
-            raise DataError(f"{entry.num_train:,} training texts do not fill one batch of {batch_size:,}")
+            raise DataError(
+                f"{entry.num_train:,} training texts do not fill one batch of {batch_size:,}; lower train.batch_size"
+            )
         self.entry, self.batch_size, self.seed = entry, batch_size, seed
         self.device = torch.device(device)
         self.d_in, self.num_train = entry.d_in, entry.num_train

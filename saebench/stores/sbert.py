@@ -68,7 +68,7 @@ class ActivationsStoreSBERT:
         """Rows served."""
         if isinstance(cfg, DataConfig):
             if batch_size is None:
-                raise TypeError("batch_size: a DataConfig does not say it")
+                raise TypeError("batch_size: is missing: a DataConfig has none")
             self._data, self._counts = cfg, Counts()
             self.device, self.batch_size, self.seed = device or "cpu", batch_size, seed
             self.model_batch_size = size = texts_per_batch(cfg, self.device.partition(":")[0])
@@ -291,7 +291,8 @@ def _entry(data: DataConfig, cache_dir: Path, device: str, cache_key: str | None
     entry = cache.find(data, cache_dir, cache_key)
     if entry is None and cache_key is not None and cache.entry_folder(data, cache_dir).name != cache_key:
         raise DataError(
-            f"cache {cache_dir}: the embeddings {cache_key} are gone, and the texts or the model have changed since"
+            f"cache {cache_dir}: the embeddings {cache_key} are gone, and the texts or the model have changed "
+            "since: put them back, or start a sweep under another name"
         )
     return entry or cache.build(data, cache_dir, [device])
 
@@ -311,7 +312,9 @@ def open_store(
         None, data, batch_size=batch_size, seed=seed, device=device, cache_dir=cache_dir, cache_key=cache_key
     )
     if store.num_train < batch_size:  # where the cache is off
-        raise DataError(f"{store.num_train:,} training texts do not fill one batch of {batch_size:,}")
+        raise DataError(
+            f"{store.num_train:,} training texts do not fill one batch of {batch_size:,}; lower train.batch_size"
+        )
     if store.entry is None:  # a sweep has looked at an entry before its first trial
         check_counts(data, store.num_train, store.num_validation, store.num_test)
     return store

@@ -1,4 +1,4 @@
-"""JSON that carries its own checksum: a manifest vouches for other files, and nothing else vouches for it."""
+"""JSON with a checksum of itself inside: a manifest holds the checksums of other files, and no file holds its own."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def unseal(text: bytes) -> dict[str, Any]:
     """What was sealed, or JSON that never was. Raises ValueError where it is not what it was."""
     content = json.loads(text)
     if not isinstance(content, dict):
-        raise ValueError("no JSON object")
+        raise ValueError("not a JSON object")
     if _KEY in content and content.pop(_KEY) != _digest(content):
         raise ValueError("its content has another checksum")
     return content

@@ -183,8 +183,10 @@ def _limit(model: Any, name: str, tokens: int) -> None:
         raise DataError(f"model {name}: max_seq_length: this model has no such limit") from None
     positions = getattr(getattr(getattr(model[0], "auto_model", None), "config", None), "max_position_embeddings", None)
     if positions is not None and tokens > positions:
-        raise DataError(f"model {name}: max_seq_length: {tokens:,}: this model knows {positions:,} positions")
+        raise DataError(f"model {name}: max_seq_length: {tokens:,}: this model has {positions:,} positions")
     count = getattr(model.tokenizer, "num_special_tokens_to_add", None)
     marks = count() if count else 0
     if tokens <= marks:
-        raise DataError(f"model {name}: max_seq_length: {tokens}: the model's own {marks} tokens leave a text no room")
+        raise DataError(
+            f"model {name}: max_seq_length: {tokens}: the model adds {marks} tokens of its own, so that none of a text would be kept"
+        )

@@ -28,7 +28,7 @@ class Text:
 
 @dataclass
 class Counts:
-    """What became of the rows that were read."""
+    """Rows read, kept, and left out by reason."""
 
     read: int = 0
     kept: int = 0

@@ -1,4 +1,4 @@
-"""The cache as a whole: what is in it, whether it is sound, and throwing away what is not needed."""
+"""The cache as a whole: list its entries, verify them, remove what is not needed."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Listed:
 
 
 def entries(cache_dir: Path) -> list[Listed]:
-    """What is in the cache, most recently used first."""
+    """Return the entries of the cache, most recently used first."""
     root = cache_dir / "embeddings"
     found: list[Listed] = []
     for folder in [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []:
@@ -76,7 +76,7 @@ def _is_building(folder: Path) -> bool:
 
 
 def verify(cache_dir: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Each entry's folder with what is wrong in it: nothing, or a line per damaged file. Reads everything."""
+    """Yield each entry's folder with a line per damaged file. Reads everything."""
     for listed in entries(cache_dir):
         manifest = listed.manifest
         while manifest is not None:
@@ -97,7 +97,7 @@ def gc(
 ) -> Iterator[tuple[Path, int, str]]:
     """Remove (path, bytes, why): entries named by (the beginning of) their key, entries not used for `unused_days`,
     and always what no entry needs: unreadable entries and leftovers. Entries that a process builds or reads stay; those
-    that are named are told all the same, with 0 bytes. Raises DataError where something cannot be removed."""
+    that are named are yielded all the same, with 0 bytes. Raises DataError if something cannot be removed."""
     for listed in entries(cache_dir):
         named = any(listed.folder.name.startswith(key) for key in keys_)
         if listed.building:
@@ -124,8 +124,8 @@ def gc(
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[bool]:
-    """Whether nobody builds or reads the entry; nobody begins to while this lasts. The lock file stays afterwards: who
-    waits for it must not wait for a file that is not there any more."""
+    """Yield whether no process builds or reads the entry; none can start to until the block ends. The lock file stays:
+    a process that waits for it must not wait for a deleted file."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(beside(folder, ".lock"), timeout=0))
@@ -136,11 +136,11 @@ def _alone(folder: Path) -> Iterator[bool]:
 
 
 def _remove_entry(folder: Path, dry_run: bool) -> bool:
-    """Whether it was (in a dry run: would be) removed."""
+    """Remove an entry; return whether it was (in a dry run: would be) removed."""
     try:
         with _alone(folder) as alone:
             if alone and not dry_run:
-                (folder / MANIFEST).unlink(missing_ok=True)  # first: half an entry must not look like one
+                (folder / MANIFEST).unlink(missing_ok=True)  # first, so that half an entry is not taken for one
                 shutil.rmtree(folder)
                 for suffix in (".used", ".verified", ".twins"):
                     beside(folder, suffix).unlink(missing_ok=True)
@@ -152,7 +152,7 @@ def _remove_entry(folder: Path, dry_run: bool) -> bool:
 
 
 def _leftovers(listed: Listed, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
-    """What an entry does not need; who opened it before it grew may still read files of then."""
+    """Remove files that an entry does not need, unless a process has it open and may still read them."""
     assert listed.manifest is not None
     keep = listed.manifest.names() | (set() if listed.complete else {"parts"})
     extra = [path for path in sorted(listed.folder.iterdir()) if path.name not in keep]
@@ -182,7 +182,7 @@ def _stale_digests(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, 
 
 
 def _cut_off(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
-    """Small files beside the entries that were being written aside when their writer was killed."""
+    """Remove temporary files beside the entries, left by writers that were killed."""
     for path in sorted(cache_dir.glob("*/.*.tmp")):
         with contextlib.suppress(FileNotFoundError):
             found = path.stat()

@@ -562,7 +562,9 @@ def test_rows_of_two_models_never_mix(
         with pytest.raises(DataError, match="NaN"):
             cache.build(corpus(texts), cache_dir)
     monkeypatch.setattr(inline, "row", lambda text: plain(text.replace("nan", "") + " "))
-    with pytest.raises(DataError, match=r"model hash-model gives other rows than it did before; .*cache gc"):
+    with pytest.raises(
+        DataError, match=r"model hash-model no longer gives the embeddings cached under its name; .*cache gc"
+    ):
         cache.build(corpus(texts), cache_dir)
     monkeypatch.setattr(inline, "row", lambda text: 1.01 * plain(text.replace("nan", "")))  # as in a lower precision
     assert cache.build(corpus(texts), cache_dir).count == 101

@@ -177,11 +177,11 @@ def test_a_model_that_is_given_keeps_to_the_configuration(minilm_path: str) -> N
     given = SentenceEncoder(config(model=minilm_path, max_seq_length=16), "cpu", model)
     loaded = SentenceEncoder(config(model=minilm_path, max_seq_length=16), "cpu")
     assert torch.equal(given.embed(TEXTS[-3:]), loaded.embed(TEXTS[-3:]))
-    with pytest.raises(DataError, match="max_seq_length: 513: this model knows 512 positions"):
+    with pytest.raises(DataError, match="max_seq_length: 513: this model has 512 positions"):
         SentenceEncoder(config(model=minilm_path, max_seq_length=513), "cpu", model)
 
 
-@pytest.mark.parametrize(("limit", "why"), [(513, "this model knows 512 positions"), (2, "leave a text no room")])
+@pytest.mark.parametrize(("limit", "why"), [(513, "this model has 512 positions"), (2, "none of a text would be kept")])
 def test_a_limit_that_the_model_cannot_keep_is_refused(minilm_path: str, limit: int, why: str) -> None:
     with pytest.raises(DataError, match=rf"model .*: max_seq_length: {limit}: .*{why}"):
         SentenceEncoder(config(model=minilm_path, max_seq_length=limit), "cpu")
