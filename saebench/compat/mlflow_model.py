@@ -64,7 +64,9 @@ class SAEModel(PythonModel):
                 from saebench.stores.sentence_encoder import SentenceEncoder
 
                 self._encoder = SentenceEncoder(self._data, "cpu")
-            return self._encoder.embed(rows.ravel().tolist())
+            from saebench.stores.texts import clean
+
+            return self._encoder.embed([clean(text, self._data.clean) for text in rows.ravel().tolist()])
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.shape[1] != self._sae.d_in:
             raise ValueError(f"input of shape {rows.shape}: texts, or embeddings of {self._sae.d_in} numbers each")

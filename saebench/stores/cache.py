@@ -50,8 +50,8 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 def find(data: DataConfig, cache_dir: Path, cache_key: str | None = None) -> CacheEntry | None:
-    """Return the complete entry for `data`, or None; `gc` does not remove it while the result lives. With `cache_key` the
-    data files are not looked at, so that they may have changed since. Raises DataError if a local data file is
+    """Return the complete entry for `data`, or None; `gc` does not remove it while the result lives. With `cache_key`
+    the data files are not looked at, so that they may have changed since. Raises DataError if a local data file is
     missing."""
     folder = entry_folder(data, cache_dir) if cache_key is None else cache_dir / "embeddings" / cache_key
     if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
@@ -78,8 +78,8 @@ def build(
 ) -> CacheEntry:
     """Return the complete entry for `data`; encode what is missing. Raises DataError in one line.
 
-    `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each. The next call resumes a build that was killed,
-    from the last piece of 1,024 texts.
+    `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each. The next call resumes a build that was
+    killed, from the last piece of 1,024 texts.
     """
     tell = on_progress or _no_one
     with contextlib.suppress(OSError):  # digests of data files are kept there, and needed again below

@@ -23,8 +23,8 @@ from saebench.errors import DataError
 Message = dict[str, Any]
 Inbox = queue.SimpleQueue[tuple["Child", Message]]
 Serve = Callable[[Iterator[Message], Callable[[Message], None]], None]
-"""The work of a child: takes an iterator of requests and a function that sends a reply. `run_child` runs it in a process,
-tests run it in a thread."""
+"""The work of a child: takes an iterator of requests and a function that sends a reply. `run_child` runs it in a
+process, tests run it in a thread."""
 
 
 class Child:

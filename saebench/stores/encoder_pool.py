@@ -67,8 +67,8 @@ class EncoderPool:
         child.send({"data": self._data.model_dump(mode="json"), "device": place.inside, "folder": str(self._folder)})
 
     def help(self, child: Child, seconds: Mapping[str, float], left: int) -> None:
-        """Take an encoder's report of how it spent its time; `left` texts remain. If most of it went into tokens and its
-        GPU is not busy, start another process on that GPU."""
+        """Take an encoder's report of how it spent its time; `left` texts remain. If most of it went into tokens and
+        its GPU is not busy, start another process on that GPU."""
         spent, place = self._spent.setdefault(child, Counter()), self._places[child]
         spent.update(seconds)
         if spent["all"] < HELP_SECONDS:

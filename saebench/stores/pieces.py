@@ -31,8 +31,8 @@ IN_FLIGHT = 2
 
 
 def cut(folder: Path, number: int, shard: Shard, limit: int) -> list[Job]:
-    """Return jobs for the rows of a shard that are not encoded yet (up to row `limit` of the entry), cut at multiples of
-    1,024."""
+    """Return jobs for the rows of a shard that are not encoded yet (up to row `limit` of the entry), cut at multiples
+    of 1,024."""
     end = min(shard.count, limit - number * ROWS_PER_SHARD)
     if shard.encoded >= end:
         return []

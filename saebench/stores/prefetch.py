@@ -12,8 +12,8 @@ T = TypeVar("T")
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """Yield the same items, made by a thread that stays up to `depth` of them ahead. An exception of the thread is raised
-    here; closing this generator ends the thread at its next item."""
+    """Yield the same items, made by a thread that stays up to `depth` of them ahead. An exception of the thread is
+    raised here; closing this generator ends the thread at its next item."""
     ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
     closed = threading.Event()
 

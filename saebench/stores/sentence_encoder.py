@@ -188,5 +188,6 @@ def _limit(model: Any, name: str, tokens: int) -> None:
     marks = count() if count else 0
     if tokens <= marks:
         raise DataError(
-            f"model {name}: max_seq_length: {tokens}: the model adds {marks} tokens of its own, so that none of a text would be kept"
+            f"model {name}: max_seq_length: {tokens}: the model adds {marks} tokens of its own, so that none of a text "
+            "would be kept"
         )
