@@ -47,7 +47,11 @@ def work(plan: Plan) -> Work:
     return Work(
         trials=plan.n_trials,
         train_examples=plan.n_trials * plan.samples,
-        eval_examples=plan.n_trials * len(plan.marks()) * round(data.num_examples * data.parts.validation),
+        eval_examples=plan.n_trials
+        * (
+            len(plan.marks()) * round(data.num_examples * data.parts.validation)
+            + round(data.num_examples * data.parts.test)
+        ),
         train_flops=flops,
         texts=data.num_examples,
         embedding_bytes=None

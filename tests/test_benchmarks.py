@@ -185,7 +185,7 @@ def test_a_wait_is_told_by_the_innermost_line_of_the_package(monkeypatch: pytest
 
     monkeypatch.setattr("threading.Thread", lambda target, **_: SimpleNamespace(start=target))
     (place,) = on_device.waits(lambda: list(prefetch(Batch(), 2)))
-    assert place.startswith("saebench/stores/ahead.py:")
+    assert place.startswith("saebench/stores/prefetch.py:")
     assert "for item in items" in place
 
 

@@ -488,7 +488,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     with monkeypatch.context() as patched:
         patched.setattr(build.Build, "_read", reads)
-        with pytest.raises(DataError, match=r"t\.jsonl \[train\]: changed while it was read"):
+        with pytest.raises(DataError, match=r"t\.jsonl \[train\]: changed while it was being read"):
             cache.build(data, cache_dir)
     assert not [path for path in (cache_dir / "embeddings").iterdir() if path.is_dir()]
     assert cache.build(data, cache_dir).count == 31
@@ -508,7 +508,7 @@ def test_a_model_that_is_replaced_while_it_is_loaded_is_refused(
 
     with monkeypatch.context() as patched:
         patched.setattr("saebench.stores.sentence_encoder._load", load)
-        with pytest.raises(DataError, match=r"model .*model: changed while it was read"):
+        with pytest.raises(DataError, match=r"model .*model: changed while it was being read"):
             cache.build(data, cache_dir)
     assert not [path for path in (cache_dir / "embeddings").iterdir() if path.is_dir()]
     assert cache.build(data, cache_dir).count == 30
@@ -529,7 +529,7 @@ def test_the_home_of_nobody_is_no_folder(corpus: Corpus, cache_dir: Path) -> Non
 
 def test_a_format_without_files_is_refused(corpus: Corpus, cache_dir: Path) -> None:
     """`datasets` would read whatever lies in the working folder, and all such corpora would be one entry."""
-    with pytest.raises(DataError, match=r"dataset json \[train\]: data_files: missing"):
+    with pytest.raises(DataError, match=r"dataset json \[train\]: data_files: is missing"):
         cache.find(corpus(["a"], dataset={"data_files": None}), cache_dir)
 
 
@@ -544,7 +544,7 @@ def test_a_model_of_another_width_does_not_grow_an_entry(corpus: Corpus, cache_d
     texts = sentences(40)
     cache.build(corpus(texts, num_examples=20), cache_dir)
     inline.d_in = 5
-    with pytest.raises(DataError, match=r"its rows have 8 values, but model hash-model gives 5; .*cache gc"):
+    with pytest.raises(DataError, match=r"its rows have 8 values, but model hash-model now gives 5; .*cache gc"):
         cache.build(corpus(texts), cache_dir)
     assert cache.find(corpus(texts, num_examples=20), cache_dir) is not None
 
