@@ -18,6 +18,7 @@ LAYERS = [
     {"plan"},
     {"forecast"},
     {"saes", "stores"},
+    {"latents"},
     {"trial"},
     {"worker", "devices"},
     {"executors"},

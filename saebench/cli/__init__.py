@@ -30,6 +30,8 @@ COMMANDS = {
     "report": "saebench.cli.report:report",
     "best": "saebench.cli.report:best",
     "export": "saebench.cli.report:export",
+    "latents": "saebench.cli.latents:latents",
+    "encode": "saebench.cli.encode:encode",
     "ui": "saebench.cli.ui:ui",
     "cache": "saebench.cli.cache:cache",
 }

@@ -1,0 +1,132 @@
+"""One part of the corpus that a trial was trained on: rows, texts, labels, out of the embedding cache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saebench.config import DataConfig, TrialConfig
+from saebench.errors import DataError
+from saebench.stores import cache
+from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry
+
+PARTS = ("test", "validation", "train")
+MOST_TRAIN = 20_000
+"""Training rows that are read, unless more are asked for: those of the lowest text hashes, whatever the seed."""
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Rows of an entry of the cache that belong together, in the order of the stream."""
+
+    name: str
+    entry: CacheEntry
+    index: NDArray[np.int64]
+    """Their row numbers in the entry, ascending."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def key(self) -> str:
+        """Stands for the embeddings and which of them: 16 hexadecimal digits."""
+        which = hashlib.sha256(self.entry.hashes[self.index].astype("<u8").tobytes()).hexdigest()
+        return hashlib.sha256(f"{self.entry.key} {which}".encode()).hexdigest()[:16]
+
+    def embeddings(self, start: int = 0, stop: int | None = None) -> Floats:
+        """(rows, d_in) float32 of rows `start` to `stop` of the part."""
+        return rows_of(self.entry, self.index[start:stop])
+
+    @cached_property
+    def texts(self) -> list[str] | None:
+        """The texts; None where they cannot be read any more."""
+        try:
+            return texts_of(self.entry, self.index)
+        except (OSError, ValueError):  # pyarrow's errors are ValueErrors
+            return None
+
+    @cached_property
+    def labels(self) -> list[Any] | None:
+        """The labels, None for a row without one; None where the corpus was read without a label column."""
+        try:
+            return self.entry.labels(self.index)
+        except (OSError, ValueError):
+            return None
+
+    @property
+    def hashes(self) -> NDArray[np.uint64]:
+        """Of the texts: by which a row is known in another reading of the data set."""
+        found: NDArray[np.uint64] = self.entry.hashes[self.index]
+        return found
+
+
+def open_part(
+    config: TrialConfig, name: str, cache_dir: Path, *, build: bool = False, most_train: int = MOST_TRAIN
+) -> Part:
+    """A part of the trial's corpus. Raises DataError where its embeddings are not in the cache (with `build`, they are
+    encoded) or the part has no rows."""
+    entry = open_entry(config.data, cache_dir, config.embeddings, build=build)
+    index = entry.sample_index(most_train) if name == "train" else _index(entry, name)
+    if not len(index):
+        raise DataError(f"cache {entry.key}: no text in the part {name!r}")
+    return Part(name, entry, index)
+
+
+def open_entry(data: DataConfig, cache_dir: Path, key: str | None, *, build: bool = False) -> CacheEntry:
+    """The cache entry that a trial was trained on."""
+    data = data.model_copy(update={"cache": True})  # with `cache: off`, the same texts in the same order
+    entry = cache.find(data, cache_dir, key)
+    if entry is not None:
+        return entry
+    if not build:
+        raise DataError(
+            f"cache {cache_dir}: the embeddings of this trial are not there; --build encodes the texts again, "
+            "--cache-dir says where else they are"
+        )
+    if key is not None and (now := cache.entry_folder(data, cache_dir).name) != key:
+        raise DataError(
+            f"cache {cache_dir}: the embeddings {key} of this trial are gone, and its texts or its model have changed "
+            f"since: encoded again they would be {now}"
+        )
+    return cache.build(data, cache_dir)
+
+
+def _index(entry: CacheEntry, name: str) -> NDArray[np.int64]:
+    found: NDArray[np.int64] = getattr(entry, f"{name}_index", entry.holdout_index)
+    return found
+
+
+def rows_of(entry: CacheEntry, index: NDArray[np.int64]) -> Floats:
+    """(len(index), d_in) float32 rows of an entry; `index` ascending, so that every shard is visited once."""
+    out = np.empty((len(index), entry.d_in), np.float32)
+    shards = entry.rows()
+    cuts = np.searchsorted(index, np.arange(len(shards) + 1) * ROWS_PER_SHARD)
+    for number, shard in enumerate(shards):
+        some = slice(int(cuts[number]), int(cuts[number + 1]))
+        out[some] = shard[index[some] - number * ROWS_PER_SHARD]
+    return out
+
+
+def texts_of(entry: CacheEntry, index: NDArray[np.int64]) -> list[str]:
+    """The texts of these rows, shard by shard."""
+    return list(_texts(entry, index))
+
+
+def _texts(entry: CacheEntry, index: NDArray[np.int64]) -> Iterator[str]:
+    import pyarrow.parquet
+
+    cuts = np.searchsorted(index, np.arange(len(entry.shards) + 1) * ROWS_PER_SHARD)
+    for number, shard in enumerate(entry.shards):
+        some = index[cuts[number] : cuts[number + 1]] - number * ROWS_PER_SHARD
+        if len(some):
+            table = pyarrow.parquet.read_table(entry.directory / shard.texts.name, columns=["text"])
+            yield from table.column("text").take(some).to_pylist()

@@ -1,0 +1,67 @@
+"""Sparse codes of new texts, with the encoder, prompt and preprocessing that the sweep used; any number of texts in
+constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from saebench.errors import UserError
+from saebench.latents.codes import Codes, offsets_of
+from saebench.latents.corpus import Floats
+from saebench.latents.trial import TrainedSAE, encode_rows, open_trial
+from saebench.stores.texts import clean
+
+BLOCK = 2048
+"""Texts that are encoded together."""
+
+
+class Encoder:
+    """From texts to codes. `trial`: its directory or an exported folder; `model`: a SentenceTransformer that is loaded
+    already, else the trial's `data.model`.
+
+    >>> codes = Encoder("runs/x/trials/0003").encode(["A sentence."])  # doctest: +SKIP
+    >>> latents, values = codes.row(0)  # doctest: +SKIP
+    """
+
+    def __init__(self, trial: str | Path | TrainedSAE, *, device: str = "cpu", model: Any = None) -> None:
+        self.trial = trial if isinstance(trial, TrainedSAE) else open_trial(Path(trial))
+        self._device, self._model = device, model
+
+    @cached_property
+    def _sentences(self) -> Any:
+        from saebench.stores.encoder import SentenceEncoder
+
+        if not self.trial.config.data.model:
+            raise UserError(f"{self.trial.name}: trained on embeddings of one's own: there is no encoder for new texts")
+        return SentenceEncoder(self.trial.config.data, self._device, self._model)
+
+    def embed(self, texts: Sequence[str]) -> Floats:
+        """(len(texts), d_in) float32 as the sweep's cache has them: cleaned texts, stored type and all."""
+        rows = self._sentences.embed([clean(text) for text in texts]).cpu().numpy()
+        if rows.shape[1] != self.trial.sae.d_in:
+            raise UserError(
+                f"{self.trial.name}: data.model gives embeddings of width {rows.shape[1]}, the SAE takes "
+                f"{self.trial.sae.d_in}"
+            )
+        return np.asarray(rows.astype(self.trial.config.data.dtype), np.float32)
+
+    def encode(self, texts: Sequence[str]) -> Codes:
+        """A row per text; none of its latents fires for a text without a visible character."""
+        there = [i for i, text in enumerate(texts) if clean(text)]
+        counts = np.zeros(len(texts), np.int64)
+        if not there:
+            return Codes(np.empty(0, np.float32), np.empty(0, np.int32), offsets_of(counts), self.trial.sae.dict_size)
+        values, latents, counts[there] = encode_rows(self.trial.sae, self.embed([texts[i] for i in there]))
+        return Codes(values, latents, offsets_of(counts), self.trial.sae.dict_size)
+
+    def stream(self, texts: Iterable[str], block: int = BLOCK) -> Iterator[tuple[list[str], Codes]]:
+        """Blocks of texts with their codes."""
+        coming = iter(texts)
+        while some := list(islice(coming, block)):
+            yield some, self.encode(some)

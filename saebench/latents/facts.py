@@ -1,0 +1,116 @@
+"""What a latent does on the texts of a part: how often, how strongly, and on which texts it fires."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saebench.latents.codes import Codes
+
+DECILES = 10
+TOP = 5
+"""Texts shown that fire a latent most."""
+
+
+@dataclass(frozen=True, eq=False)
+class Facts:
+    """A number per latent (dict_size,)."""
+
+    firing: NDArray[np.int64]
+    """Texts on which it fires."""
+    density: NDArray[np.float64]
+    """`firing` over all texts."""
+    mean: NDArray[np.float64]
+    """Mean activation where it fires; NaN where it never does."""
+    largest: NDArray[np.float64]
+    """The activation of greatest magnitude; NaN where it never fires."""
+
+    @property
+    def live(self) -> NDArray[np.int64]:
+        """Latents that fire on some text."""
+        return np.flatnonzero(self.firing)
+
+
+def facts_of(codes: Codes) -> Facts:
+    """In one pass over the codes."""
+    latents, values = codes.latents, np.asarray(codes.values, np.float64)
+    firing = np.bincount(latents, minlength=codes.dict_size).astype(np.int64)
+    total = np.bincount(latents, weights=values, minlength=codes.dict_size)
+    high = np.full(codes.dict_size, -np.inf)
+    low = np.full(codes.dict_size, np.inf)
+    np.maximum.at(high, latents, values)
+    np.minimum.at(low, latents, values)
+    none = firing == 0
+    largest = np.where(np.abs(low) > np.abs(high), low, high)
+    mean = total / np.maximum(firing, 1)
+    mean[none] = largest[none] = np.nan
+    return Facts(firing, firing / max(codes.rows, 1), mean, largest)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A text on which a latent fires."""
+
+    row: int
+    """Its place in the part."""
+    activation: float
+    decile: int
+    """1: among the strongest tenth of the firing texts, 10: among the weakest; 0 where fewer than ten fire."""
+
+
+class ByLatent:
+    """The pairs of some codes latent by latent, the greatest magnitude first; the lower row first among equals."""
+
+    def __init__(self, codes: Codes) -> None:
+        by_latent: Any = codes.matrix().tocsc()
+        latent = np.repeat(np.arange(codes.dict_size), np.diff(by_latent.indptr))
+        order = np.lexsort((by_latent.indices, -np.abs(by_latent.data), latent))
+        self._starts = by_latent.indptr
+        self._rows, self._values = by_latent.indices[order], by_latent.data[order]
+
+    def firing(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """(rows, activations) of the texts that fire it, the strongest first."""
+        pairs = slice(int(self._starts[latent]), int(self._starts[latent + 1]))
+        return self._rows[pairs].astype(np.int64), self._values[pairs]
+
+    def top(self, latent: int, count: int = TOP) -> list[Example]:
+        """The texts that fire it most."""
+        rows, values = self.firing(latent)
+        deciles = decile_of(len(rows))[:count].tolist()
+        return [Example(*pair) for pair in zip(rows[:count].tolist(), values[:count].tolist(), deciles, strict=True)]
+
+    def deciles(self, latent: int, each: int = 1) -> list[list[Example]]:
+        """`each` texts from the middle of every tenth of the firing texts, the strongest tenth first; where fewer than
+        ten texts fire, one list per text."""
+        rows, values = self.firing(latent)
+        groups = np.array_split(np.arange(len(rows)), min(DECILES, len(rows))) if len(rows) else []
+        whole = len(groups) == DECILES
+        found = []
+        for number, group in enumerate(groups, 1):
+            middle = max(0, (len(group) - each) // 2)
+            some = group[middle : middle + each]
+            found.append([Example(int(rows[i]), float(values[i]), number if whole else 0) for i in some])
+        return found
+
+
+def decile_of(firing: int) -> NDArray[np.int64]:
+    """(firing,) the tenth in which each place of a ranking lies, 1 to 10; zeros where there are fewer than ten."""
+    if firing < DECILES:
+        return np.zeros(firing, np.int64)
+    sizes = [len(group) for group in np.array_split(np.arange(firing), DECILES)]
+    return np.repeat(np.arange(1, DECILES + 1), sizes)
+
+
+def sample_by_density(facts: Facts, count: int, fewest: int = 1) -> Sequence[int]:
+    """`count` latents that fire on at least `fewest` texts, evenly spaced in the order of density: the same number for
+    every SAE, and rare and frequent ones in it. All of them where there are not more."""
+    usable = np.flatnonzero(facts.firing >= fewest)
+    order = usable[np.lexsort((usable, facts.firing[usable]))]
+    if len(order) <= count:
+        return sorted(order.tolist())
+    places = np.floor((np.arange(count) + 0.5) * len(order) / count).astype(np.int64)
+    return sorted(order[places].tolist())

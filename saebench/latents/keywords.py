@@ -1,0 +1,105 @@
+"""Keywords of latents: the terms of the texts that fire one, against the texts that do not.
+
+c-TF-IDF with two classes per latent, firing and silent. For term t of latent l, on N texts of which df hold t:
+
+    score = (share of l's activation on texts that hold t - s - 2 sqrt(s (1 - s) / n)) * ln(1 + N / df)
+
+s is the share of the silent texts that hold t. The first share weighs firing texts by their activation a, as if they
+were n = (sum a)^2 / sum a^2 texts; the root is its standard error were the latent indifferent to t. A stop word is as
+frequent in both kinds of texts, and scores below 0 in any language.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from saebench.latents.codes import Codes
+from saebench.latents.words import Terms
+
+MOST = 8
+"""Keywords of a latent."""
+_LATENTS = 1024
+"""Latents whose terms are counted together."""
+
+
+@dataclass(frozen=True)
+class Keyword:
+    """A term of a latent."""
+
+    term: str
+    score: float
+    share: float
+    """Share of the latent's activation on texts that hold the term."""
+    silent: float
+    """Share of the silent texts that hold it."""
+
+
+def keywords(
+    codes: Codes, terms: Terms, latents: Sequence[int], most: int = MOST, words: int = 9
+) -> list[list[Keyword]]:
+    """The best terms of each of these latents, best first; of at most `words` words. A term that lies inside one that
+    is taken already, or around it, is passed over."""
+    allowed = np.flatnonzero(terms.words <= words)
+    return [
+        _chosen(scored, [terms.names[i] for i in allowed], most) for scored in _scored(codes, terms, latents, allowed)
+    ]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """The terms on texts that fire one latent; no other term can score above 0."""
+
+    term: NDArray[np.int64]
+    score: NDArray[np.float64]
+    share: NDArray[np.float64]
+    silent: NDArray[np.float64]
+
+
+def _chosen(scored: _Scored, names: list[str], most: int) -> list[Keyword]:
+    candidates = min(12 * most, len(scored.score))
+    if not candidates:
+        return []
+    first = np.argpartition(-scored.score, candidates - 1)[:candidates]
+    chosen: list[Keyword] = []
+    for i in sorted(first.tolist(), key=lambda i: (-scored.score[i], names[scored.term[i]])):
+        name = names[scored.term[i]]
+        if scored.score[i] > 0 and not any(_inside(name, other.term) for other in chosen):
+            chosen.append(Keyword(name, float(scored.score[i]), float(scored.share[i]), float(scored.silent[i])))
+        if len(chosen) == most:
+            break
+    return chosen
+
+
+def _inside(a: str, b: str) -> bool:
+    """Whether one of two terms holds the other."""
+    if " " in a or " " in b or (a.isascii() and b.isascii()):
+        return f" {a} " in f" {b} " or f" {b} " in f" {a} "
+    return a in b or b in a
+
+
+def _scored(codes: Codes, terms: Terms, latents: Sequence[int], allowed: NDArray[np.int64]) -> Iterator[_Scored]:
+    """The allowed terms of each latent."""
+    matrix = terms.matrix[:, allowed]
+    frequency = terms.frequency()[allowed]
+    rarity = np.log1p(codes.rows / np.maximum(frequency, 1))
+    activation = abs(codes.matrix()).astype(np.float64).tocsc()
+    for start in range(0, len(latents), _LATENTS):
+        some = activation[:, list(latents[start : start + _LATENTS])]
+        firing = some.copy()
+        firing.data = np.ones_like(firing.data)
+        weights, counts = some.sum(axis=0), firing.sum(axis=0)
+        effective = weights**2 / np.maximum((some * some).sum(axis=0), 1e-300)
+        weighted, held = (some.T @ matrix).tocsr(), (firing.T @ matrix).tocsr()
+        weighted.sort_indices()
+        held.sort_indices()  # both have the pattern of the product, and now one order
+        for i in range(len(weights)):
+            pairs = slice(weighted.indptr[i], weighted.indptr[i + 1])
+            term = weighted.indices[pairs].astype(np.int64)
+            share = weighted.data[pairs] / max(weights[i], 1e-30)
+            silent = (frequency[term] - held.data[pairs]) / max(codes.rows - counts[i], 1)
+            error = np.sqrt(silent * (1 - silent) / max(effective[i], 1e-30))
+            yield _Scored(term, (share - silent - 2 * error) * rarity[term], share, silent)

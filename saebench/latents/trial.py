@@ -1,0 +1,122 @@
+"""A trained SAE with what it was trained on, and its codes of a part of the corpus: encoded once, kept beside it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saebench.config import TrialConfig
+from saebench.errors import UserError
+from saebench.latents.codes import Chunk, Codes, chunk_of, write_codes
+from saebench.latents.corpus import Floats, Part
+from saebench.runs.paths import TrialPaths
+
+if TYPE_CHECKING:
+    from saebench.saes import SAE
+
+CELLS = 1 << 23
+"""Pre-activations that are computed together (32 MiB)."""
+ROWS_PER_PIECE = 16_384
+"""Rows between two states that a stopped writer resumes from."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrainedSAE:
+    """A trial's SAE: from trials/NNNN/, or from the folder that `saebench export` has written."""
+
+    name: str
+    folder: Path
+    weights: Path
+    """Folder of sae.safetensors and sae.json."""
+    config: TrialConfig
+    paths: TrialPaths | None
+    """The trial's directory; None for an exported folder."""
+
+    @cached_property
+    def sae(self) -> SAE:
+        from saebench.saes import load_sae
+
+        return load_sae(self.weights)
+
+    @cached_property
+    def digest(self) -> str:
+        """Stands for the SAE: over both files."""
+        found = hashlib.sha256()
+        for name in ("sae.safetensors", "sae.json"):
+            found.update((self.weights / name).read_bytes())
+        return found.hexdigest()[:16]
+
+    @cached_property
+    def decoder(self) -> Floats:
+        """(dict_size, d_in) decoder rows."""
+        return np.asarray(self.sae.W_dec.detach().cpu().numpy(), np.float32)
+
+    def codes(self, part: Part, progress: Callable[[int], None] = lambda _: None) -> Codes:
+        """The codes of every row of the part: those in the folder `codes`, or encoded now and kept there."""
+        about = {"sae": self.digest, "part": part.name, "texts": part.key, "embeddings": part.entry.key}
+        folder = self.folder / "codes" / f"{part.name}-{self.digest}-{part.key}"
+
+        def piece(start: int, stop: int) -> Chunk:
+            return encode_rows(self.sae, part.embeddings(start, stop))
+
+        return write_codes(folder, about, len(part), self.sae.dict_size, piece, ROWS_PER_PIECE, progress)
+
+
+def encode_rows(sae: SAE, rows: Floats) -> Chunk:
+    """What is not 0 of `sae.encode(rows)`, computed for as many rows at a time as `rows_at_a_time` says."""
+    import torch
+
+    size, parts = rows_at_a_time(sae.dict_size), []
+    with torch.no_grad():
+        for start in range(0, len(rows), size):
+            some = torch.from_numpy(rows[start : start + size]).to(sae.W_dec.device)
+            parts.append(chunk_of(sae.encode(some).cpu().numpy()))
+    values, latents, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return values, latents, counts
+
+
+def rows_at_a_time(dict_size: int) -> int:
+    """A power of two, so that pieces end where batches do."""
+    return int(min(ROWS_PER_PIECE, 1 << max(0, (CELLS // dict_size).bit_length() - 1)))
+
+
+def open_trial(folder: Path, name: str = "") -> TrainedSAE:
+    """The SAE in a trial's directory or in an exported folder. Raises UserError that says which file is missing."""
+    folder = folder.absolute()
+    trial = (folder / "config.json").is_file()
+    config, weights = (folder / "config.json", folder / "sae") if trial else (folder / "trial.json", folder)
+    if not config.is_file():
+        raise UserError(f"{folder}: no config.json or trial.json: not a trial, nor an export of one")
+    if not (weights / "sae.safetensors").is_file():
+        raise UserError(f"{weights}: no sae.safetensors: the trial has not ended, or its weights were deleted")
+    try:
+        parsed = TrialConfig.model_validate_json(config.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{config}: not the configuration of a trial: {str(error).splitlines()[0]}") from error
+    return TrainedSAE(
+        name or f"{parsed.sweep}/{parsed.number}", folder, weights, parsed, TrialPaths(folder) if trial else None
+    )
+
+
+def siblings(trial: TrainedSAE) -> list[TrainedSAE]:
+    """The other seeds of the same point in the same sweep, as far as their SAEs are there, by seed."""
+    if trial.paths is None:
+        return []
+    found = []
+    for folder in sorted(trial.folder.parent.iterdir()):
+        if not re.fullmatch(r"\d+", folder.name) or folder == trial.folder:
+            continue
+        try:
+            other = open_trial(folder)
+        except UserError:
+            continue
+        if other.config.point == trial.config.point and other.config.seed != trial.config.seed:
+            found.append(other)
+    return sorted(found, key=lambda other: other.config.seed)
