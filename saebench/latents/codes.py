@@ -17,14 +17,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
 from saebench.errors import UserError
-from saebench.runs.durable import make_durable, write_text
+from saebench.runs.durable import sync, write_text
 
 FORMAT = "saebench.codes"
 FORMAT_VERSION = 1
@@ -155,13 +155,13 @@ def write_codes(
             except CodesError:
                 shutil.rmtree(folder)
         part = folder.with_name(f"{folder.name}.part")
-        writing = _Writing(part, about | {"dict_size": dict_size, "rows_per_piece": rows_per_piece})
-        for start in range(writing.rows, rows, rows_per_piece):
-            progress(start)
-            writing.append(piece(start, min(start + rows_per_piece, rows)))
-        writing.finish()
+        with _Writing(part, about | {"dict_size": dict_size, "rows_per_piece": rows_per_piece}) as writing:
+            for start in range(writing.rows, rows, rows_per_piece):
+                progress(start)
+                writing.append(piece(start, min(start + rows_per_piece, rows)))
+            writing.finish()
         part.replace(folder)
-        make_durable(folder.parent)
+        sync(folder.parent)
     return read_codes(folder)
 
 
@@ -218,12 +218,19 @@ class _Writing:
         self.rows, self._pairs = self.rows + len(counts), self._pairs + len(values)
         self._note(whole=False)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+
     def finish(self) -> None:
         for name, file in self._files.items():
             file.seek(0)
             file.write(npy_header(FILES[name], self.rows + 1 if name == "offsets" else self._pairs))
-            file.close()
-            make_durable(self._part / f"{name}.npy")
+            file.flush()
+            sync(self._part / f"{name}.npy")
         self._note(whole=True)
 
     def _note(self, *, whole: bool) -> None:

@@ -68,6 +68,8 @@ def judge(
     be had (no texts, no labels, no second encoder, no latent that fires often enough) is missing, for all alike."""
     facts = facts_of(train.codes)
     latents = list(sample_by_density(facts, sample, scores.FEWEST))
+    if not latents:
+        return Judged({SAE: {}}, [], None, None, [])
     judging = _Judging(train, test, classes, wanted)
     found = judging.of(train.codes, test.codes, latents)
     values = {SAE: found.values}

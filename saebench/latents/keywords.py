@@ -65,13 +65,18 @@ def _chosen(scored: _Scored, names: list[str], most: int) -> list[Keyword]:
         return []
     first = np.argpartition(-scored.score, candidates - 1)[:candidates]
     chosen: list[Keyword] = []
-    for i in sorted(first.tolist(), key=lambda i: (-scored.score[i], names[scored.term[i]])):
+    for i in sorted(first.tolist(), key=lambda i: _order(float(scored.score[i]), names[scored.term[i]])):
         name = names[scored.term[i]]
         if scored.score[i] > 0 and not any(_inside(name, other.term) for other in chosen):
             chosen.append(Keyword(name, float(scored.score[i]), float(scored.share[i]), float(scored.silent[i])))
         if len(chosen) == most:
             break
     return chosen
+
+
+def _order(score: float, name: str) -> tuple[float, int, str]:
+    """Best first; among equals the longer one, which holds the others."""
+    return -round(score, 10), -len(name), name
 
 
 def _inside(a: str, b: str) -> bool:

@@ -28,7 +28,7 @@ function haystack(i) {
   if (haystacks[i] === null) {
     const l = all[i];
     const texts = [...l.t, ...l.q].map(([t]) => data.texts[t]);
-    haystacks[i] = [`#${l.n} `, ...l.k.map((k) => k[0]), l.l ? l.l[0] : "", ...texts].join("\n").toLowerCase();
+    haystacks[i] = [...l.k.map((k) => k[0]), l.l ? l.l[0] : "", ...texts].join("\n").toLowerCase();
   }
   return haystacks[i];
 }
@@ -71,10 +71,10 @@ function keeps(kind) {
 }
 
 function refresh() {
-  const words = $("search").value.toLowerCase().split(/\s+/).filter(Boolean), keep = keeps($("only").value);
+  const typed = $("search").value.toLowerCase().split(/\s+/).filter(Boolean), keep = keeps($("only").value);
   shown = [];
   for (let i = 0; i < all.length; i++) {
-    if (keep(all[i]) && words.every((w) => haystack(i).includes(w))) shown.push(i);
+    if (keep(all[i]) && typed.every((w) => /^#\d+$/.test(w) ? all[i].n === Number(w.slice(1)) : haystack(i).includes(w))) shown.push(i);
   }
   const order = orders[$("sort").value][1];
   shown.sort((a, b) => order(all[a], all[b]));

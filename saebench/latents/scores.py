@@ -138,7 +138,7 @@ class LabelScores:
             "label_auroc": float(np.mean([m.auroc for m in self.matches])),
             "label_f1": float(np.mean([m.f1 for m in self.matches])),
             "label_found": float(np.mean([m.auroc > HIGH for m in self.matches])),
-            "label_purity": float(np.nanmean([m.purity for m in self.matches])),
+            "label_purity": float(np.mean([m.purity for m in self.matches])),
         }
 
 
@@ -154,7 +154,7 @@ def label_match(train: Codes, test: Codes, classes: Classes) -> LabelScores:
     matches = []
     for c, name in enumerate(classes.names):
         rows, _ = by_latent.firing(int(chosen[c]))
-        purity = float(there[rows[:PURITY], c].mean()) if len(rows) else float("nan")
+        purity = float(there[rows[:PURITY], c].mean()) if len(rows) else 0.0
         found = Match(name, int(chosen[c]), float(area[chosen[c], c]), float(rule[by_f1[c], c]), int(by_f1[c]), purity,
                       int(there[:, c].sum()))  # fmt: skip
         matches.append(found)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 CHARACTERS = 20_000
 """Characters of a text that are looked at."""
 STOP = 0.2
-"""A word in more than this share of the texts is a stop word: no term begins or ends with it."""
+"""A word in more than this share of the texts (and in more than ten) is a stop word: no term begins or ends with it."""
 LONGEST_WORD = 40
 """Characters; a longer run (base64, a URL's tail) is no word."""
 
@@ -96,7 +96,7 @@ def _flatten(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]
 def _stop_words(ids: NDArray[np.int64], text_of: NDArray[np.int64], texts: int, names: list[str]) -> NDArray[np.bool_]:
     """Which words are in too many texts, or hold no letter."""
     pairs = np.unique(ids[ids >= 0] + text_of[ids >= 0] * len(names))
-    often = np.bincount(pairs % max(len(names), 1), minlength=len(names)) > max(STOP * texts, 1)
+    often = np.bincount(pairs % max(len(names), 1), minlength=len(names)) > max(STOP * texts, 10)
     found: NDArray[np.bool_] = often | np.array([_LETTER.search(name) is None for name in names], dtype=bool)
     return found
 

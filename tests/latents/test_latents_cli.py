@@ -1,0 +1,154 @@
+"""latents and encode: from the command line to tables and files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+from latents.planted import NAMES, TOPICS, texts
+from scipy.sparse import load_npz
+
+from saebench.cli import cli
+from saebench.errors import UserError
+from saebench.latents import Encoder
+from saebench.latents.trial import open_trial
+from saebench.runs.paths import TrialPaths
+
+
+def call(tmp_path: Path, *arguments: object) -> Result:
+    return CliRunner().invoke(cli, [*map(str, arguments), "--runs-dir", str(tmp_path / "runs")])
+
+
+def done(tmp_path: Path, *arguments: object) -> Result:
+    result = call(tmp_path, *arguments)
+    assert result.exit_code == 0, result.output + repr(result.exception)
+    return result
+
+
+def refused(tmp_path: Path, *arguments: object) -> str:
+    result = call(tmp_path, *arguments)
+    assert isinstance(result.exception, UserError), result.output + repr(result.exception)
+    assert "\n" not in str(result.exception)
+    return str(result.exception)
+
+
+def test_every_format_has_a_row_per_live_latent(trial: TrialPaths, tmp_path: Path) -> None:
+    rows = json.loads(done(tmp_path, "latents", "demo/0", "--format", "json").stdout)
+    assert (rows["format"], rows["version"], rows["dict_size"]) == ("saebench.latents", 1, 24)
+    live = len(rows["latents"])
+    water = next(latent for latent in rows["latents"] if latent["latent"] == 0)
+    assert {keyword["term"] for keyword in water["keywords"][:5]} <= set(TOPICS["water"])
+    assert len(water["deciles"]) == 10
+    assert water["top"][0]["activation"] == pytest.approx(water["max"], abs=1e-6)
+    done(tmp_path, "latents", trial.root, "--out", tmp_path / "l.csv")
+    frame = pd.read_csv(tmp_path / "l.csv")
+    assert len(frame) == live
+    assert {"latent", "keywords", "density", "label", "family", "found_by_other_seeds", "twin"} <= set(frame.columns)
+    done(tmp_path, "latents", "demo/0", "--out", tmp_path / "l.parquet")
+    assert len(pd.read_parquet(tmp_path / "l.parquet")) == live
+    for suffix, begins in ((".md", "## Latents"), (".tex", "\\begin{longtable}"), (".html", "<!DOCTYPE html>")):
+        done(tmp_path, "latents", "demo/0", "--out", tmp_path / f"l{suffix}")
+        assert (tmp_path / f"l{suffix}").read_text("utf-8").startswith(begins)
+    assert "Latents" in done(tmp_path, "latents", "demo/0").stdout
+    assert "demo/0" in done(tmp_path, "latents", "demo/0", "--table", "trials").stdout
+
+
+def test_a_sentence_of_ones_own(trial: TrialPaths, tmp_path: Path) -> None:  # noqa: ARG001 - on disk
+    result = done(tmp_path, "latents", "demo/0", "--text", "violin sonata chord \x1b[2J")
+    assert "\x1b" not in result.stdout
+    assert "Texts that share most of it" in result.stdout
+    assert any(word in result.stdout for word in TOPICS["music"])
+    done(tmp_path, "latents", "demo/0", "--text", "violin sonata", "--out", tmp_path / "p.html")
+    assert '"fired":[{"text":"violin sonata"' in (tmp_path / "p.html").read_text("utf-8")
+
+
+def test_scores_and_labels(trial: TrialPaths, tmp_path: Path) -> None:  # noqa: ARG001 - on disk
+    out = tmp_path / "scores.json"
+    done(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "second", "--out", out)
+    rows = {row["score"]: row for row in json.loads(out.read_text())}
+    assert rows["example_auroc"]["value"] > 0.5
+    assert all(row["random"] is not None and row["raw"] is not None and row["pca"] is not None for row in rows.values())
+    assert "was trained on" in refused(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "planted")
+    done(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "planted", "--circular-anyway")
+    done(tmp_path, "latents", "demo/0", "--table", "labels", "--out", tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open() as file:
+        assert {row["label"] for row in csv.DictReader(file)} == set(NAMES)
+
+
+def test_what_cannot_be_shown_is_one_line(trial: TrialPaths, tmp_path: Path) -> None:
+    assert "demo/7: no such trial" in refused(tmp_path, "latents", "demo/7")
+    assert "no sweeps" in refused(tmp_path, "latents") or "tracking.json" in refused(tmp_path, "latents")
+    assert "no config.json" not in refused(tmp_path, "latents", "nowhere")
+    (trial.sae / "sae.safetensors").unlink()
+    assert "no sae.safetensors: the trial has not ended" in refused(tmp_path, "latents", "demo/0")
+
+
+# --- encode ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".parquet", ".jsonl"])
+def test_files_of_codes_hold_what_encode_gives(
+    trial: TrialPaths, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saebench.latents.encode.Encoder.stream.__defaults__", (16,))
+    rows = [row["text"] for row in texts(50, seed=9)]
+    rows[5] = ""
+    source, out = tmp_path / "in.txt", tmp_path / "deep" / f"codes{suffix}"
+    source.write_text("".join(f"{row}\n" for row in rows), encoding="utf-8")
+    assert "50 texts" in done(tmp_path, "encode", "demo/0", "--file", source, "--out", out).stderr
+    expected = Encoder(open_trial(trial.root)).encode(rows).dense()
+    found = np.zeros_like(expected)
+    if suffix == ".npz":
+        found = load_npz(out).toarray()
+    else:
+        read = pq.read_table(out).to_pylist() if suffix == ".parquet" else map(json.loads, out.read_text().splitlines())
+        for row in read:
+            found[row["row"], row["latents"]] = row["values"]
+    assert np.array_equal(found, expected)
+    assert not expected[5].any()
+    assert [path.name for path in out.parent.iterdir()] == [out.name], "nothing is left beside it"
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_texts_come_from_files_with_columns(trial: TrialPaths, tmp_path: Path, kind: str) -> None:  # noqa: ARG001 - on disk
+    frame = pd.DataFrame({"body": ["river flood", 'with "quotes",\nand lines', "violin"], "n": [1, 2, 3]})
+    source = tmp_path / f"in.{kind}"
+    if kind == "jsonl":
+        frame.to_json(source, orient="records", lines=True)
+    else:
+        frame.to_csv(source, index=False) if kind == "csv" else frame.to_parquet(source)
+    out = tmp_path / "c.jsonl"
+    assert "'text'" in refused(tmp_path, "encode", "demo/0", "--file", source, "--out", out)
+    done(tmp_path, "encode", "demo/0", "--file", source, "--column", "body", "--out", out)
+    assert len(out.read_text().splitlines()) == 3
+    if kind != "csv":
+        said = refused(tmp_path, "encode", "demo/0", "--file", source, "--column", "n", "--out", tmp_path / "d.jsonl")
+        assert "row 1: n: int, expected a text" in said
+        assert not (tmp_path / "d.jsonl").exists()
+
+
+def test_encode_says_what_it_needs(trial: TrialPaths, tmp_path: Path) -> None:  # noqa: ARG001 - on disk
+    assert "one of the two" in refused(tmp_path, "encode", "demo/0")
+    assert "--file needs --out" in refused(tmp_path, "encode", "demo/0", "--file", tmp_path / "x.txt")
+    assert "the suffix says the format" in refused(tmp_path, "encode", "demo/0", "--text", "x", "--out", "x.txt")
+    out = tmp_path / "c.npz"
+    assert "no such file" in refused(tmp_path, "encode", "demo/0", "--file", tmp_path / "x.txt", "--out", out)
+    assert "not a trial" in refused(tmp_path, "encode", "demo", "--text", "x")
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\nnot json\n')
+    said = refused(tmp_path, "encode", "demo/0", "--file", tmp_path / "bad.jsonl", "--out", out)
+    assert "bad.jsonl:2: not JSON" in said
+    (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00")
+    assert "cannot be read" in refused(tmp_path, "encode", "demo/0", "--file", tmp_path / "bad.txt", "--out", out)
+    assert not out.exists()
+
+
+def test_a_text_on_the_command_line_is_answered_in_lines(trial: TrialPaths, tmp_path: Path) -> None:  # noqa: ARG001 - on disk
+    lines = done(tmp_path, "encode", "demo/0", "--text", "river flood canal").stdout.splitlines()
+    assert lines[0].startswith("river flood canal: ")
+    assert lines[1].split()[0] == "0"
