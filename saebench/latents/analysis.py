@@ -140,7 +140,9 @@ class Latents:
         elif dead:
             found.append(f"{dead:,} of {self.codes.dict_size:,} latents never fire on these texts and are left out")
         if self.terms is None:
-            found.append(f"the texts of {self.part.entry.key} cannot be read: row numbers stand for them, no keywords")
+            found.append(
+                f"the texts of {self.part.entry.cache_key} cannot be read: row numbers stand for them, no keywords"
+            )
         elif self.terms.unspaced > UNSPACED:
             found.append(
                 f"{self.terms.unspaced:.0%} of the tokens are in scripts without spaces between words: keywords there "
@@ -256,7 +258,7 @@ def analyse(
     for sae in filter(None, (opened, other)):
         if sae.decoder.shape[1] != texts.entry.d_in:
             raise DataError(
-                f"{sae.name}: an SAE of embeddings of width {sae.decoder.shape[1]}, but the cache {texts.entry.key} "
+                f"{sae.name}: an SAE of embeddings of width {sae.decoder.shape[1]}, but the cache {texts.entry.cache_key} "
                 f"has width {texts.entry.d_in}"
             )
     same = [sibling for sibling in siblings(opened) if sibling.decoder.shape[1] == texts.entry.d_in]

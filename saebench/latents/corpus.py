@@ -40,11 +40,11 @@ class Part:
     def key(self) -> str:
         """Stands for the embeddings and which of them: 16 hexadecimal digits."""
         which = hashlib.sha256(self.entry.hashes[self.index].astype("<u8").tobytes()).hexdigest()
-        return hashlib.sha256(f"{self.entry.key} {which}".encode()).hexdigest()[:16]
+        return hashlib.sha256(f"{self.entry.cache_key} {which}".encode()).hexdigest()[:16]
 
     def embeddings(self, start: int = 0, stop: int | None = None) -> Floats:
         """(rows, d_in) float32 of rows `start` to `stop` of the part."""
-        return rows_of(self.entry, self.index[start:stop])
+        return self.entry.read(self.index[start:stop])
 
     @cached_property
     def texts(self) -> list[str] | None:
@@ -74,10 +74,10 @@ def open_part(
 ) -> Part:
     """A part of the trial's corpus. Raises DataError where its embeddings are not in the cache (with `build`, they are
     encoded) or the part has no rows."""
-    entry = open_entry(config.data, cache_dir, config.embeddings, build=build)
-    index = entry.sample_index(most_train) if name == "train" else _index(entry, name)
+    entry = open_entry(config.data, cache_dir, config.cache_key, build=build)
+    index = entry.sample_index(most_train) if name == "train" else getattr(entry, f"{name}_index")
     if not len(index):
-        raise DataError(f"cache {entry.key}: no text in the part {name!r}")
+        raise DataError(f"cache {entry.cache_key}: no text in the part {name!r}")
     return Part(name, entry, index)
 
 
@@ -98,22 +98,6 @@ def open_entry(data: DataConfig, cache_dir: Path, key: str | None, *, build: boo
             f"since: encoded again they would be {now}"
         )
     return cache.build(data, cache_dir)
-
-
-def _index(entry: CacheEntry, name: str) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = getattr(entry, f"{name}_index", entry.holdout_index)
-    return found
-
-
-def rows_of(entry: CacheEntry, index: NDArray[np.int64]) -> Floats:
-    """(len(index), d_in) float32 rows of an entry; `index` ascending, so that every shard is visited once."""
-    out = np.empty((len(index), entry.d_in), np.float32)
-    shards = entry.rows()
-    cuts = np.searchsorted(index, np.arange(len(shards) + 1) * ROWS_PER_SHARD)
-    for number, shard in enumerate(shards):
-        some = slice(int(cuts[number]), int(cuts[number + 1]))
-        out[some] = shard[index[some] - number * ROWS_PER_SHARD]
-    return out
 
 
 def texts_of(entry: CacheEntry, index: NDArray[np.int64]) -> list[str]:

@@ -35,7 +35,7 @@ class Encoder:
 
     @cached_property
     def _sentences(self) -> Any:
-        from saebench.stores.encoder import SentenceEncoder
+        from saebench.stores.sentence_encoder import SentenceEncoder
 
         if not self.trial.config.data.model:
             raise UserError(f"{self.trial.name}: trained on embeddings of one's own: there is no encoder for new texts")
@@ -43,7 +43,8 @@ class Encoder:
 
     def embed(self, texts: Sequence[str]) -> Floats:
         """(len(texts), d_in) float32 as the sweep's cache has them: cleaned texts, stored type and all."""
-        rows = self._sentences.embed([clean(text) for text in texts]).cpu().numpy()
+        how = self.trial.config.data.clean
+        rows = self._sentences.embed([clean(text, how) for text in texts]).cpu().numpy()
         if rows.shape[1] != self.trial.sae.d_in:
             raise UserError(
                 f"{self.trial.name}: data.model gives embeddings of width {rows.shape[1]}, the SAE takes "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from saebench.errors import UserError
 from saebench.latents.analysis import Latents
-from saebench.latents.corpus import Part, open_entry, open_part, rows_of
+from saebench.latents.corpus import Part, open_entry, open_part
 from saebench.latents.floors import FLOORS
 from saebench.latents.judge import SAE, SCORES, Judged, Texts, judge
 from saebench.latents.ranks import classes_of
@@ -53,7 +53,7 @@ def second_rows(
         raise UserError(f"--second {model}: {int((index < 0).sum()):,} of the texts are not in the data set any more")
     order = np.argsort(index)
     rows = np.empty((len(index), entry.d_in), np.float32)
-    rows[order] = rows_of(entry, index[order])
+    rows[order] = entry.read(index[order])
     if not circular and is_same_encoder(part.embeddings(0, 500), rows[:500]):
         raise UserError(
             f"--second {model}: gives the embeddings that the SAE was trained on; texts that fire any direction of "

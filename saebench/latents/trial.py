@@ -60,7 +60,7 @@ class TrainedSAE:
 
     def codes(self, part: Part, progress: Callable[[int], None] = lambda _: None) -> Codes:
         """The codes of every row of the part: those in the folder `codes`, or encoded now and kept there."""
-        about = {"sae": self.digest, "part": part.name, "texts": part.key, "embeddings": part.entry.key}
+        about = {"sae": self.digest, "part": part.name, "texts": part.key, "embeddings": part.entry.cache_key}
         folder = self.folder / "codes" / f"{part.name}-{self.digest}-{part.key}"
 
         def piece(start: int, stop: int) -> Chunk:

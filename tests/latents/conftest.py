@@ -12,15 +12,15 @@ from transformers import PreTrainedTokenizerBase  # noqa: F401 - likewise
 
 from saebench.config import DataConfig, TrialConfig
 from saebench.runs.paths import TrialPaths, cache_dir
-from saebench.stores import cache, children, encoder, encoders
+from saebench.stores import cache, child_process, encoder_pool, sentence_encoder
 
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Encoding happens in threads of this process; the model called "second" is another one."""
-    monkeypatch.setattr(children, "start", ThreadChild)
-    monkeypatch.setattr(encoder, "_load", lambda data, _device: PlantedModel(words=data.model == "second"))
-    monkeypatch.setattr(encoders, "find_model", lambda name, _revision: (name, False))
+    monkeypatch.setattr(child_process, "start", ThreadChild)
+    monkeypatch.setattr(sentence_encoder, "_load", lambda data, _device: PlantedModel(words=data.model == "second"))
+    monkeypatch.setattr(encoder_pool, "find_model", lambda name, _revision: (name, False))
 
 
 @pytest.fixture

@@ -13,7 +13,8 @@ from stores.corpora import write_jsonl
 
 from saebench.config import DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.runs.paths import SweepPaths, TrialPaths
-from saebench.saes import TopKSAE, save_sae
+from saebench.saes import save_sae
+from saebench.saes.topk import TopKSAE
 
 TOPICS = {
     "water": ["river", "stream", "flood", "rapids", "canal", "harbour"],

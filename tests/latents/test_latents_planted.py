@@ -214,7 +214,7 @@ def test_where_the_embeddings_are_gone_the_error_says_how_to_go_on(trial: TrialP
 def test_texts_that_have_changed_since_are_not_taken_for_the_old_ones(data: DataConfig, tmp_path: Path) -> None:
     entry = cache.find(data, cache_dir())
     assert entry is not None
-    config = trial_config(data).model_copy(update={"embeddings": "0" * 20})
+    config = trial_config(data).model_copy(update={"cache_key": "0" * 20})
     paths = write_trial(tmp_path / "runs", config, planted_sae())
     with pytest.raises(DataError, match="have changed since"):
         analyse(paths.root, build=True)
