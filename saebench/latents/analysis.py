@@ -258,8 +258,8 @@ def analyse(
     for sae in filter(None, (opened, other)):
         if sae.decoder.shape[1] != texts.entry.d_in:
             raise DataError(
-                f"{sae.name}: an SAE of embeddings of width {sae.decoder.shape[1]}, but the cache {texts.entry.cache_key} "
-                f"has width {texts.entry.d_in}"
+                f"{sae.name}: an SAE of embeddings of width {sae.decoder.shape[1]}, but the cache "
+                f"{texts.entry.cache_key} has width {texts.entry.d_in}"
             )
     same = [sibling for sibling in siblings(opened) if sibling.decoder.shape[1] == texts.entry.d_in]
     return Latents(opened, texts, opened.codes(texts), same, other)

@@ -29,7 +29,7 @@ CONTROLS = "bell \x07 escape \x1b[31m red \u202e turned"
 
 @pytest.fixture
 def file(models: None, tmp_path: Path) -> Path:  # noqa: ARG001 - the corpus is built with them
-    rows = texts(500)
+    rows = texts(900)
     for i, row in enumerate(rows):
         if row["label"] == "water":
             row["text"] = f"river river river {ATTACK} {CONTROLS} {i}" if i % 2 else row["text"]
