@@ -208,6 +208,16 @@ class SAEConfig(Config):
         return None
 
     @property
+    def sweeps(self) -> int:
+        """Sweeps over the values of the chosen latents at inference."""
+        return 0
+
+    @property
+    def training_sweeps(self) -> int:
+        """The same in training."""
+        return 0
+
+    @property
     def revives(self) -> bool:
         """Whether training revives dead latents, and so needs a list of them."""
         return False
@@ -230,6 +240,30 @@ def _sae_config(value: Any) -> SAEConfig:
 
 AnySAEConfig = Annotated[SAEConfig, PlainValidator(_sae_config), SerializeAsAny()]
 """A config of any type in `SAE_CONFIGS`, told apart by `type`."""
+
+
+class _RefineConfig(SAEConfig):
+    refine: Annotated[int, Field(ge=0)] = 0
+    """Sweeps of coordinate descent that move the values of the chosen latents towards the best ones; 0: as encoded."""
+
+    @property
+    def sweeps(self) -> int:
+        return self.refine
+
+
+class _RefinedTrainingConfig(_RefineConfig):
+    refine_training: bool = False
+    """Train the decoder on refined values too (the encoder learns from its own)."""
+
+    @property
+    def training_sweeps(self) -> int:
+        return self.refine if self.refine_training else 0
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.refine_training and not self.refine:
+            raise ValueError("refine_training needs refine: at least 1 sweep")
+        return self
 
 
 class KSparseConfig(SAEConfig):
@@ -290,7 +324,7 @@ class VanillaConfig(_L1Config):
     type: Literal["vanilla"] = "vanilla"
 
 
-class TopKConfig(KSparseConfig):
+class TopKConfig(KSparseConfig, _RefinedTrainingConfig):
     """Exactly k latents per example (Gao et al. 2024, 2406.04093)."""
 
     type: Literal["topk"] = "topk"
@@ -298,13 +332,13 @@ class TopKConfig(KSparseConfig):
     """Latents kept per example."""
 
 
-class BatchTopKConfig(KSparseConfig):
+class BatchTopKConfig(KSparseConfig, _RefinedTrainingConfig):
     """k latents per example on average over the batch (Bussmann et al. 2024, 2412.06410)."""
 
     type: Literal["batchtopk"] = "batchtopk"
 
 
-class JumpReLUConfig(_PenaltyConfig):
+class JumpReLUConfig(_PenaltyConfig, _RefineConfig):
     """A learned threshold per latent, trained through straight-through estimators (Rajamanoharan et al. 2024)."""
 
     sparsity: ClassVar[tuple[str, ...]] = ("target_l0", "l0_coeff")

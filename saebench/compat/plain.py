@@ -83,6 +83,11 @@ def plain(sae: SAE) -> Plain:
             "type omp: a pursuit with refits, for which this layout has no encoder; saebench's own files, "
             "its MLflow model and saebench.compat.overcomplete.OMPSAE carry it"
         )
+    if sae.config.sweeps:
+        raise LayoutError(
+            f"refine: {sae.config.sweeps} sweeps over the values, which no encoder of this layout makes; "
+            "an SAE with refine: 0 can be exported"
+        )
     kind = sae.preprocessing.kind
     if kind in ("unit", "layer_norm"):
         raise LayoutError(

@@ -23,7 +23,8 @@ from saebench.saes.initial import data_rows, geometric_median, unit_rows
 from saebench.saes.kernels import Precision as Precision
 from saebench.saes.kernels import affine, blocks
 from saebench.saes.preprocess import Preprocessing, Side
-from saebench.saes.sparse import Codes
+from saebench.saes.pursuit import refit
+from saebench.saes.sparse import Codes, SparseCodes
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,16 @@ class SAE(nn.Module, ABC):
 
     def latents_of(self, z: Tensor) -> Tensor:
         """Latents (B, dict_size) of embeddings z (B, d_in) in model space, by the rule of inference."""
-        return self.activate(self.pre_activations(z))
+        latents = self.activate(self.pre_activations(z))
+        return self.refined(z, latents) if self.config.sweeps else latents
+
+    @torch.no_grad()
+    def refined(self, z: Tensor, latents: Tensor) -> Tensor:
+        """`latents` (B, dict_size) with the values of those that fire moved towards the best ones for z (B, d_in)."""
+        rows, indices = latents.nonzero().unbind(1)
+        offsets = torch.searchsorted(rows, torch.arange(len(z) + 1, device=z.device))
+        codes = SparseCodes(latents[rows, indices], indices, offsets, self.dict_size)
+        return codes.with_values(refit(z - self.b_dec, self.W_dec, codes, self.config.sweeps)).dense()
 
     def decode(self, latents: Tensor, side: Side | None = None) -> Tensor:
         """Latents (B, dict_size) to embeddings (B, d_in) in the original space.

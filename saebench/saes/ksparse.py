@@ -11,6 +11,7 @@ from saebench.config import KSparseConfig
 from saebench.saes import sparse
 from saebench.saes.base import SAE, Dead, Loss, Moment, Precision
 from saebench.saes.kernels import latents_of
+from saebench.saes.pursuit import refit
 from saebench.saes.sparse import SparseCodes
 
 
@@ -39,9 +40,21 @@ class KSparseSAE(SAE):
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
         """(reconstruction term of the loss, FVU by all codes, residual z - z_hat (B, d_in) by all codes); the last two
         are detached."""
+        if self.config.training_sweeps:
+            return self._refined_errors(z, codes)
         residual = z - sparse.decode(codes, self.W_dec, self.b_dec)
         fvu = self.share(residual)
         return fvu, fvu.detach(), residual.detach()
+
+    def _refined_errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
+        """The same of refined values, from which the decoder learns; to it the FVU of the values as they are is added,
+        from which the encoder learns. A gradient through refined values diverges (experiments/pursuit)."""
+        as_they_are = self.share(z - sparse.decode(codes, self.W_dec.detach(), self.b_dec.detach()))
+        width = codes.indices.numel() // codes.rows if isinstance(self.config.k, int) else None
+        better = refit(z - self.b_dec.detach(), self.W_dec, codes, self.config.training_sweeps, width)
+        residual = z - sparse.decode(codes.with_values(better), self.W_dec, self.b_dec)
+        fvu = self.share(residual)
+        return fvu + as_they_are, fvu.detach(), residual.detach()
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)

@@ -272,28 +272,29 @@ def _group(
 
 
 @torch.no_grad()
-def refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int) -> Tensor:
+def refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int, width: int | None = None) -> Tensor:
     """Values (pairs,) of codes >= 0 of x (N, d), moved by `times` sweeps of non-negative coordinate descent towards the
-    best ones for the latents that fire. None is added: what is 0 stays 0."""
+    best ones for the latents that fire. None is added: what is 0 stays 0. `width`: most pairs of an example, where that
+    is known (a device need not be asked)."""
     x, rows, start = x.contiguous(), rows.detach().contiguous(), codes.values.detach().contiguous()
     kernels = _kernels(x)
     if kernels is None:
-        return _refit(x, rows, codes, times)
+        return _refit(x, rows, codes, times, width)
     values, residual = start.clone(), x.clone()
     arrays = [t.numpy() for t in (rows, start, values, codes.indices, codes.offsets, residual)]
     _on_threads(lambda part: kernels.refit(*arrays, part.start, part.stop, times), len(x))
     return values
 
 
-def _refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int) -> Tensor:
-    counts = codes.offsets.diff()
+def _refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int, width: int | None) -> Tensor:
+    if width is None:
+        width = int(codes.offsets.diff().max()) if len(x) else 0
     place = torch.arange(codes.indices.numel(), device=x.device) - codes.offsets[codes.row_of_pair]
-    shape = (len(x), int(counts.max()) if len(x) else 0)
-    found = Pursuit.empty(x, shape[1])
+    found = Pursuit.empty(x, width)
     found.values[codes.row_of_pair, place] = codes.values.detach()
     found.indices[codes.row_of_pair, place] = codes.indices
     chosen = found.values != 0
-    for i in range(shape[1]):
+    for i in range(width):
         found.residual.sub_(found.values[:, i, None] * rows.index_select(0, found.indices[:, i]))
-    _exact_sweeps(rows, found, chosen, shape[1], times)
+    _exact_sweeps(rows, found, chosen, width, times)
     return found.values[codes.row_of_pair, place]
