@@ -134,6 +134,7 @@ class DataConfig(Config):
 
 Preprocess = Literal["none", "center", "unit", "center_scale", "layer_norm"]
 Start = Literal["random", "data"]
+Control = Literal["frozen_decoder", "frozen_encoder", "soft_decoder"]
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,9 @@ class SAEConfig(Config):
     dense_products: ClassVar[int] = 5
     """Products of d_in x dict_size in a training step, 2 FLOPs each: encode, decode, three backward."""
 
+    without: ClassVar[Mapping[Control, str]] = {}
+    """Controls that the architecture cannot have, and why."""
+
     type: str
     """Architecture."""
     dict_size: PositiveInt | None = None
@@ -177,6 +181,8 @@ class SAEConfig(Config):
     """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
     encoder_scale: PositiveFloat = 1.0
     """W_enc at the start, in units of the decoder's transpose."""
+    control: Control | None = None
+    """Train a control: the decoder, or the encoder, stays at its random start, or the decoder near it (2602.14111)."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -191,6 +197,12 @@ class SAEConfig(Config):
     def _one_width(self) -> Self:
         if (self.dict_size is None) == (self.expansion_factor is None):
             raise ValueError("give dict_size or expansion_factor, one of the two")
+        return self
+
+    @model_validator(mode="after")
+    def _possible_control(self) -> Self:
+        if self.control is not None and self.control in self.without:
+            raise ValueError(f"control {self.control}: {self.type} cannot have it: {self.without[self.control]}")
         return self
 
     def width(self, d_in: int) -> int:
@@ -409,6 +421,9 @@ class OMPConfig(SAEConfig):
     """Non-negative orthogonal matching pursuit in a dictionary trained for it; latents are picked one by one."""
 
     sparsity: ClassVar[tuple[str, ...]] = ("k", "target_l0")
+    without: ClassVar[Mapping[Control, str]] = {
+        "frozen_encoder": "its encoder is the pursuit in its own decoder; frozen_decoder freezes both"
+    }
 
     type: Literal["omp"] = "omp"
     start: Start = "data"

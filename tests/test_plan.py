@@ -348,3 +348,11 @@ def test_tpe_with_enough_points_and_pareto_with_moving_sparsity_are_not_odd() ->
 def test_a_space_is_described_in_short() -> None:
     found = plan(train={**BASE["train"], "batch_size": [500, 1000], "beta1": {"low": 0, "high": 0.5, "step": 0.25}})
     assert describe_space(found.strata[0]) == "batch_size 500|1000, lr 0.0001..0.01 log, beta1 0..0.5 step 0.25"
+
+
+def test_a_control_is_a_stratum_of_its_own_with_its_name_in_the_id() -> None:
+    arm = {"type": "topk", "k": [8, 16], "dict_size": 64}
+    found = plan(sae=[arm, arm | {"control": "soft_decoder"}])
+    assert ids(found) == ["topk-k8-n64", "topk-k16-n64", "topk-k8-n64-soft_decoder", "topk-k16-n64-soft_decoder"]
+    stratum = found.strata[2]
+    assert found.trial(stratum, dict.fromkeys(stratum.space, 1e-3), 0, 0).sae.control == "soft_decoder"

@@ -18,7 +18,7 @@ from timing import Arithmetic, Contestant, Step, reason
 from torch import Tensor
 from work import STEPS, Work
 
-from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.config import SAE_CONFIGS, TrainConfig
 from saebench.trial.trainer import Training
 
 OURS = "saebench"
@@ -78,20 +78,9 @@ def start(kind: str, work: Work, train: dict[str, Any] | None = None) -> tuple[T
     dead_after."""
     sparsity: dict[str, Any] = {"k": work.k} if kind in K_SPARSE else {"target_l0": work.k}
     length = {"samples": STEPS * work.batch, "batch_size": work.batch, "dead_after": STEPS * work.batch}
-    config = TrialConfig.model_validate(
-        {
-            "sweep": "benchmark",
-            "number": 0,
-            "stratum": kind,
-            "point": "0",
-            "seed": 0,
-            "data": DataConfig(model="none", dataset=DatasetConfig(path="none"), num_examples=len(work.rows)),
-            "sae": SAE_CONFIGS[kind](dict_size=work.dict_size, **sparsity),
-            "train": TrainConfig.model_validate(length | (train or {})),
-        }
-    )
+    sae = SAE_CONFIGS[kind](dict_size=work.dict_size, **sparsity)
     store = Rows(work)
-    training = Training.start(config, store, work.device)
+    training = Training.start(sae, TrainConfig.model_validate(length | (train or {})), 0, store, work.device)
     return training, lambda: training.advance(store.next_batch())
 
 

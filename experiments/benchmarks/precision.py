@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from scipy import stats
 
-from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig
 from saebench.saes import SAE
 from saebench.stores import ActivationsStoreSBERT, cache, open_store
 from saebench.trial.trainer import Training, evaluate, train
@@ -46,18 +46,10 @@ def store(config: DataConfig, seed: int, batch_size: int, folder: Path) -> Activ
 
 
 def trained(config: DataConfig, kind: str, seed: int, samples: int, folder: Path) -> SAE:
-    trial = TrialConfig(
-        sweep="precision",
-        number=0,
-        stratum=kind,
-        point="p",
-        seed=seed,
-        data=config,
-        sae=SAE_CONFIGS[kind].model_validate({"type": kind, "k": 16, "dict_size": 1536}),
-        train=TrainConfig(samples=samples, batch_size=1024, lr=2e-3),
-    )
-    rows = store(config, seed, trial.train.batch_size, folder)
-    training = Training.start(trial, rows)
+    sae = SAE_CONFIGS[kind].model_validate({"k": 16, "dict_size": 1536})
+    budget = TrainConfig(samples=samples, batch_size=1024, lr=2e-3)
+    rows = store(config, seed, budget.batch_size, folder)
+    training = Training.start(sae, budget, seed, rows)
     for _ in train(training, rows):
         pass
     training.calibrate(rows)

@@ -9,7 +9,7 @@ from typing import Any
 
 from saebench.compat.modules import TrainableSAE
 from saebench.compat.settings import Settings, read_settings
-from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.config import DataConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.stores.sbert import ActivationsStoreSBERT
 from saebench.trial.trainer import SAMPLE_ROWS, Training, calibration_rows, evaluate, train
@@ -60,30 +60,17 @@ def _training(sae: TrainableSAE, store: ActivationsStoreSBERT, settings: Setting
     if not sae.started:
         sae.start(sample)
     inner = sae.to_saebench()
-    config = TrialConfig(
-        sweep="train_sae",
-        number=0,
-        stratum=sae.kind,
-        point="0",
-        seed=settings.seed,
-        data=DataConfig(
-            model=settings.model_name,
-            dataset=DatasetConfig(path=settings.dataset_path),
-            num_examples=settings.num_examples,
-        ),
-        sae=inner.config,
-        train=TrainConfig(
-            samples=samples,
-            batch_size=settings.batch_size,
-            lr=settings.lr,
-            beta1=settings.beta1,
-            beta2=settings.beta2,
-            grad_clip=settings.max_grad_norm,
-            dead_after=settings.n_batches_to_dead * settings.batch_size,
-            log_every=settings.perf_log_freq * settings.batch_size,
-        ),
+    train = TrainConfig(
+        samples=samples,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        beta1=settings.beta1,
+        beta2=settings.beta2,
+        grad_clip=settings.max_grad_norm,
+        dead_after=settings.n_batches_to_dead * settings.batch_size,
+        log_every=settings.perf_log_freq * settings.batch_size,
     )
-    return Training(config, inner, store.num_train, calibration_rows(sample, store.num_train).to(inner.b_dec.device))
+    return Training(train, inner, store.num_train, calibration_rows(sample, store.num_train).to(inner.b_dec.device))
 
 
 @contextmanager

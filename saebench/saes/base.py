@@ -19,6 +19,7 @@ from saebench.config import SAEConfig
 from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
+from saebench.saes.control import keep_near
 from saebench.saes.initial import data_rows, geometric_median, unit_rows
 from saebench.saes.kernels import Precision as Precision
 from saebench.saes.kernels import affine, blocks
@@ -92,6 +93,7 @@ class SAE(nn.Module, ABC):
     config: SAEConfig
     variance: Tensor
     offset: Tensor
+    start_rows: Tensor
 
     def __init__(self, config: SAEConfig, d_in: int) -> None:
         super().__init__()
@@ -106,6 +108,9 @@ class SAE(nn.Module, ABC):
         self.preprocessing = Preprocessing(config.preprocess, d_in)
         self.register_buffer("variance", torch.ones(()))
         self.register_buffer("offset", torch.zeros(()))
+        self.W_dec.requires_grad_(config.control != "frozen_decoder")
+        if config.control == "soft_decoder":
+            self.register_buffer("start_rows", torch.zeros(self.dict_size, d_in), persistent=False)
 
     def extra_repr(self) -> str:
         """What `print` shows: the widths and what sets the sparsity."""
@@ -127,7 +132,8 @@ class SAE(nn.Module, ABC):
 
     def make_encoder(self) -> None:
         """Create the encoder's parameters."""
-        self.W_enc = nn.Parameter(torch.zeros(self.dict_size, self.d_in).t())
+        moves = self.config.control != "frozen_encoder"
+        self.W_enc = nn.Parameter(torch.zeros(self.dict_size, self.d_in).t(), requires_grad=moves)
         self.b_enc = nn.Parameter(torch.zeros(self.dict_size))
 
     # --- what an architecture defines ---
@@ -267,14 +273,17 @@ class SAE(nn.Module, ABC):
         self.b_dec.copy_(geometric_median(z))
         self.W_dec.copy_(self._start_rows(z, generator))
         self.start_encoder()
+        if self.config.control == "soft_decoder":
+            self.start_rows.copy_(self.W_dec)
         self.initialise_from(z)
 
     def start_encoder(self) -> None:
         """Set the encoder's parameters at the start, from the decoder's."""
-        self.W_enc.copy_(self.W_dec.t() * self.config.encoder_scale)
+        scale = 1.0 if self.config.control == "frozen_encoder" else self.config.encoder_scale
+        self.W_enc.copy_(self.W_dec.t() * scale)
 
     def _start_rows(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        if self.config.start == "data":
+        if self.config.start == "data" and self.config.control is None:
             return data_rows(self.dict_size, z, self.b_dec, generator)
         return unit_rows(self.dict_size, self.d_in, generator)
 
@@ -288,10 +297,14 @@ class SAE(nn.Module, ABC):
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """After the step: decoder rows of length 1 again."""
+        """After the step: decoder rows of length 1 again, and as near to their start as a control wants them."""
+        if self.config.control == "frozen_decoder":
+            return
         for rows in blocks(self.dict_size, self.d_in, self.W_dec.device):
             decoder = self.W_dec[rows]
             decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
+        if self.config.control == "soft_decoder":
+            keep_near(self.W_dec, self.start_rows)
 
     def training_input(self, x: Tensor) -> Tensor:
         """A batch (B, d_in), B >= 1, in model space."""

@@ -63,10 +63,10 @@ def _dict_size(name: str, value: float, d_in: int | None) -> float:
 
 def _nulls(draft: Draft) -> Found:
     for i, arm in draft.arms:
-        for name in (*strata.WIDTH, *SAE_CONFIGS[arm.type].sparsity):
+        for name in (*strata.WIDTH, *SAE_CONFIGS[arm.type].sparsity, "control"):
             value = arm.params.get(name)
             if isinstance(value, tuple) and None in value:
-                yield at(f"sae[{i}].{name}", value, None), "is no level: use two arms"
+                yield at(f"sae[{i}].{name}", value, None), "null cannot be a stratum level; split this arm in two"
 
 
 def _axes(draft: Draft) -> Found:

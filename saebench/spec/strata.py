@@ -11,16 +11,16 @@ from saebench.config import SAE_CONFIGS, TrainConfig
 from saebench.spec.grammar import Arm, Range, Scalar, SweepSpec, Value, choices
 
 WIDTH = ("dict_size", "expansion_factor")
-_LABELS = {"k": "k", "dict_size": "n", "expansion_factor": "x", "target_l0": "l0_"}
+_LABELS = {"k": "k", "dict_size": "n", "expansion_factor": "x", "target_l0": "l0_", "control": ""}
 
 
 def axis_names(spec: SweepSpec, arm: Arm) -> tuple[str, ...]:
     """The axes of an arm beside its type. By default the sparsity parameter and the width; else those of
     `search.strata` that the arm has, `dict_size` and `expansion_factor` both standing for the one it gives."""
     if spec.search.strata is None:
-        wanted: tuple[str | None, ...] = (arm.sparsity, arm.width)
+        wanted: tuple[str | None, ...] = (arm.sparsity, arm.width, "control")
     else:
-        wanted = tuple(arm.width if name in WIDTH else name for name in spec.search.strata)
+        wanted = (*(arm.width if name in WIDTH else name for name in spec.search.strata), "control")
     known = SAE_CONFIGS[arm.type].model_fields.keys() | TrainConfig.model_fields.keys()
     names = (name for name in wanted if name is not None and name != "type" and name in known)
     return tuple(name for name in dict.fromkeys(names) if setting(spec, arm, name) is not None)

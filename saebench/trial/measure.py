@@ -73,7 +73,7 @@ def seconds_per_example(config: TrialConfig, d_in: int, device: str) -> float:
     from saebench.trial.trainer import Training
 
     store = _RandomRows(d_in, config.train.batch_size)
-    training = Training.start(config, store, device)
+    training = Training.start(config.sae, config.train, config.seed, store, device)
     for _ in range(WARM_UP):
         training.advance(store.next_batch())
     training.check()

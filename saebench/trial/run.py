@@ -30,7 +30,7 @@ from saebench.runs.paths import TrialPaths
 from saebench.saes import save_sae
 from saebench.trial import checkpoint
 from saebench.trial.metrics import Evaluation
-from saebench.trial.trainer import Part, Training, evaluate
+from saebench.trial.trainer import Part, Training, evaluate, steps
 from saebench.trial.usage import Speed, Usage, gpu_uuid
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ def run_trial(
             cache_dir=cache_dir,
             cache_key=config.cache_key,
         )
-        _Trial(config, paths, report, pending, Training.start(config, store, device), store).run(attempt)
+        training = Training.start(config.sae, train, config.seed, store, device)
+        _Trial(config, paths, report, pending, training, store).run(attempt)
 
 
 def recorded_end(events: Sequence[Event]) -> Event | None:
@@ -142,10 +143,10 @@ class _Trial:
         self.report(Event("start", self.training.samples, info=self._about(attempt, resumed)))
         self.speed = Speed(self.training.samples)
         verdict = Verdict.GO
-        while self.training.samples < self.budget and verdict is Verdict.GO:
-            before = self.training.samples
-            metrics = self.training.advance(self.store.next_batch()[: self.budget - before])
-            verdict = self._after_step(before, metrics)
+        for step in steps(self.training, self.store):
+            before, verdict = step.before, self._after_step(step.before, step.metrics)
+            if verdict is not Verdict.GO:
+                break
         if self.training.samples >= self.budget:
             self._finish([mark for mark in self.marks if mark > before])
         elif verdict is Verdict.PRUNE:

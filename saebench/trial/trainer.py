@@ -1,7 +1,7 @@
 """Training one SAE: the step, what it remembers, and the evaluation on texts that it never saw.
 
-    training = Training.start(config, store, device)
-    for step in train(training, store):              # ends at config.train.samples
+    training = Training.start(sae_config, train_config, seed, store, device)
+    for step in train(training, store):              # ends at train_config.samples
         ...                                          # step.metrics are tensors on the device; reading one waits for it
     training.calibrate(store)
     evaluation = evaluate(training.sae, store)
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, Protocol, Self
 import torch
 from torch import Tensor
 
-from saebench.config import TrialConfig
+from saebench.config import SAEConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.calibrate import rows_per_chunk
@@ -81,11 +81,14 @@ class BadBatchError(DataError, ValueError):
 
 @dataclass(frozen=True)
 class Step:
-    """What one record of training says."""
+    """A training step. Its metrics are on the device; to read one is to wait for it."""
 
     step: int
+    before: int
+    """Examples seen before it."""
     samples: int
-    metrics: dict[str, Tensor | float]
+    """Examples seen after it."""
+    metrics: Metrics
 
 
 class _Now(NamedTuple):
@@ -101,23 +104,23 @@ class Training:
     """An SAE in training: weights, optimiser, dead counters, sparsity control. `Training.start` makes a new one,
     `load_state_dict` takes it to where another one was, to the last bit."""
 
-    def __init__(self, config: TrialConfig, sae: SAE, num_train: int, calibration: Tensor) -> None:
-        self.config, self.sae = config, sae
+    def __init__(self, train: TrainConfig, sae: SAE, num_train: int, calibration: Tensor) -> None:
+        self.train, self.sae = train, sae
         self.device = sae.b_dec.device
-        train = config.train
         self.steps = -(-train.samples // train.batch_size)
         self.lr = train.lr or sae.default_lr(train.batch_size) or default_lr(sae.dict_size)
         self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
         self.step = self.samples = 0
+        moving = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
         decays = {"W_enc": min(0.5, train.encoder_decay * train.batch_size / num_train)}
-        self.optimizer = Adam(sae.named_parameters(), sae.learning_rate_factors(), decays, train, self.lr)
-        self.control = SparsityControl(config.sae, self.steps, self.lr, self.device)
+        self.optimizer = Adam(moving, sae.learning_rate_factors(), decays, train, self.lr)
+        self.control = SparsityControl(sae.config, self.steps, self.lr, self.device)
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
         self._bad = torch.full((2,), -1, device=self.device)
         self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
         self._held = _row_keys(calibration, self._key_weights).sort().values
-        self._revives = config.sae.revives
+        self._revives = sae.config.revives
         self._lists: dict[int, Tensor] = {}
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and train.cuda_graph else None
         self._replay = None if recorder is None else self._recorded_steps(recorder)
@@ -134,18 +137,20 @@ class Training:
         self.sae.zero_grad(set_to_none=True)
 
     @classmethod
-    def start(cls, config: TrialConfig, store: Store, device: str | torch.device = "cpu") -> Self:
-        """A new training from the seed and the store's training rows."""
+    def start(
+        cls, sae: SAEConfig, train: TrainConfig, seed: int, store: Store, device: str | torch.device = "cpu"
+    ) -> Self:
+        """A new training of a new SAE, from the seed and the store's training rows."""
         sample = store.sample(SAMPLE_ROWS)
-        sae = make_sae(config.sae, store.d_in, sample, config.seed).to(device)
-        return cls(config, sae, store.num_train, calibration_rows(sample, store.num_train).to(device))
+        made = make_sae(sae, store.d_in, sample, seed).to(device)
+        return cls(train, made, store.num_train, calibration_rows(sample, store.num_train).to(device))
 
     def advance(self, x: Tensor) -> Metrics:
         """One optimiser step on embeddings x (B, d_in); returns the training metrics, unread."""
         x = self.sae.check_shape(x).to(self.device)
-        budget = self.config.train.samples
+        budget = self.train.samples
         progress = self.samples / budget
-        lr = self.lr * schedule(progress, (self.samples + len(x)) / budget, self.config.train)
+        lr = self.lr * schedule(progress, (self.samples + len(x)) / budget, self.train)
         self._list_dead()
         if self._replay is not None:
             metrics = self._replay(self.dead_index.numel(), x, (progress, lr, self.samples))
@@ -158,7 +163,7 @@ class Training:
     def _step(self, x: Tensor, now: _Now) -> Metrics:
         """What of a step happens on the device. It may be recorded: it changes tensors in place, and on a GPU waits for
         no number."""
-        moment = Moment(now.progress, self.control.coeff(now.progress), self._dead(), self.config.train.precision)
+        moment = Moment(now.progress, self.control.coeff(now.progress), self._dead(), self.train.precision)
         loss = self.sae.loss(self._without_calibration(x), moment)
         self._descend(loss.total, now.lr)
         self._remember(loss, x, now)
@@ -169,7 +174,7 @@ class Training:
         total.backward()  # type: ignore[no-untyped-call]
         settle(self.sae.parameters())
         self.sae.project_gradient()
-        self.optimizer.step(lr, self.config.train.grad_clip)
+        self.optimizer.step(lr, self.train.grad_clip)
         self.sae.constrain()
 
     @torch.no_grad()
@@ -182,7 +187,7 @@ class Training:
     def _list_dead(self) -> None:
         """Draw up the list of dead latents, eight times per window: its length is the one thing the host must wait for.
         On a GPU it is filled up to one of a few lengths, so that a step is one of a few kinds."""
-        every = max(1, self.dead_after // (8 * self.config.train.batch_size))
+        every = max(1, self.dead_after // (8 * self.train.batch_size))
         if self._revives and self.step % every == 0:
             self._set_dead((self.since_fired >= self.dead_after).nonzero().squeeze(1))
 
@@ -222,7 +227,7 @@ class Training:
             "train/dead_features": (self.since_fired >= self.dead_after).sum(),
             **loss.parts,
         }
-        if self.config.sae.penalty is not None:
+        if self.sae.config.penalty is not None:
             metrics["train/sparsity_coeff"] = moment.coeff
         return metrics
 
@@ -250,7 +255,7 @@ class Training:
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         return copies, {
             "version": STATE_VERSION,
-            "type": self.config.sae.type,
+            "type": self.sae.config.type,
             "step": self.step,
             "samples": self.samples,
         }
@@ -263,7 +268,7 @@ class Training:
         ours = self.sae.state_dict()
         theirs = {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
         if (
-            meta.get("type") != self.config.sae.type
+            meta.get("type") != self.sae.config.type
             or ours.keys() != theirs.keys()
             or any(ours[name].shape != theirs[name].shape for name in ours)
         ):
@@ -284,20 +289,27 @@ class Training:
         self.step, self.samples = int(meta["step"]), int(meta["samples"])
 
 
-def train(training: Training, store: Store) -> Iterator[Step]:
-    """Train to the end of the budget; yields at every multiple of `log_every` examples and at the end.
-
-    Raises DivergedError or BadBatchError at such a mark. The last batch is cut, so that the run ends at exactly
-    `samples` examples.
-    """
-    budget = training.config.train.samples
-    every = training.config.train.log_every or max(1, budget // 100)
+def steps(training: Training, store: Store) -> Iterator[Step]:
+    """Train to the end of the budget, step by step. The last batch is cut, so that the run ends at exactly `samples`
+    examples."""
+    budget = training.train.samples
     while training.samples < budget:
-        before = training.samples // every
-        metrics = training.advance(store.next_batch()[: budget - training.samples])
-        if training.samples // every > before or training.samples >= budget:
+        before = training.samples
+        metrics = training.advance(store.next_batch()[: budget - before])
+        yield Step(training.step, before, training.samples, metrics)
+
+
+def train(training: Training, store: Store) -> Iterator[Step]:
+    """The steps that reach a multiple of `log_every` examples, and the last one.
+
+    Raises DivergedError or BadBatchError at such a mark.
+    """
+    budget = training.train.samples
+    every = training.train.log_every or max(1, budget // 100)
+    for step in steps(training, store):
+        if step.samples // every > step.before // every or step.samples >= budget:
             training.check()
-            yield Step(training.step, training.samples, metrics)
+            yield step
 
 
 @torch.no_grad()

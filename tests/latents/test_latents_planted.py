@@ -30,7 +30,7 @@ def found(trial: TrialPaths) -> Latents:
 
 def trained_sae(config: TrialConfig) -> saes.SAE:
     store = open_store(config.data, batch_size=64, seed=0, device="cpu", cache_dir=cache_dir())
-    training = Training.start(config, store, "cpu")
+    training = Training.start(config.sae, config.train, config.seed, store)
     for _ in train(training, store):
         pass
     training.calibrate(store)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.config import SAE_CONFIGS, TrainConfig
 from saebench.saes import Moment
 from saebench.trial.trainer import Training, evaluate, train
 
@@ -60,17 +60,8 @@ def gloss_embeddings(glosses: Path, minilm: Any) -> Tensor:
 
 def trained(rows: Tensor, kind: str, steps: int = 180, **fields: Any) -> tuple[Training, Glosses]:
     store = Glosses(rows, 256)
-    config = TrialConfig(
-        sweep="s",
-        number=0,
-        stratum="x",
-        point="p",
-        seed=0,
-        data=DataConfig(model="m", dataset=DatasetConfig(path="p"), num_examples=TEXTS),
-        sae=SAE_CONFIGS[kind](dict_size=768, **fields),  # type: ignore[arg-type]
-        train=TrainConfig(samples=256 * steps, batch_size=256, lr=2e-3),
-    )
-    training = Training.start(config, store)
+    sae, budget = SAE_CONFIGS[kind](dict_size=768, **fields), TrainConfig(samples=256 * steps, batch_size=256, lr=2e-3)
+    training = Training.start(sae, budget, 0, store)
     for _ in train(training, store):
         pass
     return training, store

@@ -117,7 +117,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def begin(kind: str, rows: Rows, recorder: Recorder | None, **fields: Any) -> Training:
     """As `Training.start` does on a GPU; without a recorder it never replays."""
-    training = Training.start(config(kind, samples=6000, **fields), rows)
+    training = Training.start(*config(kind, samples=6000, **fields), rows)
     if recorder is not None:
         training._replay = training._recorded_steps(recorder)
     return training
@@ -263,7 +263,7 @@ def test_on_a_gpu_a_replayed_training_is_the_one_without(kind: str) -> None:
         results = []
         for graph in (True, False):
             rows = store()
-            training = Training.start(config(kind, samples=6000, cuda_graph=graph), rows, "cuda")
+            training = Training.start(*config(kind, samples=6000, cuda_graph=graph), rows, "cuda")
             silence(training, 5)
             seen = advance(training, _OnGpu(rows), 30)
             results.append((seen, {n: t.cpu() for n, t in training.sae.state_dict().items()}))
@@ -283,7 +283,7 @@ def test_on_a_gpu_a_replayed_training_is_the_one_without(kind: str) -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_on_a_gpu_no_step_waits(kind: str) -> None:
     rows = store()
-    training = Training.start(config(kind, samples=100_000, dead_after=50_000), rows, "cuda")
+    training = Training.start(*config(kind, samples=100_000, dead_after=50_000), rows, "cuda")
     advance(training, _OnGpu(rows), 5)
     batches = [rows.next_batch().cuda() for _ in range(20)]
     torch.cuda.synchronize()

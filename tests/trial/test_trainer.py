@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 from sae_examples import K_SPARSE, PENALISED, TYPES, example
 from torch import Tensor
 
-from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.config import SAEConfig, TrainConfig
 from saebench.saes import NotCalibratedError, load_sae, save_sae
 from saebench.trial.optim import default_lr, schedule
 from saebench.trial.trainer import (
@@ -78,23 +78,23 @@ def store(batch_size: int = 64, n: int = 1000) -> Rows:
     return Rows(rows[:n], rows[n:], batch_size)
 
 
-def config(kind: str = "topk", sae: dict[str, Any] | None = None, seed: int = 0, **fields: Any) -> TrialConfig:
-    return TrialConfig(
-        sweep="s",
-        number=0,
-        stratum="x",
-        point="p",
-        seed=seed,
-        data=DataConfig(model="m", dataset=DatasetConfig(path="p"), num_examples=10),
-        sae=example(kind, **(sae or {})),
-        train=TrainConfig(**{"samples": 3000, "batch_size": 64, "lr": 3e-3, "dead_after": 400, **fields}),
-    )
+class What(NamedTuple):
+    """What a training is made from, but for the rows."""
+
+    sae: SAEConfig
+    train: TrainConfig
+    seed: int
+
+
+def config(kind: str = "topk", sae: dict[str, Any] | None = None, seed: int = 0, **fields: Any) -> What:
+    train = TrainConfig(**{"samples": 3000, "batch_size": 64, "lr": 3e-3, "dead_after": 400, **fields})
+    return What(example(kind, **(sae or {})), train, seed)
 
 
 def run(training: Training, rows: Rows, until: int | None = None) -> list[dict[str, float]]:
     """Step by step to `until` samples, or to the end; the metrics of every step."""
     seen = []
-    budget = training.config.train.samples
+    budget = training.train.samples
     while training.samples < (until or budget):
         metrics = training.advance(rows.next_batch()[: budget - training.samples])
         seen.append({name: float(value) for name, value in metrics.items()})
@@ -109,12 +109,12 @@ def run(training: Training, rows: Rows, until: int | None = None) -> list[dict[s
 def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: str, precision: str) -> None:
     trial = config(kind, precision=precision)
     rows = store()
-    whole = Training.start(trial, rows)
+    whole = Training.start(*trial, rows)
     curve = run(whole, rows)
     whole.calibrate(rows)
 
     rows = store()
-    first = Training.start(trial, rows)
+    first = Training.start(*trial, rows)
     halves = run(first, rows, until=1500)
     first.calibrate(rows)  # evaluations in between change nothing of the training
     tensors, meta = first.state_dict()
@@ -122,7 +122,7 @@ def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: s
     del first
 
     rows = store()
-    second = Training.start(trial, rows)
+    second = Training.start(*trial, rows)
     second.load_state_dict(tensors, meta)
     rows.position = position
     halves += run(second, rows)
@@ -139,7 +139,7 @@ def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: s
 def test_the_list_of_dead_latents_continues_too() -> None:
     """It is drawn up every third step here; a fresh one, made between two of those, would be another list."""
     trial, rows = config(batch_size=16, dead_after=400), store(16)
-    whole = Training.start(trial, rows)
+    whole = Training.start(*trial, rows)
     with torch.no_grad():
         whole.sae.b_enc[:10] -= 3
     run(whole, rows, until=16 * 28)
@@ -148,7 +148,7 @@ def test_the_list_of_dead_latents_continues_too() -> None:
     tensors, meta = whole.state_dict()
     position = rows.position
     curve = run(whole, rows, until=16 * 30)
-    again = Training.start(trial, rows)
+    again = Training.start(*trial, rows)
     again.load_state_dict(tensors, meta)
     rows.position = position
     assert run(again, rows, until=16 * 30) == curve
@@ -158,13 +158,13 @@ def test_the_list_of_dead_latents_continues_too() -> None:
 def test_the_products_that_a_pursuit_picks_by_continue_too() -> None:
     """They are three steps old here; fresh ones would pick other latents."""
     trial, rows = config("omp", batch_size=16), store(16)
-    whole = Training.start(trial, rows)
+    whole = Training.start(*trial, rows)
     run(whole, rows, until=16 * 11)
     tensors, meta = whole.state_dict()
     assert not torch.equal(tensors["state.gram_rows"], tensors["sae.W_dec"])
     position = rows.position
     curve = run(whole, rows, until=16 * 20)
-    again = Training.start(trial, rows)
+    again = Training.start(*trial, rows)
     again.load_state_dict(tensors, meta)
     rows.position = position
     assert run(again, rows, until=16 * 20) == curve
@@ -174,7 +174,7 @@ def test_a_checkpoint_is_tensors_and_json() -> None:
     import json
 
     rows = store()
-    training = Training.start(config(), rows)
+    training = Training.start(*config(), rows)
     run(training, rows, until=200)
     tensors, meta = training.state_dict()
     assert all(isinstance(t, Tensor) and t.is_contiguous() and t.device.type == "cpu" for t in tensors.values())
@@ -186,12 +186,12 @@ def test_a_checkpoint_is_tensors_and_json() -> None:
 
 def test_a_checkpoint_of_something_else_is_refused() -> None:
     rows = store()
-    tensors, meta = Training.start(config("topk"), rows).state_dict()
+    tensors, meta = Training.start(*config("topk"), rows).state_dict()
     for other in (config("vanilla"), config("topk", {"dict_size": 24})):
         with pytest.raises(ValueError, match="another architecture or width"):
-            Training.start(other, rows).load_state_dict(tensors, meta)
+            Training.start(*other, rows).load_state_dict(tensors, meta)
     with pytest.raises(ValueError, match="checkpoint version 99"):
-        Training.start(config("topk"), rows).load_state_dict(tensors, {**meta, "version": 99})
+        Training.start(*config("topk"), rows).load_state_dict(tensors, {**meta, "version": 99})
 
 
 def test_nobody_elses_random_numbers_change_or_matter() -> None:
@@ -200,7 +200,7 @@ def test_nobody_elses_random_numbers_change_or_matter() -> None:
         torch.manual_seed(seed)
         state = torch.get_rng_state()
         rows = store()
-        training = Training.start(config("batchtopk", samples=640), rows)
+        training = Training.start(*config("batchtopk", samples=640), rows)
         run(training, rows)
         training.calibrate(rows)
         evaluate(training.sae, rows, ("knn_overlap_at_10", "similarity_rank_correlation", "probing"))
@@ -210,7 +210,7 @@ def test_nobody_elses_random_numbers_change_or_matter() -> None:
 
 
 def test_the_seed_matters() -> None:
-    one, two = (Training.start(config(seed=s), store()).sae.W_dec for s in (0, 1))
+    one, two = (Training.start(*config(seed=s), store()).sae.W_dec for s in (0, 1))
     assert not torch.equal(one, two)
 
 
@@ -220,7 +220,7 @@ def test_the_seed_matters() -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
     rows = store()
-    training = Training.start(config(kind, samples=10_000, lr=1e-2), rows)
+    training = Training.start(*config(kind, samples=10_000, lr=1e-2), rows)
     curve = run(training, rows)
     torch.testing.assert_close(training.sae.W_dec.norm(dim=1), torch.ones(48))
     training.calibrate(rows)
@@ -237,7 +237,7 @@ def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
 def test_one_step_equals_plain_adam_on_the_same_gradients() -> None:
     """Loss, backward, projection, clipping, Adam, renormalisation, in this order, written out once more."""
     rows, trial = store(), config("topk", {"aux_coeff": 0.0}, grad_clip=0.01, warmup=0.0, decay=0.0)
-    ours, reference = Training.start(trial, rows), Training.start(trial, rows).sae
+    ours, reference = Training.start(*trial, rows), Training.start(*trial, rows).sae
     optimizer = torch.optim.Adam(reference.parameters(), lr=3e-3, eps=6.25e-10, fused=False, foreach=False)
     held = {tuple(row.tolist()) for row in calibration_rows(rows.train, rows.num_train)}
     from saebench.saes import Moment
@@ -267,7 +267,7 @@ def test_adam_is_torchs_on_dense_float64_gradients_also_for_latents_that_rest() 
     did not fire goes on by its momentum."""
     trial = config("topk", {"aux_coeff": 0.0, "preprocess": "none", "dict_size": 240}, grad_clip=0.2, warmup=0, decay=0)
     rows, generator = store(), torch.Generator().manual_seed(0)
-    training = Training.start(trial, rows)
+    training = Training.start(*trial, rows)
     p = {n: q.detach().double().contiguous().requires_grad_() for n, q in training.sae.named_parameters()}
     reference = torch.optim.Adam(p.values(), lr=3e-3, eps=6.25e-10, fused=False, foreach=False)
     rested = torch.zeros(240, dtype=torch.bool)
@@ -299,7 +299,7 @@ def test_adam_is_torchs_on_dense_float64_gradients_also_for_latents_that_rest() 
 def test_encoder_decay_shrinks_the_encoder_alone_by_its_share_of_an_epoch() -> None:
     """64 of 1000 rows, decay 2 per epoch, full lr: W_enc is multiplied by 1 - 0.128, then Adam's step is the same."""
     trials = [config("vanilla", warmup=0.0, decay=0.0, encoder_decay=decay) for decay in (0.0, 2.0)]
-    plain, decayed = (Training.start(trial, store()) for trial in trials)
+    plain, decayed = (Training.start(*trial, store()) for trial in trials)
     before = plain.sae.W_enc.detach().clone()
     x = store().next_batch()
     plain.advance(x), decayed.advance(x)
@@ -312,7 +312,7 @@ def test_encoder_decay_shrinks_the_encoder_alone_by_its_share_of_an_epoch() -> N
 
 def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None:
     rows = store()
-    training = Training.start(config("batchtopk", {"aux_coeff": 0.0}), rows)
+    training = Training.start(*config("batchtopk", {"aux_coeff": 0.0}), rows)
     places = []
     for _ in range(3):
         training.advance(rows.next_batch())
@@ -323,7 +323,7 @@ def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None
 
 def test_the_learning_rate_rises_then_falls_and_is_never_zero() -> None:
     rows = store(100)
-    training = Training.start(config(samples=2000, batch_size=100, warmup=0.2, decay=0.3, lr=1.0e-2), rows)
+    training = Training.start(*config(samples=2000, batch_size=100, warmup=0.2, decay=0.3, lr=1.0e-2), rows)
     rates = [m["train/lr"] / 1e-2 for m in run(training, rows)]
     assert rates == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 11, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6])
 
@@ -335,7 +335,7 @@ def test_schedules_without_warm_up_or_decay() -> None:
 
 def test_the_thresholds_of_jumprelu_have_a_learning_rate_of_their_own() -> None:
     rows = store()
-    training = Training.start(config("jumprelu", {"threshold_lr_factor": 7.0}), rows)
+    training = Training.start(*config("jumprelu", {"threshold_lr_factor": 7.0}), rows)
     training.advance(rows.next_batch())
     rates = {group["lr"] for group in training.optimizer.param_groups}
     assert max(rates) == pytest.approx(7 * min(rates))
@@ -345,7 +345,7 @@ def test_the_thresholds_of_jumprelu_have_a_learning_rate_of_their_own() -> None:
 @pytest.mark.parametrize(("samples", "batch_size"), [(1000, 64), (64, 64), (10, 64), (65, 64), (1, 1)])
 def test_a_run_ends_at_exactly_its_budget(samples: int, batch_size: int) -> None:
     rows = store(batch_size)
-    training = Training.start(config(samples=samples, batch_size=batch_size, log_every=samples), rows)
+    training = Training.start(*config(samples=samples, batch_size=batch_size, log_every=samples), rows)
     steps = list(train(training, rows))
     assert training.samples == steps[-1].samples == samples
     assert training.step == -(-samples // batch_size)
@@ -353,7 +353,7 @@ def test_a_run_ends_at_exactly_its_budget(samples: int, batch_size: int) -> None
 
 def test_records_come_at_multiples_of_log_every_and_at_the_end() -> None:
     rows = store(50)
-    training = Training.start(config(samples=1020, batch_size=50, log_every=200), rows)
+    training = Training.start(*config(samples=1020, batch_size=50, log_every=200), rows)
     steps = list(train(training, rows))
     assert [s.samples for s in steps] == [200, 400, 600, 800, 1000, 1020]
     assert [s.step for s in steps] == [4, 8, 12, 16, 20, 21]
@@ -372,7 +372,7 @@ def test_defaults() -> None:
 
 def test_a_latent_is_dead_once_it_has_not_fired_for_dead_after_examples() -> None:
     rows = store(50)
-    training = Training.start(config(batch_size=50, dead_after=200, samples=10_000), rows)
+    training = Training.start(*config(batch_size=50, dead_after=200, samples=10_000), rows)
     with torch.no_grad():
         training.sae.b_enc[:5] = -1e3
     dead = [m["train/dead_features"] for m in run(training, rows, until=250)]
@@ -386,7 +386,7 @@ def test_auxk_brings_dead_latents_back(kind: str) -> None:
     alive = {}
     for coeff in (0.0, 1 / 32):
         rows = store()
-        training = Training.start(config(kind, {"aux_coeff": coeff}, samples=10_000, lr=1e-2), rows)
+        training = Training.start(*config(kind, {"aux_coeff": coeff}, samples=10_000, lr=1e-2), rows)
         with torch.no_grad():
             training.sae.b_enc[:24] = -3.0
         run(training, rows)
@@ -398,7 +398,7 @@ def test_auxk_brings_dead_latents_back(kind: str) -> None:
 
 def test_evaluating_changes_nothing_in_training() -> None:
     rows = store()
-    training = Training.start(config("batchtopk"), rows)
+    training = Training.start(*config("batchtopk"), rows)
     run(training, rows, until=1000)
     training.calibrate(rows)
     before, _ = training.state_dict()
@@ -423,7 +423,7 @@ def test_calibration_rows_are_a_fixed_small_part_of_the_training_rows() -> None:
 @pytest.mark.parametrize("place", ["first", "middle", "last", "all but one"])
 def test_rows_set_aside_for_calibration_are_never_trained_on(place: str) -> None:
     rows = store()
-    training = Training.start(config(), rows)
+    training = Training.start(*config(), rows)
     held = calibration_rows(rows.train, rows.num_train)
     others = sparse_rows(10, seed=99)
     batch = {
@@ -447,7 +447,7 @@ def test_rows_set_aside_for_calibration_are_never_trained_on(place: str) -> None
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_batch_with_nan_is_told_from_divergence(kind: str, bad: float) -> None:
     rows = store()
-    training = Training.start(config(kind, log_every=640), rows)
+    training = Training.start(*config(kind, log_every=640), rows)
     run(training, rows, until=128)
     rows.train = rows.train.clone()
     rows.train[:, 3] = bad
@@ -461,7 +461,7 @@ def test_a_batch_with_nan_is_told_from_divergence(kind: str, bad: float) -> None
 
 def test_divergence_is_found_at_the_next_record_and_never_saved() -> None:
     rows = store()
-    training = Training.start(config(log_every=640), rows)
+    training = Training.start(*config(log_every=640), rows)
     run(training, rows, until=192)
     with torch.no_grad():
         training.sae.W_dec[0, 0] = torch.nan
@@ -477,11 +477,11 @@ def test_divergence_is_found_at_the_next_record_and_never_saved() -> None:
 def test_an_uncalibrated_batchtopk_cannot_be_evaluated() -> None:
     rows = store()
     with pytest.raises(NotCalibratedError):
-        evaluate(Training.start(config("batchtopk"), rows).sae, rows)
+        evaluate(Training.start(*config("batchtopk"), rows).sae, rows)
 
 
 def test_batches_of_another_shape_or_type_or_none_are_refused() -> None:
-    training = Training.start(config(), store())
+    training = Training.start(*config(), store())
     with pytest.raises(ValueError, match=r"expected \(B, 12\)"):
         training.advance(torch.ones(4, 5))
     with pytest.raises(TypeError, match="int64"):
@@ -496,7 +496,7 @@ def test_batches_of_another_shape_or_type_or_none_are_refused() -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_an_evaluation_is_of_what_is_saved(kind: str, tmp_path: Any) -> None:
     rows = store()
-    training = Training.start(config(kind), rows)
+    training = Training.start(*config(kind), rows)
     run(training, rows)
     training.calibrate(rows)
     result = evaluate(training.sae, rows)
@@ -515,7 +515,7 @@ def test_preprocessing_does_not_change_the_space_of_the_metrics() -> None:
         for factor in (1.0, 1000.0):
             rows = store()
             rows.train, rows.rows = factor * rows.train, factor * rows.rows
-            training = Training.start(config("topk", {"preprocess": preprocess}), rows)
+            training = Training.start(*config("topk", {"preprocess": preprocess}), rows)
             values.append(evaluate(training.sae, rows).values)
         assert values[1]["eval/mse"] == pytest.approx(1e6 * values[0]["eval/mse"], rel=1e-3), preprocess
         assert values[1]["eval/fvu"] == pytest.approx(values[0]["eval/fvu"], rel=1e-3), preprocess
