@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from saebench import telemetry
+from saebench.cli import habits
 from saebench.cli.output import echo
 from saebench.errors import PreflightError, UserError, environment_error_message
 from saebench.terminal.encoding import allow_unencodable
@@ -26,7 +27,9 @@ COMMANDS = {
     "ls": "saebench.cli.show:ls",
     "logs": "saebench.cli.show:logs",
     "stop": "saebench.cli.steer:stop",
+    "resume": "saebench.cli.steer:resume",
     "retry": "saebench.cli.steer:retry",
+    "rm": "saebench.cli.remove:rm",
     "report": "saebench.cli.report:report",
     "best": "saebench.cli.report:best",
     "export": "saebench.cli.report:export",
@@ -34,6 +37,8 @@ COMMANDS = {
     "encode": "saebench.cli.encode:encode",
     "ui": "saebench.cli.ui:ui",
     "cache": "saebench.cli.cache:cache",
+    "help": "saebench.cli.about:help_",
+    "version": "saebench.cli.about:version",
 }
 """Name -> where its click command lives; imported only when it is called."""
 
@@ -50,11 +55,14 @@ class _LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """A misspelt command gets a suggestion."""
-        near = get_close_matches(args[0], COMMANDS, 1)
-        if near and args[0] not in COMMANDS:
-            ctx.fail(f"No such command {args[0]!r}. Did you mean {near[0]!r}?")
-        return super().resolve_command(ctx, args)
+        """Take the words of other tools; a misspelt command gets a suggestion."""
+        name = habits.ALIASES.get(args[0], args[0])
+        if name in habits.COMMANDS:
+            ctx.fail(f"No such command {name!r}: {habits.COMMANDS[name]}.")
+        near = get_close_matches(name, COMMANDS, 1)
+        if near and name not in COMMANDS:
+            ctx.fail(f"No such command {name!r}. Did you mean {near[0]!r}?")
+        return super().resolve_command(ctx, [name, *args[1:]])
 
     def invoke(self, ctx: click.Context) -> Any:
         """Ctrl-C ends in 130, as in a shell and in `sweep`; click alone would say "Aborted!" and exit with 1."""
@@ -62,6 +70,11 @@ class _LazyGroup(click.Group):
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise _InterruptedError from None
+        except click.NoSuchOption as error:
+            hint = habits.OPTIONS.get(error.option_name)
+            if hint is None:
+                raise
+            raise click.NoSuchOption(error.option_name, f"{error.message}: {hint}", ctx=error.ctx) from None
 
 
 class _InterruptedError(Exception):
@@ -69,7 +82,7 @@ class _InterruptedError(Exception):
 
 
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="saebench")
+@click.version_option(None, "-V", "--version", package_name="saebench")
 def cli() -> None:
     """Sweeps of sparse autoencoders over sentence embeddings."""
     telemetry.disable()

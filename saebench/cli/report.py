@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from saebench.cli.browser import open_page
+from saebench.cli.complete import complete_sweeps, complete_trials
 from saebench.cli.options import runs_option, uri_option
 from saebench.cli.output import echo
 from saebench.errors import UserError
@@ -30,12 +32,13 @@ _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only 
 
 
 @click.command()
-@click.argument("sweeps", nargs=-1, metavar="[SWEEP]...")
+@click.argument("sweeps", nargs=-1, metavar="[SWEEP]...", shell_complete=complete_sweeps)
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
 @click.option("--table", "names", multiple=True, type=click.Choice([*NAMES, "all"]), help="Only these tables.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a plot (.png, .svg, .pdf).")
 @click.option("--chart", default="pareto", type=click.Choice([*PLOTS, "all"]), help="Which plot (default: pareto).")
+@click.option("--open", "browse", is_flag=True, help="Write the page (html) and open it in a browser.")
 @click.option("--log", is_flag=True, help="Attach the page and all plots to the sweep's run in MLflow.")
 @_WHERE
 @runs_option
@@ -47,6 +50,7 @@ def report(
     names: tuple[str, ...],
     plot: Path | None,
     chart: str,
+    browse: bool,
     log: bool,
     where: tuple[str, ...],
     runs_dir: str | None,
@@ -60,7 +64,9 @@ def report(
     """
     from saebench.report import load
 
-    kind = kind or (_kind_of(out) if out else "table")
+    kind = kind or (_kind_of(out) if out else "html" if browse else "table")
+    if browse and kind != "html":
+        raise UserError(f"--open shows the page: --format html, not {kind}")
     document = load(*sweeps, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
     if plot:
         drawn = _plots(document, plot, chart)
@@ -72,8 +78,10 @@ def report(
             if not drawn:
                 raise UserError(f"{plot}: {why}")
             echo(why, err=True)
-    if not plot or out or names:
-        _write(document, kind, out, tuple(NAMES) if "all" in names else names)
+    if not plot or out or names or browse:
+        written = _write(document, kind, out, tuple(NAMES) if "all" in names else names)
+        if browse and written and not open_page(written.absolute().as_uri()):
+            echo("no browser was found: open that file yourself", err=True)
     if log:
         echo(f"attached to MLflow: {', '.join(_log(document))}", err=True)
     if kind not in ("table", "markdown", "latex", "html"):
@@ -110,10 +118,11 @@ def _plots(document: Report, path: Path, chart: str) -> dict[str, Path]:
     return drawn
 
 
-def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]) -> None:
+def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]) -> Path | None:
+    """Write or print; return the file, if one was written."""
     if kind == "table":
         _print_tables(document, out, names)
-        return
+        return out
     if kind in ("csv", "json", "parquet") and len(names) > 1:
         raise UserError(f"--format {kind} holds one table; give one --table")
     if kind == "parquet" or (kind == "html" and out is None):
@@ -127,6 +136,7 @@ def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]
         _emit(_text(document, kind, names), out)
     if out:
         echo(f"written: {out}", err=True)
+    return out
 
 
 def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
@@ -199,7 +209,7 @@ def _log(document: Report) -> list[str]:
 
 
 @click.command()
-@click.argument("sweep", required=False, metavar="[SWEEP]")
+@click.argument("sweep", required=False, metavar="[SWEEP]", shell_complete=complete_sweeps)
 @_WHERE
 @click.option("--register", metavar="NAME", help="Register the best trial's SAE in MLflow's model registry.")
 @click.option("--json", "as_json", is_flag=True, help="Print as JSON.")
@@ -248,7 +258,7 @@ def _best_of_all(document: Report, row: dict[str, Any]) -> str:
 
 
 @click.command()
-@click.argument("trial")
+@click.argument("trial", shell_complete=complete_trials)
 @click.option("--to", required=True, type=click.Path(path_type=Path), metavar="DIR", help="A new or empty folder.")
 @click.option(
     "--format",

@@ -7,27 +7,51 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 PATIENCE = 10.0
 """Seconds a server has to end after it was asked to."""
 
 
-def serve(command: Sequence[str], environment: Mapping[str, str] | None = None) -> int:
+def serve(
+    command: Sequence[str],
+    environment: Mapping[str, str] | None = None,
+    health: str = "",
+    ready: Callable[[], None] = lambda: None,
+) -> int:
     """Run `command`, with these additions to the environment, until it ends (its exit status), or until Ctrl-C, SIGTERM
-    or a closed terminal end this process: then the server and all that it started end, too."""
+    or a closed terminal end this process: then the server and all that it started end, too. Calls `ready` once the
+    address `health` answers."""
     windows = sys.platform == "win32"
     if not windows:
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _leave)
     server = subprocess.Popen(command, start_new_session=not windows, env={**os.environ, **(environment or {})})
     try:
+        if health and _answers(health, server):
+            ready()
         return server.wait()
     except KeyboardInterrupt:
         return 0
     finally:
         _end(server)
+
+
+def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
+    """Wait until something answers at `address`; False if the server ended before."""
+    while server.poll() is None:
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            return True
+        except urllib.error.HTTPError:  # an answer
+            return True
+        except OSError:
+            time.sleep(0.1)
+    return False
 
 
 def _leave(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler

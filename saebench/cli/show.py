@@ -12,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
+from saebench.cli.complete import complete_sweeps, complete_trials
 from saebench.cli.options import runs_option
 from saebench.cli.output import echo
 from saebench.errors import SpecError, UserError
@@ -68,7 +69,7 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
 
 
 @click.command()
-@click.argument("name", required=False, metavar="[SWEEP]")
+@click.argument("name", required=False, metavar="[SWEEP]", shell_complete=complete_sweeps)
 @runs_option
 @click.option("--watch", is_flag=True, help="Keep looking until the sweep ends or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
@@ -235,10 +236,10 @@ def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
 
 
 @click.command()
-@click.argument("trial", metavar="TRIAL")
+@click.argument("trial", metavar="TRIAL", shell_complete=complete_trials)
 @click.option("--sweep", "name", metavar="SWEEP", help="Name or directory (default: the sweep that changed last).")
 @runs_option
-@click.option("-f", "--follow", is_flag=True, help="Go on printing what is added until the trial ends or Ctrl-C.")
+@click.option("-f", "--follow", is_flag=True, help="Keep printing what is added until the trial ends or Ctrl-C.")
 def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> None:
     """Print what a trial printed, all attempts. TRIAL is a number, or SWEEP/NUMBER."""
     before, _, number = trial.rpartition("/")

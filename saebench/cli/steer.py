@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
 
+from saebench.cli.complete import complete_sweeps
 from saebench.cli.options import cache_option, plain_option, runs_option
 from saebench.cli.output import echo
 from saebench.cli.show import find_sweep
@@ -13,11 +15,14 @@ from saebench.errors import UserError
 from saebench.runs.durable import write_json, write_text
 from saebench.runs.paths import SweepPaths
 
+if TYPE_CHECKING:
+    from saebench.spec import SweepSpec
+
 
 @click.command()
-@click.argument("name", required=False, metavar="[SWEEP]")
+@click.argument("name", required=False, metavar="[SWEEP]", shell_complete=complete_sweeps)
 @runs_option
-@click.option("--now", is_flag=True, help="Kill running trials; they go on from their last checkpoint later.")
+@click.option("--now", is_flag=True, help="Kill running trials; they resume from their last checkpoint later.")
 def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
     """Ask a running sweep to stop; it can be resumed.
 
@@ -33,7 +38,7 @@ def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
 
 
 @click.command()
-@click.argument("name", required=False, metavar="[SWEEP]")
+@click.argument("name", required=False, metavar="[SWEEP]", shell_complete=complete_sweeps)
 @runs_option
 @cache_option
 @click.option("--failed", "every", is_flag=True, help="All trials that failed (the default).")
@@ -47,16 +52,14 @@ def retry(
     A running sweep takes them in; otherwise the sweep is run from here until they (and what else is left) have ended.
     """
     from saebench.runs.holder import describe, holder
-    from saebench.sweep import run_sweep, spec_of
+    from saebench.sweep import run_sweep
     from saebench.terminal.views import choose_view
 
     if every and numbers:
         raise UserError("--failed and --trial: give one of the two")
     paths = find_sweep(name, runs_dir)
     wanted = _failed(paths, numbers)
-    spec = spec_of(paths)
-    if spec.name != paths.name:
-        raise UserError(f"{paths.root}: the folder of the sweep {spec.name} has another name now; give it back its own")
+    spec = _spec_of(paths)
     write_json(paths.retry, wanted)
     if holder(paths) is not None:
         echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trial{'s' * (len(wanted) > 1)} again")
@@ -64,6 +67,37 @@ def retry(
     view = choose_view(plain=plain)
     result = run_sweep(spec, runs_dir=paths.root.parent, cache_dir=cache_dir, view=view)
     sys.exit(result.exit_code)
+
+
+@click.command()
+@click.argument("name", required=False, metavar="[SWEEP]", shell_complete=complete_sweeps)
+@runs_option
+@cache_option
+@plain_option
+def resume(name: str | None, runs_dir: str | None, cache_dir: str | None, plain: bool) -> None:
+    """Run a sweep from where it stopped, without its spec's file.
+
+    `saebench sweep SPEC` does the same and takes changes (--extend, --set).
+    """
+    from saebench.sweep import run_sweep
+    from saebench.terminal.views import choose_view
+
+    paths = find_sweep(name, runs_dir)
+    spec = _spec_of(paths)
+    result = run_sweep(spec, runs_dir=paths.root.parent, cache_dir=cache_dir, view=choose_view(plain=plain))
+    sys.exit(result.exit_code)
+
+
+def _spec_of(paths: SweepPaths) -> SweepSpec:
+    """The spec that the sweep was started with; raises UserError if its folder was renamed."""
+    from saebench.sweep import spec_of
+
+    spec = spec_of(paths)
+    if spec.name != paths.name:
+        raise UserError(
+            f"{paths.root}: the folder of the sweep {spec.name} was renamed; rename it back, then run this again"
+        )
+    return spec
 
 
 def _failed(paths: SweepPaths, numbers: tuple[int, ...]) -> list[int]:

@@ -1,4 +1,4 @@
-"""sweep: run a spec, or go on with it."""
+"""sweep: run a spec, or resume it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,15 @@ def devices_setting(devices: str) -> str:
 @set_option
 @runs_option
 @cache_option
-@click.option("--devices", metavar="LIST", help="auto, cpu, mps, or GPUs by index or UUID: 0,1. Short for run.devices.")
+@click.option(
+    "--devices", "--gpus", metavar="LIST", help="auto, cpu, mps, or GPUs by index or UUID: 0,1. Short for run.devices."
+)
 @click.option("--per-device", metavar="N", help="Trials at once on one device. Short for run.per_device.")
+@click.option("--name", metavar="NAME", help="Name of the sweep. Short for --set name=NAME.")
 @click.option("--extend", is_flag=True, help="Take more seeds, points or budget into a sweep that exists.")
 @click.option("--retry-failed", is_flag=True, help="Give trials that failed another chance.")
+@click.option("--resume", is_flag=True, hidden=True, help="Nothing: the same command always resumes.")
+@click.option("--dry-run", is_flag=True, help="Show the plan (as `saebench plan`), start nothing.")
 @plain_option
 def sweep(
     spec: Path,
@@ -34,13 +39,16 @@ def sweep(
     cache_dir: str | None,
     devices: str | None,
     per_device: str | None,
+    name: str | None,
     extend: bool,
     retry_failed: bool,
+    resume: bool,  # noqa: ARG001 - said by who is used to it
+    dry_run: bool,
     plain: bool,
 ) -> None:
-    """Run the sweep of SPEC, or go on with it.
+    """Run the sweep of SPEC, or resume it.
 
-    The same command again goes on where it stopped. Ctrl-C once: running trials checkpoint and leave; twice: now.
+    The same command again resumes where it stopped. Ctrl-C once: running trials checkpoint and leave; twice: now.
     SIGTERM, SIGUSR1 and a closed terminal count like Ctrl-C. Exit codes: 0 all well, 2 the spec or the command line,
     3 some trials failed, 4 given up, 5 device, data or tracking, 6 another process works on it, 75 stopped but
     resumable, 130 interrupted.
@@ -50,6 +58,13 @@ def sweep(
 
     short = [devices_setting(devices)] if devices else []
     short += [f"run.per_device={per_device}"] if per_device else []
+    short += [f"name={name}"] if name else []
+    if dry_run:
+        from saebench.cli.plan import show_plan
+        from saebench.spec import load_spec
+
+        show_plan(load_spec(spec, [*overrides, *short]), runs_dir, cache_dir)
+        return
     result = run_sweep(
         spec,
         runs_dir=runs_dir,

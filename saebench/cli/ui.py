@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from saebench.cli.complete import complete_sweeps
 from saebench.cli.options import runs_option, uri_option
 from saebench.cli.output import echo
 from saebench.errors import PreflightError, UserError
@@ -17,15 +18,19 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("sweep", required=False, metavar="[SWEEP]")
+@click.argument("sweep", required=False, metavar="[SWEEP]", shell_complete=complete_sweeps)
 @click.option("--port", type=click.IntRange(1, 65535), help="Default: 5000, or the next that is free.")
+@click.option("--open/--no-open", "browse", default=None, help="Open a browser (default: on a terminal).")
 @runs_option
 @uri_option
-def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: str | None) -> None:
+def ui(
+    sweep: str | None, port: int | None, browse: bool | None, runs_dir: str | None, tracking_uri: str | None
+) -> None:
     """Open MLflow's own pages on SWEEP's record.
 
-    Starts `mlflow ui` on 127.0.0.1 and says where; Ctrl-C ends it.
+    Starts `mlflow ui` on 127.0.0.1, prints its address once it answers and opens a browser; Ctrl-C ends it.
     """
+    from saebench.cli.browser import open_page
     from saebench.cli.serve import serve
     from saebench.report.sources import find
     from saebench.runs.secrets import mask
@@ -33,14 +38,26 @@ def ui(sweep: str | None, port: int | None, runs_dir: str | None, tracking_uri: 
 
     source = find([sweep] if sweep else [], runs_dir, tracking_uri)[0]
     page = views.page(source.experiment_id, source.name, saved=_experiment_tags(source))
+    browse = sys.stdout.isatty() if browse is None else browse
     if source.uri.startswith(("http://", "https://")):
-        echo(f"{mask(source.uri).rstrip('/')}{page}")
+        address = f"{mask(source.uri).rstrip('/')}{page}"
+        echo(address)
+        if browse:
+            open_page(address)
         return
     port = _port(port)
-    echo(f"http://127.0.0.1:{port}{page}   ({mask(source.uri)}; Ctrl-C ends it)")
+    address = f"http://127.0.0.1:{port}{page}"
+
+    def ready() -> None:
+        echo(f"{address}   ({mask(source.uri)}; Ctrl-C ends it)")
+        if browse:
+            open_page(address)
+
+    echo(f"starting MLflow's pages on {mask(source.uri)} ...", err=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port", str(port)]
     # in the environment: `ps` shows a command line, with any password in it, to every user of the machine
-    sys.exit(serve(command, {"MLFLOW_BACKEND_STORE_URI": source.uri}))
+    ended = serve(command, {"MLFLOW_BACKEND_STORE_URI": source.uri}, f"http://127.0.0.1:{port}/health", ready)
+    sys.exit(ended)
 
 
 def _experiment_tags(source: Source) -> list[str] | None:

@@ -20,6 +20,7 @@ from saebench.spec.overrides import override
 from saebench.spec.reading import Reader
 from saebench.spec.rules import check
 from saebench.spec.source import compose, read_text
+from saebench.spec.synonyms import meant
 from saebench.sweep_config import SearchConfig
 
 
@@ -99,7 +100,7 @@ def _moved_hint(name: str) -> str:
         return f"did you mean train.{name}?"
     if any(name in config.model_fields for config in SAE_CONFIGS.values()):
         return f"{name} belongs to an arm, under sae"
-    return ""
+    return meant(name)
 
 
 # --- arms, train, search ---------------------------------------------------------------------------------------------
@@ -156,7 +157,9 @@ def _arm_hint(field: str, name: str) -> str:
     if field in TrainConfig.model_fields:
         return f"did you mean train.{field}?"
     owners = [other for other, config in SAE_CONFIGS.items() if field in config.model_fields]
-    return f"{name} has none; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'}" if owners else ""
+    if field == "k" and "target_l0" in SAE_CONFIGS[name].model_fields:
+        return f"{name} is held at a sparsity by target_l0, which means the same on average"
+    return f"{name} has none; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'}" if owners else meant(field)
 
 
 def _whole(reader: Reader, model: type[Config], params: Mapping[str, Value], place: Place, key: str) -> None:
@@ -187,7 +190,7 @@ def _train(reader: Reader, root: Table) -> dict[str, Value]:
 
 def _train_hint(name: str) -> str:
     owners = [other for other, config in SAE_CONFIGS.items() if name in config.model_fields]
-    return f"{name} belongs to an arm, under sae" if owners else ""
+    return f"{name} belongs to an arm, under sae" if owners else meant(name)
 
 
 def _search(reader: Reader, root: Table, arms: Sequence[Arm]) -> SearchConfig:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
+
+from saebench.cli.serve import serve
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 SERVER = """
@@ -50,6 +55,35 @@ def test_a_second_signal_ends_a_server_that_takes_its_time() -> None:
         us.send_signal(signal.SIGTERM)
         assert us.wait(20) == 143
     assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
+
+
+@pytest.fixture
+def _handlers() -> Iterator[None]:
+    """`serve` takes over signals of its process."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_it_is_called_ready_when_it_answers_and_not_before(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = f"import http.server as h; h.HTTPServer(('127.0.0.1', {port}), h.SimpleHTTPRequestHandler).handle_request()"
+    called: list[bool] = []
+    status = serve([sys.executable, "-c", code], None, f"http://127.0.0.1:{port}/", lambda: called.append(True))
+    assert (status, called) == (0, [True]), tmp_path
+
+
+@pytest.mark.usefixtures("_handlers")
+def test_a_server_that_ends_before_it_answers_is_not_called_ready() -> None:
+    called: list[bool] = []
+    status = serve(
+        [sys.executable, "-c", "raise SystemExit(4)"], None, "http://127.0.0.1:1/", lambda: called.append(True)
+    )
+    assert (status, called) == (4, [])
 
 
 def test_its_exit_status_is_ours() -> None:

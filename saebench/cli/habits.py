@@ -1,0 +1,44 @@
+"""Words that people bring from other tools: aliases where they do no harm, else one line that names the command."""
+
+from __future__ import annotations
+
+ALIASES = {
+    "compare": "report",
+    "delete": "rm",
+    "list": "ls",
+    "log": "logs",
+    "remove": "rm",
+    "run": "sweep",
+    "show": "status",
+    "start": "sweep",
+}
+"""What somebody may type -> the command that does it."""
+COMMANDS = {
+    "agent": "there are no agents: `saebench sweep SPEC` starts its workers itself",
+    "clean": "`saebench rm SWEEP` removes a sweep, `saebench cache gc` embeddings",
+    "eval": "`saebench report SWEEP` shows the metrics of a sweep",
+    "evaluate": "`saebench report SWEEP` shows the metrics of a sweep",
+    "kill": "`saebench stop SWEEP --now`",
+    "new": "`saebench init` writes a spec",
+    "pause": "`saebench stop SWEEP`; `saebench resume SWEEP` goes on",
+    "plot": "`saebench report SWEEP --plot FILE.png`",
+    "server": "`saebench ui` starts MLflow's pages",
+    "train": "`saebench sweep SPEC` trains what the spec asks for",
+}
+"""What is no command, and what to do instead."""
+OPTIONS = {
+    "--batch-size": "--set train.batch_size=N",
+    "--config": "the spec is the argument: saebench sweep SPEC",
+    "--device": "--devices LIST",
+    "--epochs": "--set train.samples=N: the budget is a number of embeddings",
+    "--force": "a sweep is never overwritten: --set name=NAME, or saebench rm SWEEP first",
+    "--k": "--set 'sae[0].k=[8, 16]'",
+    "--learning-rate": "--set train.lr=X",
+    "--lr": "--set train.lr=X",
+    "--seed": "--set 'seeds=[0, 1, 2]'",
+    "--seeds": "--set 'seeds=[0, 1, 2]'",
+    "--verbose": "saebench logs TRIAL shows what a trial printed",
+    "--yes": "only rm asks",
+    "-v": "saebench logs TRIAL shows what a trial printed",
+}
+"""What is no option of a command, and what to write instead."""
