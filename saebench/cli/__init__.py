@@ -35,6 +35,7 @@ COMMANDS = {
     "export": "saebench.cli.report:export",
     "latents": "saebench.cli.latents:latents",
     "encode": "saebench.cli.encode:encode",
+    "explain": "saebench.cli.explain:explain",
     "ui": "saebench.cli.ui:ui",
     "cache": "saebench.cli.cache:cache",
     "help": "saebench.cli.about:help_",

@@ -63,8 +63,8 @@ def latents(
     from saebench.latents.find import trials
 
     kind = kind or (SUFFIXES.get(out.suffix.lower(), "table") if out else "table")
-    chosen = trials(name, runs_dir, _best)
-    other = trials(against, runs_dir, _best)[0] if against else None
+    chosen = trials(name, runs_dir, best_of)
+    other = trials(against, runs_dir, best_of)[0] if against else None
     if kind in ("html", "json") and len(chosen) > 1 and table == "latents":
         names = ", ".join(trial.name for trial in chosen)
         raise UserError(f"--format {kind} holds one trial; give one of the best of each stratum: {names}")
@@ -75,22 +75,22 @@ def latents(
             click.echo(f"note: {one.trial.name}: {note}", err=True)
     fired = _fired(analyses[0], texts)
     if texts and kind not in ("html", "json"):
-        _show([tables.fired_table(analyses[0], text, values) for text, values in fired], kind, out)
+        show([tables.fired_table(analyses[0], text, values) for text, values in fired], kind, out)
     elif table in ("scores", "labels"):
-        _show([tables.scores(analyses, table, second, circular_anyway, cache_dir, build)], kind, out)
+        show([tables.scores(analyses, table, second, circular_anyway, cache_dir, build)], kind, out)
     elif kind == "html":
         from saebench.latents.page import page
 
         out = out or analyses[0].trial.folder / "latents.html"
-        _write(out, page(analyses[0], fired))
+        write(out, page(analyses[0], fired))
     elif kind == "json" and table == "latents":
         _write_json(analyses[0], out)
     else:
         whole = kind != "table" or out is not None
-        _show([tables.trials(analyses) if table == "trials" else tables.latents(analyses, whole)], kind, out)
+        show([tables.trials(analyses) if table == "trials" else tables.latents(analyses, whole)], kind, out)
 
 
-def _best(sweep: str | None, runs_dir: str | None) -> list[Path]:
+def best_of(sweep: str | None, runs_dir: str | None) -> list[Path]:
     """Directories of the best complete trials of a sweep, one per stratum."""
     from saebench.report import load
 
@@ -121,7 +121,7 @@ def _fired(one: Latents, texts: Sequence[str]) -> list[tuple[str, dict[int, floa
 # --- out -------------------------------------------------------------------------------------------------------------
 
 
-def _show(tables: Sequence[Table], kind: str, out: Path | None) -> None:
+def show(tables: Sequence[Table], kind: str, out: Path | None) -> None:
     from saebench.report import formats
 
     if kind == "table":
@@ -138,7 +138,7 @@ def _show(tables: Sequence[Table], kind: str, out: Path | None) -> None:
         show = {"csv": formats.csv, "json": formats.to_json, "markdown": formats.markdown_table,
                 "latex": formats.latex_table}[kind]  # fmt: skip
         text = "\n".join(show(table) for table in tables)
-        click.echo(text, nl=False) if out is None else _write(out, text)
+        click.echo(text, nl=False) if out is None else write(out, text)
 
 
 def _print(tables: Sequence[Table], out: Path | None) -> None:
@@ -159,10 +159,10 @@ def _print(tables: Sequence[Table], out: Path | None) -> None:
         if table.note:
             console.print(table.note, style="dim", highlight=False, markup=False)
     if out and file:
-        _write(out, file.getvalue())
+        write(out, file.getvalue())
 
 
-def _write(out: Path, text: str) -> None:
+def write(out: Path, text: str) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(text, encoding="utf-8", errors="replace")
@@ -178,4 +178,4 @@ def _write_json(one: Latents, out: Path | None) -> None:
 
     text = io.StringIO()
     write_json(one, text)
-    click.echo(text.getvalue(), nl=False) if out is None else _write(out, text.getvalue())
+    click.echo(text.getvalue(), nl=False) if out is None else write(out, text.getvalue())

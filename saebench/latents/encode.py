@@ -41,6 +41,11 @@ class Encoder:
             raise UserError(f"{self.trial.name}: trained on embeddings of one's own: there is no encoder for new texts")
         return SentenceEncoder(self.trial.config.data, self._device, self._model)
 
+    @property
+    def model(self) -> Any:
+        """The SentenceTransformer, loaded."""
+        return self._sentences.model
+
     def embed(self, texts: Sequence[str]) -> Floats:
         """(len(texts), d_in) float32 as the sweep's cache has them: cleaned texts, stored type and all."""
         how = self.trial.config.data.clean
