@@ -24,7 +24,7 @@ _ENVIRONMENT_ERRNOS = frozenset(
 
 
 class UserError(Exception):
-    """Something the user can mend; `str()` is one line per problem."""
+    """Something the user can fix; `str()` is one line per problem."""
 
     exit_code = 2
 

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from saebench.config import SAE_CONFIGS
 from saebench.plan import Plan, Stratum, cardinality
+from saebench.runs.state import TrialState
+from saebench.runs.tags import Tag
 from saebench.spec import Range, options
-from saebench.sweep_config import PruneConfig
-
-TPE_STARTUP = 10
-"""Trials that Optuna's TPE draws at random before it learns (its default, per study)."""
+from saebench.sweep_config import TPE_STARTUP, PruneConfig
 
 
 @dataclass(frozen=True)
 class Work:
-    """Upper bounds: every point with every seed, nothing stopped early. Counts only; how long they take depends on
+    """Upper bounds: nothing stopped early, every refinement needed. Counts only; how long they take depends on
     the machine."""
 
     trials: int
+    """Refinements and the seeds that compare included."""
     train_examples: int
     """Embeddings trained on, over all trials."""
     eval_examples: int
@@ -39,10 +40,10 @@ class Work:
 
 def work(plan: Plan) -> Work:
     """What the plan asks for at most."""
-    data, seeds = plan.spec.data, len(plan.spec.seeds)
+    data = plan.spec.data
     flops: float | None = None
     if plan.d_in is not None:
-        flops = sum(flops_per_example(s, plan.d_in) * s.points * seeds * plan.samples for s in plan.strata)
+        flops = sum(flops_per_example(s, plan.d_in) * plan.trials_of(s) * plan.samples for s in plan.strata)
     copied = {"all": None, "best": 1, "none": 0}[plan.spec.tracking.log_sae]
     return Work(
         trials=plan.n_trials,
@@ -66,9 +67,9 @@ def _weights(plan: Plan, each: int | None) -> int | None:
     """Bytes of `each` SAEs of every stratum, or of all: two matrices in float32; vectors are not counted."""
     if plan.d_in is None:
         return None
-    seeds, d_in = len(plan.spec.seeds), plan.d_in
+    d_in = plan.d_in
     return sum(
-        2 * 4 * d_in * _width(s, d_in) * (s.points * seeds if each is None else min(each, s.points * seeds))
+        2 * 4 * d_in * _width(s, d_in) * (plan.trials_of(s) if each is None else min(each, plan.trials_of(s)))
         for s in plan.strata
     )
 
@@ -86,6 +87,45 @@ def flops_per_example(stratum: Stratum, d_in: int) -> float:
     found = {**stratum.fixed, **stratum.axes}
     k = max(option or 0 for option in options("k", found.get("k") or stratum.space.get("k")))
     return SAE_CONFIGS[stratum.type].flops_per_example(d_in, _width(stratum, d_in), k)
+
+
+REFINEMENTS = 2
+"""Points by which a stratum is refined as a rule."""
+
+
+class Row(NamedTuple):
+    """What is counted of a trial; a TrialState has the same names."""
+
+    stratum: str
+    seed: int
+    state: str
+    search: Mapping[str, str]
+
+
+def trials_left(plan: Plan, states: Iterable[Row | TrialState]) -> int:
+    """Return how many trials are still to begin, as far as those that there are tell: points to draw, as many
+    refinements as usual, and the other seeds of what will be chosen. The one estimate of the sweep's own view and of
+    `saebench status`."""
+    known: dict[str, list[Row | TrialState]] = {}
+    for state in states:
+        known.setdefault(state.stratum, []).append(state)
+    return sum(_left(plan, stratum, known.get(stratum.id, [])) for stratum in plan.strata)
+
+
+def _left(plan: Plan, stratum: Stratum, states: list[Row | TrialState]) -> int:
+    seeds = plan.spec.seeds
+    first = [s for s in states if s.seed == seeds[0]]
+    drawn = [s for s in first if Tag.REFINED not in s.search]
+    failed = sum(s.state == "failed" for s in drawn)
+    extra = max(1, stratum.points // 4) if stratum.space and stratum.grid is None else 0
+    draws = max(0, stratum.points + min(failed, extra) - len(drawn))
+    newest = max((int(s.search.get(Tag.CHOICE, 0)) for s in states), default=0)
+    compared = [s for s in states if s.seed != seeds[0] and int(s.search.get(Tag.CHOICE, 0)) == newest]
+    if plan.spec.replicate == "all":
+        points = sum(s.state != "failed" for s in first) + draws
+        return draws + max(0, points * (len(seeds) - 1) - sum(s.seed != seeds[0] for s in states))
+    refinements = 0 if compared else max(0, min(REFINEMENTS, stratum.refine) - (len(first) - len(drawn)))
+    return draws + refinements + max(0, len(seeds) - 1 - len(compared))
 
 
 def advice(plan: Plan) -> list[str]:
@@ -109,8 +149,8 @@ def _search(plan: Plan) -> Iterator[str]:
             yield f"{stratum.type}: only {size:.0f} different points in a stratum, not {asked}; grid tries each once"
         elif search.sampler == "tpe" and stratum.points <= TPE_STARTUP:
             yield (
-                f"tpe draws the first {TPE_STARTUP} points of a stratum at random and there are {stratum.points}: "
-                "search.sampler: qmc spreads so few better"
+                f"tpe learns after the first {TPE_STARTUP} points of a stratum and there are {stratum.points}: "
+                "it draws what qmc draws"
             )
         elif search.sampler == "cmaes" and stratum.points < 2 * (4 + int(3 * math.log(len(stratum.space)))):
             yield f"cmaes learns from generations of points, and {stratum.points} points are hardly two: use qmc"

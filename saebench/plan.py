@@ -31,6 +31,8 @@ Measured on the full learning curves of 208 points in 16 strata (experiments/ear
 Spearman(FVU here, final FVU) is 0.83 on average in the former (0.60 at a tenth, 0.94 at half). Median with two startup
 trials keeps a point within 1% of the best in 84 to 98% of random orders, and at 25 or 35% in no more of them; what is
 lost is nearly all jumprelu's, whose best points look average until late."""
+LEAST_REFINED = 3
+"""Drawn points of a stratum below which none is refined: there is nothing to fit."""
 DEAD_WINDOW = 100_000
 """Most examples of the default dead window (TrainConfig.dead_after)."""
 
@@ -52,7 +54,9 @@ class Stratum:
     space: dict[str, Choices | Range]
     """What is searched; every tuple has at least two choices."""
     points: int
-    """How many points to try, a target: already tried ones count."""
+    """How many points to draw, a target: already drawn ones count."""
+    refine: int = 0
+    """How many more may be tried around the best one; 0 where no range is searched."""
     grid: tuple[dict[str, Scalar], ...] | None = None
     """All points of the grid sampler; None for other samplers."""
 
@@ -75,8 +79,13 @@ class Plan:
 
     @property
     def n_trials(self) -> int:
-        """Trials if every point is trained with every seed: an upper bound under `replicate: survivors`."""
-        return self.n_points * len(self.spec.seeds)
+        """Upper bound on the trials: every refinement, and the other seeds of the chosen points (or of all)."""
+        return sum(self.trials_of(stratum) for stratum in self.strata)
+
+    def trials_of(self, stratum: Stratum) -> int:
+        """Upper bound on the trials of one stratum."""
+        tried = stratum.points + stratum.refine
+        return tried + (1 if self.spec.replicate == "chosen" else tried) * (len(self.spec.seeds) - 1)
 
     @cached_property
     def eval_every(self) -> int:
@@ -218,8 +227,11 @@ def _strata(spec: SweepSpec, arm: Arm, d_in: int | None) -> Iterator[Stratum]:
             fixed[name] = options(name, value)[0]
     grid = tuple(_grid(space)) if spec.search.sampler == "grid" else None
     points = len(grid) if grid is not None else int(min(spec.search.points or 1, cardinality(space)))
+    ranges = grid is None and any(isinstance(v, Range) for v in space.values())
+    refine = spec.search.refine if ranges and points >= LEAST_REFINED else 0
+    refine = int(min(refine, cardinality(space) - points))
     for axes in cross(spec, arm, d_in):
-        yield Stratum(stratum_id(axes), arm.type, axes, fixed, space, points, grid)
+        yield Stratum(stratum_id(axes), arm.type, axes, fixed, space, points, refine, grid)
 
 
 def _grid(space: Mapping[str, Choices | Range]) -> Iterator[dict[str, Scalar]]:

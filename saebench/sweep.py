@@ -1,12 +1,13 @@
-"""`run_sweep`: from a spec to the last trial, and the same call again to go on.
+"""`run_sweep`: from a spec to the last trial, and the same call again to resume.
 
-First everything that can be wrong is found out (spec, tracking server, devices, texts and encoder, widths), then the
+First everything that can be wrong is checked (spec, tracking server, devices, texts and encoder, widths), then the
 sweep's directory gets its lock.json, and only then trials start. A sweep that fails before leaves nothing behind.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 from saebench import telemetry
 from saebench.errors import PreflightError, SpecError, environment_error_message
-from saebench.executors.local import TARGET, LocalExecutor
+from saebench.executors import TARGET
+from saebench.executors.table import make_executor
 from saebench.hub import embedding_width
 from saebench.plan import make_plan
 from saebench.runs import corpus
 from saebench.runs import paths as places
 from saebench.runs.board import Board
-from saebench.runs.durable import write_json, write_text
+from saebench.runs.durable import write_text
 from saebench.runs.holder import hold_sweep_dir, now
-from saebench.runs.lock import check_unchanged, provenance, read_lock
+from saebench.runs.lock import Extension, Lock, Tracked, check_unchanged, provenance, read_lock, write_lock
 from saebench.runs.paths import SweepPaths
-from saebench.runs.secrets import mask
+from saebench.runs.secrets import is_masked, mask
 from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.interrupts import Interrupts
-from saebench.scheduler.ledger import Ledger
+from saebench.scheduler.ledger import Ledger, MovedError
 from saebench.scheduler.recovery import await_orphans, recover
 from saebench.spec import SweepSpec, parse_spec
 from saebench.spec.load import folder_of, load_text
@@ -94,12 +96,14 @@ def run_sweep(
     quiet: bool = False,
     view: View | None = None,
     target: str = TARGET,
+    executor: Executor | None = None,
 ) -> SweepResult:
-    """Run a sweep, or go on with it. Works from a script (no main guard), a notebook or a thread.
+    """Run a sweep, or resume it. Works from a script (no main guard), a notebook or a thread.
 
     spec: a file, a mapping as YAML would give it, or a `SweepSpec`. overrides: "key=value" as for `--set`. extend: take
     more seeds, points, devices or budget into a sweep that exists. retry_failed: give failed trials another chance.
-    target: "module:function" that a worker runs for a trial, with the signature of `trial.run_trial`.
+    target: "module:function" that a worker runs for a trial, with the signature of `trial.run_trial`. executor: where
+    trials run in place of what `run.executor` names: an object of the protocol `executors.Executor`; it is closed.
 
     Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
     """
@@ -113,24 +117,27 @@ def run_sweep(
         LoggedView(view or choose_view(quiet=quiet), paths.log) as shown,
     ):
         try:
-            work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target)
+            work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target, executor)
             return work.run(extend, retry_failed)
         except KeyboardInterrupt:
             shown.say(f"{signals.why or 'interrupted'}: ended at once")
             return SweepResult(paths.name, paths.root, signals.exit_code, signals.why)
         except _StoppedError:
-            shown.say("ended early: saebench stop; the same command goes on")
+            shown.say("ended early: saebench stop; run the same command to resume")
             return SweepResult(paths.name, paths.root, 75, "saebench stop")
-        except OSError as error:
-            words = environment_error_message(error)
-            if words is None:
+        except MovedError as error:
+            shown.say(f"ended early: {error}; move it back, or resume it from where it is now")
+            return SweepResult(paths.name, paths.root, 75, str(error))
+        except (OSError, RuntimeError, MemoryError) as error:
+            message = environment_error_message(error)
+            if message is None:
                 raise
-            if error.filename is None:
-                words = f"{paths.root}: {words}"
+            if getattr(error, "filename", None) is None:
+                message = f"{paths.root}: {message}"
             if not paths.lock.exists():
-                raise PreflightError(words) from error
-            shown.say(f"ended early: {words}; once that is mended the same command goes on")
-            return SweepResult(paths.name, paths.root, 75, words)
+                raise PreflightError(message) from error
+            shown.say(f"ended early: {message}; fix that, then run the same command to resume")
+            return SweepResult(paths.name, paths.root, 75, message)
 
 
 class _StoppedError(Exception):
@@ -139,13 +146,13 @@ class _StoppedError(Exception):
 
 @contextlib.contextmanager
 def _preflight() -> Iterator[None]:
-    """What the machine refuses before anything has begun is for the user to mend."""
+    """Turn what the machine refuses before anything has begun into a PreflightError."""
     try:
         yield
-    except OSError as error:
-        if (words := environment_error_message(error)) is None:
+    except (OSError, RuntimeError, MemoryError) as error:
+        if (message := environment_error_message(error)) is None:
             raise
-        raise PreflightError(words) from error
+        raise PreflightError(message) from error
 
 
 @dataclass(frozen=True)
@@ -180,37 +187,49 @@ class _Sweep:
     """One life of a sweep's scheduler."""
 
     def __init__(
-        self, given: _Given, paths: SweepPaths, cache: Path, view: View, signals: Interrupts, target: str
+        self,
+        given: _Given,
+        paths: SweepPaths,
+        cache: Path,
+        view: View,
+        signals: Interrupts,
+        target: str,
+        executor: Executor | None,
     ) -> None:
-        self._given, self._spec, self._target = given, given.spec, target
+        self._given, self._spec, self._target, self._executor = given, given.spec, target, executor
         self._paths, self._cache, self._view, self._signals = paths, cache, view, signals
+        self._lost: list[str] = []
 
     def run(self, extend: bool, retry_failed: bool) -> SweepResult:
         from saebench.study import Search
         from saebench.tracking import Tracker
 
-        self._paths.stop.unlink(missing_ok=True)
-        lock = read_lock(self._paths)
-        changes = check_unchanged(lock, self._spec.plain(), self._paths, extend=extend) if lock else {}
+        self._remove_stop()
+        lock = self._known_lock()
+        changes = check_unchanged(lock.spec, self._spec.plain(), self._paths, extend=extend) if lock else {}
         tracker = Tracker(self._paths, self._reachable_tracking(lock), self._spec.name)
-        with contextlib.closing(LocalExecutor(self._spec.run, self._cache, self._target)) as executor:
+        made = self._executor or make_executor(self._spec.run, self._cache, self._target)
+        with contextlib.closing(made) as executor:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
             self._view.say(f"embedding cache: {self._cache}")
-            info = self._resolved(lock, self._data(executor, lock or {}), changes)
-            plan = make_plan(self._spec, int(info["d_in"]), info.get("digest"))
-            if "num_train" in info:
-                plan.check_corpus(int(info["num_train"]))
+            lock = self._resolved(lock, self._data(executor, lock), changes)
+            plan = make_plan(self._spec, lock.d_in, lock.digest)
+            if lock.num_train is not None:
+                plan.check_corpus(lock.num_train)
             await_orphans(self._paths.trials(), self._view.note)
             self._paths.remove_left_overs()
             search = Search(plan, self._paths.journal)
-            tracker.start(info)
+            tracker.start(lock.info())
             self._view.say(f"tracking: {mask(tracker.uri)}")
             exit_code, patience = 75, HURRIED_PATIENCE
             try:
-                self._write_lock(info, tracker)
-                board, halt = self._trials(plan.n_trials, search, executor, tracker, retry_failed)
-                exit_code = halt.exit_code if halt else 3 if board.failures else 0
+                self._write_lock(lock, tracker)
+                board, halt = self._trials(search, executor, tracker, retry_failed)
+                exit_code = halt.exit_code if halt else 3 if board.failures or self._lost else 0
                 patience = HURRIED_PATIENCE if halt else END_PATIENCE
+            except MovedError:
+                patience = 0.0
+                raise
             finally:
                 waiting = partial(self._await, patience)
                 lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience, waiting=waiting)
@@ -228,18 +247,36 @@ class _Sweep:
 
     # --- before the first trial --------------------------------------------------------------------------------------
 
-    def _reachable_tracking(self, lock: Mapping[str, Any] | None) -> TrackingConfig:
-        """The spec's tracking with the address that this start uses; PreflightError when nothing there answers."""
+    def _remove_stop(self) -> None:
+        with contextlib.suppress(OSError):  # a folder, or in a directory that cannot be written to, which is said later
+            self._paths.stop.unlink(missing_ok=True)
+
+    def _known_lock(self) -> Lock | None:
+        """The sweep's lock.json. One that was lost is written again from the spec, with which every trial that there is
+        is compared when it is recovered."""
+        try:
+            lock = read_lock(self._paths)
+            if lock is None and self._paths.trials():
+                raise SpecError(f"{self._paths.lock}: is missing")
+        except SpecError as error:
+            self._lost.append(f"{error}; written again from the spec, without when and with which versions it began")
+            return None
+        return lock
+
+    def _reachable_tracking(self, lock: Lock | None) -> TrackingConfig:
+        """The spec's tracking with the address that this start uses; PreflightError if nothing there answers."""
         from saebench.tracking.address import start_uri
         from saebench.tracking.server import check
 
-        tracking, before = self._spec.tracking, (lock or {}).get("tracking", {})
-        uri = start_uri(tracking, before.get("uri"), self._view.note, self._paths.root, before.get("run_id", ""))
+        tracking, before = self._spec.tracking, lock.tracking if lock else Tracked()
+        if tracking.uri and is_masked(tracking.uri):
+            tracking = tracking.model_copy(update={"uri": _unmasked(tracking.uri)})
+        uri = start_uri(tracking, before.uri or None, self._view.note, self._paths.root, before.run_id)
         check(uri)
         return tracking.model_copy(update={"uri": uri})
 
-    def _data(self, executor: Executor, lock: dict[str, Any]) -> dict[str, Any]:
-        """What is known of the embeddings, once they are all there. Others than at the first start are not made."""
+    def _data(self, executor: Executor, lock: Lock | None) -> dict[str, Any]:
+        """Fields of the lock about the embeddings, once they are all there; PreflightError for others than at first."""
         data = self._spec.data
         if not data.cache:
             width = embedding_width(data.model, data.revision)
@@ -249,9 +286,9 @@ class _Sweep:
         from saebench.stores import cache
 
         key = cache.entry_folder(data, self._cache).name
-        if lock.get("digest", key) != key:
+        if lock is not None and lock.digest not in (None, key):
             raise PreflightError(
-                f"{self._paths.root}: began with other texts or another model: embeddings {lock['digest']}, now they "
+                f"{self._paths.root}: began with other texts or another model: embeddings {lock.digest}, now they "
                 f"are {key}; put back what has changed, or give the sweep another name"
             )
         devices = list(dict.fromkeys(slot.device for slot in executor.slots))
@@ -275,37 +312,42 @@ class _Sweep:
         else:
             self._view.encoding(progress)
 
-    def _resolved(self, lock: dict[str, Any] | None, data: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-        """What lock.json holds: as before, but for what was extended."""
+    def _resolved(self, lock: Lock | None, data: dict[str, Any], changes: dict[str, tuple[Any, Any]]) -> Lock:
+        """What lock.json is to hold: as before, but for what was extended."""
+        spec = self._spec
         if lock is None:
-            head = {"format": 1, "name": self._spec.name, "description": self._spec.description}
-            return {**head, "spec": self._spec.plain(), **data, **provenance(self._given.folder)}
-        if lock["d_in"] != data["d_in"]:
+            head = {"name": spec.name, "description": spec.description, "spec": spec.plain()}
+            return Lock(**head, **data, **provenance(self._given.folder))
+        if lock.d_in != data["d_in"]:
             raise PreflightError(
-                f"{self._paths.root}: began with embeddings of width {lock['d_in']}, now it is {data['d_in']}"
+                f"{self._paths.root}: began with embeddings of width {lock.d_in}, now it is {data['d_in']}"
             )
         if not changes:
             return lock
-        extended = [*lock.get("extended", []), {"at": now(), "changes": changes}]
-        return {**lock, "spec": self._spec.plain(), "extended": extended}
+        extended = (*lock.extended, Extension(at=now(), changes=changes))
+        return lock.model_copy(update={"spec": spec.plain(), "extended": extended})
 
-    def _write_lock(self, info: dict[str, Any], tracker: Tracker) -> None:
-        where = {"uri": mask(tracker.uri), "experiment_id": tracker.experiment_id, "run_id": tracker.run_id}
-        lock = {**info, "tracking": where}
-        if lock != read_lock(self._paths):
-            write_text(self._paths.spec, self._given.text)
-            write_json(self._paths.lock, lock)
+    def _write_lock(self, lock: Lock, tracker: Tracker) -> None:
+        where = Tracked(uri=mask(tracker.uri), experiment_id=tracker.experiment_id, run_id=tracker.run_id)
+        lock = lock.model_copy(update={"tracking": where})
+        if lock.info() != _info_on_disk(self._paths) or not self._paths.spec.is_file():
+            write_text(self._paths.spec, mask(self._given.text))
+            write_lock(self._paths, lock)
 
     # --- the trials --------------------------------------------------------------------------------------------------
 
     def _trials(
-        self, planned: int, search: Search, executor: Executor, tracker: Tracker, retry_failed: bool
+        self, search: Search, executor: Executor, tracker: Tracker, retry_failed: bool
     ) -> tuple[Board, Halt | None]:
         self._signals.patient = True
-        board = Board(self._spec.name, planned)
+        board = Board(self._spec.name)
         ledger = Ledger(self._paths, search, tracker, board)
-        waiting = recover(ledger, search, retry_failed=retry_failed)
+        recovered = recover(ledger, search, retry_failed=retry_failed, note=self._view.note)
+        self._lost += recovered.lost
+        for line in self._lost:
+            self._view.say(f"damaged: {line}")
         board.ended_before, board.started = board.ended, time.time()
+        ledger.refresh_board()
         scheduler = Scheduler(
             ledger,
             search,
@@ -314,12 +356,12 @@ class _Sweep:
             self._signals,
             failures=self._spec.run.failures,
             budget=self._spec.budget,
-            waiting=waiting,
+            waiting=recovered.waiting,
         )
         try:
             return board, scheduler.run()
         finally:
-            self._paths.stop.unlink(missing_ok=True)
+            self._remove_stop()
 
     def _await(self, patience: float, lag: Lag) -> None:
         why = f" ({lag.error})" if lag.error else ""
@@ -334,22 +376,40 @@ class _Sweep:
         elif lag.error:
             say(f"the runs in MLflow are not closed ({lag.error}); run the same command to close them")
         if halt is None:
-            board.planned = board.ended  # replicates of points that were stopped have never been due
+            board.left = 0
         say(f"{counts_text(board).plain} in {duration(time.time() - board.started)}")
         for line in failure_lines(board):
             say(f"failed {line}")
         if halt is not None:
-            again = "" if halt.exit_code == 4 else "; the same command goes on"
+            again = "" if halt.exit_code == 4 else "; run the same command to resume"
             say(f"ended early: {halt.reason}{again}")
         elif board.failures:
-            say(f"try the failed ones again: saebench retry {self._spec.name}")
+            say(f"retry the failed ones: saebench retry {self._spec.name}")
+        if self._lost:
+            say(f"{len(self._lost)} files of this sweep are lost or damaged (above, and in {self._paths.log})")
         say(f"report: saebench report {self._paths.root}")
         say(f"MLflow: saebench ui {self._paths.root}")
 
 
+def _info_on_disk(paths: SweepPaths) -> dict[str, Any] | None:
+    try:
+        lock = read_lock(paths)
+    except SpecError:
+        return None
+    return lock.info() if lock else None
+
+
+def _unmasked(uri: str) -> str:
+    """The address with its secrets, which are not stored: MLFLOW_TRACKING_URI has them, if it is the same otherwise."""
+    known = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if mask(known) != uri:
+        raise PreflightError(f"tracking.uri: {uri}: its secret is not stored; set MLFLOW_TRACKING_URI")
+    return known
+
+
 def spec_of(paths: SweepPaths) -> SweepSpec:
-    """The resolved spec of a sweep that exists; raises SpecError where there is none."""
+    """Return the resolved spec of a sweep that exists; raise SpecError if there is none."""
     lock = read_lock(paths)
     if lock is None:
         raise SpecError(f"{paths.root}: there is no such sweep")
-    return parse_spec(lock["spec"], label=str(paths.lock))
+    return parse_spec(lock.spec, label=str(paths.lock))

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from saebench.config import Config, Fraction, PositiveFloat, PositiveInt
 
+TPE_STARTUP = 10
+"""Points of the shared sequence with which the sampler tpe begins before it learns."""
+
 
 class SearchConfig(Config):
     """How points are drawn inside a stratum."""
@@ -15,13 +18,15 @@ class SearchConfig(Config):
     sampler: Literal["grid", "random", "qmc", "tpe", "cmaes"] = "tpe"
     """Optuna sampler; grid crosses every list."""
     points: PositiveInt | None = None
-    """Points per stratum, a target (not that many more on resume); null: one, or the whole grid."""
+    """Points drawn per stratum, a target (not that many more on resume); null: one, or the whole grid."""
+    refine: Annotated[int, Field(ge=0)] = 4
+    """Points that may be added per stratum around the best one, where ranges are searched; fewer once it is located."""
     objective: str = "eval/fvu"
     """Metric to improve, measured on the hold-out."""
     direction: Literal["minimize", "maximize"] = "minimize"
     """Which way is better."""
     seed: int = 0
-    """Seed of the samplers."""
+    """Seed of the samplers. Strata that search the same space draw the same points."""
     strata: tuple[str, ...] | None = None
     """Stratum axes; null: type, the sparsity parameter and the width."""
     enqueue: tuple[dict[str, Any], ...] = ()
@@ -92,8 +97,9 @@ class FailuresConfig(Config):
 class RunConfig(Config):
     """Where trials run."""
 
-    executor: Literal["local"] = "local"
-    """local: processes on this machine."""
+    executor: Literal["local", "in_process"] = "local"
+    """local: processes on this machine. in_process: threads of the sweep's own process, on the CPU, for debuggers. May
+    differ at every start."""
     devices: Literal["auto", "cpu", "mps"] | tuple[int | str, ...] = "auto"
     """auto: CUDA, then MPS, then CPU; a list names GPUs by index or UUID."""
     per_device: PositiveInt | None = None

@@ -192,6 +192,14 @@ class ToyDecision:
 
 
 @dataclass
+class ToyEnded:
+    state: Any
+    values: dict[str, float]
+    kind: FailureKind | None = None
+    verdict: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class ToySearch:
     """Hands out `trials` trials; stops those in `weak` at the mark given there."""
 
@@ -234,6 +242,27 @@ class ToySearch:
         self.tells.append((number, state))
         self.told.setdefault(number, state)
         self.values[number] = dict(values)
+
+    def tags(self, number: int) -> dict[str, str]:  # noqa: ARG002 - the protocol's signature
+        return {"saebench.role": "search"}
+
+    def left(self) -> int:
+        return self.trials - len(self.asked)
+
+    def numbers(self) -> list[int]:
+        return list(self.asked)
+
+    def config(self, number: int) -> TrialConfig | None:
+        return trial_config(number, total=self.total) if number in self.asked else None
+
+    def ended(self, number: int) -> ToyEnded | None:
+        return ToyEnded(self.told[number], self.values[number]) if number in self.told else None
+
+    def restore(self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]) -> bool:  # noqa: ARG002
+        if config != trial_config(config.number, total=self.total):
+            return False
+        self.asked = sorted({*self.asked, config.number})
+        return True
 
     def reopen(self, number: int) -> TrialConfig:
         assert self.told.pop(number) == "failed"

@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "saebench"
 
 LAYERS = [
-    {"errors", "config", "metrics", "cores", "escape", "telemetry"},
+    {"errors", "config", "metrics", "cores", "escape", "telemetry", "response"},
     {"sweep_config", "runs", "hub"},
     {"spec"},
     {"plan"},
@@ -34,6 +34,7 @@ FORBIDDEN = {
     "study": {"saes", "stores", "trial", "worker"},
     "tracking": {"saes", "stores", "trial", "worker"},
     "report": {"saes", "stores", "trial", "worker", "scheduler"},
+    "scheduler": {"terminal"},
     "saes": {"stores"},
     "stores": {"saes"},
 }

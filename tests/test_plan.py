@@ -40,7 +40,7 @@ def test_type_sparsity_and_width_are_crossed_and_each_stratum_gets_the_same_poin
     found = plan(seeds=[0, 1])
     assert ids(found) == ["topk-k16-n128", "topk-k16-n256", "topk-k32-n128", "topk-k32-n256", "batchtopk-k16-n256"]
     assert {stratum.points for stratum in found.strata} == {3}
-    assert (found.n_points, found.n_trials) == (15, 30)
+    assert (found.n_points, found.n_trials) == (15, 40)
     first = found.strata[0]
     assert first.axes == {"type": "topk", "k": 16, "dict_size": 128}
     assert first.fixed == {"samples": 100_000, "batch_size": 1000}
@@ -277,24 +277,25 @@ def test_rungs_are_marks_at_powers_of_the_reduction_factor() -> None:
 # --- what it costs, and what is odd ----------------------------------------------------------------------------------
 
 
-def test_work_counts_every_point_with_every_seed() -> None:
+def test_work_counts_points_refinements_and_the_seeds_that_compare() -> None:
+    """3 points, 4 refinements, 1 seed that measures the choice."""
     found = plan(sae=[{"type": "vanilla", "l1_coeff": 1, "dict_size": 128}], seeds=[0, 1])
     cost = work(found)
-    assert cost.trials == 6
-    assert cost.train_examples == 600_000
-    assert cost.eval_examples == 6 * (20 * 333 + 667), "a tenth of 10,000 texts: a third validation, two thirds test"
-    assert cost.train_flops == 600_000 * 10 * 64 * 128
+    assert cost.trials == 8
+    assert cost.train_examples == 800_000
+    assert cost.eval_examples == 8 * (20 * 333 + 667), "a tenth of 10,000 texts: a third validation, two thirds test"
+    assert cost.train_flops == 800_000 * 10 * 64 * 128
     assert cost.texts == 10_000
     assert cost.embedding_bytes == 10_000 * 64 * 4
     assert work(plan(d_in=None)).train_flops is None
 
 
-@pytest.mark.parametrize(("log_sae", "copies"), [("all", 6), ("best", 1), ("none", 0)])
+@pytest.mark.parametrize(("log_sae", "copies"), [("all", 8), ("best", 1), ("none", 0)])
 def test_work_says_what_the_saes_take_on_the_disk_and_in_mlflow(log_sae: str, copies: int) -> None:
     arm = {"type": "vanilla", "l1_coeff": 1, "dict_size": 128}
     cost = work(plan(sae=[arm], seeds=[0, 1], tracking={"log_sae": log_sae}))
     one = 2 * 64 * 128 * 4
-    assert (cost.sae_bytes, cost.copied_bytes) == (6 * one, copies * one)
+    assert (cost.sae_bytes, cost.copied_bytes) == (8 * one, copies * one)
     assert work(plan(d_in=None)).sae_bytes is None
 
 
@@ -316,7 +317,7 @@ def test_nothing_is_odd_about_a_plain_plan() -> None:
     [
         (
             {"search": {"points": 8, "sampler": "tpe"}},
-            "tpe draws the first 10 points of a stratum at random and there are 8: search.sampler: qmc",
+            "tpe learns after the first 10 points of a stratum and there are 8: it draws what qmc draws",
         ),
         ({"search": {"points": 2}}, "median never acts in strata of 2 points: it needs 3 (prune.startup_trials: 2)"),
         ({"search": {"points": 1}, "prune": {"pruner": "asha"}}, "asha never acts in strata of 1 point"),

@@ -22,8 +22,6 @@ import pytest
 import yaml
 
 from saebench.errors import DataError, PreflightError, SpecError
-from saebench.executors.in_process import InProcessExecutor
-from saebench.executors.local import LocalExecutor
 from saebench.runs import events
 from saebench.runs.paths import SweepPaths, TrialPaths
 from saebench.runs.state import TrialState, read_config, read_state
@@ -61,18 +59,19 @@ def spec(**changes: Any) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def _toys(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Workers find the toys; MLflow's database lies in tmp_path."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    here = Path(__file__).parent
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(here.parent), str(here)]))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
-def sweep(tmp_path: Path, empty_database: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SweepResult]:
+def sweep(tmp_path: Path, empty_database: Path) -> Callable[..., SweepResult]:
     """Run a sweep: with workers in processes, or (where processes are not the point) in threads."""
     shutil.copy(empty_database, tmp_path)
 
     def run(given: dict[str, Any] | None = None, *, threads: bool = False, **more: Any) -> SweepResult:
-        monkeypatch.setattr("saebench.sweep.LocalExecutor", InProcessExecutor if threads else LocalExecutor)
+        more["overrides"] = [*more.get("overrides", ()), f"run.executor={'in_process' if threads else 'local'}"]
         return run_sweep(given or spec(), runs_dir=tmp_path / "runs", **{"quiet": True, "target": TOY, **more})
 
     return run
@@ -211,7 +210,7 @@ def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str] | None
 
 
 def evaluations(root: Path) -> int:
-    return sum(kind == "eval" for trial in histories(root).values() for kind, _, _ in trial)
+    return sum(e.type == "eval" for trial in SweepPaths(root).trials() for e, _ in events.read(trial.events))
 
 
 def workers() -> list[psutil.Process]:
@@ -261,7 +260,7 @@ def test_a_signal_ends_a_script_and_the_sweep_goes_on_later(
     output, _ = process.communicate(timeout=60)
     assert process.returncode == code, output
     assert set(states(root)) <= {"interrupted", "complete"}
-    assert "the same command goes on" in output
+    assert "run the same command to resume" in output
     assert sweep(threads=True).ok
     assert states(root) == ["complete"] * 4
 
@@ -304,7 +303,7 @@ def test_a_disk_that_fills_up_ends_the_sweep_in_one_line_and_it_goes_on_later(
         ended = sweep(threads=True)
     assert ended.exit_code == 75
     assert ended.reason == f"{root}/trials/0002/state.json: No space left on device"
-    assert "once that is mended the same command goes on" in (root / "scheduler.log").read_text()
+    assert "fix that, then run the same command to resume" in (root / "scheduler.log").read_text()
     assert sweep(threads=True).ok
 
 
@@ -314,7 +313,7 @@ def test_a_disk_that_is_full_from_the_start_leaves_nothing_behind(
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")  # as write() does, which knows no name
 
-    monkeypatch.setattr("saebench.sweep.write_json", full)
+    monkeypatch.setattr("saebench.runs.lock.write_json", full)
     with pytest.raises(PreflightError, match=r"runs/toy: No space left on device$"):
         sweep(threads=True)
     assert not (tmp_path / "runs").exists()
@@ -366,7 +365,7 @@ def test_a_changed_spec_is_refused_and_extend_takes_what_may_grow(sweep: Callabl
     sweep(threads=True, given=spec(seeds=[0]))
     with pytest.raises(SpecError, match=r"train.samples: 400 -> 500"):
         sweep(threads=True, given=spec(seeds=[0], train__samples=500))
-    with pytest.raises(SpecError, match="--extend takes these changes"):
+    with pytest.raises(SpecError, match="run the same command with --extend"):
         sweep(threads=True, given=spec(seeds=[0, 1]))
     result = sweep(threads=True, given=spec(seeds=[0, 1]), extend=True)
     assert result.counts == {"complete": 4}

@@ -30,7 +30,7 @@ class Texts:
 
 
 def a_board() -> Board:
-    board = Board("quickstart", 24)
+    board = Board("quickstart", left=8)
     board.counts.update(complete=10, pruned=2, failed=3, running=1, interrupted=0)
     board.running[12] = Running(12, "topk-k16-n1536", 1, "cpu (1/1)", 2, 1000, samples=250, fvu=0.25, l0=16.0)
     board.failures = {3: "diverged: loss is nan", 4: "crashed: ended by SIGSEGV", 7: "diverged: loss is nan"}
@@ -98,21 +98,32 @@ def test_stopping_and_a_tracking_server_that_is_away_are_said() -> None:
 
 
 def test_eta_counts_the_running_trials_by_their_part() -> None:
-    """2 trials ended and half of a third in 100 s; 7.5 of 10 remain: 300 s."""
-    board = Board("x", 10)
-    board.counts["complete"] = 5
+    """Five trials of 100 samples took 40 s each, at other starts too; the sixth is half-way after 20 s, four are left:
+    450 samples at 2.5 a second on the one slot that is busy."""
+    board = Board("x", left=4)
+    board.counts.update(complete=5, running=1)
+    board.pace.trials, board.pace.samples, board.pace.seconds = 5, 500, 200.0
     board.ended_before = 3
-    board.running[5] = Running(5, "s", 0, "cpu", 1, 100, samples=50)
-    board.started = time.time() - 100
-    eta = board.eta()
-    assert eta is not None
-    assert eta == pytest.approx(100 / 2.5 * 4.5, rel=0.01)
+    now = time.time()
+    board.running[5] = Running(5, "s", 0, "cpu", 1, 100, samples=50, since=now - 20)
+    board.started = now - 100
+    assert board.eta(now) == pytest.approx(450 / 2.5)
     assert "about 3:00 to go" in pace_text(board)
     assert board.rate() == pytest.approx(2 / (100 / 60), rel=0.01)
 
 
+def test_two_busy_slots_halve_the_time_and_an_interrupted_trial_counts() -> None:
+    board = Board("x", left=3)
+    board.counts.update(complete=5, running=2, interrupted=1)
+    board.pace.trials, board.pace.samples, board.pace.seconds = 5, 500, 200.0
+    now = time.time()
+    for n in (5, 6):
+        board.running[n] = Running(n, "s", 0, "cpu", 1, 100, samples=50, since=now - 20)
+    assert board.eta(now) == pytest.approx((100 + 400) / 2.5 / 2)
+
+
 def test_no_pace_before_there_is_a_measure() -> None:
-    board = Board("x", 10)
+    board = Board("x", left=10)
     assert board.eta() is None
     assert board.rate() is None
 

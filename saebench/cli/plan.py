@@ -113,7 +113,7 @@ def _times(number: int) -> str:
 
 
 def _at_most(plan: Plan) -> str:
-    return "at most " if len(plan.spec.seeds) > 1 and plan.spec.replicate == "survivors" else ""
+    return "at most " if any(stratum.refine for stratum in plan.strata) else ""
 
 
 def _heading(plan: Plan) -> Text:
@@ -136,7 +136,7 @@ def _strata_table(plan: Plan) -> Table:
     table = Table(stratum_column, "searched", *numbers, *verdicts, box=box.SIMPLE_HEAD, pad_edge=False)
     for stratum in plan.strata:
         verdict = [_verdicts(plan, stratum)] if pruned else []
-        trials = str(stratum.points * len(plan.spec.seeds))
+        trials = f"{_at_most(plan)}{plan.trials_of(stratum)}"
         table.add_row(stratum.id, describe_space(stratum), str(stratum.points), trials, *verdict)
     return table
 
@@ -175,7 +175,8 @@ def _lines(plan: Plan, entry: dict[str, Any], corpus: Corpus | None) -> list[tup
     seeds = ", ".join(map(str, spec.seeds[:10])) + (", ..." if len(spec.seeds) > 10 else "")
     flops = f", about {cost.train_flops:.2g} FLOPs in the SAEs" if cost.train_flops is not None else ""
     in_all = f"{_at_most(plan)}{cost.train_examples:,}"
-    replicates = "" if len(spec.seeds) == 1 else f"; replicates: {_REPLICATES[spec.replicate]}"
+    measured = f"; the first searches, the others measure {_REPLICATES[spec.replicate]}"
+    replicates = measured if len(spec.seeds) > 1 else ""
     return [
         ("trials", f"{counts(plan)} ({spec.search.sampler}); seeds {seeds}{replicates}"),
         ("encode", _encoding(plan, entry)),
@@ -193,7 +194,7 @@ def _lines(plan: Plan, entry: dict[str, Any], corpus: Corpus | None) -> list[tup
     ]
 
 
-_REPLICATES = {"survivors": "only of points that were not stopped", "all": "of every point"}
+_REPLICATES = {"chosen": "the chosen point", "all": "every point"}
 
 
 def _encoding(plan: Plan, entry: dict[str, Any]) -> str:

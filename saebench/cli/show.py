@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from saebench.runs.paths import SweepPaths, TrialPaths
 
 if TYPE_CHECKING:
     from saebench.runs.board import Board
+    from saebench.runs.state import TrialState
 
 POLL = 0.5
 """Seconds between two looks at a file that is followed."""
@@ -138,7 +140,8 @@ def _watch(paths: SweepPaths) -> None:
         console.line()
 
 
-def _board(paths: SweepPaths) -> Board:
+def _board(paths: SweepPaths, states: list[TrialState] | None = None) -> Board:
+    from saebench.forecast import trials_left
     from saebench.plan import make_plan
     from saebench.runs.board import read_board
     from saebench.runs.holder import holder
@@ -147,8 +150,9 @@ def _board(paths: SweepPaths) -> Board:
 
     lock = read_lock(paths)
     held = holder(paths)
-    planned = make_plan(spec_of(paths), lock.get("d_in")).n_trials if lock else 0
-    board = read_board(paths, planned, since=held["since"] if held else None)
+    plan = make_plan(spec_of(paths), lock.d_in) if lock else None
+    left = partial(trials_left, plan) if plan else lambda _: 0
+    board = read_board(paths, held["since"] if held else None, states, left)
     if paths.stop.exists():
         board.stopping = "saebench stop"
     return board
@@ -164,13 +168,13 @@ def _scheduler_line(paths: SweepPaths) -> str:
 
 
 def _as_json(paths: SweepPaths) -> dict[str, Any]:
+    from saebench.runs.board import read_states
     from saebench.runs.holder import holder
     from saebench.runs.lock import read_lock
-    from saebench.runs.state import read_state
 
-    board = _board(paths)
-    lock = read_lock(paths) or {}
-    states = [state for trial in paths.trials() if (state := read_state(trial)) is not None]
+    states = list(read_states(paths, partial(click.echo, err=True)))
+    board = _board(paths, states)
+    lock = read_lock(paths)
     return {
         "sweep": paths.name,
         "root": str(paths.root),
@@ -180,7 +184,7 @@ def _as_json(paths: SweepPaths) -> dict[str, Any]:
         "counts": {state: count for state, count in board.counts.items() if count},
         "trials_per_minute": board.rate(),
         "seconds_left": board.eta(),
-        "tracking": lock.get("tracking"),
+        "tracking": lock.tracking.model_dump() if lock else None,
         "running": [asdict(row) for row in board.running.values()],
         "failures": {f"{number:04d}": reason for number, reason in board.failures.items()},
         "trials": [asdict(state) for state in states],
@@ -211,7 +215,8 @@ def _lock_or_word(paths: SweepPaths) -> dict[str, Any]:
     from saebench.runs.lock import read_lock
 
     try:
-        return read_lock(paths) or {}
+        lock = read_lock(paths)
+        return lock.info() if lock else {}
     except SpecError as error:
         echo(f"saebench: {error}", err=True)
         return {}

@@ -15,9 +15,11 @@ from saebench.devices import Slot
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.paths import TrialPaths
 
-__all__ = ["Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "Slot", "check_free"]
+__all__ = ["TARGET", "Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "Slot", "check_free"]
 
 How = Literal["leave", "kill"]
+TARGET = "saebench.trial.run:run_trial"
+"""What an attempt runs, unless somebody names another "module:function"."""
 
 
 @dataclass(frozen=True)

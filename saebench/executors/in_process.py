@@ -1,4 +1,4 @@
-"""The twin of the local executor: the same targets and messages, in the calling process, for tests and debugging."""
+"""Trials in the calling process: the same targets and messages as the local executor, for tests and debuggers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saebench.devices import Slot
-from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message, check_free
-from saebench.executors.local import TARGET
+from saebench.errors import PreflightError
+from saebench.executors import TARGET, Attempt, EventMessage, ExitMessage, How, Message, check_free
+from saebench.executors.outcome import NO_RESULT, recorded_outcome
 from saebench.runs.events import Event, Verdict
 from saebench.sweep_config import RunConfig
 from saebench.worker import VERDICT_WAIT, Request, work
@@ -65,23 +66,22 @@ class _Thread:
         self.messages.put(self._exit())
 
     def _exit(self) -> ExitMessage:
-        last = self.last
-        if last is not None and last.type in ("done", "left"):
-            return ExitMessage(self.number, None, str(last.info.get("why", last.type)))
-        if last is not None and last.type == "failed":
-            return ExitMessage(self.number, last.info["kind"], last.info["message"])
-        if self.killed:
-            return ExitMessage(self.number, "killed", "killed")
-        return ExitMessage(self.number, "crash", "ended without a word about how")
+        recorded = recorded_outcome(self.last, killed=self.killed)
+        return ExitMessage(self.number, *(recorded or ("crash", NO_RESULT)))
 
 
 class InProcessExecutor:
     """See `Executor`. A thread per attempt on the CPU; a killed one ends at its next event or step.
 
-    Environment, log file and torch's number of threads are those of the calling process.
+    A breakpoint in a trial stops that trial. Environment, output and torch's number of threads are those of the
+    calling process.
     """
 
     def __init__(self, run: RunConfig, cache_dir: Path, target: str = TARGET) -> None:
+        if run.devices not in ("auto", "cpu"):
+            raise PreflightError(
+                f"run.devices: {run.devices}: run.executor: in_process trains on the CPU; use run.executor: local"
+            )
         self._slots = tuple(Slot(i, "cpu", f"in process {i}") for i in range(run.per_device or 1))
         self._cache_dir = cache_dir
         self._target = target

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from saebench.devices import Slot, make_slots, uses_gpu
-from saebench.executors import Attempt, EventMessage, ExitMessage, How, Message, check_free
+from saebench.executors import TARGET, Attempt, EventMessage, ExitMessage, How, Message, check_free
+from saebench.executors.outcome import NO_RESULT, recorded_outcome
 from saebench.executors.spawner import (
     Exited,
     Notice,
@@ -30,7 +31,6 @@ from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.sweep_config import RunConfig
 from saebench.worker import Request
 
-TARGET = "saebench.trial.run:run_trial"
 DRAIN = 10.0
 """Seconds after which a slot is given back although NVML still counts memory of its dead worker."""
 TICK = 0.02
@@ -235,15 +235,11 @@ def environment(slot: Slot) -> dict[str, str]:
 
 
 def outcome(worker: _Worker) -> tuple[FailureKind | None, str]:
-    """What an end was, and one line about it; a recorded event counts for more than how the process ended after it."""
+    """Return (kind, one line about it) of an attempt whose process has exited."""
     assert worker.exited is not None
-    last, status = worker.last, worker.exited.status
-    if last is not None and last.type in ("done", "left"):
-        return None, str(last.info.get("why", last.type))
-    if last is not None and last.type == "failed":
-        return last.info["kind"], last.info["message"]
-    if worker.killed:
-        return "killed", "killed"
+    status = worker.exited.status
+    if (recorded := recorded_outcome(worker.last, killed=worker.killed)) is not None:
+        return recorded
     if status is None:
         return worker.exited.kind, worker.exited.detail
     if sys.platform != "win32" and status == -signal.SIGKILL:
@@ -251,7 +247,7 @@ def outcome(worker: _Worker) -> tuple[FailureKind | None, str]:
     if status < 0:
         return "crash", f"ended by {signal_name(-status)}"
     if status == 0:
-        return "crash", "ended without a word about how"
+        return "crash", NO_RESULT
     return "crash", f"ended with exit status {status}"
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
 from saebench.report.sources import Source
+from saebench.runs.tags import Tag
 from saebench.tracking.server import open_reader, reading
-from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     import numpy as np

@@ -20,8 +20,8 @@ from saebench.report.read import read
 from saebench.report.sources import Source, directory_of, find
 from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
 from saebench.runs.secrets import mask
+from saebench.runs.tags import Tag
 from saebench.tracking.server import open_reader, reading
-from saebench.tracking.tags import Tag
 from saebench.tracking.uploads import SAE_FILES, is_plain, sae_files
 
 if TYPE_CHECKING:

@@ -15,8 +15,8 @@ from saebench.errors import UserError
 from saebench.report import artifacts, wire
 from saebench.report.sources import Source, known_runs, pages
 from saebench.report.table import number_of
+from saebench.runs.tags import Tag
 from saebench.tracking.server import open_reader, reading
-from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,9 +12,9 @@ from typing import Any
 from saebench.errors import UserError
 from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
 from saebench.runs.secrets import mask
+from saebench.runs.tags import Tag
 from saebench.tracking.address import moved_database, sqlite_file, sqlite_uri, unmasked
 from saebench.tracking.server import open_reader, reading
-from saebench.tracking.tags import Tag
 
 
 @dataclass(frozen=True)

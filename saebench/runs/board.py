@@ -1,18 +1,19 @@
-"""What a person watching a sweep wants to see, built by the scheduler as it goes or read from `runs/<name>/`."""
+"""A sweep at one moment, as a person wants to see it: filled by the scheduler, or read from `runs/<name>/`."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from saebench.runs import events
 from saebench.runs.events import Event
+from saebench.runs.files import DamagedError
 from saebench.runs.paths import SweepPaths
-from saebench.runs.state import TrialState, read_state
+from saebench.runs.state import TrialState, load_state
 
 
 @dataclass
@@ -30,11 +31,13 @@ class Running:
     l0: float | None = None
     since: float = field(default_factory=time.time)
     """When the attempt started, in seconds since the epoch."""
+    samples_before: int = 0
+    """Samples when the attempt started."""
     held_out: bool = False
     """Whether `fvu` and `l0` are those of the hold-out."""
 
     def see(self, event: Event) -> None:
-        """Take what the event says. Once there are hold-out values, those of training batches (which may be a tenth of
+        """Take the event's values. Once there are hold-out values, those of training batches (which may be a tenth of
         them) are not shown any more."""
         self.samples = max(self.samples, event.samples)
         self.held_out = self.held_out or "eval/fvu" in event.values
@@ -48,12 +51,29 @@ class Running:
 
 
 @dataclass
+class Pace:
+    """How fast this sweep's trials train, from those that have ended."""
+
+    trials: int = 0
+    samples: int = 0
+    seconds: float = 0.0
+
+    def add(self, state: TrialState) -> None:
+        """Count a trial that has ended; others are ignored."""
+        if state.ended and state.seconds > 0:
+            self.trials += 1
+            self.samples += state.samples
+            self.seconds += state.seconds
+
+
+@dataclass
 class Board:
     """A sweep at one moment."""
 
     name: str
-    planned: int = 0
-    """Upper bound on the number of trials."""
+    left: int = 0
+    """Trials that are still to begin, as far as can be foreseen (`forecast.trials_left`)."""
+    pace: Pace = field(default_factory=Pace)
     counts: Counter[str] = field(default_factory=Counter)
     running: dict[int, Running] = field(default_factory=dict)
     slots: list[str] = field(default_factory=list)
@@ -69,7 +89,12 @@ class Board:
     tracker: str = ""
     """What is wrong with tracking, if anything."""
     attended: bool = True
-    """Whether a scheduler is at work on it; without one, time does not count and `planned` is only a bound."""
+    """Whether a scheduler holds it; without one, time does not count."""
+
+    @property
+    def planned(self) -> int:
+        """Trials that there are and that are still to begin."""
+        return sum(self.counts.values()) + self.left
 
     @property
     def ended(self) -> int:
@@ -81,13 +106,19 @@ class Board:
         done = self.ended - self.ended_before
         return done / minutes if done and minutes > 0 else None
 
-    def eta(self) -> float | None:
-        """Seconds until every planned trial has ended, if all goes on as it did; None before there is a measure."""
-        done = self.ended - self.ended_before + sum(r.fraction for r in self.running.values())
-        left = self.planned - self.ended - sum(r.fraction for r in self.running.values())
-        if done < 0.05 or left < 0:
+    def eta(self, now: float | None = None) -> float | None:
+        """Return the seconds until every trial has ended, on the slots that are busy now and at the pace so far (of all
+        trials of this sweep, over all starts); None before there is a measure."""
+        now = time.time() if now is None else now
+        running = list(self.running.values())
+        samples = self.pace.samples + sum(r.samples - r.samples_before for r in running)
+        seconds = self.pace.seconds + sum(max(0.0, now - r.since) for r in running)
+        if samples <= 0 or seconds <= 0 or not running:
             return None
-        return (time.time() - self.started) / done * left
+        typical = self.pace.samples / self.pace.trials if self.pace.trials else running[0].total
+        waiting = self.counts["planned"] + self.counts["interrupted"] + self.left
+        work = sum(r.total - r.samples for r in running) + waiting * typical
+        return work * seconds / samples / len(running)
 
 
 _SAID_OTHERWISE = frozenset({"verdict", "samples", "pruner"})
@@ -104,16 +135,23 @@ def verdict_line(number: int, samples: int, verdict: Mapping[str, Any]) -> str:
     return f"trial {number:04d} at {samples:,}: {verdict.get('verdict', '?')} ({by}{numbers})"
 
 
-def read_board(paths: SweepPaths, planned: int = 0, since: float | None = None) -> Board:
-    """The board of a sweep from its files, whether or not a scheduler is at work on it. since: when it began to be, in
-    seconds since the epoch; without it there is no pace."""
-    board = Board(paths.name, planned)
+def read_board(
+    paths: SweepPaths,
+    since: float | None = None,
+    states: Iterable[TrialState] | None = None,
+    left: Callable[[Iterable[TrialState]], int] = lambda _: 0,
+) -> Board:
+    """Return the board of a sweep from its files, whether or not a scheduler holds it. since: when it began to, in
+    seconds since the epoch; without it there is no pace. `states`: what `read_states` gives, where it was read already.
+    `left`: counts the trials to come from those that there are."""
+    board = Board(paths.name)
     board.started, board.attended = since or board.started, since is not None
     judged: list[tuple[float, str]] = []
-    for trial in paths.trials():
-        state = read_state(trial)
-        if state is None:
-            continue
+    known = list(read_states(paths, board.notes.append)) if states is None else states
+    board.left = left(known)
+    for state in known:
+        trial = paths.trial(state.number)
+        board.pace.add(state)
         board.counts[state.state] += 1
         if state.ended and max((a.ended or 0.0 for a in state.attempts), default=0.0) < board.started:
             board.ended_before += 1
@@ -123,10 +161,22 @@ def read_board(paths: SweepPaths, planned: int = 0, since: float | None = None) 
             board.running[state.number] = _running(state, trial.events)
         if state.verdict.get("verdict") == "prune":
             line = verdict_line(state.number, state.judged, state.verdict)
-            judged.append((trial.state.stat().st_mtime, line))
+            judged.append((max((a.ended or a.started for a in state.attempts), default=0.0), line))
     board.verdicts.extend(line for _, line in sorted(judged)[-6:])
     board.slots = [r.slot for r in board.running.values()]
     return board
+
+
+def read_states(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[TrialState]:
+    """Yield the state of every trial that has one; a file that cannot be read is one line to `note`."""
+    for trial in paths.trials():
+        try:
+            state = load_state(trial)
+        except DamagedError as error:
+            note(str(error))
+            continue
+        if state is not None:
+            yield state
 
 
 def _running(state: TrialState, events_file: Path) -> Running:
@@ -141,5 +191,7 @@ def _running(state: TrialState, events_file: Path) -> Running:
         since=last.started if last else time.time(),
     )
     for event, _ in events.read(events_file):
+        if event.attempt < row.attempt:
+            row.samples_before = max(row.samples_before, event.samples)
         row.see(event)
     return row

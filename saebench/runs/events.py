@@ -1,4 +1,4 @@
-"""What a worker tells: one JSON object per line in `events.jsonl`, the durable record of a trial.
+"""What a worker reports: one JSON object per line in `events.jsonl`, the durable record of a trial.
 
 An event is recorded once per (type, samples): an attempt that goes on from a checkpoint passes marks that are already
 in the file and does not write them again, so that no metric point is doubled however often a trial was interrupted.
@@ -15,8 +15,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import TypeAdapter
+
+from saebench.runs.files import is_intact, seal_line
+
 EventType = Literal["start", "step", "eval", "checkpoint", "done", "failed", "left"]
-FailureKind = Literal["cuda_oom", "host_oom", "diverged", "crash", "stall", "user_error", "killed"]
+FailureKind = Literal["cuda_oom", "host_oom", "diverged", "crash", "stall", "user_error", "killed", "no_space"]
 
 
 class Verdict(StrEnum):
@@ -46,18 +50,29 @@ class Event:
     ts: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     """Milliseconds since the epoch, of the worker."""
 
+    def files(self) -> dict[str, tuple[int, int]]:
+        """Return size and crc32 of the files that a `done` event names; empty where it names none."""
+        try:
+            return _FILES.validate_python(self.info.get("files", {}))
+        except ValueError:
+            return {}
+
     def to_line(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":")) + "\n"
+        return seal_line(json.dumps(asdict(self), separators=(",", ":")))
 
     @classmethod
-    def from_line(cls, line: str) -> Event:
-        """Raises ValueError where the line is not an event."""
-        try:
-            return cls(**json.loads(line))
-        except TypeError as error:
-            raise ValueError(f"not an event: {line[:80]!r}") from error
+    def from_line(cls, line: str | bytes) -> Event:
+        """Raises ValueError where the line is not an event, or not the one that was written."""
+        data = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line
+        if not is_intact(data):
+            raise ValueError(f"not the event that was written: {line[:80]!r}")
+        return _EVENT.validate_json(data)  # its ValidationError is a ValueError
 
 
+_EVENT = TypeAdapter(Event)
+_FILES: TypeAdapter[dict[str, tuple[int, int]]] = TypeAdapter(dict[str, tuple[int, int]])
+LONGEST = 4 << 20
+"""Bytes of a line of events.jsonl; a traceback may be in it."""
 _ONCE = ("step", "eval", "done")
 _ENDS = ("done", "left", "failed")
 """Made durable at once. The others may wait: a trial whose last points a power cut takes records them again."""
@@ -101,16 +116,30 @@ def repair(path: Path) -> None:
 
 
 def read(path: Path, offset: int = 0) -> Iterator[tuple[Event, int]]:
-    """Events from byte `offset` on, each with the offset after it; stops before a line that is not finished."""
-    if not path.exists():
+    """Yield the events from byte `offset` on, each with the offset after it; stop before an unfinished line."""
+    for event, end in _lines(path, offset):
+        if event is not None:
+            yield event, end
+
+
+def damaged(path: Path) -> int:
+    """Return how many finished lines of the file are not the events that were written."""
+    return sum(event is None for event, _ in _lines(path, 0))
+
+
+def _lines(path: Path, offset: int) -> Iterator[tuple[Event | None, int]]:
+    """Every finished line as its event (None for one that cannot be read) with the offset after it."""
+    if not path.is_file():
         return
     with path.open("rb") as file:
         file.seek(offset)
-        for line in file:
+        while line := file.readline(LONGEST):
+            offset += len(line)
+            while not line.endswith(b"\n") and (more := file.readline(LONGEST)):
+                line, offset = more, offset + len(more)  # too long: its end alone is no event
             if not line.endswith(b"\n"):
                 return
-            offset += len(line)
             try:
-                yield Event.from_line(line.decode("utf-8", "replace")), offset
+                yield Event.from_line(line), offset
             except ValueError:
-                continue
+                yield None, offset

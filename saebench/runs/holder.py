@@ -1,13 +1,12 @@
 """One scheduler per sweep.
 
-`scheduler.lock` is held by the operating system's means for as long as the process lives, so that a killed scheduler
-leaves nothing behind; `scheduler.json` says to people (and to `saebench status`) who holds it.
+`scheduler.lock` is a lock of the operating system that ends with the process, so that a killed scheduler blocks nobody;
+`scheduler.json` names the process that holds it, for people and for `saebench status`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import socket
@@ -15,19 +14,22 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import psutil
 from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+from typing_extensions import TypedDict  # pydantic asks for it below Python 3.12
 
 from saebench.errors import LockedError, PreflightError
 from saebench.runs.durable import write_json
+from saebench.runs.files import DamagedError, read
 from saebench.runs.paths import SweepPaths
 
 _OWN_FILES = frozenset(
     {"scheduler.lock", "scheduler.json", "scheduler.log", "optuna.journal", "tracking.json", "retry.json", "stop"}
 )
-"""What a start that was killed before lock.json may have left in a sweep's directory."""
+"""Files of a start that was killed before it wrote lock.json."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -44,11 +46,11 @@ class Holder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise LockedError(
-                f"{self._paths.root}: another scheduler works on this sweep: {describe(self._paths)}"
+                f"{self._paths.root}: another scheduler holds this sweep: {describe(self._paths)}"
             ) from None
         except OSError as error:
             raise PreflightError(f"{self._paths.root}: cannot write here: {error.strerror or error}") from None
-        write_json(self._paths.holder, {**myself(), "since": time.time(), "at": now()})
+        write_json(self._paths.holder, this_process())
         return self
 
     def release(self) -> None:
@@ -63,11 +65,13 @@ def hold_sweep_dir(paths: SweepPaths) -> Iterator[None]:
     new = [folder for folder in (paths.root, paths.root.parent) if not folder.exists()]
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
-        strange = {path.name for path in paths.root.iterdir() if not path.name.startswith(".")} - _OWN_FILES
+        foreign = {path.name for path in paths.root.iterdir() if not path.name.startswith(".")} - _OWN_FILES
     except OSError as error:
         raise PreflightError(f"{paths.root}: cannot write here: {error.strerror or error}") from None
-    if strange and not paths.lock.exists():
-        raise PreflightError(f"{paths.root}: is there already and is not a sweep; use another name or --runs-dir")
+    if foreign and not paths.lock.exists() and not paths.trials():
+        raise PreflightError(
+            f"{paths.root}: exists already and is not a sweep directory; use another name or another --runs-dir"
+        )
     held = Holder(paths)
     try:
         held.acquire()
@@ -76,31 +80,47 @@ def hold_sweep_dir(paths: SweepPaths) -> Iterator[None]:
         finally:
             held.release()
     finally:
-        if paths.root in new and not paths.lock.exists():
+        if paths.root in new and not paths.lock.exists() and not paths.trials():
             shutil.rmtree(paths.root, ignore_errors=True)
             if paths.root.parent in new:
                 with contextlib.suppress(OSError):  # somebody else uses it by now
                     paths.root.parent.rmdir()
 
 
-def holder(paths: SweepPaths) -> dict[str, Any] | None:
-    """Who works on the sweep now; None when nobody does. A holder on another host cannot be checked and is believed."""
+class Held(TypedDict):
+    """Content of scheduler.json."""
+
+    pid: int
+    host: str
+    born: str
+    since: float
+    """Seconds since the epoch."""
+    at: str
+    """The same, to be shown."""
+
+
+_HELD: TypeAdapter[Held] = TypeAdapter(Held)
+
+
+def holder(paths: SweepPaths) -> Held | None:
+    """Return who holds the sweep now; None if nobody does. A holder on another host is believed unchecked."""
     try:
-        found: dict[str, Any] = json.loads(paths.holder.read_text("utf-8"))
-        if found["at"] and found["since"] and found["host"] != socket.gethostname():
+        found = read(_HELD, paths.holder, 1 << 16)
+        if found["host"] != socket.gethostname():
             return found
         return found if born(found["pid"]) == found["born"] else None
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+    except (OSError, ValueError, DamagedError, psutil.Error):
         return None
 
 
-def myself() -> dict[str, Any]:
-    """This process, in words that no other one will ever answer to."""
-    return {"pid": os.getpid(), "host": socket.gethostname(), "born": born(os.getpid())}
+def this_process() -> Held:
+    return {
+        "pid": os.getpid(), "host": socket.gethostname(), "born": born(os.getpid()), "since": time.time(), "at": now(),
+    }  # fmt: skip
 
 
 def born(pid: int) -> str:
-    """What tells a living process from others that get the same number. A clock that is set changes nothing: Linux
+    """Return what tells a living process from others that get the same pid. A clock that is set changes nothing: Linux
     counts a process's age from the boot, and psutil's create_time is that count plus a boot time that moves with the
     clock. Raises OSError or psutil.Error where there is no such process."""
     if sys.platform != "linux":
@@ -119,7 +139,7 @@ def _boot() -> str:
 
 
 def describe(paths: SweepPaths) -> str:
-    """The holder in words."""
+    """Return the holder as text."""
     found = holder(paths)
     if found is None:
         return "a process that has just started"

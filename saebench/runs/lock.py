@@ -1,7 +1,7 @@
 """What a sweep was started with.
 
-`lock.json` is what the sweep was resolved to at its first start; a later start must agree with it, but for what may
-grow.
+`lock.json` is what the sweep was resolved to at its first start; at a later start the spec must be the same, except for
+what may be extended and what may differ at every start.
 """
 
 from __future__ import annotations
@@ -10,27 +10,91 @@ import contextlib
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter
+
+from saebench.config import PositiveInt
 from saebench.errors import SpecError
+from saebench.runs.durable import write_json
+from saebench.runs.files import DamagedError, read, sealed
 from saebench.runs.holder import now
 from saebench.runs.paths import SweepPaths
+from saebench.runs.secrets import mask_all
 
-EXTENDABLE = ("seeds", "search.points", "run", "budget", "tracking", "description")
+EXTENDABLE = ("seeds", "search.points", "search.refine", "run", "budget", "tracking", "description")
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
-PER_START = ("run.devices", "run.per_device", "tracking.log_sae", "data.encode_batch_size")
-"""Keys that may differ at every start, without a word: another machine, more of the same one, copies of files."""
+PER_START = ("run.executor", "run.devices", "run.per_device", "tracking.log_sae", "data.encode_batch_size")
+"""Keys that may differ at every start without --extend: another machine, more of the same one, copies of files."""
 _PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")
 
 
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class Tracked(_Frozen):
+    """Where the sweep is recorded."""
+
+    uri: str = ""
+    """Secrets masked."""
+    experiment_id: str = ""
+    run_id: str = ""
+    """Parent run."""
+
+
+class Extension(_Frozen):
+    """What one `--extend` changed."""
+
+    at: str
+    changes: dict[str, tuple[Any, Any]]
+    """Dotted key -> (old, new)."""
+
+
+class Lock(_Frozen):
+    """Content of lock.json."""
+
+    format: Literal[1] = 1
+    name: str = ""
+    description: str = ""
+    spec: dict[str, Any]
+    """As resolved, secrets masked."""
+    d_in: PositiveInt
+    num_train: int | None = None
+    num_validation: int | None = None
+    num_test: int | None = None
+    digest: str | None = None
+    """Key of the cache entry with the embeddings; null where `data.cache` is off."""
+    data: dict[str, Any] = {}
+    """What the cache entry says of itself."""
+    tracking: Tracked = Tracked()
+    created: str = ""
+    host: str = ""
+    python: str = ""
+    platform: str = ""
+    versions: dict[str, str] = {}
+    git: dict[str, str] | None = None
+    """Commit of the spec's folder."""
+    extended: tuple[Extension, ...] = ()
+
+    def info(self) -> dict[str, Any]:
+        """Return the lock as JSON-like values."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+_LOCK: TypeAdapter[Lock] = TypeAdapter(Lock)
+_LARGEST = 16 << 20
+
+
 def provenance(folder: Path) -> dict[str, Any]:
-    """Versions, machine and git commit (of `folder`, where the spec lies)."""
+    """Return versions, machine and git commit (of `folder`, where the spec lies)."""
     found: dict[str, str | None] = {}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -45,36 +109,40 @@ def provenance(folder: Path) -> dict[str, Any]:
     }
 
 
-def git(folder: Path) -> dict[str, Any] | None:
-    """Commit and whether the tree has changes; None outside a repository or without git."""
+def git(folder: Path) -> dict[str, str] | None:
+    """Return the commit; None outside a repository or without git.
 
-    def ask(*arguments: str) -> str:
+    Whether the tree has changes is not asked: `git status` runs programs that the repository's own configuration names
+    (core.fsmonitor, filters), and an unpacked folder may come from anybody. `rev-parse` reads refs and runs nothing.
+    """
+    command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
+    try:
         run = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10, check=True
+            [*command, "rev-parse", "--verify", "HEAD"], capture_output=True, text=True, timeout=10, check=True
         )
-        return run.stdout.strip()
-
-    try:
-        return {"commit": ask("rev-parse", "HEAD"), "dirty": bool(ask("status", "--porcelain", "-uno"))}
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return None
+    commit = run.stdout.strip()
+    return {"commit": commit} if re.fullmatch(r"[0-9a-f]{40,64}", commit) else None
 
 
-def read_lock(paths: SweepPaths) -> dict[str, Any] | None:
-    """The sweep's lock.json; None where the sweep never got as far. Raises SpecError when it cannot be read."""
-    if not paths.lock.exists():
-        return None
+def read_lock(paths: SweepPaths) -> Lock | None:
+    """Return the sweep's lock; None where the sweep never got as far. Raises SpecError if it cannot be read."""
     try:
-        found = json.loads(paths.lock.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"{paths.lock}: cannot be read: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("spec"), dict):
-        raise SpecError(f"{paths.lock}: is not the lock of a sweep: it has no spec")
-    return found
+        return read(_LOCK, paths.lock, _LARGEST)
+    except FileNotFoundError:
+        return None
+    except DamagedError as error:
+        raise SpecError(str(error)) from None
+
+
+def write_lock(paths: SweepPaths, lock: Lock) -> None:
+    """Write lock.json, with secrets masked and its sum."""
+    write_json(paths.lock, sealed(mask_all(lock.info())))
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings and lists as {dotted key: scalar}; lists of scalars stay whole."""
+    """Return nested mappings and lists as {dotted key: scalar}; lists of scalars stay whole."""
     if isinstance(value, Mapping) and value:
         pairs = ((f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items())
     elif isinstance(value, list | tuple) and any(isinstance(item, Mapping | list | tuple) for item in value):
@@ -85,15 +153,15 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old, new) where two resolved specs differ; a key that is missing counts as None."""
+    """Return dotted key -> (old, new) where two resolved specs differ; a key that is missing counts as None."""
     before, after = flatten(old), flatten(new)
     keys = [*before, *(key for key in after if key not in before)]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
 def is_per_start(key: str) -> bool:
-    """Does this key only say on which devices the trials of this start run, or what of them is copied?"""
-    return any(key == free or key.startswith(f"{free}[") for free in PER_START)
+    """Does this key only say where the trials of this start run, or what of them is copied?"""
+    return any(key == name or key.startswith(f"{name}[") for name in PER_START)
 
 
 _LOCATIONS = ("data.model", "data.dataset.path", "data.dataset.data_files")
@@ -112,28 +180,28 @@ def is_moved(key: str, old: Any, new: Any) -> bool:
 
 def is_extension(key: str, old: Any, new: Any) -> bool:
     """Is this change one that `--extend` allows? Seeds may be added, points only become more."""
-    if not any(key == grows or key.startswith((f"{grows}.", f"{grows}[")) for grows in EXTENDABLE):
+    if not any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in EXTENDABLE):
         return False
     if key == "seeds":
-        return set(old or ()) <= set(new or ())
-    if key == "search.points":
+        return set(old or ()) <= set(new or ()) and (not old or old[0] == new[0])
+    if key in ("search.points", "search.refine"):
         return (new or 1) >= (old or 1)
     return True
 
 
 def check_unchanged(
-    lock: Mapping[str, Any], spec: Mapping[str, Any], paths: SweepPaths, *, extend: bool
-) -> dict[str, Any]:
-    """The changes of `spec` against the lock that `extend` allows; raises SpecError with a diff for all others. What is
-    free to change is none."""
-    different = differences(lock["spec"], spec).items()
+    old: Mapping[str, Any], new: Mapping[str, Any], paths: SweepPaths, *, extend: bool
+) -> dict[str, tuple[Any, Any]]:
+    """Return the changes between two resolved specs that `extend` allows, per-start keys left out; raise SpecError with
+    a diff for all others. Files that moved with their project are no change."""
+    different = differences(mask_all(dict(old)), mask_all(dict(new))).items()
     changes = {key: pair for key, pair in different if not is_per_start(key) and not is_moved(key, *pair)}
     refused = {key: pair for key, pair in changes.items() if not (extend and is_extension(key, *pair))}
     if not refused:
-        return {key: list(pair) for key, pair in changes.items()}
-    lines = [f"  {key}: {_show(old)} -> {_show(new)}" for key, (old, new) in refused.items()]
+        return changes
+    lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, (before, after) in refused.items()]
     if not extend and all(is_extension(key, *pair) for key, pair in refused.items()):
-        advice = "--extend takes these changes into the sweep"
+        advice = "run the same command with --extend to take these changes into the sweep"
     else:
         advice = "give the sweep another name, or undo the changes (--extend allows: " + ", ".join(EXTENDABLE) + ")"
     raise SpecError("\n".join([f"the spec differs from the one {paths.root} was started with:", *lines, advice]))

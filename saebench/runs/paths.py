@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from saebench.errors import PreflightError
 from saebench.runs.durable import remove_temporary
+
+_NUMBER = re.compile(r"[0-9]{4,9}")
+"""Names of trials' directories; not `str.isdigit`, which takes ² for a digit."""
 
 
 @dataclass(frozen=True)
@@ -15,6 +19,11 @@ class TrialPaths:
     """`trials/NNNN/`: only the trial's worker writes here, but for the two files that say so."""
 
     root: Path
+
+    @property
+    def number(self) -> int:
+        """The trial's number."""
+        return int(self.root.name)
 
     @property
     def config(self) -> Path:
@@ -125,7 +134,7 @@ class SweepPaths:
     def trials(self) -> list[TrialPaths]:
         """Directories of the trials that exist, in order of number."""
         folder = self.root / "trials"
-        there = [p for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+        there = [p for p in folder.iterdir() if _NUMBER.fullmatch(p.name)] if folder.is_dir() else []
         return [TrialPaths(p) for p in sorted(there, key=lambda p: int(p.name))]
 
     def remove_left_overs(self) -> None:

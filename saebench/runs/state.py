@@ -1,18 +1,22 @@
-"""What the scheduler knows of a trial, in `state.json`: enough to go on after the scheduler itself died.
+"""What the scheduler knows of a trial, in `state.json`: enough to resume after the scheduler itself died.
 
-Every change is written before Optuna and MLflow hear of it, so that this file is never behind them.
+Every change is written before it goes to Optuna and MLflow, so that this file is never behind them.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import PurePath
 from typing import Any, Literal
+
+from pydantic import TypeAdapter
 
 from saebench.config import TrialConfig
 from saebench.runs.durable import write_json
 from saebench.runs.events import FailureKind
+from saebench.runs.files import DamagedError, read, sealed
 from saebench.runs.paths import TrialPaths
 
 TrialStateName = Literal["planned", "running", "interrupted", "complete", "pruned", "failed"]
@@ -63,6 +67,10 @@ class TrialState:
     """The newest verdict and its numbers: value, threshold, rung, peers, pruner."""
     values: dict[str, float] = field(default_factory=dict)
     """Metrics of the newest evaluation."""
+    search: dict[str, str] = field(default_factory=dict)
+    """Tags of the trial's run that say what it is to the search: its role, and of a trial that compares, the choice."""
+    files: dict[str, tuple[int, int]] = field(default_factory=dict)
+    """Size and crc32 of the files that a complete trial leaves, by name in its directory."""
 
     @classmethod
     def of(cls, config: TrialConfig) -> TrialState:
@@ -93,23 +101,64 @@ class TrialState:
         self.state, self.reason, self.kind = "planned", "", None
 
     def write(self, paths: TrialPaths) -> None:
-        """Durably where the trial has ended: nobody would find that out again. Up to there the events tell."""
-        write_json(paths.state, asdict(self), durable=self.ended)
+        """fsync once the trial has ended: no later event repeats that state. Up to there the events do."""
+        write_json(paths.state, sealed(asdict(self)), durable=self.ended)
+
+
+_STATE = TypeAdapter(TrialState)
+_CONFIG = TypeAdapter(TrialConfig)
+_LARGEST = 4 << 20
+"""Bytes of a trial's config.json or state.json."""
+
+
+def load_state(paths: TrialPaths) -> TrialState | None:
+    """Return the trial's state, None where it has none yet. Raises DamagedError."""
+    with contextlib.suppress(FileNotFoundError):
+        state = read(_STATE, paths.state, _LARGEST)
+        if state.number != paths.number:
+            raise DamagedError(f"{paths.state}: number: {state.number}: is the state of another trial")
+        return state
+    return None
+
+
+def load_config(paths: TrialPaths) -> TrialConfig | None:
+    """Return the trial's configuration, None where it has none yet. Raises DamagedError."""
+    with contextlib.suppress(FileNotFoundError):
+        return read(_CONFIG, paths.config, _LARGEST)
+    return None
+
+
+def write_config(paths: TrialPaths, config: TrialConfig) -> None:
+    """Write config.json, before the trial's first attempt."""
+    write_json(paths.config, sealed(config.model_dump(mode="json")), durable=False)
+
+
+def same_trial(one: TrialConfig, other: TrialConfig) -> bool:
+    """Are these one trial? The folder of its texts and of its encoder may differ: a project may be moved."""
+    return one == other or _without_folders(one) == _without_folders(other)
+
+
+def _without_folders(config: TrialConfig) -> dict[str, Any]:
+    found = config.model_dump(mode="json")
+    data, dataset = found["data"], found["data"]["dataset"]
+    files = dataset["data_files"]
+    data["model"] = PurePath(data["model"]).name
+    dataset["path"] = PurePath(dataset["path"]).name
+    dataset["data_files"] = [PurePath(file).name for file in ([files] if isinstance(files, str) else files or ())]
+    return found
 
 
 def read_state(paths: TrialPaths) -> TrialState | None:
-    """The trial's state; None where there is none yet or the file cannot be understood."""
+    """Return the trial's state; None where there is none, or none that can be read."""
     try:
-        found = json.loads(paths.state.read_text("utf-8"))
-        attempts = [AttemptRecord(**a) for a in found.pop("attempts")]
-        return TrialState(**found, attempts=attempts)
-    except (OSError, ValueError, TypeError, KeyError):
+        return load_state(paths)
+    except DamagedError:
         return None
 
 
 def read_config(paths: TrialPaths) -> TrialConfig | None:
-    """The trial's configuration; None where the file is missing or not whole."""
+    """Return the trial's configuration; None where there is none, or none that can be read."""
     try:
-        return TrialConfig.model_validate_json(paths.config.read_text("utf-8"))
-    except (OSError, ValueError):
+        return load_config(paths)
+    except DamagedError:
         return None

@@ -1,4 +1,4 @@
-"""What to do about failures: pure rules, so that each can be read and tested alone."""
+"""Rules about failures: pure functions, each to be read and tested alone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ FAILURE_LABELS: dict[FailureKind, str] = {
     "stall": "stalled",
     "user_error": "cannot run",
     "killed": "killed",
+    "no_space": "no space left on the disk",
 }
 _BAD_DEVICE: frozenset[FailureKind] = frozenset({"crash", "stall"})
 
 
 def may_retry(kind: FailureKind, trial: TrialState, retries: RetriesConfig, *, shared: bool) -> bool:
-    """Does a trial whose newest attempt ended with `kind` get another one? `shared`: it was not alone on its device."""
+    """Return whether a trial whose newest attempt ended with `kind` gets another one. `shared`: other trials ran on its
+    device."""
     if kind == "user_error":
         return False
     if kind == "cuda_oom" and not shared:
@@ -31,7 +33,7 @@ def may_retry(kind: FailureKind, trial: TrialState, retries: RetriesConfig, *, s
 
 
 def abort_reason(failed: int, ended: int, config: FailuresConfig) -> str:
-    """Why the sweep gives up, or nothing."""
+    """Return why the sweep gives up; empty if it does not."""
     if ended < config.abort_min or failed < config.abort_fraction * ended or not failed:
         return ""
     return (

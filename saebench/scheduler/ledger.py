@@ -1,34 +1,43 @@
 """Every change of a trial's state, written in the order that survives a crash: `state.json`, then Optuna, then MLflow.
 
-Whoever dies in between leaves a file that is ahead of the others; `recovery.py` repeats what they missed, and they do
-not mind hearing it twice.
+A scheduler that dies in between leaves a file that is ahead of the others; `recovery.py` repeats what they missed, and
+repeating it twice changes nothing.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from saebench.config import TrialConfig
+from saebench.errors import UserError
 from saebench.executors import Slot
 from saebench.runs.board import Board, Running, verdict_line
-from saebench.runs.durable import write_text
 from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.runs.files import file_sum
 from saebench.runs.paths import SweepPaths
-from saebench.runs.state import AttemptRecord, TrialState, TrialStateName, read_config
+from saebench.runs.state import AttemptRecord, TrialState, TrialStateName, read_config, write_config
+from saebench.runs.tags import Tag
 from saebench.scheduler.failures import FAILURE_LABELS
-from saebench.tracking.tags import Tag
 
 
 def reason_of(kind: FailureKind, detail: str) -> str:
-    """A failure in one line, for people."""
+    """Return a failure in one line, for people."""
     return f"{FAILURE_LABELS[kind]}: {detail}" if detail else FAILURE_LABELS[kind]
 
 
+class MovedError(UserError):
+    """The sweep's directory is no longer where it was: nothing more may be written there."""
+
+    exit_code = 75
+
+
 class Decision(Protocol):
-    """What the search says to an evaluation."""
+    """The search's answer to an evaluation."""
 
     @property
     def verdict(self) -> Verdict: ...
@@ -53,6 +62,32 @@ class Search(Protocol):
         numbers: Mapping[str, Any],
     ) -> None: ...
     def reopen(self, number: int) -> TrialConfig: ...
+    def tags(self, number: int) -> dict[str, str]: ...
+    def left(self) -> int: ...
+
+
+class Ended(Protocol):
+    """What the search remembers of a trial that has ended."""
+
+    @property
+    def state(self) -> TrialStateName: ...
+    @property
+    def values(self) -> Mapping[str, float]: ...
+    @property
+    def kind(self) -> FailureKind | None: ...
+    @property
+    def verdict(self) -> Mapping[str, Any]: ...
+
+
+class RecoverableSearch(Search, Protocol):
+    """The part of `study.Search` that recovery uses beside."""
+
+    def numbers(self) -> list[int]: ...
+    def config(self, number: int) -> TrialConfig | None: ...
+    def ended(self, number: int) -> Ended | None: ...
+    def restore(
+        self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]
+    ) -> bool: ...
 
 
 class Tracker(Protocol):
@@ -64,39 +99,59 @@ class Tracker(Protocol):
 
 
 class Ledger:
-    """The trials of a sweep, by number."""
+    """The trials of a sweep, by number. The scheduler decides by what is counted here; the board shows it."""
 
     def __init__(self, paths: SweepPaths, search: Search, tracker: Tracker, board: Board) -> None:
         self.paths = paths
         self.board = board
+        self.counts: Counter[str] = board.counts
+        """Trials by state."""
+        self.failures: dict[int, str] = board.failures
+        """Trial -> why it failed; only the trials that are failed now."""
         self.states: dict[int, TrialState] = {}
         self.configs: dict[int, TrialConfig] = {}
         self.samples = 0
         """Samples trained on, over all trials."""
         self._search = search
         self._tracker = tracker
+        paths.root.mkdir(parents=True, exist_ok=True)
+        self._place = _identity(paths)
+
+    @property
+    def ended(self) -> int:
+        """Trials that have ended."""
+        return self.counts["complete"] + self.counts["pruned"] + self.counts["failed"]
+
+    def check_place(self) -> None:
+        """Raises MovedError once the directory was moved or deleted: writing would make another one in its place."""
+        if _identity(self.paths) != self._place:
+            raise MovedError(f"{self.paths.root}: was moved or deleted while the sweep ran")
 
     def adopt(self, config: TrialConfig, state: TrialState) -> None:
         """Know a trial that exists on disk already."""
         self.configs[config.number], self.states[config.number] = config, state
-        self.board.counts[state.state] += 1
+        self.counts[state.state] += 1
         self.samples += state.samples
+        self.board.pace.add(state)
         if state.state == "failed":
-            self.board.failures[state.number] = state.reason
+            self.failures[state.number] = state.reason
 
     def open(self, config: TrialConfig) -> None:
         """A trial that the search has just handed out. A directory of its number that holds another trial is one that
         Optuna's journal lost; it is put aside."""
+        self.check_place()
         trial = self.paths.trial(config.number)
         if config.number in self.states:
             return
         if trial.root.exists() and read_config(trial) not in (None, config):
             self.set_aside(config.number)
-        write_text(trial.config, config.model_dump_json(indent=1) + "\n", durable=False)
-        self.adopt(config, TrialState.of(config))
+        write_config(trial, config)
+        state = TrialState.of(config)
+        state.search = self._search.tags(config.number)
+        self.adopt(config, state)
 
     def set_aside(self, number: int) -> None:
-        """Rename the directory of a trial that nobody knows any more."""
+        """Rename the directory of a trial that the search does not know."""
         root = self.paths.trial(number).root
         root.rename(root.with_name(f"{root.name}.lost-{time.time_ns()}"))
 
@@ -106,25 +161,37 @@ class Ledger:
         attempt = len(state.attempts) + 1
         state.attempts.append(AttemptRecord(attempt, slot.name, slot.device, time.time()))
         self._move(number, "running", "")
-        self._tracker.open(self.configs[number], {Tag.STATE: "running", Tag.ATTEMPT: str(attempt), Tag.REASON: ""})
+        self._tracker.open(
+            self.configs[number],
+            {Tag.STATE: "running", Tag.ATTEMPT: str(attempt), Tag.REASON: "", **state.search},
+        )
         self.board.running[number] = Running(
-            number, state.stratum, state.seed, slot.name, attempt, state.total, samples=state.samples
+            number,
+            state.stratum,
+            state.seed,
+            slot.name,
+            attempt,
+            state.total,
+            samples=state.samples,
+            samples_before=state.samples,
         )
         return attempt
 
     def see(self, number: int, event: Event) -> None:
-        """Progress; not written, the events are on record."""
+        """Note progress; it is not written, the events are on record."""
         state = self.states[number]
         self.samples += max(0, event.samples - state.samples)
         state.samples = max(state.samples, event.samples)
         if event.type in ("eval", "done"):
             state.values = dict(event.values)
+        if event.type == "done":
+            state.files = event.files()
         if number in self.board.running:
             self.board.running[number].see(event)
 
     def judge(self, number: int, event: Event) -> Verdict:
-        """Report an evaluation to the search, and what it says. A mark that was judged before is let pass, and so is
-        the last one: the trial is at its end anyway."""
+        """Report an evaluation to the search and return its verdict: GO at a mark that was judged before, and at the
+        last one, where the trial ends anyway."""
         state = self.states[number]
         if event.samples <= state.judged:
             return Verdict.GO
@@ -142,9 +209,12 @@ class Ledger:
         state = self.states[number]
         state.close_attempt(kind, reason)
         state.kind = kind
+        if end == "complete":
+            state.files |= self._event_file(number)
         self._move(number, end, reason)
+        self.board.pace.add(state)
         if end == "failed":
-            self.board.failures[number] = reason
+            self.failures[number] = reason
         self.tell(number)
         self._tracker.close_trial(number, state.state, state.reason, self._tags(state))
 
@@ -168,15 +238,16 @@ class Ledger:
     def reopen(self, number: int) -> None:
         """A failed trial gets another chance."""
         self._search.reopen(number)
-        self.board.failures.pop(number, None)
+        self.failures.pop(number, None)
         state = self.states[number]
-        self.board.counts[state.state] -= 1
+        self.counts[state.state] -= 1
         state.forgive()
-        self.board.counts[state.state] += 1
+        self.counts[state.state] += 1
         self._write(number)
 
-    def check_tracker(self) -> None:
-        """Show on the board what keeps metrics from MLflow."""
+    def refresh_board(self) -> None:
+        """Show on the board how many trials are left, and what keeps metrics from MLflow."""
+        self.board.left = self._search.left()
         unsent, error = self._tracker.lag()
         self.board.tracker = f"{error}; {unsent} events wait on disk" if error else ""
 
@@ -186,21 +257,39 @@ class Ledger:
 
     def _move(self, number: int, to: TrialStateName, reason: str) -> None:
         state = self.states[number]
-        self.board.counts[state.state] -= 1
-        self.board.counts[to] += 1
+        self.counts[state.state] -= 1
+        self.counts[to] += 1
         state.state, state.reason = to, reason
         if to != "running":
             self.board.running.pop(number, None)
         self._write(number)
 
+    def rewrite(self, number: int) -> None:
+        """Write state.json again."""
+        self._write(number)
+
+    def _event_file(self, number: int) -> dict[str, tuple[int, int]]:
+        events = self.paths.trial(number).events
+        return {events.name: file_sum(events)} if events.is_file() else {}
+
     def _write(self, number: int) -> None:
+        self.check_place()
         self.states[number].write(self.paths.trial(number))
 
     @staticmethod
     def _tags(state: TrialState) -> dict[str, str]:
-        tags = {Tag.ATTEMPT: str(len(state.attempts))}
+        tags = {Tag.ATTEMPT: str(len(state.attempts)), Tag.SECONDS: f"{state.seconds:.1f}", **state.search}
         if state.kind:
             tags[Tag.FAILURE] = state.kind
         if state.verdict:
             tags[Tag.VERDICT] = json.dumps(state.verdict)
         return tags
+
+
+def _identity(paths: SweepPaths) -> tuple[int, int] | None:
+    """What tells the sweep's directory from another one of its name; None where there is none."""
+    try:
+        found = os.stat(paths.root)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino

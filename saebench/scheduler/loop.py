@@ -1,4 +1,4 @@
-"""The loop: fill the slots, hear the workers, pass verdicts on, retry, and stop when somebody says so.
+"""The loop: fill the slots, read the workers' events, answer with verdicts, retry, and stop on request.
 
 One thread, no torch. Everything slow or fallible (training, MLflow) happens elsewhere; a turn of the loop costs time in
 proportion to the running trials, not to all of them.
@@ -7,20 +7,23 @@ proportion to the running trials, not to all of them.
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from pydantic import TypeAdapter
+
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Slot
+from saebench.runs.board import Board
 from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.runs.files import DamagedError, read, read_bytes
 from saebench.runs.paths import SweepPaths
+from saebench.runs.state import TrialState
 from saebench.scheduler.failures import DeviceRecord, abort_reason, may_retry
 from saebench.scheduler.ledger import Ledger, Search, reason_of
 from saebench.scheduler.placement import Active, Job, Queue
 from saebench.sweep_config import BudgetConfig, FailuresConfig
-from saebench.terminal.views import View
 
 POLL = 0.25
 """Seconds that one turn of the loop waits for messages."""
@@ -30,8 +33,19 @@ LEAVE_GRACE = 90.0
 """Seconds a worker has for its checkpoint before it is killed."""
 
 
+_NUMBERS: TypeAdapter[list[int]] = TypeAdapter(list[int])
+
+
+class View(Protocol):
+    """What shows a sweep to a person (terminal/views.py)."""
+
+    def note(self, text: str) -> None: ...
+    def ended(self, state: TrialState) -> None: ...
+    def show(self, board: Board) -> None: ...
+
+
 class Signals(Protocol):
-    """What `interrupts.Interrupts` tells."""
+    """The part of `interrupts.Interrupts` that the scheduler uses."""
 
     @property
     def level(self) -> int: ...
@@ -109,17 +123,28 @@ class Scheduler:
     def _check_requests(self) -> None:
         if self._signals.level:
             self._stop(Halt(self._signals.why, self._signals.exit_code, now=self._signals.level > 1))
-        with contextlib.suppress(FileNotFoundError):
-            asked = self._paths.stop.read_text("utf-8").strip()
-            self._stop(Halt("saebench stop", 75, now=asked == "now"))
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            self._retry(json.loads(self._paths.retry.read_text("utf-8")))
-            self._paths.retry.unlink()
+        self._ledger.check_place()
+        if self._paths.stop.exists():
+            with contextlib.suppress(FileNotFoundError, DamagedError):
+                asked = read_bytes(self._paths.stop, 1 << 10).decode("utf-8", "replace").strip()
+                self._stop(Halt("saebench stop", 75, now=asked == "now"))
+        if self._paths.retry.exists():
+            self._read_retry()
         hours = (self._clock() - self._started) / 3600
         if self._budget.wall_hours and hours >= self._budget.wall_hours:
             self._stop(Halt(f"budget.wall_hours = {self._budget.wall_hours:g} is spent", 75))
         if self._out_of_samples() and self._something_left():
             self._stop(Halt(f"budget.samples = {self._budget.samples:,} is spent", 75))
+
+    def _read_retry(self) -> None:
+        try:
+            self._retry(read(_NUMBERS, self._paths.retry, 1 << 20))
+        except FileNotFoundError:
+            return
+        except DamagedError as error:
+            self._note(f"{error}; run saebench retry again")
+        with contextlib.suppress(OSError):
+            self._paths.retry.unlink()
 
     def _out_of_samples(self) -> bool:
         return self._budget.samples is not None and self._ledger.samples >= self._budget.samples
@@ -229,7 +254,7 @@ class Scheduler:
             self._ended(active)
         else:
             self._failed(active, kind, message.detail or "it ended without a result")
-        if not self.halt and (why := abort_reason(self._board.counts["failed"], self._board.ended, self._failures)):
+        if not self.halt and (why := abort_reason(self._ledger.counts["failed"], self._ledger.ended, self._failures)):
             self._stop(Halt(why, 4))
 
     def _ended(self, active: Active) -> None:
@@ -247,6 +272,10 @@ class Scheduler:
 
     def _failed(self, active: Active, kind: FailureKind, detail: str) -> None:
         number, state, device = active.number, self._ledger.states[active.number], active.slot.device
+        if kind == "no_space":  # the trial did nothing wrong, and the next one would meet the same
+            self._stop(Halt(f"{self._paths.root}: no space left for trial {number:04d}: {detail}", 75))
+            self._ledger.interrupt(number, reason_of(kind, detail))
+            return
         shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
         state.close_attempt(kind, detail)
         again = may_retry(kind, state, self._failures.retries, shared=shared)
@@ -278,7 +307,7 @@ class Scheduler:
         now = self._clock()
         if now - self._checked >= CHECK:
             self._checked = now
-            self._ledger.check_tracker()
+            self._ledger.refresh_board()
         for active in self._active.values():
             if now - active.alive > self._failures.stall_after and not active.stalled:
                 active.stalled = True

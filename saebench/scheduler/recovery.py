@@ -1,7 +1,9 @@
-"""What a scheduler that is gone has left behind, put in order before the next one starts trials.
+"""What an earlier scheduler has left behind, put in order before this one starts trials.
 
-Read in this order of trust: the events a worker recorded, `state.json`, Optuna's journal, MLflow. A trial ends here as
-pruned or complete when its events say so, is announced again when only Optuna or MLflow missed its end, and goes on
+Four places say what became of a trial: the events that its worker recorded, config.json and state.json beside them,
+Optuna's journal, and MLflow. Each can be rebuilt from the others, and is: a trial that the journal lost is added to it
+again, a config or a state that was lost is written again. What nothing else holds (a trained SAE, a history) is one
+line, and the sweep ends with exit code 3. A trial ends here as pruned or complete if its events say so, and is resumed
 from its checkpoint otherwise.
 """
 
@@ -11,38 +13,154 @@ import contextlib
 import os
 import signal
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import psutil
 
+from saebench.config import TrialConfig
 from saebench.runs import events
 from saebench.runs.events import Event, Verdict
+from saebench.runs.files import DamagedError, file_sum
 from saebench.runs.paths import TrialPaths
-from saebench.runs.state import TrialState, read_config, read_state
-from saebench.scheduler.ledger import Ledger, Search
+from saebench.runs.state import AttemptRecord, TrialState, load_config, load_state, same_trial, write_config
+from saebench.scheduler.ledger import Ended, Ledger, RecoverableSearch
 
 ORPHAN_GRACE = 60.0
-"""Seconds that workers of a dead scheduler have for their checkpoint before they are killed."""
+"""Seconds that workers of an earlier scheduler have for their checkpoint before they are killed."""
+COMPARED = 1 << 30
+"""Bytes of finished trials whose sums a start compares; of what is beyond, only the sizes."""
 
 
-def recover(ledger: Ledger, search: Search, *, retry_failed: bool = False) -> list[int]:
-    """Fill the ledger from disk and settle every trial; numbers of those that shall go on, in order."""
-    unfinished = {config.number: config for config in search.running()}
+@dataclass
+class Recovered:
+    """What recovery found."""
+
+    waiting: list[int] = field(default_factory=list)
+    """Trials to resume, in order."""
+    lost: list[str] = field(default_factory=list)
+    """What is gone for good, a line each."""
+
+
+def recover(
+    ledger: Ledger,
+    search: RecoverableSearch,
+    *,
+    retry_failed: bool = False,
+    note: Callable[[str], None] = lambda _: None,
+) -> Recovered:
+    """Fill the ledger from disk and bring every trial to one state in all places. What was rebuilt goes to `note`."""
+    found = Recovered()
+    unread = _restore_lost(ledger, search, note)
+    unfinished = {config.number for config in search.running()}
+    for number in search.numbers():
+        _adopt(ledger, search, number, found, note)
+    for number in sorted(ledger.states):
+        if not _settle(ledger, number, told=number not in unfinished):
+            found.waiting.append(number)
+    found.lost += unread + _lost_files(ledger)
+    found.waiting += _retried(ledger, retry_failed)
+    return found
+
+
+def _restore_lost(ledger: Ledger, search: RecoverableSearch, note: Callable[[str], None]) -> list[str]:
+    """Give the search the trials that its journal lost; lines about directories that cannot be read."""
+    known, restored, lost = set(search.numbers()), [], []
     for trial in ledger.paths.trials():
-        config, state = read_config(trial), read_state(trial)
-        if config is None:
+        if trial.number in known:
             continue
-        if (state is not None and state.ended) or unfinished.get(config.number) == config:
-            ledger.adopt(config, state or TrialState.of(config))
-        else:  # Optuna's journal lost the end of itself, and with it this trial
-            ledger.set_aside(config.number)
-    for config in unfinished.values():
-        ledger.open(config)
-    waiting = [n for n in sorted(ledger.states) if not _settle(ledger, n, told=n not in unfinished)]
-    return waiting + _tried_again(ledger, retry_failed)
+        config, state, why = _read(trial)
+        evals = {e.samples: e.values for e, _ in events.read(trial.events) if e.type == "eval"}
+        if config is not None and search.restore(config, state.search if state else {}, evals):
+            restored.append(trial.number)
+        elif any(trial.root.iterdir()):
+            ledger.set_aside(trial.number)
+            reason = why or "it is no trial of this sweep"
+            lost.append(f"{trial.root}: the search does not know this trial ({reason}); renamed to .lost-...")
+        else:
+            trial.root.rmdir()
+    if restored:
+        note(f"{ledger.paths.journal}: {len(restored)} trials were missing and are read from their directories again")
+    return lost
+
+
+def _read(trial: TrialPaths) -> tuple[TrialConfig | None, TrialState | None, str]:
+    """Config and state of a trial, and why one of them cannot be read."""
+    config, state, why = None, None, ""
+    try:
+        config = load_config(trial)
+    except DamagedError as error:
+        why = str(error)
+    try:
+        state = load_state(trial)
+    except DamagedError as error:
+        why = why or str(error)
+    if config is None and not why:
+        why = f"{trial.config}: is missing"
+    return config, state, why
+
+
+def _adopt(
+    ledger: Ledger, search: RecoverableSearch, number: int, found: Recovered, note: Callable[[str], None]
+) -> None:
+    """Take over one trial that the search knows."""
+    config, trial = search.config(number), ledger.paths.trial(number)
+    assert config is not None
+    ended = search.ended(number)
+    if not trial.root.is_dir() or not any(trial.root.iterdir()):
+        if ended is None:
+            ledger.open(config)
+            return
+        found.lost.append(f"{trial.root}: is gone with its SAE and its history; its final numbers are kept")
+        write_config(trial, config)
+        ledger.adopt(config, _rebuilt(config, search, trial, ended))
+        ledger.rewrite(number)
+        return
+    on_disk, state, why = _read(trial)
+    if on_disk is not None and not same_trial(on_disk, config):
+        ledger.set_aside(number)
+        found.lost.append(f"{trial.root}: held another trial of that number; renamed to .lost-...")
+        _adopt(ledger, search, number, found, note)
+        return
+    if on_disk is None:
+        write_config(trial, config)
+        note(f"{why}; written again")
+    fresh = state is None
+    state = state or _rebuilt(config, search, trial, ended)
+    state.search = search.tags(number)
+    ledger.adopt(config, state)
+    if fresh and trial.events.exists():
+        ledger.rewrite(number)
+        note(f"{trial.state}: was missing or damaged; written again from {trial.events.name}")
+
+
+def _rebuilt(config: TrialConfig, search: RecoverableSearch, trial: TrialPaths, ended: Ended | None) -> TrialState:
+    """The state of a trial from its events and from the journal."""
+    state = TrialState.of(config)
+    state.search = search.tags(config.number)
+    last = 0.0
+    for event, _ in events.read(trial.events):
+        last = event.ts / 1000
+        if event.type == "start":
+            state.close_attempt(at=last)
+            device = str(event.info.get("device", ""))
+            state.attempts.append(AttemptRecord(event.attempt, device, device, last))
+        state.samples = max(state.samples, event.samples)
+        if event.type in ("eval", "done"):
+            state.values = dict(event.values)
+        if event.type == "done":
+            state.files = event.files()
+    if ended is not None:
+        state.close_attempt(ended.kind, at=last)
+        state.state, state.kind, state.verdict = ended.state, ended.kind, dict(ended.verdict)
+        state.values = dict(ended.values) or state.values
+        state.judged = int(state.verdict.get("samples", 0))
+        state.reason = ended.kind or (f"weak at {state.judged:,} samples" if ended.state == "pruned" else "")
+        state.samples = state.total if ended.state == "complete" else state.samples
+    return state
 
 
 def _settle(ledger: Ledger, number: int, *, told: bool) -> bool:
-    """Bring one trial to a state that everybody agrees on; False when it has to go on. `told`: Optuna knows its end.
+    """Bring one trial to a state that all places agree on; False if it has to be resumed. `told`: Optuna knows its end.
     (The tracker compares its own book with state.json when it starts.)"""
     state, trial = ledger.states[number], ledger.paths.trial(number)
     if state.ended:
@@ -60,7 +178,7 @@ def _settle(ledger: Ledger, number: int, *, told: bool) -> bool:
 
 
 def _replay(ledger: Ledger, number: int, trial: TrialPaths) -> Event | None:
-    """Hear what the worker recorded while nobody listened; its `done`, if it got as far."""
+    """Process what the worker recorded after the scheduler had died; return its `done`, if it got as far."""
     state, done = ledger.states[number], None
     heard = state.attempts[-1].started if state.attempts else 0.0
     for event, _ in events.read(trial.events):
@@ -74,9 +192,25 @@ def _replay(ledger: Ledger, number: int, trial: TrialPaths) -> Event | None:
     return done
 
 
-def _tried_again(ledger: Ledger, every: bool) -> list[int]:
-    """Failed trials that get another chance: all where that was asked for; and those that could not run at all, as
-    long as nothing in this sweep ever could (the cause lies outside the trials, and is mended by now)."""
+def _lost_files(ledger: Ledger) -> list[str]:
+    """Lines about files of complete trials that are missing or are not what was written."""
+    lost, compared = [], 0
+    for number in ledger.numbers("complete"):
+        state, root = ledger.states[number], ledger.paths.trial(number).root
+        for name, (size, crc) in state.files.items():
+            path = root / name
+            if not path.is_file():
+                lost.append(f"{path}: is missing; the trial's numbers are kept")
+                continue
+            compared += size
+            if path.stat().st_size != size or (compared <= COMPARED and file_sum(path) != (size, crc)):
+                lost.append(f"{path}: was changed or cut after the trial ended; the trial's numbers are kept")
+    return lost
+
+
+def _retried(ledger: Ledger, every: bool) -> list[int]:
+    """Failed trials that are retried: all if that was asked for; and those that could not run at all, as long as
+    nothing in this sweep ever could (the cause lies outside the trials, and is fixed by now)."""
     failed = ledger.numbers("failed")
     if not every:
         alone = not ledger.numbers("complete", "pruned")
@@ -87,7 +221,7 @@ def _tried_again(ledger: Ledger, every: bool) -> list[int]:
 
 
 def await_orphans(trials: Iterable[TrialPaths], note: Callable[[str], None], grace: float = ORPHAN_GRACE) -> None:
-    """Wait for workers of a dead scheduler to write their checkpoints and leave; kill those that do not."""
+    """Wait for workers of an earlier scheduler to write their checkpoints and leave; kill those that do not."""
     orphans = [p for trial in trials if (p := _worker_of(trial)) is not None]
     if not orphans:
         return
@@ -115,5 +249,5 @@ def _worker_of(trial: TrialPaths) -> psutil.Process | None:
         process = psutil.Process(int(start.info["pid"]))
         leads = os.getpgid(process.pid) == process.pid and process.status() != psutil.STATUS_ZOMBIE
         return process if leads and str(trial.log.resolve()) in {file.path for file in process.open_files()} else None
-    except (psutil.Error, ProcessLookupError, ValueError):
+    except (psutil.Error, OSError, ValueError, TypeError, OverflowError):
         return None

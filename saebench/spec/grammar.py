@@ -73,9 +73,10 @@ class SweepSpec(Config):
     train: dict[str, Value]
     """Budget and optimiser; fields of TrainConfig, most of which can be searched."""
     seeds: tuple[int, ...] = (0,)
-    """Each point is trained with each of these; a seed fixes initialisation and data order, paired across arms."""
-    replicate: Literal["survivors", "all"] = "survivors"
-    """survivors: seeds after the first run only for points that were not stopped early; all: for every point."""
+    """The first one searches and chooses a point per stratum, the others measure what was chosen; a seed fixes
+    initialisation and data order, paired across arms. Adding more with --extend keeps the first."""
+    replicate: Literal["chosen", "all"] = "chosen"
+    """What the seeds after the first measure: the chosen point of every stratum, or every point."""
     search: SearchConfig = SearchConfig()
     """How points are drawn."""
     prune: PruneConfig = PruneConfig()

@@ -1,7 +1,8 @@
-"""The next point of a stratum: what Optuna hands out, or we ourselves, as a trial that is in the journal."""
+"""The next point of a stratum, from the sequence that strata share or from Optuna, as a trial in the journal."""
 
 from __future__ import annotations
 
+import itertools
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,62 +11,95 @@ import optuna
 from optuna.trial import TrialState
 
 from saebench.errors import SpecError
-from saebench.plan import Plan
+from saebench.plan import Plan, Stratum
+from saebench.runs.tags import Tag
 from saebench.spec import Scalar
 from saebench.study import samplers
+from saebench.study.refine import choice_tags
 from saebench.study.stratum_search import StratumSearch, Trial
 
-
-def draw(plan: Plan, stratum_search: StratumSearch, number: int) -> Trial | None:
-    """An enqueued point, the next of the grid, or what the sampler proposes. None where a point was drawn a second
-    time or none is left; the stratum_search then says which."""
-    stratum, study = stratum_search.stratum, stratum_search.study
-    past = study.get_trials(deepcopy=False)
-    study.sampler = samplers.make_sampler(plan.spec.search, study.study_name, len(past))
-    begun = {trial.user_attrs.get("enqueued") for trial in past}
-    for index, point in enumerate(stratum_search.enqueued):
-        whole = point.keys() == stratum_search.space.keys()
-        if whole and plan.point_id(stratum, point) not in stratum_search.points:
-            return add(stratum_search, study, point, search_seed(plan), number)
-        if not whole and index not in begun:
-            study.enqueue_trial({k: samplers.encode(v) for k, v in point.items()}, user_attrs={"enqueued": index})
-            break
-    else:
-        if stratum.grid is not None or not stratum_search.space:
-            listed = stratum.grid if stratum.grid is not None else ({},)
-            left = (point for point in listed if plan.point_id(stratum, point) not in stratum_search.points)
-            if (following := next(left, None)) is not None:
-                return add(stratum_search, study, following, search_seed(plan), number)
-            stratum_search.exhausted = True
-            return None
-    return accept(plan, stratum_search, study.ask(), number)
+SEARCH_TAGS = {Tag.ROLE: "search"}
 
 
-def accept(plan: Plan, stratum_search: StratumSearch, trial: optuna.trial.Trial, number: int) -> Trial | None:
-    """Make a trial of what Optuna has handed out. A point that was drawn before is given back (as FAIL, which no
-    sampler sees) and another one taken; a small space may have none left."""
-    samplers.suggest(trial, stratum_search.space)
-    params, seed = samplers.decode(stratum_search.stratum, trial.params), search_seed(plan)
-    if plan.point_id(stratum_search.stratum, params) not in stratum_search.points:
+def draw(plan: Plan, search: StratumSearch, number: int) -> Trial | None:
+    """Return an enqueued point, the next of the grid or of the shared sequence, or what Optuna's sampler proposes. None
+    where Optuna drew a point a second time, or where no point is left; then the search is marked as exhausted."""
+    stratum = search.stratum
+    for known in search.enqueued:
+        point = {**samplers.shared_point(plan, stratum, 0), **known}
+        point = {name: point[name] for name in stratum.space}
+        if plan.point_id(stratum, point) not in search.points:
+            return add(search, search.study, point, search_seed(plan), number, {"enqueued": True})
+    if stratum.grid is not None or not search.space:
+        return _next_listed(plan, search, number)
+    if samplers.is_adaptive(plan.spec.search, len(search.drawn)):
+        study = search.study
+        study.sampler = samplers.make_sampler(plan.spec.search, stratum, len(study.get_trials(deepcopy=False)))
+        return accept(plan, search, study.ask(), number)
+    return _next_shared(plan, search, number)
+
+
+def _next_listed(plan: Plan, search: StratumSearch, number: int) -> Trial | None:
+    stratum = search.stratum
+    listed = stratum.grid if stratum.grid is not None else ({},)
+    left = (point for point in listed if plan.point_id(stratum, point) not in search.points)
+    if (following := next(left, None)) is not None:
+        return add(search, search.study, following, search_seed(plan), number)
+    search.exhausted = True
+    return None
+
+
+_REPEATS = 100
+"""Points of the shared sequence that may repeat one, before a finite space is listed for what is left."""
+
+
+def _next_shared(plan: Plan, search: StratumSearch, number: int) -> Trial | None:
+    first = sum(not trial.enqueued for trial in search.drawn)
+    for index in itertools.islice(itertools.count(first), _REPEATS):
+        point = samplers.shared_point(plan, search.stratum, index)
+        if plan.point_id(search.stratum, point) not in search.points:
+            return add(search, search.study, point, search_seed(plan), number)
+    chance = zlib.crc32(f"{samplers.space_key(search.stratum)}:{plan.spec.search.seed}:{first}".encode())
+    return _untried(plan, search, chance, number)
+
+
+def _untried(plan: Plan, search: StratumSearch, chance: int, number: int) -> Trial | None:
+    other = samplers.untried(plan, search.stratum, search.points, chance)
+    search.exhausted = other is None and samplers.is_small(search.stratum)
+    return add(search, search.study, other, search_seed(plan), number) if other is not None else None
+
+
+def accept(plan: Plan, search: StratumSearch, trial: optuna.trial.Trial, number: int) -> Trial | None:
+    """Make a trial of what Optuna has drawn. A point that was drawn before ends as FAIL, which no sampler sees, and
+    another one is taken; a small space may have none left."""
+    samplers.suggest(trial, search.space)
+    params, seed = samplers.decode(search.stratum, trial.params), search_seed(plan)
+    if plan.point_id(search.stratum, params) not in search.points:
         trial.set_user_attr("number", number)
         trial.set_user_attr("seed", seed)
-        return Trial(number, stratum_search, stratum_search.study, trial._trial_id, params, seed, handle=trial)
+        trial.set_user_attr("tags", tags := drawn_tags(search.stratum))
+        return Trial(number, search, search.study, trial._trial_id, params, seed, tags=tags, handle=trial)
     trial.set_user_attr("duplicate", True)
-    stratum_search.study.tell(trial, state=TrialState.FAIL)
-    # of the stratum, not of the study: another name of the sweep must not draw other points
-    chance = zlib.crc32(f"{stratum_search.stratum.id}:{plan.spec.search.seed}:{trial.number}".encode())
-    other = samplers.untried(plan, stratum_search.stratum, stratum_search.points, chance)
-    stratum_search.exhausted = other is None and samplers.is_small(stratum_search.stratum)
-    return add(stratum_search, stratum_search.study, other, seed, number) if other is not None else None
+    search.study.tell(trial, state=TrialState.FAIL)
+    # of the space, not of the study: another name of the sweep must not draw other points
+    chance = zlib.crc32(f"{samplers.space_key(search.stratum)}:{plan.spec.search.seed}:{trial.number}".encode())
+    return _untried(plan, search, chance, number)
 
 
 def search_seed(plan: Plan) -> int:
-    """Of the search; the others are of replicates."""
+    """Return the seed that searches; the others compare."""
     return plan.spec.seeds[0]
 
 
+def drawn_tags(stratum: Stratum) -> dict[str, str]:
+    """Return the tags of a drawn point: of the only one that a stratum has, there is nothing to choose."""
+    if stratum.points > 1 or stratum.refine:
+        return dict(SEARCH_TAGS)
+    return choice_tags({"gap": 0.0, "edge": [], "needed": None, "drawn": 1, "refined": 0, "searched": {}}, 1)
+
+
 def add(
-    stratum_search: StratumSearch,
+    search: StratumSearch,
     study: optuna.Study,
     params: dict[str, Scalar],
     seed: int,
@@ -73,21 +107,32 @@ def add(
     attrs: Mapping[str, Any] | None = None,
     intermediate: Mapping[int, float] | None = None,
     system: Mapping[str, Any] | None = None,
+    *,
     replicate: bool = False,
+    refinement: tuple[dict[str, Scalar], ...] = (),
+    tags: Mapping[str, str] | None = None,
 ) -> Trial:
-    """A running trial with known params, whole and with its number in one record of the journal."""
+    """Add a running trial with known params, whole and with its number in one record of the journal. `tags`: of its
+    run; null: those of a drawn point."""
+    tags = drawn_tags(search.stratum) if tags is None else dict(tags)
+    known: dict[str, Any] = {"number": number, "seed": seed, "tags": dict(tags)}
+    if refinement:
+        known["refinement"] = [{name: samplers.encode(value) for name, value in point.items()} for point in refinement]
     try:
         study.add_trial(
             optuna.create_trial(
                 state=TrialState.RUNNING,
                 params={name: samplers.encode(value) for name, value in params.items()},
-                distributions=stratum_search.space,
-                user_attrs={"number": number, "seed": seed, **(attrs or {})},
+                distributions=search.space,
+                user_attrs={**known, **(attrs or {})},
                 intermediate_values=dict(intermediate or {}),
                 system_attrs=dict(system or {}),
             )
         )
     except ValueError as error:
-        raise SpecError(f"{stratum_search.stratum.id}: {params}: {error}") from None
+        raise SpecError(f"{search.stratum.id}: {params}: {error}") from None
     trial_id = max(trial._trial_id for trial in study.get_trials(deepcopy=False))
-    return Trial(number, stratum_search, study, trial_id, params, seed, replicate=replicate)
+    return Trial(
+        number, search, study, trial_id, params, seed, replicate=replicate, refinement=refinement, tags=dict(tags),
+        enqueued=bool((attrs or {}).get("enqueued")),
+    )  # fmt: skip

@@ -1,10 +1,11 @@
-"""Optuna's storage: one file that only the scheduler writes, and the two places where Optuna has to be gone around."""
+"""Optuna's storage: one file that only the scheduler writes, and two places where Optuna has to be worked around."""
 
 from __future__ import annotations
 
 import copy
 import json
 import os
+import shutil
 from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Container, Iterator
@@ -16,6 +17,9 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
+from pydantic_core import from_json
+
+from saebench.runs.files import is_intact, seal_line
 
 
 class _Records(BaseJournalBackend):
@@ -38,10 +42,12 @@ class _Records(BaseJournalBackend):
         assert log_number_from == self._read
         while self._unread:
             self._read += 1
-            yield json.loads(self._unread.popleft())
+            record = json.loads(self._unread.popleft())
+            record.pop("crc32", None)
+            yield record
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = [json.dumps(log, separators=(",", ":")).encode() + b"\n" for log in logs]
+        lines = [seal_line(json.dumps(log, separators=(",", ":"))).encode() for log in logs]
         self._unwritten += lines
         self._unread.extend(lines)
         if not self._together:
@@ -139,13 +145,27 @@ def open_journal(path: Path) -> Journal:
     path = path.absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     repair_journal(path)
-    return Journal(path)
+    try:
+        return Journal(path)
+    except UNREADABLE:
+        set_aside(path)
+        return Journal(path)
+
+
+UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
+"""What Optuna raises for records that are whole but are not its own."""
+
+
+def set_aside(path: Path) -> None:
+    """Rename a journal that cannot be used; the trials are read from their directories again."""
+    if path.exists():
+        path.replace(path.with_name(f"{path.name}.damaged"))
 
 
 def repair_journal(path: Path) -> None:
-    """Cut off what a crash left behind the last record before which all are whole: half a line, or blocks that never
-    reached the disk, whatever follows them."""
-    if not path.exists():
+    """Cut off what follows the last record before which all are whole: half a line, or blocks that never reached the
+    disk, whatever follows them. A file in which more than its end is broken is kept beside as `.damaged`."""
+    if not path.is_file():
         return
     with path.open("r+b") as file:
         end = 0
@@ -153,15 +173,20 @@ def repair_journal(path: Path) -> None:
             if not line.endswith(b"\n") or not _is_record(line):
                 break
             end += len(line)
-        if end != file.seek(0, os.SEEK_END):
-            file.truncate(end)
+        if end == file.seek(0, os.SEEK_END):
+            return
+        file.seek(end)
+        if any(_is_record(line) for line in file):
+            shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
+        file.truncate(end)
 
 
 def _is_record(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
+        record = from_json(line)
     except ValueError:
         return False
+    return isinstance(record, dict) and isinstance(record.get("op_code"), int) and is_intact(line)
 
 
 def attach(study: optuna.Study, trial_id: int) -> optuna.trial.Trial:

@@ -1,4 +1,4 @@
-"""How points are drawn: distributions and samplers for one stratum."""
+"""How points are drawn: distributions, the sequence that strata share, and Optuna's samplers."""
 
 from __future__ import annotations
 
@@ -9,21 +9,22 @@ import math
 import random
 import warnings
 import zlib
+from collections import Counter
 from collections.abc import Collection, Mapping
+from dataclasses import asdict
 from decimal import Decimal
 from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import BaseSampler, QMCSampler, RandomSampler, TPESampler
+from optuna.samplers import BaseSampler, TPESampler
 
 from saebench.errors import SpecError
 from saebench.plan import Plan, Stratum, cardinality
 from saebench.spec import Range, Scalar
-from saebench.sweep_config import SearchConfig
+from saebench.study.units import from_unit
+from saebench.sweep_config import TPE_STARTUP, SearchConfig
 
-TPE_STARTUP = 10
-"""Points that TPE draws at random before it learns; below that many per stratum qmc covers the space better."""
 _SMALL = 100_000
 """Points up to which a finite space is listed to find one that is still untried."""
 
@@ -80,32 +81,85 @@ def suggest(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) ->
             trial.suggest_float(name, distribution.low, distribution.high, step=distribution.step, log=distribution.log)
 
 
-def make_sampler(search: SearchConfig, study: str, drawn: int) -> BaseSampler:
-    """The sampler for the next point of `study`, of which Optuna has `drawn` trials.
+def is_adaptive(search: SearchConfig, drawn: int) -> bool:
+    """Does the sampler draw the next point, after `drawn` ones, from what earlier points have measured?"""
+    return drawn >= {"tpe": TPE_STARTUP, "cmaes": 1}.get(search.sampler, math.inf)
 
-    Its seed follows from the stratum's id, `search.seed` and `drawn`, so that a sweep that was stopped and resumed
-    draws what it would have drawn, not its first points again. (QMC counts in the study; its seed only scrambles.)
-    The sweep's name, the study's up to "/", has no part in it: with and without pruning, the same points are drawn.
+
+def make_sampler(search: SearchConfig, stratum: Stratum, drawn: int) -> BaseSampler:
+    """Return Optuna's sampler for the next point of a stratum, of whose study it has `drawn` trials.
+
+    Its seed follows from the space, `search.seed` and `drawn`, so that a sweep that was stopped and resumed draws what
+    it would have drawn, and strata that search the same space draw with the same luck.
     """
-    stratum = study.partition("/")[2]
-    seed = zlib.crc32(f"{stratum}:{search.seed}".encode())
-    fresh = zlib.crc32(f"{stratum}:{search.seed}:{drawn}".encode())
+    fresh = zlib.crc32(f"{space_key(stratum)}:{search.seed}:{drawn}".encode())
+    if search.sampler == "cmaes":
+        from saebench.study.cma import CmaEs  # its package is an extra
+
+        return CmaEs(fresh)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match search.sampler:
-            case "tpe":
-                return TPESampler(seed=fresh, n_startup_trials=TPE_STARTUP, constant_liar=True)
-            case "qmc":
-                random_sampler = RandomSampler(seed=fresh)
-                return QMCSampler(
-                    scramble=True, seed=seed, independent_sampler=random_sampler, warn_independent_sampling=False
-                )
-            case "cmaes":
-                from saebench.study.cma import CmaEs  # its package is an extra
+        return TPESampler(seed=fresh, n_startup_trials=TPE_STARTUP, constant_liar=True)
 
-                return CmaEs(fresh)
-            case _:
-                return RandomSampler(seed=fresh)  # the grid is expanded by us; Optuna's would count failures as done
+
+def space_key(stratum: Stratum) -> str:
+    """Return what is the same for all strata that search the same space."""
+    return json.dumps({name: _described(value) for name, value in sorted(stratum.space.items())})
+
+
+def _described(value: tuple[Scalar, ...] | Range) -> Any:
+    return asdict(value) if isinstance(value, Range) else list(value)
+
+
+_PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71)
+
+
+def shared_point(plan: Plan, stratum: Stratum, index: int) -> dict[str, Scalar]:
+    """Return the `index`-th point of the sequence that all strata of the sweep share.
+
+    A parameter with the same range or choices gets the same values in every stratum that searches it: what arms have in
+    common they try at the same settings, so that no arm is luckier. The sequence is Halton's, scrambled by
+    `search.seed`; of the sampler `random`, independent uniform draws.
+    """
+    dims, seed = _dimensions(plan), plan.spec.search.seed
+    found = {}
+    for name, value in stratum.space.items():
+        dim = dims.index(_dimension(name, value))
+        if plan.spec.search.sampler == "random" or dim >= len(_PRIMES):
+            share = random.Random(f"{seed}:{dim}:{index}").random()
+        else:
+            share = _scrambled(_PRIMES[dim], index, f"{seed}:{dim}")
+        found[name] = _at_share(value, share)
+    return found
+
+
+def _dimensions(plan: Plan) -> list[str]:
+    """Every searched parameter of the sweep, the most common first: those get the bases that cover best."""
+    counted = Counter(_dimension(name, value) for stratum in plan.strata for name, value in stratum.space.items())
+    return [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
+
+
+def _dimension(name: str, value: tuple[Scalar, ...] | Range) -> str:
+    return f"{name}:{json.dumps(_described(value))}"
+
+
+def _scrambled(base: int, index: int, key: str) -> float:
+    """The radical inverse of `index` with every digit permuted at random."""
+    share, factor = 0.0, 1.0 / base
+    for position in range(math.ceil(32 / math.log2(base))):
+        index, digit = divmod(index, base)
+        permuted = list(range(base))
+        random.Random(f"{key}:{position}").shuffle(permuted)
+        share, factor = share + permuted[digit] * factor, factor / base
+    return share
+
+
+def _at_share(value: tuple[Scalar, ...] | Range, share: float) -> Scalar:
+    """The value at a share of a range, or of a list of choices."""
+    if not isinstance(value, Range):
+        return value[min(int(share * len(value)), len(value) - 1)]
+    distribution = _distribution(value)
+    return _decoded(value, from_unit(distribution, share))
 
 
 def check_sampler(plan: Plan) -> None:

@@ -1,7 +1,9 @@
-"""What runs next: one Optuna study per stratum, drawn from in turn, so that like is compared with like.
+"""What runs next: one Optuna study per stratum, so that like is compared with like.
 
-The other seeds of a point live in a sibling study "<sweep>/<stratum>/replicates": they are no new evidence about a
-point to the sampler, no peers to the pruner, they do not count as points, and nothing stops them.
+The first seed searches: points are drawn, in turn for all strata and at the same settings in all, then refined around
+the best one, then one point is chosen. The other seeds measure that point alone. They live in a sibling study
+"<sweep>/<stratum>/replicates": no new evidence about a point to the sampler, no peers to the pruner, no points that
+count, and nothing stops them.
 """
 
 from __future__ import annotations
@@ -18,14 +20,22 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from saebench.config import TrialConfig
+from saebench.errors import SpecError
+from saebench.forecast import Row, trials_left
 from saebench.plan import Plan
 from saebench.runs.events import FailureKind, Verdict
+from saebench.runs.state import same_trial
+from saebench.runs.tags import Tag
+from saebench.spec import Range, Scalar
 from saebench.study import pruners, samplers
-from saebench.study.draw import accept, add, draw, search_seed
-from saebench.study.journal import attach, frozen, open_journal
-from saebench.study.stratum_search import End, StratumSearch, Trial, state_of
+from saebench.study.draw import SEARCH_TAGS, accept, add, draw, search_seed
+from saebench.study.journal import UNREADABLE, attach, frozen, open_journal, set_aside
+from saebench.study.refine import choice_tags, choose, propose
+from saebench.study.stratum_search import End, StratumSearch, Trial, known_trial
 from saebench.study.studies import Studies
 
+REFINED_TAGS = {**SEARCH_TAGS, Tag.REFINED: "1"}
+COMPARE_TAGS = {Tag.ROLE: "compare"}
 INFEASIBLE: frozenset[str] = frozenset({"cuda_oom", "diverged"})
 """Failures that the point itself causes: the sampler hears of them as a violated constraint. (As FAIL they would be
 invisible to TPE, which then proposes the same again and again.)"""
@@ -40,6 +50,17 @@ class Decision:
     """pruner, samples, value, threshold, rung, peers: what led to it."""
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a trial ended, as the journal has it."""
+
+    state: End
+    values: dict[str, float]
+    """Metrics at its end."""
+    kind: FailureKind | None
+    verdict: dict[str, Any]
+
+
 class Search:
     """All of Optuna. To be opened by one process at a time, and called by one thread."""
 
@@ -48,15 +69,22 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         samplers.check_sampler(plan)
         self._plan = plan
-        self._storage = open_journal(storage)
-        self._studies = Studies(plan, self._storage)
         self._trials: dict[int, Trial] = {}
         self._next = 0
-        self._pending: deque[tuple[Trial, int]] = deque()
-        """Points whose replicate with this seed is to run."""
-        self._queued: set[tuple[str, str, int]] = set()
-        """(stratum, point, seed) of the replicates that are pending or exist."""
-        self._stratum_searches = [self._studies.stratum_search(stratum) for stratum in plan.strata]
+        self._pending: deque[tuple[Trial, int, dict[str, str]]] = deque()
+        """Points that this seed is to measure, and the tags of that trial."""
+        self._searches: list[StratumSearch] = []
+        try:
+            self._open(storage)
+        except UNREADABLE:  # whole records that are not those of this program
+            set_aside(storage)
+            self._trials, self._next = {}, 0
+            self._open(storage)
+
+    def _open(self, storage: Path) -> None:
+        self._storage = open_journal(storage)
+        self._studies = Studies(self._plan, self._storage)
+        self._searches = [self._studies.stratum_search(stratum) for stratum in self._plan.strata]
         self._load()
 
     # --- the caller's side ---
@@ -64,8 +92,8 @@ class Search:
     def ask(self) -> TrialConfig | None:
         """The next trial to run; None when there is none now (there may be more once running ones have ended).
 
-        Every stratum gets its points in turn, replicates follow. The trial is in the journal, with its number, when
-        this returns.
+        Every stratum gets its points in turn; where they have ended, refinements follow, then the other seeds of what
+        was chosen. The trial is in the journal, with its number, when this returns.
         """
         with self._storage.together():
             following = self._following()
@@ -74,13 +102,16 @@ class Search:
     @property
     def done(self) -> bool:
         """Nothing runs and nothing is left to run."""
-        waiting = self._pending or any(stratum_search.missing for stratum_search in self._stratum_searches)
-        return not waiting and all(trial.state != "running" for trial in self._trials.values())
+        if any(trial.state == "running" for trial in self._trials.values()):
+            return False
+        for search in self._searches:
+            self._settle(search)
+        return not self._pending and not any(s.searching for s in self._searches)
 
     def counts(self) -> dict[str, int]:
-        """Trials by state. `planned`: those known to come; which replicates follow may depend on running points."""
+        """Return trials by state. `planned`: those known to come; what follows depends on running points."""
         found = Counter(trial.state for trial in self._trials.values())
-        planned = sum(stratum_search.missing for stratum_search in self._stratum_searches) + len(self._pending)
+        planned = sum(s.missing + len(s.proposals) for s in self._searches) + len(self._pending)
         return {"planned": planned, **{state: found[state] for state in ("running", "complete", "pruned", "failed")}}
 
     def running(self) -> list[TrialConfig]:
@@ -88,14 +119,15 @@ class Search:
         return [self._config(t) for _, t in sorted(self._trials.items()) if t.inherited and t.state == "running"]
 
     def report(self, number: int, samples: int, values: Mapping[str, float]) -> Decision:
-        """What a trial measured after `samples` examples, and whether it goes on. Replicates always do, and so does a
-        trial at its end. A value that is not finite is not reported: that trial is about to fail as diverged.
+        """Report what a trial measured after `samples` examples; return whether to prune it. Trials that compare or
+        refine are never pruned, nor is a trial at its end. A value that is not finite is not reported: that trial is
+        about to fail as diverged.
 
         Raises ValueError where the objective is not among the values.
         """
         trial, prune = self._trials[number], self._plan.spec.prune.pruner
         value = self._objective(number, values)
-        prune = "none" if trial.replicate else prune
+        prune = "none" if trial.replicate or trial.refinement else prune
         numbers: dict[str, Any] = {"pruner": prune, "samples": samples, "value": value}
         if not math.isfinite(value) or trial.state != "running":
             return Decision(Verdict.GO, numbers)
@@ -116,10 +148,10 @@ class Search:
         kind: FailureKind | None = None,
         numbers: Mapping[str, Any] | None = None,
     ) -> None:
-        """How a trial ended; hearing it twice changes nothing. `numbers`: the verdict's, kept beside the trial.
+        """Record how a trial ended; a second time it changes nothing. `numbers`: the verdict's, kept beside the trial.
 
-        The caller has made the end durable before it tells it, and tells it again when it finds the trial running: so
-        nobody waits for the disk here. A power cut may take it, up to the next `ask`, `report` or `reopen`.
+        The caller has made the end durable before, and repeats this call if it finds the trial running at a later
+        start: so nothing is synced here. A power cut may take the record, up to the next `ask`, `report` or `reopen`.
         """
         trial = self._trials[number]
         if trial.state != "running":
@@ -142,11 +174,12 @@ class Search:
             else:
                 study.tell(handle, state=TrialState.FAIL)
         trial.state, trial.handle = state, None
-        self._follow(trial)
+        trial.value = objective if state == "complete" else None
+        trial.stratum_search.settled = False
 
     def reopen(self, number: int) -> TrialConfig:
-        """A failed trial is tried again, as a new Optuna trial of the same number and params, in place of the old one
-        (Optuna's trials end once). Raises ValueError where it has not failed."""
+        """Retry a failed trial, as a new Optuna trial of the same number and params in place of the old one (Optuna's
+        trials end once). Raises ValueError if it has not failed."""
         old = self._trials[number]
         if old.state != "failed":
             raise ValueError(f"trial {number}: is {old.state}; only failed trials can be tried again")
@@ -163,7 +196,9 @@ class Search:
             attrs,
             before.intermediate_values,
             rungs,
-            old.replicate,
+            replicate=old.replicate,
+            refinement=old.refinement,
+            tags=old.tags,
         )
         self._storage.supersede(old.trial_id, new.trial_id)
         return self._config(self._register(new))
@@ -171,47 +206,72 @@ class Search:
     # --- drawing ---
 
     def _following(self) -> Trial | None:
-        """The next point of the stratum that has fewest, else the next replicate that is due."""
-        while (
-            stratum_search := min(
-                (c for c in self._stratum_searches if c.missing), key=lambda c: len(c.trials), default=None
-            )
-        ) is not None:
-            if (drawn := draw(self._plan, stratum_search, self._next)) is not None:
+        """Add the next trial: a point of the stratum that has fewest, else a refinement, else a seed that compares."""
+        while (short := min((s for s in self._searches if s.missing), key=_tried, default=None)) is not None:
+            if (drawn := draw(self._plan, short, self._next)) is not None:
                 return self._register(drawn)
+        for search in self._searches:
+            self._settle(search)
+        for search in self._searches:
+            if search.proposals:
+                params, whole = search.proposals.popleft()
+                return self._register(self._add(search, search.study, params, refinement=whole, tags=REFINED_TAGS))
         while self._pending:
-            point, seed = self._pending.popleft()
+            point, seed, tags = self._pending.popleft()
             if point.state != "failed":
-                return self._replicate(point, seed)
-            self._queued.discard((point.stratum_search.stratum.id, self._point(point), seed))
+                return self._compare(point, seed, tags)
         return None
 
-    def _replicate(self, point: Trial, seed: int) -> Trial:
-        stratum_search = point.stratum_search
-        study = self._studies.replicates(stratum_search)
-        return self._register(add(stratum_search, study, point.params, seed, self._next, replicate=True))
+    def _add(self, search: StratumSearch, study: optuna.Study, params: dict[str, Scalar], **more: Any) -> Trial:
+        return add(search, study, params, search_seed(self._plan), self._next, **more)
+
+    def _settle(self, search: StratumSearch) -> None:
+        """Begin a round of refinement or make the choice, once all of the stratum's points have ended."""
+        if search.settled or search.searching:
+            return
+        if whole := propose(self._plan, search):
+            search.proposals.extend((params, whole) for params in whole)
+            return
+        search.settled = True
+        self._choose(search)
+
+    def _choose(self, search: StratumSearch) -> None:
+        """Queue what the other seeds are to measure: the chosen point, or all of them."""
+        self._pending = deque(item for item in self._pending if item[0].stratum_search is not search)
+        found = choose(self._plan, search)
+        newest, measured = _newest_choice(search)
+        number = newest if found is not None and measured == found[0].params else newest + 1
+        there = {
+            (self._point(t), t.seed) for t in search.compared.values() if t.tags.get(Tag.CHOICE, number) == str(number)
+        }
+        for point in [found[0]] if found is not None else []:
+            self._queue(point, choice_tags(found[1], number) if found else {}, there)
+        if self._plan.spec.replicate == "all":
+            for point in search.trials.values():
+                if point.state != "failed" and (found is None or point is not found[0]):
+                    self._queue(point, COMPARE_TAGS, {(self._point(t), t.seed) for t in search.compared.values()})
+
+    def _queue(self, point: Trial, tags: dict[str, str], there: set[tuple[str, int]]) -> None:
+        for seed in self._plan.spec.seeds[1:]:
+            if (self._point(point), seed) not in there:
+                self._pending.append((point, seed, tags))
+
+    def _compare(self, point: Trial, seed: int, tags: dict[str, str]) -> Trial:
+        search = point.stratum_search
+        study = self._studies.replicates(search)
+        return self._register(add(search, study, point.params, seed, self._next, replicate=True, tags=tags))
 
     def _register(self, trial: Trial) -> Trial:
+        search = trial.stratum_search
         self._trials[trial.number] = trial
         self._next = max(self._next, trial.number + 1)
         if trial.replicate:
-            self._queued.add((trial.stratum_search.stratum.id, self._point(trial), trial.seed))
+            search.compared[trial.number] = trial
         else:
-            trial.stratum_search.trials[trial.number] = trial
-            trial.stratum_search.points.add(self._point(trial))
-            self._follow(trial)
+            search.trials[trial.number] = trial
+            search.points.add(self._point(trial))
+            search.settled = False
         return trial
-
-    def _follow(self, point: Trial) -> None:
-        """Queue the replicates of a point: of every one that may still succeed, or only of those that survived."""
-        due = point.state == "complete" or (self._plan.spec.replicate == "all" and point.state != "failed")
-        if point.replicate or not due:
-            return
-        for seed in self._plan.spec.seeds[1:]:
-            key = (point.stratum_search.stratum.id, self._point(point), seed)
-            if key not in self._queued:
-                self._queued.add(key)
-                self._pending.append((point, seed))
 
     # --- what is in the journal ---
 
@@ -219,42 +279,87 @@ class Search:
         """Every trial of the journal that has a number; then those that a crash left without one."""
         unnumbered: list[tuple[StratumSearch, FrozenTrial]] = []
         found: list[Trial] = []
-        for stratum_search in self._stratum_searches:
-            for study in filter(None, (stratum_search.study, stratum_search.replicates)):
+        for search in self._searches:
+            for study in filter(None, (search.study, search.replicates)):
                 for past in study.get_trials(deepcopy=False):
                     if "number" in past.user_attrs:
-                        found.append(self._known_trial(stratum_search, study, past))
+                        found.append(known_trial(search, study, past, search_seed(self._plan)))
                     elif past.state == TrialState.RUNNING:
-                        unnumbered.append((stratum_search, past))
-        # replicates first, so that none is queued that is there; of the trials of one number the newest counts
-        for trial in sorted(found, key=lambda t: (not t.replicate, t.number, t.trial_id)):
+                        unnumbered.append((search, past))
+        for trial in sorted(
+            found, key=lambda t: (t.number, t.trial_id)
+        ):  # of the trials of one number the newest counts
             if (older := self._trials.get(trial.number)) is not None:
                 self._storage.supersede(older.trial_id, trial.trial_id)
             self._register(trial)
-        for stratum_search, past in unnumbered:
-            # nobody has seen it yet: it gets what it lacks, and is a trial like any other
-            asked = attach(
-                stratum_search.study, past._trial_id
-            )  # its number as the study counts, without superseded trials
-            stratum_search.study.sampler = samplers.make_sampler(
-                self._plan.spec.search, stratum_search.study.study_name, asked.number
-            )
-            adopted = accept(self._plan, stratum_search, asked, self._next)
+        for search, past in unnumbered:
+            # no caller has seen it yet: it gets what it lacks, and is a trial like any other
+            asked = attach(search.study, past._trial_id)  # its number as the study counts, without superseded trials
+            search.study.sampler = samplers.make_sampler(self._plan.spec.search, search.stratum, asked.number)
+            adopted = accept(self._plan, search, asked, self._next)
             if adopted is not None:
                 self._register(adopted).inherited = True
+        for search in self._searches:
+            self._resume_round(search)
 
-    def _known_trial(self, stratum_search: StratumSearch, study: optuna.Study, frozen: FrozenTrial) -> Trial:
-        return Trial(
-            frozen.user_attrs["number"],
-            stratum_search,
-            study,
-            frozen._trial_id,
-            samplers.decode(stratum_search.stratum, frozen.params),
-            frozen.user_attrs.get("seed", search_seed(self._plan)),
-            state_of(frozen),
-            study is stratum_search.replicates,
-            inherited=True,
-        )
+    def _resume_round(self, search: StratumSearch) -> None:
+        """Queue the points of an interrupted round of refinement that had not begun."""
+        rounds = [trial.refinement for _, trial in sorted(search.trials.items()) if trial.refinement]
+        for params in rounds[-1] if rounds else ():
+            if self._plan.point_id(search.stratum, params) not in search.points:
+                search.proposals.append((params, rounds[-1]))
+
+    def restore(self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]) -> bool:
+        """Add a trial that the journal has lost, from what is in its directory: the configuration, the tags of its run,
+        and what it measured at its marks. The caller tells its end. False where it is none of this plan's trials."""
+        search = next((s for s in self._searches if s.stratum.id == config.stratum), None)
+        params = None if search is None else _params_of(search, config)
+        if search is None or params is None or config.number in self._trials:
+            return False
+        try:
+            same = same_trial(self._plan.trial(search.stratum, params, config.seed, config.number), config)
+        except SpecError:
+            same = False
+        if not same or config.seed not in self._plan.spec.seeds:
+            return False
+        replicate = config.seed != search_seed(self._plan)
+        study = self._studies.replicates(search) if replicate else search.study
+        key = self._plan.spec.search.objective
+        marks = {samples: float(values[key]) for samples, values in evals.items() if key in values}
+        refinement = (params,) if Tag.REFINED in tags else ()
+        with self._storage.together():
+            trial = add(
+                search, study, params, config.seed, config.number, None, marks, replicate=replicate,
+                refinement=refinement, tags=tags or (COMPARE_TAGS if replicate else SEARCH_TAGS),
+            )  # fmt: skip
+        self._register(trial).inherited = True
+        return True
+
+    # --- what is known of a trial ---
+
+    def tags(self, number: int) -> dict[str, str]:
+        """Return the tags of a trial's run that say what it is to the search."""
+        return dict(self._trials[number].tags)
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of all trials."""
+        return sorted(self._trials)
+
+    def config(self, number: int) -> TrialConfig | None:
+        """Return the configuration of a trial; None if there is no trial of that number."""
+        return self._config(self._trials[number]) if number in self._trials else None
+
+    def ended(self, number: int) -> Ended | None:
+        """Return how a trial ended, as the journal has it; None if it has not."""
+        trial = self._trials[number]
+        if trial.state == "running":
+            return None
+        attrs = frozen(trial.trial).user_attrs
+        return Ended(trial.state, dict(attrs.get("values", {})), attrs.get("kind"), dict(attrs.get("verdict", {})))
+
+    def left(self) -> int:
+        """Return how many trials are still to begin, as far as can be foreseen."""
+        return trials_left(self._plan, map(_row, self._trials.values()))
 
     def _config(self, trial: Trial) -> TrialConfig:
         return self._plan.trial(trial.stratum_search.stratum, trial.params, trial.seed, trial.number)
@@ -275,3 +380,40 @@ def _finite(values: Mapping[str, float]) -> dict[str, float]:
 
 def _names(values: Iterable[str]) -> str:
     return ", ".join(sorted(values)) or "none"
+
+
+def _tried(search: StratumSearch) -> int:
+    return len(search.trials)
+
+
+def _newest_choice(search: StratumSearch) -> tuple[int, dict[str, Scalar] | None]:
+    """The number of the newest choice that was measured, and its params; 0 and None where there is none."""
+    trials = [*search.trials.values(), *search.compared.values()]
+    newest = max(trials, key=_choice_number, default=None)
+    if newest is None or not _choice_number(newest):
+        return 0, None
+    return _choice_number(newest), newest.params
+
+
+def _choice_number(trial: Trial) -> int:
+    return int(trial.tags.get(Tag.CHOICE, 0))
+
+
+def _row(trial: Trial) -> Row:
+    return Row(trial.stratum_search.stratum.id, trial.seed, trial.state, trial.tags)
+
+
+def _params_of(search: StratumSearch, config: TrialConfig) -> dict[str, Scalar] | None:
+    """The searched parameters of a trial's configuration; None where it lacks one or has one outside the space."""
+    found: dict[str, Scalar] = {}
+    for name, space in search.stratum.space.items():
+        value = getattr(config.sae, name, getattr(config.train, name, None))
+        if isinstance(space, Range):
+            if not isinstance(value, int | float):
+                return None
+            found[name] = value
+        elif value in space:
+            found[name] = space[space.index(value)]
+        else:
+            return None
+    return found

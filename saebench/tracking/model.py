@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from saebench.config import TrialConfig
 from saebench.runs.paths import TrialPaths
 from saebench.runs.secrets import mask
-from saebench.tracking.tags import Tag
+from saebench.runs.tags import Tag
 from saebench.tracking.uploads import sae_files
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.config import DataConfig
 from saebench.runs.paths import SweepPaths
+from saebench.runs.tags import Tag
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import record, server, views
 from saebench.tracking.best import best_trials
 from saebench.tracking.book import Book
 from saebench.tracking.stream import UPLOADS, Sender
-from saebench.tracking.tags import Tag
 from saebench.tracking.uploads import log_files
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from saebench.config import DataConfig, TrialConfig
 from saebench.runs.events import Event
 from saebench.runs.secrets import mask
 from saebench.runs.state import TrialState
-from saebench.tracking.tags import Tag
+from saebench.runs.tags import Tag
 
 if TYPE_CHECKING:
     from mlflow.entities import DatasetInput, Param, RunTag
@@ -72,7 +72,6 @@ def origin_tags(info: Mapping[str, Any]) -> dict[str, str]:
         "mlflow.source.name": Path(sys.argv[0]).name or "saebench",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": git.get("commit"),
-        Tag.GIT_DIRTY: str(bool(git["dirty"])).lower() if "dirty" in git else None,
         Tag.VERSION: versions.get("saebench"),
         Tag.VERSIONS: json.dumps({**versions, "python": info.get("python")}) if versions else None,
         Tag.HOST: info.get("host"),

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 from saebench.config import TrialConfig
 from saebench.runs import events
 from saebench.runs.paths import TrialPaths
+from saebench.runs.tags import Tag
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import record, server, tail
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.model import log_model
-from saebench.tracking.tags import Tag
 from saebench.tracking.uploads import log_files, log_sae, sae_files
 
 if TYPE_CHECKING:

@@ -13,13 +13,13 @@ from saebench.config import TrialConfig
 from saebench.runs.paths import SweepPaths
 from saebench.runs.secrets import mask
 from saebench.runs.state import read_config, read_state
+from saebench.runs.tags import Tag
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import database, record, server, tail
 from saebench.tracking.address import resolve_uri
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.parent import Parent
 from saebench.tracking.stream import Sender, Stream
-from saebench.tracking.tags import Tag
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -183,7 +183,8 @@ class Tracker:
         return self._streams[number]
 
     def _save(self, *, now: bool = False) -> None:
-        self._book.save(self._paths.tracking, partial(database.settle, self.uri), now=now)
+        if self._paths.root.is_dir():  # not where the sweep's directory was moved away: no second one in its place
+            self._book.save(self._paths.tracking, partial(database.settle, self.uri), now=now)
 
     def _moved(self) -> None:
         self._progress = time.monotonic()

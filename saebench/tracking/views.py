@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from saebench.tracking.tags import Tag
+from saebench.runs.tags import Tag
 
 _TAG = "mlflow.sharedViewState."
 _RUNS = "workflowType=machine_learning"

@@ -1,4 +1,4 @@
-"""The worker: what runs a trial's target, records its events, and says what its end means.
+"""The worker: runs a trial's target, records its events, and classifies how it ended.
 
 `python -m saebench.worker zygote FD` (zygote.py) imports torch and the target's module once, never touches CUDA, and
 forks a fresh process (process.py) for every request; `python -m saebench.worker once FD` is that process where fork is
@@ -9,8 +9,10 @@ requests, events and verdicts go through it, and its end of file means that the 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import json
+import re
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +22,7 @@ from typing import Any, Protocol
 from saebench.config import TrialConfig
 from saebench.errors import UserError
 from saebench.runs.events import Event, EventLog, FailureKind, Verdict
+from saebench.runs.files import file_sum
 from saebench.runs.paths import TrialPaths
 
 VERDICT_WAIT = 30.0
@@ -101,7 +104,7 @@ def resolve(target: str) -> Target:
 
 
 def work(request: Request, line: Line) -> bool:
-    """Run the target in this process, record and send its events; False when it failed (and said why)."""
+    """Run the target in this process, record and send its events; return False after a `failed` event."""
     config, paths = TrialConfig.model_validate(request.config), TrialPaths(Path(request.root))
     log = EventLog(paths.events)
     samples = 0
@@ -110,6 +113,8 @@ def work(request: Request, line: Line) -> bool:
         nonlocal samples
         samples = event.samples
         event = replace(event, attempt=request.attempt)
+        if event.type == "done":
+            event = replace(event, info={**event.info, "files": finished_files(paths)})
         log.append(event)
         line.send(event)
         return line.wait(event.samples) if event.type == "eval" else line.pending()
@@ -129,6 +134,13 @@ def work(request: Request, line: Line) -> bool:
         with contextlib.suppress(OSError):
             log.close()
     return True
+
+
+def finished_files(paths: TrialPaths) -> dict[str, tuple[int, int]]:
+    """Return size and crc32 of what a complete trial keeps beside its events, by name in its directory: a later start
+    notices a file that was lost or changed."""
+    files = [paths.evaluation, *sorted(paths.sae.glob("[!.]*"))] if paths.sae.is_dir() else [paths.evaluation]
+    return {path.relative_to(paths.root).as_posix(): file_sum(path) for path in files if path.is_file()}
 
 
 def failure(error: BaseException, samples: int) -> Event:
@@ -151,6 +163,8 @@ _CUDA_MEMORY = (
 )
 _NO_CUDA = ("Torch not compiled with CUDA", "Found no NVIDIA driver", "NVIDIA driver on your system is too old")
 """Of torch and this machine together: no trial could run on any GPU here."""
+_NO_SPACE = re.compile(r"os error (28|122)\b|No space left on device|Disk quota exceeded|disk is full")
+"""Of errors that are no OSError, such as safetensors'."""
 _HOST_MEMORY = ("can't allocate memory", "Cannot allocate memory")
 
 
@@ -161,6 +175,8 @@ def classify(error: BaseException) -> FailureKind:
         text = str(one)
         if "OutOfMemoryError" in names or any(mark in text for mark in _CUDA_MEMORY):
             return "cuda_oom"
+        if getattr(one, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _NO_SPACE.search(text):
+            return "no_space"
         if isinstance(one, MemoryError) or any(mark in text for mark in _HOST_MEMORY):
             return "host_oom"
         if isinstance(one, FloatingPointError):

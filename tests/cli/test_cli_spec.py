@@ -62,18 +62,19 @@ def test_plan_shows_strata_work_and_notes(spec: Path, tmp_path: Path) -> None:
     lines = " ".join(output("plan", spec).split())
     for said in (
         "tiny: two [arms]: which is better?",
-        "topk-k8-n128 lr 0.0001..0.01 log 3 6 rungs 10,000, 30,000, 90,000",
+        "topk-k8-n128 lr 0.0001..0.01 log 3 at most 8 rungs 10,000, 30,000, 90,000",
         "batchtopk-k8-n128",
-        "3 strata, 9 points, at most 18 trials (random); seeds 0, 1; replicates: only of points that were not stopped",
+        "3 strata, 9 points, at most 24 trials (random); seeds 0, 1; the first searches, ",
+        "the others measure the chosen point",
         "up to 10,000 texts with nowhere/none (width not known before the model is loaded), once; not cached yet",
         str(tmp_path / "saebench-cache"),
-        "100,000 examples per trial, at most 1,800,000 in all",
+        "100,000 examples per trial, at most 2,400,000 in all",
         "20 times per trial, every 5,000 examples, on about 333 validation texts; objective eval/fvu",
         "asha: not among the best 1/3 at a rung",
     ):
         assert said in lines, said
     assert "note" not in lines
-    assert "tpe draws the first 10 points" in output("plan", spec, "--set", "search.sampler=tpe")
+    assert "tpe learns after the first 10 points" in output("plan", spec, "--set", "search.sampler=tpe")
 
 
 def test_plan_cuts_no_name_of_a_stratum_and_counts_one_as_one(spec: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,8 +94,8 @@ def test_plan_json_is_complete(spec: Path) -> None:
     assert first["space"] == {"lr": {"low": 1e-4, "high": 1e-2, "log": True, "step": None}}
     assert first["fixed"] == {"samples": 100_000, "batch_size": 1000}
     assert (first["points"], first["prune_from"], first["rungs"]) == (3, 10_000, [10_000, 30_000, 90_000])
-    assert (found["points"], found["trials"], found["seeds"]) == (9, 9, [4])
-    assert found["work"]["train_examples"] == 900_000
+    assert (found["points"], found["trials"], found["seeds"]) == (9, 21, [4])
+    assert found["work"]["train_examples"] == 2_100_000
     assert found["cache"]["cached"] is False
     assert found["notes"] == ["one seed: differences between strata will have no interval over seeds"]
 
@@ -143,8 +144,8 @@ def test_no_command_about_specs_imports_torch_or_mlflow(command: list[str], repo
 
 
 def test_validate_says_what_the_spec_amounts_to(spec: Path) -> None:
-    assert output("validate", spec) == f"{spec}: valid: 3 strata, 9 points, at most 18 trials\n"
-    one = output("validate", spec, "--set", "replicate=all")
+    assert output("validate", spec) == f"{spec}: valid: 3 strata, 9 points, at most 24 trials\n"
+    one = output("validate", spec, "--set", "replicate=all", "--set", "search.refine=0")
     assert one == f"{spec}: valid: 3 strata, 9 points, 18 trials\n"
 
 

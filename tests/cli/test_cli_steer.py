@@ -18,7 +18,7 @@ from saebench.cli import cli, show
 from saebench.errors import UserError
 from saebench.runs.durable import write_json
 from saebench.runs.events import Event, EventLog
-from saebench.runs.holder import myself
+from saebench.runs.holder import this_process
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import AttemptRecord, TrialState, read_state
 from saebench.spec import parse_spec
@@ -58,7 +58,7 @@ def paths(tmp_path: Path) -> SweepPaths:
 @pytest.fixture
 def held(paths: SweepPaths) -> Iterator[None]:
     """A scheduler (this process) is at work on it."""
-    write_json(paths.holder, {**myself(), "since": time.time() - 60, "at": "2026-01-01T00:00:00+0000"})
+    write_json(paths.holder, {**this_process(), "since": time.time() - 60, "at": "2026-01-01T00:00:00+0000"})
     yield
     paths.holder.unlink(missing_ok=True)
 
@@ -79,7 +79,7 @@ def test_status_shows_everything_of_the_last_sweep(paths: SweepPaths) -> None:
     text = call("status").output
     for words in (
         f"{paths.root}: no scheduler is at work on it",
-        "3 trials of at most 4  1 complete  1 pruned  1 failed  1 running  1 interrupted",
+        "3 trials of at most 8  1 complete  1 pruned  1 failed  1 running  1 interrupted",
         "0003",
         "0.25",
         "trial 0001 at 100: prune (median: value 0.5, threshold 0.4)",
@@ -100,7 +100,7 @@ def test_status_names_who_works_on_it_and_the_pace(paths: SweepPaths) -> None:
 def test_status_as_json(paths: SweepPaths) -> None:
     found = json.loads(call("status", str(paths.root), "--json").output)
     assert found["counts"] == {"complete": 1, "pruned": 1, "failed": 1, "running": 1, "interrupted": 1}
-    assert found["planned"] == 4
+    assert found["planned"] == 8, "five there; the other seed of k = 4, both seeds of k = 8"
     assert found["scheduler"]["pid"] == os.getpid()
     assert found["running"][0]["samples"] == 120
     assert found["failures"] == {"0002": "diverged: train/loss is nan"}
@@ -203,7 +203,7 @@ def test_a_lock_that_cannot_be_read_hides_no_other_sweep(paths: SweepPaths) -> N
     found = call("ls")
     assert found.exit_code == 0
     assert {line.split()[0] for line in found.stdout.splitlines()[1:]} >= {"toy", "broken"}
-    assert "broken/lock.json: cannot be read" in found.stderr
+    assert "broken/lock.json: is not JSON" in found.stderr
 
 
 def test_a_sweep_that_gets_its_embeddings_ready_can_be_seen_and_stopped(paths: SweepPaths) -> None:
@@ -211,7 +211,7 @@ def test_a_sweep_that_gets_its_embeddings_ready_can_be_seen_and_stopped(paths: S
     early = SweepPaths(paths.root.with_name("early"))
     early.root.mkdir()
     assert "no such sweep" in complaint("status", "early")
-    write_json(early.holder, {**myself(), "since": time.time(), "at": "2026-01-01T00:00:00+0000"})
+    write_json(early.holder, {**this_process(), "since": time.time(), "at": "2026-01-01T00:00:00+0000"})
     assert "it gets the embeddings ready, no trial has begun" in call("status", "early").output
     assert json.loads(call("status", "early", "--json").output)["scheduler"]["pid"] == os.getpid()
     assert "early" in call("ls").output

@@ -54,5 +54,26 @@ def test_reading_goes_on_at_an_offset_and_waits_for_the_end_of_a_line(tmp_path: 
 
 
 def test_what_is_not_an_event_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="not an event"):
-        Event.from_line('{"type":"step","samples":1,"colour":"red"}')
+    for line in (
+        '{"type":"step","samples":null}',
+        "[" * 10_000,
+        "5",
+        "null",
+        '{"type":"step","samples":1,"values":[1]}',
+    ):
+        with pytest.raises(ValueError, match="validation error for Event"):
+            Event.from_line(line)
+
+
+def test_a_line_with_one_byte_changed_is_no_event_and_hides_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    lines = [Event("step", n, {"train/loss": 2.5}).to_line() for n in (1, 2, 3)]
+    for place in range(len(lines[1]) - 1):
+        flipped = bytearray(lines[1].encode())
+        flipped[place] ^= 1
+        if b"\n" in flipped[:-1]:
+            continue
+        path.write_bytes(lines[0].encode() + flipped + lines[2].encode())
+        found = {e.samples: e.values for e, _ in read(path)}
+        assert found.pop(2, {"train/loss": 2.5}) == {"train/loss": 2.5}, "never another value"
+        assert found == {1: {"train/loss": 2.5}, 3: {"train/loss": 2.5}}

@@ -11,7 +11,6 @@ import pytest
 from fakes import Faults, Quiet, ToyExecutor, ToySearch, ToySignals, ToyTracker, trial_config
 
 import saebench.runs.state
-import saebench.scheduler.ledger
 from saebench.runs import events
 from saebench.runs.board import Board, read_board
 from saebench.runs.events import EventLog
@@ -40,7 +39,7 @@ class World:
         self.executor = self.make()
         self.signals = ToySignals()
         self.view = Quiet()
-        self.board = Board("toy", trials)
+        self.board = Board("toy")
         self.seconds = 0.0
 
     def run(
@@ -52,10 +51,10 @@ class World:
         on_poll: Callable[[], None] = lambda: None,
     ) -> Halt | None:
         """One life of a scheduler, from recovery to its end."""
-        self.board = Board("toy", self.search.trials)
+        self.board = Board("toy")
         self.tracker.start(self.paths)
         ledger = Ledger(self.paths, self.search, self.tracker, self.board)
-        waiting = recover(ledger, self.search, retry_failed=retry_failed)
+        self.recovered = recover(ledger, self.search, retry_failed=retry_failed, note=self.view.note)
 
         def tick() -> None:
             self.seconds += 1
@@ -70,7 +69,7 @@ class World:
             self.signals,
             failures=failures or FailuresConfig(),
             budget=budget or BudgetConfig(),
-            waiting=waiting,
+            waiting=self.recovered.waiting,
             clock=lambda: self.seconds,
         )
         return self.scheduler.run()
@@ -416,10 +415,7 @@ class Deaths:
         self.acts = 0
         self.when = -1
         self.after = False
-        targets: list[tuple[Any, str]] = [
-            (saebench.scheduler.ledger, "write_text"),
-            (saebench.runs.state, "write_json"),
-        ]
+        targets: list[tuple[Any, str]] = [(saebench.runs.state, "write_json")]
         targets += [(w.search, name) for name in ("ask", "report", "tell")]
         targets += [(w.tracker, name) for name in ("open", "close_trial")]
         for owner, name in targets:
@@ -561,7 +557,7 @@ def test_a_state_file_that_is_torn_costs_the_record_but_not_the_trial(world: Cal
 def test_the_board_from_files_is_the_board_of_the_scheduler(world: Callable[..., World]) -> None:
     w = world(5, weak={2: 20}, faults={(3, 1, 10): "diverged"}, per_device=1)
     w.run()
-    seen = read_board(w.paths, 5)
+    seen = read_board(w.paths)
     assert +seen.counts == +w.board.counts
     assert seen.failures == w.board.failures == {3: "diverged: toy"}
     assert list(seen.verdicts) == list(w.board.verdicts)

@@ -17,7 +17,8 @@ from saebench.errors import SpecError
 from saebench.plan import Plan, make_plan
 from saebench.spec import parse_spec
 from saebench.study import Search
-from saebench.study.cma import CmaEs, from_unit, to_unit
+from saebench.study.cma import CmaEs
+from saebench.study.units import from_unit, to_unit
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def plan(points: int = 20) -> Plan:
         "train": {
             "samples": 20_000, "batch_size": {"low": 64, "high": 256}, "lr": {"low": 1e-4, "high": 1e-2, "log": True},
         },
-        "search": {"sampler": "cmaes", "points": points},
+        "search": {"sampler": "cmaes", "points": points, "refine": 0},
     }  # fmt: skip
     return make_plan(parse_spec(values), 384)
 

@@ -41,7 +41,7 @@ def plan(
         "sae": [{"type": "topk", "k": list(k) if isinstance(k, tuple) else k, "dict_size": 256}],
         "train": {"samples": 20_000, "batch_size": 128, "lr": lr, **more.pop("train", {})},
         "seeds": list(seeds),
-        "search": {"sampler": sampler, "points": points, **more.pop("search", {})},
+        "search": {"sampler": sampler, "points": points, "refine": 0, **more.pop("search", {})},
         **more,
     }
     return make_plan(parse_spec(values), 384)
@@ -116,7 +116,7 @@ def test_a_sweep_of_another_name_replaces_repetitions_by_the_same_points(tmp_pat
     ours = run(Search(plan(12, "random", **space), tmp_path / "ours"))
     again = Search(plan(12, "random", **space, name="other"), tmp_path / "other")
     assert drawn(run(again)) == drawn(ours)
-    assert any("duplicate" in t.user_attrs for t in optuna_trials(tmp_path / "other", "other/topk-k16-n256"))
+    assert len({config.point for config in ours if config.sae.k == 16}) == 12  # type: ignore[union-attr]
 
 
 def test_trials_asked_for_at_once_are_not_the_same_point_again(journal: Path) -> None:
@@ -214,7 +214,7 @@ def test_cmaes_refuses_choices_with_the_reason(journal: Path) -> None:
 # --- seeds -----------------------------------------------------------------------------------------------------------
 
 
-def test_replicates_follow_survivors_paired_and_are_no_evidence(journal: Path) -> None:
+def test_the_other_seeds_measure_the_chosen_points_and_are_no_evidence(journal: Path) -> None:
     made = plan(points=2, seeds=(0, 1, 2), search={"sampler": "random"})
     search = Search(made, journal)
     first = [config for _ in range(4) if (config := search.ask()) is not None]
@@ -223,11 +223,12 @@ def test_replicates_follow_survivors_paired_and_are_no_evidence(journal: Path) -
     search.tell(0, "complete", {"eval/fvu": 0.5})
     search.tell(1, "pruned")
     search.tell(3, "pruned")
+    assert search.ask() is None, "the other stratum has nothing to choose from"
     search.tell(2, "complete", {"eval/fvu": 0.4})
     rest = run(search, lambda s, c: s.tell(c.number, "complete", {"eval/fvu": 0.1}))
-    assert [(c.number, c.point, c.seed) for c in rest] == [
-        (4, first[0].point, 1), (5, first[0].point, 2), (6, first[2].point, 1), (7, first[2].point, 2),
-    ]  # fmt: skip
+    assert [(c.number, c.point, c.seed) for c in rest] == [(4, first[2].point, 1), (5, first[2].point, 2)]
+    assert search.tags(0) == {"saebench.role": "search"}
+    assert (search.tags(4)["saebench.role"], search.tags(4)["saebench.choice"]) == ("compare", "1")
     storage = open_journal(journal)
     numbers = {
         s.study_name: [
@@ -238,11 +239,11 @@ def test_replicates_follow_survivors_paired_and_are_no_evidence(journal: Path) -
     assert numbers == {
         "toy/topk-k16-n256": [0, 2],
         "toy/topk-k64-n256": [1, 3],
-        "toy/topk-k16-n256/replicates": [4, 5, 6, 7],
+        "toy/topk-k16-n256/replicates": [4, 5],
     }
     again = Search(made, journal)
     assert again.done
-    assert again.counts()["complete"] == 6
+    assert again.counts()["complete"] == 4
 
 
 def test_replicate_all_runs_the_other_seeds_of_stopped_points_too_but_not_of_failed_ones(journal: Path) -> None:
@@ -270,10 +271,24 @@ def test_replicates_are_never_stopped(journal: Path) -> None:
     assert (decision.verdict, decision.numbers["pruner"]) == (Verdict.GO, "none")
 
 
-def test_seeds_added_later_run_for_the_points_that_are_there(journal: Path) -> None:
-    configs = run(Search(plan(points=2, k=16), journal))
-    more = run(Search(plan(points=2, k=16, seeds=(0, 7)), journal))
-    assert [(c.point, c.seed) for c in more] == [(c.point, 7) for c in configs]
+def test_seeds_added_later_measure_the_same_choice(journal: Path) -> None:
+    configs = run(Search(plan(points=2, k=16, seeds=(0, 3)), journal))
+    best = min(configs[:2], key=lambda c: c.train.lr or 0)
+    search = Search(plan(points=2, k=16, seeds=(0, 3, 7)), journal)
+    more = run(search)
+    assert [(c.point, c.seed) for c in configs[2:] + more] == [(best.point, 3), (best.point, 7)]
+    assert search.tags(more[0].number)["saebench.choice"] == "1"
+
+
+def test_points_added_later_make_another_choice_that_counts(journal: Path) -> None:
+    first = run(Search(plan(points=2, k=16, seeds=(0, 1)), journal))
+    search = Search(plan(points=8, k=16, seeds=(0, 1)), journal)
+    later = run(search)
+    best = min([*first, *later], key=lambda c: c.train.lr or 0)
+    assert best.point not in {c.point for c in first}
+    assert [(c.point, c.seed) for c in later[6:]] == [(best.point, 1)]
+    assert search.tags(later[-1].number)["saebench.choice"] == "2"
+    assert Search(plan(points=8, k=16, seeds=(0, 1)), journal).done
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------
@@ -420,7 +435,7 @@ def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
         lr=[1e-4, 1e-3] if sampler == "grid" else LR,
         search={"enqueue": [] if sampler == "grid" else [{"lr": 5e-3}]}, train={"batch_size": [64, 128]},
     )  # fmt: skip
-    n_points = made.n_points
+    n_trials = made.n_points + len(made.strata)  # each point, and the other seed of the chosen ones
     survived = 0
     for crash_at in range(1, 80):
         journal = tmp_path / f"{crash_at}"
@@ -448,8 +463,8 @@ def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
             assert config.number not in seen, "a number was given twice"
             seen[config.number] = config
         assert again.done
-        assert sorted(seen) == list(range(2 * n_points))
-        assert len({(c.stratum, c.point, c.seed) for c in seen.values()}) == 2 * n_points
+        assert sorted(seen) == list(range(n_trials))
+        assert len({(c.stratum, c.point, c.seed) for c in seen.values()}) == n_trials
         if survived:
             break
     assert survived, "the sweep has more records than crashes were tried"
@@ -457,20 +472,20 @@ def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
 
 def test_a_trial_without_a_number_is_drawn_as_if_none_had_been_tried_again(tmp_path: Path) -> None:
     """Optuna has counted the second attempt; a scheduler that lived on would not have."""
-    straight = Search(plan(k=16), tmp_path / "straight")
-    expected = run(straight)
-    search = Search(plan(k=16), tmp_path / "killed")
-    for _ in range(2):
+    made = plan(14, "tpe", k=16)
+    expected = run(Search(made, tmp_path / "straight"))
+    search = Search(made, tmp_path / "killed")
+    for _ in range(11):
         config = search.ask()
         assert config is not None
         search.tell(config.number, "failed", {}, "crash")
         complete(search, search.reopen(config.number))
-    search._stratum_searches[0].study.ask()  # and killed before it had params or a number
-    again = Search(plan(k=16), tmp_path / "killed")
+    search._searches[0].study.ask()  # and killed before it had params or a number
+    again = Search(made, tmp_path / "killed")
     [left] = again.running()
-    assert drawn([left]) == drawn(expected[2:3])
+    assert drawn([left]) == drawn(expected[11:12])
     complete(again, left)
-    assert drawn(run(again)) == drawn(expected[3:])
+    assert drawn(run(again)) == drawn(expected[12:])
 
 
 def test_nobody_waits_for_the_disk_but_for_what_no_one_else_knows(

@@ -97,8 +97,8 @@ def test_it_may_change_at_every_start_and_what_is_missing_then_follows(sweep: Sw
     again = track(sweep, uri, "all")
     assert copied(uri, again) == {0, 1, 2, 3, 4}
     assert again.run_id == first.run_id
-    lock = {"spec": {"tracking": {"log_sae": "all", "uri": None}}}
-    assert check_unchanged(lock, {"tracking": {"log_sae": "none", "uri": None}}, sweep, extend=False) == {}
+    before = {"tracking": {"log_sae": "all", "uri": None}}
+    assert check_unchanged(before, {"tracking": {"log_sae": "none", "uri": None}}, sweep, extend=False) == {}
 
 
 def test_the_best_that_the_tracker_copies_are_those_that_the_report_names(tmp_path: Path) -> None:

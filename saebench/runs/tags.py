@@ -14,7 +14,6 @@ class Tag:
     HOST = "saebench.host"
     VERSION = "saebench.version"
     VERSIONS = "saebench.versions"
-    GIT_DIRTY = "saebench.git_dirty"
 
     # on a parent run
     ID = "saebench.id"
@@ -33,6 +32,17 @@ class Tag:
     TYPE = "saebench.type"
     ROLE = "saebench.role"
     """search (its value chose the point) or compare (it measures what was chosen)."""
+    REFINED = "saebench.refined"
+    """1: a point added around the best one, not drawn."""
+    CHOICE = "saebench.choice"
+    """Of a trial that measures the chosen point of its stratum: 1, or higher once another point was chosen later (more
+    points were drawn); the highest of a stratum counts."""
+    SEARCH_ERROR = "saebench.search_error"
+    """Beside CHOICE, as JSON: gap (by how much the objective of the chosen point may be worse than the best of the
+    ranges, as log-ratio or difference; null: not known), edge (ranges at whose end the best point lies), needed (drawn
+    points that would locate it, where there were too few), drawn, refined (points tried), searched (the ranges)."""
+    SECONDS = "saebench.seconds"
+    """Seconds that it trained, over all attempts, without the time between them."""
     REASON = "saebench.reason"
     """Why it is in its state, in one line."""
     VERDICT = "saebench.verdict"
