@@ -106,13 +106,14 @@ def _width(plan: Plan, stratum: Stratum) -> int:
 def existing(spec: SweepSpec, paths: SweepPaths) -> str | None:
     """What `sweep` would do with a sweep of this name that is there already; None if there is none."""
     from saebench.runs.lock import differences, is_extension, is_moved, is_per_start, read_lock
+    from saebench.runs.secrets import mask_all
 
     lock = read_lock(paths)
     if lock is None:
         return None
     changes = {
         key: values
-        for key, values in differences(lock["spec"], json.loads(json.dumps(spec.plain(), default=str))).items()
+        for key, values in differences(lock.spec, mask_all(json.loads(json.dumps(spec.plain(), default=str)))).items()
         if not is_per_start(key) and not is_moved(key, *values)
     }
     where = os.path.relpath(paths.root)
