@@ -77,6 +77,8 @@ class RetriesConfig(Config):
     """Only when the trial shared its device; alone on it, more attempts would end the same way."""
     diverged: Annotated[int, Field(ge=0)] = 0
     """A loss or metric became NaN or infinite."""
+    collapsed: Annotated[int, Field(ge=0)] = 0
+    """A training without a penalty ended with a training FVU far above what it had been."""
 
 
 class FailuresConfig(Config):

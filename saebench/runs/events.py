@@ -20,7 +20,9 @@ from pydantic import TypeAdapter
 from saebench.runs.files import is_intact, seal_line
 
 EventType = Literal["start", "step", "eval", "checkpoint", "done", "failed", "left"]
-FailureKind = Literal["cuda_oom", "host_oom", "diverged", "crash", "stall", "user_error", "killed", "no_space"]
+FailureKind = Literal[
+    "cuda_oom", "host_oom", "diverged", "collapsed", "crash", "stall", "user_error", "killed", "no_space"
+]
 
 
 class Verdict(StrEnum):

@@ -17,15 +17,19 @@ from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.base import SAE, Loss, Moment, NotCalibratedError, Precision
 from saebench.saes.calibrate import threshold_for
-from saebench.saes.kernels import affine, on_host, product
+from saebench.saes.kernels import affine, blocks, on_host, product
 from saebench.saes.pursuit import Pursuit, pursue
 from saebench.saes.sparse import SparseCodes
 
 GRAM_WIDTH = 16_384
 """Latents whose products with each other are kept: 1 GiB; beyond, picks are made among candidates."""
 GRAM_EVERY = 8
-"""Training steps on a CPU between two computations of these products: one costs as much as a step. A GPU computes them
-in every step, which is then the same work each time."""
+"""Training steps on a CPU between two computations of these products at most: one costs half a step. A GPU computes
+them in every step, which is then the same work each time."""
+GRAM_MOVED = 0.02
+"""Mean squared distance that the decoder's rows have moved, above which they are computed earlier. Picks by old
+products make errors, errors make large steps, and large steps make the products old: at a high lr a training fell apart
+by that (experiments/pursuit)."""
 MOST_PICKS = 4.0
 """With target_l0: picks of one example at most, in units of the target."""
 _GAIN = 0.3
@@ -117,16 +121,21 @@ class OMPSAE(SAE):
         return loss
 
     def _gram_in_training(self) -> Tensor | None:
-        """On a CPU of the decoder as it was up to GRAM_EVERY - 1 steps ago: the sweeps on the residual correct what has
-        changed since."""
+        """On a CPU of the decoder as it was some steps ago; the sweeps on the residual correct what has changed."""
+        if self.dict_size > GRAM_WIDTH:
+            return None
         if not on_host(self.W_dec):
             return _products(self.W_dec)
-        if self._age % GRAM_EVERY == 0 or self._training_rows is None:
-            self._training_rows, self._training_gram = self.W_dec.detach().clone(), None
+        if self._training_rows is None or self._age >= GRAM_EVERY or self._moved(self._training_rows) > GRAM_MOVED:
+            self._training_rows, self._training_gram, self._age = self.W_dec.detach().clone(), None, 0
         if self._training_gram is None:
             self._training_gram = _products(self._training_rows)
         self._age += 1
         return self._training_gram
+
+    def _moved(self, since: Tensor) -> float:
+        squared = [float((self.W_dec[b] - since[b]).square().sum()) for b in blocks(*since.shape, since.device)]
+        return sum(squared) / self.dict_size
 
     def default_lr(self, batch_size: int) -> float:
         """0.016 sqrt(batch / 1024) (dict_size / 1536)^(-1/4)."""

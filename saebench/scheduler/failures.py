@@ -12,6 +12,7 @@ FAILURE_LABELS: dict[FailureKind, str] = {
     "cuda_oom": "out of GPU memory",
     "host_oom": "killed by SIGKILL (out of memory?)",
     "diverged": "diverged",
+    "collapsed": "fell apart",
     "crash": "crashed",
     "stall": "stalled",
     "user_error": "cannot run",

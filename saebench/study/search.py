@@ -36,7 +36,7 @@ from saebench.study.studies import Studies
 
 REFINED_TAGS = {**SEARCH_TAGS, Tag.REFINED: "1"}
 COMPARE_TAGS = {Tag.ROLE: "compare"}
-INFEASIBLE: frozenset[str] = frozenset({"cuda_oom", "diverged"})
+INFEASIBLE: frozenset[str] = frozenset({"cuda_oom", "diverged", "collapsed"})
 """Failures that the point itself causes: the sampler hears of them as a violated constraint. (As FAIL they would be
 invisible to TPE, which then proposes the same again and again.)"""
 

@@ -33,7 +33,11 @@ from saebench.trial.stability import CodeStability
 
 SAMPLE_ROWS = 16_384
 """Training rows that preprocessing, b_dec and thresholds start from."""
-STATE_VERSION = 1
+STATE_VERSION = 2
+COLLAPSE = 2.5
+"""Training FVU at the end, over the least that it has been, above which the training has fallen apart."""
+_FVU_WEIGHT, _STEPS_TO_COLLAPSE = 0.1, 50
+"""Of one step in the running average; steps before which nothing is said."""
 SHORTEST_LIST = 64
 """Least length of a list of dead latents on a GPU, where it is not empty; others are powers of two."""
 KEY_COLUMNS = 64
@@ -68,6 +72,14 @@ class DivergedError(FloatingPointError):
     def __init__(self, samples: int) -> None:
         super().__init__(f"the loss became NaN or infinite at {samples} samples")
         self.samples = samples
+
+
+class CollapsedError(FloatingPointError):
+    """The training fell apart: at its end the training FVU, a running average, is a multiple of what it had been."""
+
+    def __init__(self, now: float, best: float, lr: float) -> None:
+        said = f"training FVU {now:.3g} at its end, {best:.3g} before"
+        super().__init__(f"the training fell apart: {said}; lr {lr:g} is too high")
 
 
 class BadBatchError(DataError, ValueError):
@@ -118,6 +130,7 @@ class Training:
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
         self._bad = torch.full((2,), -1, device=self.device)
+        self._fvu = torch.full((2,), torch.inf, device=self.device)  # running average, the least that it has been
         self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
         self._held = _row_keys(calibration, self._key_weights).sort().values
         self._revives = sae.config.revives
@@ -181,6 +194,8 @@ class Training:
     def _remember(self, loss: Loss, x: Tensor, now: _Now) -> None:
         fine = torch.stack([x.sum(), loss.total]).isfinite()
         self._bad.copy_(torch.where((self._bad >= 0) | fine, self._bad, now.samples))
+        level = torch.where(self._fvu[0].isinf(), loss.fvu, self._fvu[0].lerp(loss.fvu, _FVU_WEIGHT))
+        self._fvu.copy_(torch.stack([level, torch.minimum(level, self._fvu[1])]))
         self.since_fired.add_(len(x)).masked_fill_(loss.fired, 0)
         self.control.update(loss.l0, now.progress, now.lr / self.lr)
 
@@ -239,6 +254,14 @@ class Training:
         if loss >= 0:
             raise DivergedError(loss)
 
+    def check_collapse(self) -> None:
+        """At the end: raise CollapsedError where an architecture without a penalty, whose FVU has no reason to rise,
+        ends far above its best."""
+        if self.sae.config.penalty is None and self.step >= _STEPS_TO_COLLAPSE:
+            now, best = self._fvu.tolist()
+            if now > COLLAPSE * best:
+                raise CollapsedError(now, best, self.lr)
+
     def calibrate(self, store: Store) -> None:
         """Set what inference needs (thresholds) from the calibration rows; the same weights give the same result."""
         rows = calibration_rows(store.sample(SAMPLE_ROWS), store.num_train)
@@ -251,7 +274,7 @@ class Training:
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimizer.state_dict().items()}
         tensors |= {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
         tensors |= {f"state.{name}": tensor for name, tensor in self.sae.training_state().items()}
-        tensors |= {"since_fired": self.since_fired, "dead_index": self.dead_index}
+        tensors |= {"since_fired": self.since_fired, "dead_index": self.dead_index, "fvu": self._fvu}
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         return copies, {
             "version": STATE_VERSION,
@@ -282,6 +305,7 @@ class Training:
         self.optimizer.load_state_dict(adam)
         self.control.load_state_dict({n: tensors[f"control.{n}"] for n in self.control.state_dict()})
         self.since_fired.copy_(tensors["since_fired"])
+        self._fvu.copy_(tensors["fvu"])
         listed = tensors["dead_index"].to(self.device)
         self._set_dead(listed[listed < self.sae.dict_size])
         if self._replay is not None:
@@ -302,13 +326,15 @@ def steps(training: Training, store: Store) -> Iterator[Step]:
 def train(training: Training, store: Store) -> Iterator[Step]:
     """The steps that reach a multiple of `log_every` examples, and the last one.
 
-    Raises DivergedError or BadBatchError at such a mark.
+    Raises DivergedError or BadBatchError at such a mark, CollapsedError at the last.
     """
     budget = training.train.samples
     every = training.train.log_every or max(1, budget // 100)
     for step in steps(training, store):
         if step.samples // every > step.before // every or step.samples >= budget:
             training.check()
+            if step.samples >= budget:
+                training.check_collapse()
             yield step
 
 

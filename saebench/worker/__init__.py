@@ -179,6 +179,8 @@ def classify(error: BaseException) -> FailureKind:
             return "no_space"
         if isinstance(one, MemoryError) or any(mark in text for mark in _HOST_MEMORY):
             return "host_oom"
+        if "CollapsedError" in names:
+            return "collapsed"
         if isinstance(one, FloatingPointError):
             return "diverged"
         if isinstance(one, UserError | ImportError | SyntaxError) or {"ValidationError", "ValueError"} <= names:

@@ -45,6 +45,20 @@ def test_codes_follow_the_decoder_when_it_changes() -> None:
     assert torch.equal(sae.encode(x).flip(1) > 0, before > 0)
 
 
+def test_products_are_computed_anew_when_rows_have_moved_or_after_eight_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    sae, x, computed = small(), formulas.cloud(16), []
+    original = omp._products
+    monkeypatch.setattr(omp, "_products", lambda rows: computed.append(1) or original(rows))
+    for _ in range(17):
+        sae.loss(x, Moment())
+    assert len(computed) == 3
+    with torch.no_grad():
+        sae.W_dec.add_(0.1)
+        sae.constrain()
+    sae.loss(x, Moment())
+    assert len(computed) == 4
+
+
 def test_the_loss_sees_the_decoder_at_hand_between_two_computations_of_the_products() -> None:
     """Seven of eight steps pick by products that are old; the values are swept on the residual itself."""
     sae, x = small(k=6), formulas.cloud(64)

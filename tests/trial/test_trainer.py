@@ -15,6 +15,7 @@ from saebench.saes import NotCalibratedError, load_sae, save_sae
 from saebench.trial.optim import default_lr, schedule
 from saebench.trial.trainer import (
     BadBatchError,
+    CollapsedError,
     DivergedError,
     Training,
     calibration_rows,
@@ -472,6 +473,30 @@ def test_divergence_is_found_at_the_next_record_and_never_saved() -> None:
     assert training.samples == 640
     with pytest.raises(DivergedError):
         training.state_dict()
+
+
+@pytest.mark.parametrize(("kind", "fails"), [("topk", True), ("omp", True), ("vanilla", False)])
+def test_a_training_that_falls_apart_is_a_failure_with_its_own_word(kind: str, fails: bool) -> None:
+    """Rows in other directions come after two thirds: FVU is several times what it was. A penalty may raise it, too."""
+    trial, rows = config(kind, samples=64 * 90, lr=1e-4), store()
+    training = Training.start(*trial, rows)
+    run(training, rows, until=64 * 60)
+    rows.train = 8 * torch.randn(rows.train.shape, generator=torch.Generator().manual_seed(5))
+    if not fails:
+        assert len(list(train(training, rows))) > 0
+        return
+    with pytest.raises(CollapsedError, match=r"training FVU .* at its end, .* before; lr 0.0001 is too high") as caught:
+        list(train(training, rows))
+    assert training.samples == 64 * 90
+    assert classify(caught.value) == "collapsed"
+
+
+def test_a_short_training_is_not_said_to_fall_apart() -> None:
+    trial, rows = config(samples=64 * 40), store()
+    training = Training.start(*trial, rows)
+    run(training, rows, until=64 * 20)
+    rows.train = 8 * torch.randn(rows.train.shape)
+    assert list(train(training, rows))[-1].samples == 64 * 40
 
 
 def test_an_uncalibrated_batchtopk_cannot_be_evaluated() -> None:
