@@ -134,8 +134,8 @@ class OMPSAE(SAE):
         return self._training_gram
 
     def _moved(self, since: Tensor) -> float:
-        squared = [float((self.W_dec[b] - since[b]).square().sum()) for b in blocks(*since.shape, since.device)]
-        return sum(squared) / self.dict_size
+        parts = blocks(self.dict_size, self.d_in, since.device)
+        return sum(float((self.W_dec[rows] - since[rows]).square().sum()) for rows in parts) / self.dict_size
 
     def default_lr(self, batch_size: int) -> float:
         """0.016 sqrt(batch / 1024) (dict_size / 1536)^(-1/4)."""
