@@ -49,6 +49,21 @@ def _duplicates() -> list[Metric]:
     ]
 
 
+def _latents() -> list[Metric]:
+    """Scores of what latents mean, each less the best of its floors: without them it says nothing."""
+    found = {
+        "coherence": ("NPMI of a latent's words on other texts", "coherence"),
+        "label_auroc": ("AUROC of the best latent of a class", "label_match"),
+        "label_f1": ("F1 of the best latent of a class", "label_match"),
+        "label_found": ("Share of classes whose best latent has an AUROC above 0.9", "label_match"),
+        "label_purity": ("Share of a class among the ten texts that fire its latent most", "label_match"),
+    }
+    return [
+        Metric(f"{name}_above_floor", "maximize", "difference", None, f"{said}, less the best floor's", entry)
+        for name, (said, entry) in found.items()
+    ]
+
+
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in [
@@ -94,6 +109,7 @@ METRICS: dict[str, Metric] = {
             "similarity_rank_correlation",
         ),
         *_probing(),
+        *_latents(),
     ]
 }
 

@@ -130,6 +130,14 @@ class EvalConfig(Config):
     extra: Literal["none", "final"] = "final"
     """final: computed at the end of every trial."""
     metrics: tuple[
-        Literal["knn_overlap_at_10", "similarity_rank_correlation", "probing", "code_stability_duplicates"], ...
+        Literal[
+            "knn_overlap_at_10",
+            "similarity_rank_correlation",
+            "probing",
+            "code_stability_duplicates",
+            "coherence",
+            "label_match",
+        ],
+        ...,
     ] = ("knn_overlap_at_10",)
-    """Which ones."""
+    """Which ones. coherence and label_match, of what latents mean (docs/latents.md), need the cache."""

@@ -150,8 +150,13 @@ def _extra_metrics(draft: Draft) -> Found:
     for i, metric in enumerate(metrics):
         if metric in metrics[:i]:
             yield f"eval.metrics[{i}]", "is in the list twice"
-    if "probing" in metrics and draft.get("data", "dataset") and not draft.get("data", "dataset", "label_column"):
-        yield at("eval.metrics", metrics, "probing"), "needs the classes: set data.dataset.label_column"
+    without_labels = draft.get("data", "dataset") and not draft.get("data", "dataset", "label_column")
+    for metric in ("probing", "label_match"):
+        if metric in metrics and without_labels:
+            yield at("eval.metrics", metrics, metric), "needs the classes: set data.dataset.label_column"
+    for metric in ("coherence", "label_match"):
+        if metric in metrics and draft.get("data", "cache") is False:
+            yield at("eval.metrics", metrics, metric), "needs the texts in the cache: leave data.cache on"
 
 
 def _tracking(draft: Draft) -> Found:

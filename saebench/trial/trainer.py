@@ -21,6 +21,7 @@ from torch import Tensor
 
 from saebench.config import SAEConfig, TrainConfig
 from saebench.errors import DataError
+from saebench.latents.final import ENTRIES, final_scores
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.calibrate import rows_per_chunk
 from saebench.saes.kernels import lend, on_host, settle
@@ -354,6 +355,8 @@ def evaluate(sae: SAE, store: Store, extra: Sequence[str] = (), part: Part = "va
     result.values.update(sae.inference_values() | extras.values() | kept.values())
     if "probing" in extra:
         result.values.update(probe(sae, store, part))
+    if set(ENTRIES) & set(extra):
+        result.values.update(final_scores(sae, getattr(store, "entry", None), part, extra))
     if part == "test":
         values = {key.replace("eval/", "test/", 1): value for key, value in result.values.items()}
         return replace(result, values=values)

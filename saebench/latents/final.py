@@ -1,0 +1,52 @@
+"""Scores of latents as metrics of a trial, measured with its last evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Literal
+
+from saebench.latents.codes import Codes, offsets_of
+from saebench.latents.corpus import MOST_TRAIN, Part
+from saebench.latents.floors import FLOORS
+from saebench.latents.judge import SAE as OF_THE_SAE
+from saebench.latents.judge import SCORES, Texts, judge
+from saebench.latents.ranks import classes_of
+from saebench.latents.trial import encode_rows
+
+if TYPE_CHECKING:
+    from saebench.saes import SAE
+    from saebench.stores.entry import CacheEntry
+
+ENTRIES: dict[str, tuple[str, ...]] = {
+    "coherence": ("coherence",),
+    "label_match": tuple(name for name in SCORES if name.startswith("label_")),
+}
+"""Entry of `eval.metrics` -> scores of judge.py."""
+ABOVE = "_above_floor"
+"""Suffix of a score less that of the best floor: what training has added to it."""
+
+
+def final_scores(
+    sae: SAE, entry: CacheEntry | None, part: Literal["validation", "test"], wanted: Iterable[str]
+) -> dict[str, float]:
+    """`eval/SCORE`, `eval/SCORE_above_floor`, and `eval/SCORE_FLOOR` of every floor; empty without the cache (its texts
+    and labels are needed), and without scores that can be had."""
+    scores = [score for name in wanted for score in ENTRIES.get(name, ())]
+    if entry is None or not scores:
+        return {}
+    train = Part("train", entry, entry.sample_index(MOST_TRAIN))
+    there = Part(part, entry, entry.test_index if part == "test" else entry.validation_index)
+    labelled = any(score.startswith("label_") for score in scores)
+    classes = classes_of(train.labels or [], there.labels or []) if labelled else None
+    judged = judge(_texts(sae, train, scores), _texts(sae, there, scores), classes, scores)
+    values = judged.metrics("eval/")
+    for score, value in judged.values[OF_THE_SAE].items():
+        values[f"eval/{score}{ABOVE}"] = value - max(judged.values[floor][score] for floor in FLOORS)
+    return values
+
+
+def _texts(sae: SAE, part: Part, scores: Iterable[str]) -> Texts:
+    rows = part.embeddings()
+    values, latents, counts = encode_rows(sae, rows)
+    codes = Codes(values, latents, offsets_of(counts), sae.dict_size)
+    return Texts(rows, codes, part.texts if "coherence" in scores else None)
