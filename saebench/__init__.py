@@ -49,7 +49,7 @@ _HOME = {
     "open_store": "saebench.stores",
     "Training": "saebench.trial.trainer",
     "train": "saebench.trial.trainer",
-    "evaluate": "saebench.trial.trainer",
+    "evaluate": "saebench.trial.evaluation",
     "VanillaSAE": "saebench.compat",
     "TopKSAE": "saebench.compat",
     "BatchTopKSAE": "saebench.compat",

@@ -23,7 +23,8 @@ from scipy import stats
 from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig
 from saebench.saes import SAE
 from saebench.stores import ActivationsStoreSBERT, cache, open_store
-from saebench.trial.trainer import Training, evaluate, train
+from saebench.trial.evaluation import evaluate
+from saebench.trial.trainer import Training, train
 
 GLOSSES = Path(__file__).parents[2] / "sweeps" / "data" / "wordnet_glosses.parquet"
 PRECISIONS = ("float32", "bfloat16")
@@ -52,7 +53,7 @@ def trained(config: DataConfig, kind: str, seed: int, samples: int, folder: Path
     training = Training.start(sae, budget, seed, rows)
     for _ in train(training, rows):
         pass
-    training.calibrate(rows)
+    training.calibrate()
     return training.sae
 
 

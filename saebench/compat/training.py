@@ -12,7 +12,8 @@ from saebench.compat.settings import Settings, read_settings
 from saebench.config import DataConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.stores.sbert import ActivationsStoreSBERT
-from saebench.trial.trainer import SAMPLE_ROWS, Training, calibration_rows, evaluate, train
+from saebench.trial.evaluation import evaluate
+from saebench.trial.trainer import SAMPLE_ROWS, Training, calibration_rows, train
 
 Record = Callable[[int, Mapping[str, float]], None]
 """Takes examples seen and metrics."""
@@ -38,7 +39,7 @@ def train_sae(
         for step in train(training, store):
             last = {name: float(value) for name, value in step.metrics.items()}
             record(step.samples, last)
-        training.calibrate(store)
+        training.calibrate()
         sae.idle.copy_(training.since_fired // settings.batch_size)
         if store.num_validation:
             held = evaluate(training.sae, store).values

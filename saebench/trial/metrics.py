@@ -8,7 +8,7 @@ A ratio per batch or per example, averaged, is another number and a wrong one; s
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Self
 
 import numpy as np
@@ -16,8 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from saebench.metrics import EVAL
+
 KNN_EXAMPLES = 5_000
 """Hold-out examples (the first) among which neighbours are looked for."""
+FEWEST = 100
+"""Examples below which these metrics say nothing: chance alone is a tenth."""
 PAIRS = 50_000
 """Pairs of hold-out examples whose similarities are ranked."""
 
@@ -28,12 +32,17 @@ class Evaluation:
 
     values: dict[str, float]
     """Metric key -> value."""
-    squared_error: Tensor
-    """(N,) float32: ||x - x_hat||^2 of each example."""
-    l0: Tensor
-    """(N,) int32: latents that fire on each example."""
+    per_text: dict[str, Tensor]
+    """squared_error (N,) float32: ||x - x_hat||^2 of each example; cosine (N,) float32; l0 (N,) int32: latents that
+    fire on it; knn_overlap_at_10 of the first `KNN_EXAMPLES` where it was measured."""
     firing: Tensor
     """(dict_size,) int64: examples on which each latent fires."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Metrics that could not be had, and why."""
+
+    def on(self, prefix: str) -> Evaluation:
+        """The same with keys that begin with `prefix` instead of `eval/`."""
+        return replace(self, values={prefix + key.removeprefix(EVAL): value for key, value in self.values.items()})
 
 
 class Sums:
@@ -96,7 +105,8 @@ class Sums:
             "eval/dead_fraction": dead / len(self._firing),
             "eval/examples": float(n),
         }
-        return Evaluation(values, squared_error.float().cpu(), l0.int(), self._firing.cpu())
+        per_text = {"squared_error": squared_error.float().cpu(), "cosine": cosine.float(), "l0": l0.int()}
+        return Evaluation(values, per_text, self._firing.cpu())
 
 
 def quantiles(values: Tensor, *shares: float) -> list[float]:
@@ -114,19 +124,23 @@ def _precise(x: Tensor) -> Tensor:
 # --- beyond the basic ones -------------------------------------------------------------------------------------------
 
 
-def knn_overlap(x: Tensor, x_hat: Tensor, k: int = 10, chunk: int = 1024) -> float:
-    """Mean share of the k nearest neighbours (by cosine, the example itself left out) that x and x_hat (N, d) have in
-    common; exact, a chunk of rows at a time. k is at most N - 1."""
+def knn_overlap_per_text(x: Tensor, x_hat: Tensor, k: int = 10, chunk: int = 512) -> Tensor:
+    """(N,) share of the k nearest neighbours (by cosine, the example itself left out) that x and x_hat (N, d) have in
+    common; exact, in float64, a chunk of rows at a time. By chance it is k / (N - 1)."""
     n = len(x)
-    k = min(k, n - 1)
-    if k < 1:
-        raise ValueError(f"{n} examples: neighbours need at least 2")
-    here, there = (torch.nn.functional.normalize(_precise(t).float(), dim=1) for t in (x, x_hat))
-    shared = 0
+    if n <= k + 1:
+        raise ValueError(f"{n} examples: {k} nearest neighbours need more than {k + 1}")
+    here, there = (torch.nn.functional.normalize(_precise(t), dim=1) for t in (x, x_hat))
+    shared = []
     for start in range(0, n, chunk):
         near, near_hat = (_neighbours(t, start, min(start + chunk, n), k) for t in (here, there))
-        shared += int((near[:, :, None] == near_hat[:, None, :]).sum())
-    return shared / (n * k)
+        shared.append((near[:, :, None] == near_hat[:, None, :]).sum((1, 2)))
+    return torch.cat(shared).double().cpu() / k
+
+
+def knn_overlap(x: Tensor, x_hat: Tensor, k: int = 10) -> float:
+    """Mean of `knn_overlap_per_text`."""
+    return float(knn_overlap_per_text(x, x_hat, k).mean())
 
 
 def _neighbours(unit: Tensor, start: int, stop: int, k: int) -> Tensor:
@@ -146,12 +160,17 @@ def similarity_rank_correlation(x: Tensor, x_hat: Tensor, pairs: int = PAIRS) ->
     if n < 3:
         raise ValueError(f"{n} examples: a rank correlation needs at least 3")
     left, right = _some_pairs(n, pairs)
-    here, there = (
-        torch.nn.functional.cosine_similarity(t[left], t[right], dim=1).double().numpy() for t in (x.cpu(), x_hat.cpu())
-    )
+    here, there = (_cosines(t.cpu(), left, right) for t in (x, x_hat))
     if here.min() == here.max() or there.min() == there.max():
         return 0.0
     return float(np.corrcoef(_ranks(here), _ranks(there))[0, 1])
+
+
+def _cosines(x: Tensor, left: Tensor, right: Tensor) -> NDArray[np.float64]:
+    """Of pairs of rows, in float64, some at a time."""
+    parts = zip(torch.split(left, 4096), torch.split(right, 4096), strict=True)
+    found = [torch.nn.functional.cosine_similarity(x[i].double(), x[j].double(), dim=1) for i, j in parts]
+    return torch.cat(found).numpy()
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -170,7 +189,7 @@ def _some_pairs(n: int, pairs: int) -> tuple[Tensor, Tensor]:
 
 
 class Extras:
-    """Embedding-aware metrics over the first `KNN_EXAMPLES` hold-out examples."""
+    """The first `KNN_EXAMPLES` examples of a part, for embedding-aware metrics."""
 
     def __init__(self, names: Sequence[str]) -> None:
         unknown = set(names) - set(EXTRAS)
@@ -185,16 +204,27 @@ class Extras:
         if self.names and room > 0:
             self._pairs.append((x[:room], x_hat[:room]))
 
-    def values(self) -> dict[str, float]:
-        """Metric key -> value."""
-        if not self.names:
-            return {}
+    def measure(self, name: str, evaluation: Evaluation) -> None:
+        """Add the metric `name` to `evaluation`. Raises ValueError for fewer than `FEWEST` examples."""
         x, x_hat = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
-        return {f"eval/{name}": EXTRAS[name](x, x_hat) for name in self.names}
+        if len(x) < FEWEST:
+            raise ValueError(f"{len(x)} texts; {name} needs {FEWEST}")
+        EXTRAS[name](x, x_hat, evaluation)
 
 
-EXTRAS: dict[str, Callable[[Tensor, Tensor], float]] = {
-    "knn_overlap_at_10": knn_overlap,
-    "similarity_rank_correlation": similarity_rank_correlation,
+def _add_knn_overlap(x: Tensor, x_hat: Tensor, evaluation: Evaluation) -> None:
+    shares = knn_overlap_per_text(x, x_hat)
+    evaluation.values["eval/knn_overlap_at_10"] = float(shares.mean())
+    evaluation.values["eval/knn_overlap_at_10_chance"] = 10 / (len(x) - 1)
+    evaluation.per_text["knn_overlap_at_10"] = shares.float()
+
+
+def _add_rank_correlation(x: Tensor, x_hat: Tensor, evaluation: Evaluation) -> None:
+    evaluation.values["eval/similarity_rank_correlation"] = similarity_rank_correlation(x, x_hat)
+
+
+EXTRAS: dict[str, Callable[[Tensor, Tensor, Evaluation], None]] = {
+    "knn_overlap_at_10": _add_knn_overlap,
+    "similarity_rank_correlation": _add_rank_correlation,
 }
-"""Name -> function of (x, x_hat)."""
+"""Name -> function that adds the metric of (x, x_hat) to an evaluation."""

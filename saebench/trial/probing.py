@@ -10,7 +10,7 @@ that of Gurnee et al. (arXiv:2305.01610) and SAEBench (arXiv:2503.09532), which 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,30 +27,64 @@ RAW, PCA = "_raw", "_pca"
 """Suffixes of the baselines' keys."""
 
 Array = np.ndarray[Any, Any]
+Features = Tensor | Callable[[], Iterable[Tensor]]
+"""(N, width), or a function that gives it from its beginning, some rows at a time."""
 
 
 def probing(
-    train: dict[str, Tensor], train_labels: Sequence[Any], test: dict[str, Tensor], test_labels: Sequence[Any]
+    train: Mapping[str, Features],
+    train_labels: Sequence[Any],
+    test: Mapping[str, Features],
+    test_labels: Sequence[Any],
 ) -> dict[str, float]:
     """`eval/probing_auc_k{k}{suffix}` and `eval/probing_accuracy_k{k}{suffix}` for k in 1, 5, 20 and each suffix ->
     features (N, width) of train and test; `..._all_raw` for a probe on every raw dimension.
 
     Rows without a label count for nothing. Empty where fewer than two classes have examples enough in both parts.
+    Raises ValueError for labels that are lists. Of features given in chunks only class means and the columns that some
+    probe reads are ever in memory.
     """
     known, test_known = _known(train_labels), _known(test_labels)
     labels, truth = np.array(train_labels, dtype=object)[known], np.array(test_labels, dtype=object)[test_known]
     classes = _classes(labels, truth)
     if len(classes) < 2:
         return {}
+    here, there = _places(labels, classes, known), _places(truth, classes, test_known)
     values = {}
-    for suffix in train:
-        here, there = train[suffix].cpu().numpy()[known], test[suffix].cpu().numpy()[test_known]
-        sizes = {f"k{k}": k for k in KS} | ({"all": here.shape[1]} if suffix == RAW else {})
-        scores = [_scores(here, labels == c, there, truth == c, list(sizes.values())) for c in classes]
+    for suffix, features in train.items():
+        gaps = class_gaps(features, here)
+        sizes = {f"k{k}": k for k in KS} | ({"all": gaps.shape[1]} if suffix == RAW else {})
+        orders = strongest(gaps, max(sizes.values()))
+        used = np.unique(orders)
+        rows, others = _columns(features, used)[known], _columns(test[suffix], used)[test_known]
+        scores = []
+        for c, order in enumerate(orders):
+            columns, positive, true = np.searchsorted(used, order), here[c][known], there[c][test_known]
+            scores.append(
+                [_probe(rows[:, columns[:k]], positive, others[:, columns[:k]], true) for k in sizes.values()]
+            )
         for name, (auc, accuracy) in zip(sizes, np.mean(scores, axis=0).tolist(), strict=True):
             values[f"eval/probing_auc_{name}{suffix}"] = auc
             values[f"eval/probing_accuracy_{name}{suffix}"] = accuracy
     return values
+
+
+def _places(labels: Array, classes: list[Any], known: Array) -> Array:
+    """(classes, N) bool: rows of each class; a last row for those without a label."""
+    found = np.zeros((len(classes) + 1, len(known)), dtype=bool)
+    found[:-1, known] = np.array([labels == c for c in classes])
+    found[-1] = ~known
+    return found
+
+
+def _chunks(features: Features) -> Iterable[Tensor]:
+    return [features] if isinstance(features, Tensor) else features()
+
+
+def _columns(features: Features, columns: Array) -> Array:
+    """(N, len(columns)) float64 of some columns."""
+    index = torch.from_numpy(columns)
+    return np.concatenate([chunk[:, index.to(chunk.device)].cpu().double().numpy() for chunk in _chunks(features)])
 
 
 def principal_components(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,20 +95,31 @@ def principal_components(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
     return centred @ directions, (test.double() - mean) @ directions
 
 
-def strongest(features: Array, positive: Array, k: int) -> Array:
-    """The k columns whose mean differs most between positive rows and the others; lower columns first among equals."""
-    difference = np.abs(features[positive].mean(0, dtype=np.float64) - features[~positive].mean(0, dtype=np.float64))
-    return np.argsort(-difference, kind="stable")[:k]
+def class_gaps(features: Features, places: Array) -> Array:
+    """(classes, width) float64: how much the mean of each feature differs between a class and the other labelled rows.
+    places (classes + 1, N): rows of each class; the last ones have no label and count for nothing."""
+    masks, start, sums = torch.from_numpy(places[:-1]), 0, None
+    labelled = torch.from_numpy(~places[-1])
+    masks = torch.cat([masks, labelled[None]])
+    for chunk in _chunks(features):
+        part = masks[:, start : start + len(chunk)].double().to(chunk.device)
+        added = part @ torch.where(part[-1:].t() > 0, chunk.double(), 0.0)
+        sums = added if sums is None else sums + added
+        start += len(chunk)
+    if sums is None:
+        raise ValueError("no rows to probe")
+    total, inside = sums[-1].cpu(), sums[:-1].cpu()
+    counts = masks.double().sum(1, keepdim=True)
+    gaps: Array = (inside / counts[:-1] - (total - inside) / (counts[-1:] - counts[:-1])).abs().numpy()
+    return gaps
 
 
-def _scores(train: Array, positive: Array, test: Array, truth: Array, ks: Sequence[int]) -> list[tuple[float, float]]:
-    """(area under the ROC curve, balanced accuracy) of one class for each k."""
-    order = strongest(train, positive, max(ks))
-    return [_probe(train[:, order[:k]], positive, test[:, order[:k]], truth) for k in ks]
+def strongest(gaps: Array, k: int) -> Array:
+    """(classes, k) columns with the largest gaps (classes, width); lower columns first among equals."""
+    return np.argsort(-gaps, axis=1, kind="stable")[:, :k]
 
 
 def _probe(train: Array, positive: Array, test: Array, truth: Array) -> tuple[float, float]:
-    train, test = train.astype(np.float64), test.astype(np.float64)
     mean, spread = train.mean(0), train.std(0)
     spread[spread == 0] = 1
     weights = _fitted((train - mean) / spread, positive)
@@ -105,6 +150,9 @@ def _fitted(x: Array, positive: Array) -> Array:
 
 def _known(labels: Sequence[Any]) -> Array:
     """Which of these are labels: neither None nor NaN."""
+    several = next((label for label in labels if isinstance(label, list | dict | np.ndarray)), None)
+    if several is not None:
+        raise ValueError(f"label {several!r}: probing needs one class per text")
     return np.array([label is not None and label == label for label in labels], dtype=bool)
 
 

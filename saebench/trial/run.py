@@ -11,6 +11,7 @@ import contextlib
 import os
 import platform
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
@@ -29,8 +30,9 @@ from saebench.runs.events import Event, Verdict, read
 from saebench.runs.paths import TrialPaths
 from saebench.saes import save_sae
 from saebench.trial import checkpoint
+from saebench.trial.evaluation import Measurement, Part
 from saebench.trial.metrics import Evaluation
-from saebench.trial.trainer import Part, Training, evaluate, steps
+from saebench.trial.trainer import Training, steps
 from saebench.trial.usage import Speed, Usage, gpu_uuid
 
 if TYPE_CHECKING:
@@ -184,44 +186,57 @@ class _Trial:
 
     def _evaluate(self, passed: list[int]) -> Verdict:
         """One evaluation, on record for every mark that the step passed (several, where a batch is that large)."""
-        values = self._measure(()).values
+        values = self._measured(self._measurement(()).complete()).values
         verdicts = [self.report(Event("eval", mark, values)) for mark in passed]
         return next((verdict for verdict in verdicts if verdict is not Verdict.GO), Verdict.GO)
 
-    def _measure(self, extra: tuple[str, ...], part: Part = "validation") -> Evaluation:
-        begin = time.monotonic()
+    def _measurement(self, extra: tuple[str, ...], part: Part = "validation") -> Measurement:
         self.training.check()
-        self.training.calibrate(self.store)
-        evaluation = evaluate(self.training.sae, self.store, extra, part)
-        finite(evaluation.values, self.training.samples)
+        self.training.calibrate()
+        begin = time.monotonic()
+        measurement = Measurement(self.training.sae, self.store, extra, part)
+        finite(measurement.basic.values, self.training.samples)
         self.speed.pause(time.monotonic() - begin)
+        return measurement
+
+    def _measured(self, evaluation: Evaluation) -> Evaluation:
+        """The same without what is no number, and a line in the log for each metric that is left out."""
+        for key in [key for key, value in evaluation.values.items() if not isfinite(value)]:
+            evaluation.left_out[key] = f"is {evaluation.values.pop(key)}"
+        for name, reason in evaluation.left_out.items():
+            print(f"warning: {name} is left out: {reason}", file=sys.stderr, flush=True)
         return evaluation
 
     def _finish(self, passed: list[int]) -> None:
-        """The last verdict changes nothing: the budget is spent."""
-        evaluation = self._measure(self.config.extra_metrics)
+        """The last verdict changes nothing: the budget is spent. The SAE is saved before any metric that was asked for
+        is measured, so that none of them can cost it."""
+        measurement = self._measurement(self.config.extra_metrics)
+        save_sae(self.training.sae, self.paths.sae)
+        begin = time.monotonic()
+        evaluation = self._measured(measurement.complete())
+        self.speed.pause(time.monotonic() - begin)
         for mark in passed:
             self.report(Event("eval", mark, evaluation.values))
-        final = self._measure(self.config.extra_metrics, "test")
-        self._save(final)
-        self.report(Event("done", self.budget, evaluation.values | final.values))
+        final = self._save(self._measurement(self.config.extra_metrics, "test"))
+        left_out = evaluation.left_out | final.left_out
+        info = {"left_out": left_out} if left_out else {}
+        self.report(Event("done", self.budget, evaluation.values | final.values, info))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 
     def _prune(self) -> None:
-        self._save(self._measure((), "test"))
+        measurement = self._measurement((), "test")
+        save_sae(self.training.sae, self.paths.sae)
+        self._save(measurement)
         self.report(Event("left", self.training.samples, info={"why": "prune"}))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 
-    def _save(self, evaluation: Evaluation) -> None:
-        """evaluation.safetensors, then the SAE: the trial counts as saved from then on."""
-        tensors = {
-            "squared_error": evaluation.squared_error.float(),
-            "l0": evaluation.l0.int(),
-            "firing": evaluation.firing.long(),
-        }
+    def _save(self, measurement: Measurement) -> Evaluation:
+        """The completed evaluation, with what it has per text and latent in evaluation.safetensors."""
+        evaluation = self._measured(measurement.complete())
+        tensors = {**evaluation.per_text, "firing": evaluation.firing.long()}
         with replacing(self.paths.evaluation) as new:
             save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, new.file.name)
-        save_sae(self.training.sae, self.paths.sae)
+        return evaluation
 
     def _checkpoint(self) -> None:
         begin = time.monotonic()

@@ -1,10 +1,10 @@
-"""Training one SAE: the step, what it remembers, and the evaluation on texts that it never saw.
+"""Training one SAE: the step and what it remembers.
 
     training = Training.start(sae_config, train_config, seed, store, device)
     for step in train(training, store):              # ends at train_config.samples
         ...                                          # step.metrics are tensors on the device; reading one waits for it
-    training.calibrate(store)
-    evaluation = evaluate(training.sae, store)
+    training.calibrate()
+    evaluation = evaluate(training.sae, store)       # trial/evaluation.py
 
 Nothing here logs, saves, or reads or sets a global random number. A step waits for the device at most to list the dead
 latents, a few times per dead window.
@@ -12,25 +12,20 @@ latents, a few times per dead window.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Protocol, Self
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
 
 from saebench.config import SAEConfig, TrainConfig
 from saebench.errors import DataError
-from saebench.latents.final import ENTRIES, final_scores
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
-from saebench.saes.calibrate import rows_per_chunk
 from saebench.saes.kernels import lend, on_host, settle
 from saebench.saes.penalty import SparsityControl
-from saebench.trial import probing
-from saebench.trial.metrics import EXTRAS, Evaluation, Extras, Sums
 from saebench.trial.optim import Adam, default_lr, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
-from saebench.trial.stability import CodeStability
 
 SAMPLE_ROWS = 16_384
 """Training rows that preprocessing, b_dec and thresholds start from."""
@@ -45,10 +40,6 @@ KEY_COLUMNS = 64
 """Columns of a row that its fingerprint is made of."""
 _ODD = 0x1E3779B97F4A7C15
 """Spreads the bits of a row over its fingerprint."""
-
-
-Part = Literal["validation", "test"]
-"""Which texts an evaluation is made on."""
 
 
 class Store(Protocol):
@@ -133,6 +124,7 @@ class Training:
         self._bad = torch.full((2,), -1, device=self.device)
         self._fvu = torch.full((2,), torch.inf, device=self.device)  # running average, the least that it has been
         self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
+        self.calibration = calibration
         self._held = _row_keys(calibration, self._key_weights).sort().values
         self._revives = sae.config.revives
         self._lists: dict[int, Tensor] = {}
@@ -263,10 +255,9 @@ class Training:
             if now > COLLAPSE * best:
                 raise CollapsedError(now, best, self.lr)
 
-    def calibrate(self, store: Store) -> None:
+    def calibrate(self) -> None:
         """Set what inference needs (thresholds) from the calibration rows; the same weights give the same result."""
-        rows = calibration_rows(store.sample(SAMPLE_ROWS), store.num_train)
-        self.sae.calibrate(rows.to(self.device))
+        self.sae.calibrate(self.calibration)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, JSON): all that the steps to come depend on, but for the store's position. Checks first."""
@@ -339,62 +330,22 @@ def train(training: Training, store: Store) -> Iterator[Step]:
             yield step
 
 
-@torch.no_grad()
-def evaluate(sae: SAE, store: Store, extra: Sequence[str] = (), part: Part = "validation") -> Evaluation:
-    """Metrics on a whole part, by the rule of inference, in the original space; changes nothing in `sae`. Keys begin
-    with `eval/` for validation and with `test/` for test."""
-    sums, extras = Sums(), Extras([name for name in extra if name in EXTRAS])
-    kept = CodeStability(sae.encode, "code_stability_duplicates" in extra)
-    for batch in store.test() if part == "test" else store.validation():
-        for x in torch.split(batch.to(sae.b_dec.device), rows_per_chunk(sae.dict_size)):
-            x_hat, latents = sae.reconstruct(x)
-            sums.update(x, x_hat, latents)
-            extras.update(x, x_hat)
-            kept.update(x, latents)
-    result = sums.result()
-    result.values.update(sae.inference_values() | extras.values() | kept.values())
-    if "probing" in extra:
-        result.values.update(probe(sae, store, part))
-    if set(ENTRIES) & set(extra):
-        result.values.update(final_scores(sae, getattr(store, "entry", None), part, extra))
-    if part == "test":
-        values = {key.replace("eval/", "test/", 1): value for key, value in result.values.items()}
-        return replace(result, values=values)
-    return result
-
-
-def probe(sae: SAE, store: Store, part: Part = "validation") -> dict[str, float]:
-    """k-sparse probing of the codes, of the raw embeddings and of their principal components; empty without labels."""
-    here = store.sample(probing.TRAIN_ROWS)
-    train_labels = store.train_labels(probing.TRAIN_ROWS)
-    test_labels = store.test_labels() if part == "test" else store.validation_labels()
-    if train_labels is None or test_labels is None:
-        return {}
-    rows = store.test(probing.TEST_ROWS) if part == "test" else store.validation(probing.TEST_ROWS)
-    there = next(iter(rows))
-    components = probing.principal_components(here.cpu(), there.cpu())
-    train = {"": _codes(sae, here), "_raw": here, "_pca": components[0]}
-    test = {"": _codes(sae, there), "_raw": there, "_pca": components[1]}
-    return probing.probing(train, train_labels, test, test_labels[: len(there)])
-
-
-def _codes(sae: SAE, x: Tensor) -> Tensor:
-    return torch.cat(
-        [sae.encode(part.to(sae.b_dec.device)).cpu() for part in torch.split(x, rows_per_chunk(sae.dict_size))]
-    )
-
-
 def default_dead_after(num_train: int, batch_size: int) -> int:
     """min(one epoch, 100,000) examples, but at least five steps: fewer say nothing about a latent."""
     return max(min(num_train, 100_000), 5 * batch_size)
 
 
-def calibration_rows(sample: Tensor, num_train: int) -> Tensor:
-    """Rows of the sample that are never trained on: a twentieth of the training rows, but between 512 (or a fifth of
-    them) and 4096. A threshold read off rows the SAE has learnt by heart would let too many latents through on new
+def calibration_places(count: int, num_train: int) -> Tensor:
+    """Which of `count` sampled rows are never trained on: a twentieth of the training rows, but between 512 (or a fifth
+    of them) and 4096. A threshold read off rows the SAE has learnt by heart would let too many latents through on new
     ones: by 4 to 12% on 18,000 glosses."""
-    count = min(4096, len(sample), max(num_train // 20, min(512, num_train // 5), 1))
-    return sample[torch.arange(count, device=sample.device) * len(sample) // count]
+    held = min(4096, count, max(num_train // 20, min(512, num_train // 5), 1))
+    return torch.arange(held) * count // held
+
+
+def calibration_rows(sample: Tensor, num_train: int) -> Tensor:
+    """Those rows of the store's sample."""
+    return sample[calibration_places(len(sample), num_train).to(sample.device)]
 
 
 def _row_keys(x: Tensor, weights: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from saebench.metrics import METRICS, extra_metrics, metric_of
 from saebench.runs.paths import TrialPaths, cache_dir
 from saebench.spec import load_spec
 from saebench.stores import open_store
-from saebench.trial.trainer import evaluate
+from saebench.trial.evaluation import evaluate
 
 
 def test_the_last_evaluation_has_the_scores_with_their_floors(config: TrialConfig, trial: TrialPaths) -> None:

@@ -33,7 +33,7 @@ def trained_sae(config: TrialConfig) -> saes.SAE:
     training = Training.start(config.sae, config.train, config.seed, store)
     for _ in train(training, store):
         pass
-    training.calibrate(store)
+    training.calibrate()
     return training.sae
 
 

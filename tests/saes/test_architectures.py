@@ -76,7 +76,7 @@ def test_what_a_loss_reports_is_measured_on_the_training_codes(kind: str) -> Non
     result = sae.loss(x, Moment())
     z = formulas.model_space(sae, x)
     codes = formulas.codes(sae, formulas.double(sae), z).detach()
-    assert float(result.l0) == pytest.approx(float((codes != 0).sum(1).double().mean()))
+    assert float(result.per_text["l0"]) == pytest.approx(float((codes != 0).sum(1).double().mean()))
     assert torch.equal(result.fired, (codes != 0).any(0))
     z_hat = codes @ sae.W_dec.detach().double() + sae.b_dec.detach().double()
     fvu = float((z - z_hat).square().sum(1).mean() / sae.variance)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from saebench.config import SAE_CONFIGS, TrainConfig
 from saebench.saes import Moment
-from saebench.trial.trainer import Training, evaluate, train
+from saebench.trial.evaluation import evaluate
+from saebench.trial.trainer import Training, train
 
 TEXTS, HOLDOUT = 4000, 1200
 
@@ -75,7 +76,7 @@ def test_the_calibrated_threshold_gives_k_and_the_error_of_batch_mode_on_the_hol
     training, store = trained(gloss_embeddings, kind, k=24.0)
     training.sae.calibrate(store.train)
     by_heart = evaluate(training.sae, store).values["eval/l0"]
-    training.calibrate(store)
+    training.calibrate()
     values = evaluate(training.sae, store).values
     assert abs(values["eval/l0"] / 24 - 1) <= 0.02 < by_heart / 24 - 1, "rows learnt by heart give another threshold"
     mean_over_split = (store.rows - store.rows.mean(0)).square().sum() / len(store.rows)
@@ -93,7 +94,7 @@ def test_the_target_l0_is_reached_on_the_hold_out(kind: str, gloss_embeddings: T
     is left on rows nobody trained on."""
     training, store = trained(gloss_embeddings, kind, target_l0=24.0)
     assert abs(float(training.control.average.exp()) / 24 - 1) <= 0.2
-    training.calibrate(store)
+    training.calibrate()
     values = evaluate(training.sae, store).values
     assert abs(values["eval/l0"] / 24 - 1) <= 0.05
     assert values["eval/explained_variance"] > 0.3

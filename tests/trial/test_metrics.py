@@ -10,7 +10,16 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from saebench.trial.metrics import EXTRAS, Evaluation, Extras, Sums, knn_overlap, quantiles, similarity_rank_correlation
+from saebench.trial.metrics import (
+    EXTRAS,
+    Evaluation,
+    Extras,
+    Sums,
+    knn_overlap,
+    knn_overlap_per_text,
+    quantiles,
+    similarity_rank_correlation,
+)
 
 
 def data(n: int = 200, d: int = 6, seed: int = 0, mean: float = 3.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,10 +71,10 @@ def test_by_hand() -> None:
     assert values["eval/dead_features"] == 1
     assert values["eval/dead_fraction"] == 1 / 3
     assert values["eval/examples"] == 3
-    assert result.squared_error.tolist() == [1, 4, 0]
-    assert result.l0.tolist() == [1, 2, 0], "a negative latent fires too"
+    assert result.per_text["squared_error"].tolist() == [1, 4, 0]
+    assert result.per_text["l0"].tolist() == [1, 2, 0], "a negative latent fires too"
     assert result.firing.tolist() == [1, 2, 0]
-    assert (result.squared_error.dtype, result.l0.dtype, result.firing.dtype) == (
+    assert (result.per_text["squared_error"].dtype, result.per_text["l0"].dtype, result.firing.dtype) == (
         torch.float32,
         torch.int32,
         torch.int64,
@@ -80,8 +89,8 @@ def test_streaming_equals_the_whole_set(batch: int) -> None:
     for key, value in whole.values.items():
         assert streamed.values[key] == pytest.approx(value, rel=1e-10), key
     assert torch.equal(whole.firing, streamed.firing)
-    assert torch.equal(whole.l0, streamed.l0)
-    torch.testing.assert_close(whole.squared_error, streamed.squared_error)
+    assert torch.equal(whole.per_text["l0"], streamed.per_text["l0"])
+    torch.testing.assert_close(whole.per_text["squared_error"], streamed.per_text["squared_error"])
 
 
 def test_it_equals_numpy_on_the_whole_set() -> None:
@@ -160,7 +169,7 @@ def test_knn_overlap_equals_brute_force(chunk: int) -> None:
     x, x_hat, _ = data(60, mean=0.5)
     expected = brute_overlap(x, x_hat, 10)
     assert 0.2 < expected < 0.95
-    assert knn_overlap(x, x_hat, chunk=chunk) == pytest.approx(expected)
+    assert float(knn_overlap_per_text(x, x_hat, chunk=chunk).mean()) == pytest.approx(expected)
 
 
 def test_knn_overlap_of_a_perfect_and_a_useless_reconstruction() -> None:
@@ -170,11 +179,26 @@ def test_knn_overlap_of_a_perfect_and_a_useless_reconstruction() -> None:
     assert knn_overlap(x, noise) == pytest.approx(10 / 399, abs=0.02)
 
 
-def test_knn_overlap_of_few_examples() -> None:
-    x, x_hat, _ = data(4)
-    assert knn_overlap(x, x_hat) == 1, "with 3 others all are neighbours"
-    with pytest.raises(ValueError, match="at least 2"):
-        knn_overlap(x[:1], x_hat[:1])
+def test_neighbours_of_fewer_than_twelve_examples_are_not_ten_nearest() -> None:
+    x, x_hat, _ = data(11)
+    with pytest.raises(ValueError, match="11 examples: 10 nearest neighbours need more than 11"):
+        knn_overlap(x, x_hat)
+
+
+@pytest.mark.parametrize("mean", [0, 300, 3000, 10_000])
+def test_a_large_mean_in_one_dimension_costs_no_digits(mean: float) -> None:
+    """The massive activations of pooled language models; in float32 the overlap was 0.003 at 1,000 and 1.000 at 10,000.
+    The reference computes in float64 by numpy, one row at a time."""
+    x, x_hat, _ = (t.float() for t in data(150, mean=0))
+    x, x_hat = x.clone(), x_hat.clone()
+    x[:, 1] += mean
+    x_hat[:, 1] += mean
+    assert knn_overlap(x, x_hat) == pytest.approx(brute_overlap(x.double(), x_hat.double(), 10), abs=1e-12)
+    pairs = [(i, j) for i in range(150) for j in range(i + 1, 150)]
+    cosines = [
+        [float(torch.cosine_similarity(t[i], t[j], dim=0)) for i, j in pairs] for t in (x.double(), x_hat.double())
+    ]
+    assert similarity_rank_correlation(x, x_hat) == pytest.approx(spearmanr(*cosines).statistic, abs=1e-6)
 
 
 def test_similarity_rank_correlation_equals_spearman_over_all_pairs() -> None:
@@ -213,15 +237,29 @@ def test_similarity_rank_correlation_draws_the_same_pairs_without_the_global_gen
 
 
 def test_extras_look_at_the_first_examples_up_to_their_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saebench.trial.metrics.KNN_EXAMPLES", 50)
-    x, x_hat, _ = data(80, mean=0.5)
+    monkeypatch.setattr("saebench.trial.metrics.KNN_EXAMPLES", 110)
+    x, x_hat, latents = data(140, mean=0.5)
     extras = Extras(tuple(EXTRAS))
     for a, b in zip(x.split(30), x_hat.split(30), strict=True):
         extras.update(a, b)
-    assert extras.values() == {f"eval/{n}": EXTRAS[n](x[:50], x_hat[:50]) for n in EXTRAS}
-    assert Extras(()).values() == {}
+    found = measured(x, x_hat, latents)
+    for name in EXTRAS:
+        extras.measure(name, found)
+    assert found.values["eval/knn_overlap_at_10"] == knn_overlap(x[:110], x_hat[:110])
+    assert found.values["eval/knn_overlap_at_10_chance"] == 10 / 109
+    assert found.values["eval/similarity_rank_correlation"] == similarity_rank_correlation(x[:110], x_hat[:110])
+    assert len(found.per_text["knn_overlap_at_10"]) == 110
     with pytest.raises(ValueError, match="unknown metric 'speed'"):
         Extras(("speed",))
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_fewer_than_a_hundred_texts_give_no_number(name: str) -> None:
+    x, x_hat, latents = data(99, mean=0.5)
+    extras = Extras((name,))
+    extras.update(x, x_hat)
+    with pytest.raises(ValueError, match=f"99 texts; {name} needs 100"):
+        extras.measure(name, measured(x, x_hat, latents))
 
 
 def test_quantiles_are_torchs_and_take_more_values_than_torch_does() -> None:

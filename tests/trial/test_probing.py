@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
 
-from saebench.trial.probing import KS, principal_components, probing, strongest
+from saebench.trial.probing import KS, class_gaps, principal_components, probing, strongest
 
 
 def labelled(n: int, seed: int) -> tuple[torch.Tensor, list[str]]:
@@ -25,7 +29,9 @@ def test_strongest_equals_a_loop_over_the_columns() -> None:
         abs(np.mean([r[c] for r, p in zip(features, positive, strict=True) if p]) - np.mean(features[~positive, c]))
         for c in range(30)
     ]
-    assert list(strongest(features, positive, 4)) == sorted(range(30), key=lambda c: -gaps[c])[:4]
+    places = np.array([positive, ~positive, np.zeros(60, dtype=bool)])
+    for given in (x, lambda: x.split(7)):
+        assert strongest(class_gaps(given, places), 4)[0].tolist() == sorted(range(30), key=lambda c: -gaps[c])[:4]
 
 
 def test_one_feature_that_tells_is_found_and_noise_stays_at_chance() -> None:
@@ -169,3 +175,28 @@ def test_principal_components_equal_the_eigenvectors_of_the_covariance() -> None
     expected = torch.linalg.eigvalsh(torch.cov(x.double().t())).flip(0)
     torch.testing.assert_close(covariance.diag(), expected)
     torch.testing.assert_close(others, scores[:10])
+
+
+def test_lists_are_no_classes() -> None:
+    x = torch.zeros(40, 2)
+    with pytest.raises(ValueError, match=r"label \['a', 'b'\]: probing needs one class per text"):
+        probing({"": x}, [["a", "b"]] * 40, {"": x}, [["a", "b"]] * 40)
+
+
+def test_features_in_chunks_give_the_same_and_are_never_held_together() -> None:
+    """4,000 rows of 20,000 latents would be 320 MB; a chunk here is 4 MB, and two chunks are all that lives."""
+    (_, labels), alive = overlapping(400, 0), set()
+
+    def codes() -> Iterator[torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        for part in range(8):
+            chunk = torch.rand(50, 20_000, generator=generator)
+            chunk[:, 7] += torch.tensor([float(label == "a") for label in labels[50 * part : 50 * part + 50]])
+            alive.add(number := object())
+            weakref.finalize(chunk, alive.discard, number)
+            assert len(alive) <= 2
+            yield chunk
+
+    values = probing({"": codes}, labels, {"": codes}, labels)
+    whole = torch.cat(list(itertools.islice(map(torch.clone, codes()), 8)))
+    assert values == probing({"": whole}, labels, {"": whole}, labels)

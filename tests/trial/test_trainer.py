@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saebench.config import SAEConfig, TrainConfig
 from saebench.saes import NotCalibratedError, load_sae, save_sae
+from saebench.trial.evaluation import evaluate
 from saebench.trial.optim import default_lr, schedule
 from saebench.trial.trainer import (
     BadBatchError,
@@ -20,7 +21,6 @@ from saebench.trial.trainer import (
     Training,
     calibration_rows,
     default_dead_after,
-    evaluate,
     train,
 )
 from saebench.worker import classify
@@ -112,12 +112,12 @@ def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: s
     rows = store()
     whole = Training.start(*trial, rows)
     curve = run(whole, rows)
-    whole.calibrate(rows)
+    whole.calibrate()
 
     rows = store()
     first = Training.start(*trial, rows)
     halves = run(first, rows, until=1500)
-    first.calibrate(rows)  # evaluations in between change nothing of the training
+    first.calibrate()  # evaluations in between change nothing of the training
     tensors, meta = first.state_dict()
     position = rows.position
     del first
@@ -127,7 +127,7 @@ def test_two_halves_with_fresh_objects_between_equal_one_run_bit_for_bit(kind: s
     second.load_state_dict(tensors, meta)
     rows.position = position
     halves += run(second, rows)
-    second.calibrate(rows)
+    second.calibrate()
 
     assert halves == curve
     (ours, about), (theirs, expected) = second.state_dict(), whole.state_dict()
@@ -203,7 +203,7 @@ def test_nobody_elses_random_numbers_change_or_matter() -> None:
         rows = store()
         training = Training.start(*config("batchtopk", samples=640), rows)
         run(training, rows)
-        training.calibrate(rows)
+        training.calibrate()
         evaluate(training.sae, rows, ("knn_overlap_at_10", "similarity_rank_correlation", "probing"))
         assert torch.equal(torch.get_rng_state(), state)
         results.append(training.sae.W_dec.detach())
@@ -224,7 +224,7 @@ def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
     training = Training.start(*config(kind, samples=10_000, lr=1e-2), rows)
     curve = run(training, rows)
     torch.testing.assert_close(training.sae.W_dec.norm(dim=1), torch.ones(48))
-    training.calibrate(rows)
+    training.calibrate()
     values = evaluate(training.sae, rows).values
     assert values["eval/explained_variance"] > 0.5
     assert values["eval/l0"] < 16
@@ -391,7 +391,7 @@ def test_auxk_brings_dead_latents_back(kind: str) -> None:
         with torch.no_grad():
             training.sae.b_enc[:24] = -3.0
         run(training, rows)
-        training.calibrate(rows)
+        training.calibrate()
         alive[coeff] = 48 - evaluate(training.sae, rows).values["eval/dead_features"]
     assert alive[0.0] <= 24
     assert alive[1 / 32] >= 36
@@ -401,7 +401,7 @@ def test_evaluating_changes_nothing_in_training() -> None:
     rows = store()
     training = Training.start(*config("batchtopk"), rows)
     run(training, rows, until=1000)
-    training.calibrate(rows)
+    training.calibrate()
     before, _ = training.state_dict()
     evaluate(training.sae, rows, ("knn_overlap_at_10",))
     after, _ = training.state_dict()
@@ -523,13 +523,15 @@ def test_an_evaluation_is_of_what_is_saved(kind: str, tmp_path: Any) -> None:
     rows = store()
     training = Training.start(*config(kind), rows)
     run(training, rows)
-    training.calibrate(rows)
+    training.calibrate()
     result = evaluate(training.sae, rows)
     again = evaluate(load_sae(save_sae(training.sae, tmp_path)), rows)
     assert result.values == again.values
-    assert (len(result.squared_error), len(result.l0), len(result.firing)) == (400, 400, 48)
-    assert float(result.squared_error.double().mean()) / D_IN == pytest.approx(result.values["eval/mse"], rel=1e-6)
-    assert int(result.firing.sum()) == int(result.l0.sum())
+    assert (len(result.per_text["squared_error"]), len(result.per_text["l0"]), len(result.firing)) == (400, 400, 48)
+    assert float(result.per_text["squared_error"].double().mean()) / D_IN == pytest.approx(
+        result.values["eval/mse"], rel=1e-6
+    )
+    assert int(result.firing.sum()) == int(result.per_text["l0"].sum())
     assert ("eval/threshold" in result.values) == (kind in ("batchtopk", "matryoshka"))
 
 

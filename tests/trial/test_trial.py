@@ -19,6 +19,7 @@ from saebench.metrics import METRICS
 from saebench.runs.events import Event, EventLog, Verdict, read
 from saebench.runs.paths import TrialPaths
 from saebench.saes import load_sae
+from saebench.trial import metrics
 from saebench.trial import run as trial
 from saebench.trial.run import finite, numbers, run_trial
 from saebench.trial.usage import gpu_uuid
@@ -106,7 +107,8 @@ def test_an_undisturbed_trial_tells_its_whole_story(tmp_path: Path) -> None:
     assert (steps[-1], len(steps)) == (2000, 20)
     assert (told[-1].type, told[-1].samples) == ("done", 2000)
     final = told[-1].values
-    assert {key: value for key, value in final.items() if not key.startswith("test/")} == told[-2].values
+    assert {key: value for key, value in final.items() if key.startswith("eval/")} == told[-2].values
+    assert 0 < final["train_sample/fvu"] < final["test/fvu"], "600 rows, seen three times"
     assert {key.removeprefix("test/") for key in final if key.startswith("test/")} == {
         key.removeprefix("eval/") for key in told[-2].values
     }, "the same metrics on both parts"
@@ -126,6 +128,7 @@ def test_what_a_trial_leaves_behind(tmp_path: Path) -> None:
     assert evaluation["squared_error"].double().mean().item() / 16 == pytest.approx(values["test/mse"])
     assert {name: (t.dtype, tuple(t.shape)) for name, t in evaluation.items()} == {
         "squared_error": (torch.float32, (100,)),
+        "cosine": (torch.float32, (100,)),
         "l0": (torch.int32, (100,)),
         "firing": (torch.int64, (48,)),
     }
@@ -153,7 +156,8 @@ def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, m
     told = run(config().model_copy(update={"extra_metrics": extra}), tmp_path)
     first, last, done = next(e for e in told if e.type == "eval"), told[-2], told[-1]
     sizes = [*(f"k{k}{suffix}" for k in (1, 5, 20) for suffix in ("", "_raw", "_pca")), "all_raw"]
-    added = {f"probing_{score}_{size}" for score in ("auc", "accuracy") for size in sizes} | set(extra[:2])
+    added = {f"probing_{score}_{size}" for score in ("auc", "accuracy") for size in sizes}
+    added |= {*extra[:2], "knn_overlap_at_10_chance"}
     assert last.values.keys() - first.values.keys() == {f"eval/{name}" for name in added}
     tested = {key for key in done.values if key.startswith("test/")}
     assert tested == {key.replace("eval/", "test/") for key in last.values}
@@ -163,6 +167,35 @@ def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, m
     assert done.values["eval/probing_auc_k1_raw"] == 1, "one raw coordinate tells the class, by the definition of it"
     basic = {f"eval/{name}" for name, metric in METRICS.items() if metric.extra is None}
     assert first.values.keys() - {"eval/examples"} == basic
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("CUDA out of memory"), ValueError("two texts")])
+def test_a_metric_that_fails_is_left_out_and_costs_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    monkeypatch.setitem(metrics.EXTRAS, "knn_overlap_at_10", fails)
+    extra = ("knn_overlap_at_10", "similarity_rank_correlation")
+    done = run(config().model_copy(update={"extra_metrics": extra}), tmp_path)[-1]
+    assert done.type == "done"
+    assert {"eval/similarity_rank_correlation", "test/similarity_rank_correlation"} <= done.values.keys()
+    assert not any("knn" in key for key in done.values)
+    reason = str(error) or "MemoryError"
+    assert done.info == {"left_out": {"knn_overlap_at_10": reason}}
+    assert f"warning: knn_overlap_at_10 is left out: {reason}" in capsys.readouterr().err
+    assert load_sae(tmp_path / "sae").dict_size == 48
+
+
+def test_a_trial_killed_in_a_metric_has_saved_its_sae(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setitem(metrics.EXTRAS, "knn_overlap_at_10", killed)
+    with pytest.raises(Killed):
+        run(config().model_copy(update={"extra_metrics": ("knn_overlap_at_10",)}), tmp_path)
+    assert load_sae(tmp_path / "sae").dict_size == 48
 
 
 def test_without_labels_a_trial_ends_well_and_without_probing(tmp_path: Path) -> None:

@@ -1,0 +1,110 @@
+"""The evaluation of an SAE: what every one has, and the metrics that are asked for beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from saebench.latents.final import ENTRIES, final_scores
+from saebench.metrics import EVAL, TEST, TRAIN_SAMPLE
+from saebench.saes import SAE
+from saebench.saes.calibrate import rows_per_chunk
+from saebench.trial import probing
+from saebench.trial.metrics import EXTRAS, Evaluation, Extras, Sums
+from saebench.trial.stability import CodeStability
+from saebench.trial.trainer import SAMPLE_ROWS, Store, calibration_places
+
+Part = Literal["validation", "test"]
+"""Which texts an evaluation is made on."""
+TRAIN_ROWS = 4096
+"""Training rows at most that `train_sample/fvu` is measured on."""
+
+
+def evaluate(sae: SAE, store: Store, extra: Sequence[str] = (), part: Part = "validation") -> Evaluation:
+    """Metrics on a whole part, by the rule of inference, in the original space; changes nothing in `sae`. Keys begin
+    with `eval/` for validation and with `test/` for test; the latter has `train_sample/fvu` too. A metric of `extra`
+    that cannot be had is left out, and named in `left_out`."""
+    return Measurement(sae, store, extra, part).complete()
+
+
+class Measurement:
+    """An evaluation in two parts, so that an SAE can be saved before metrics are measured that may take much memory:
+    `basic` is there at once, `complete()` adds the others."""
+
+    @torch.no_grad()
+    def __init__(self, sae: SAE, store: Store, extra: Sequence[str], part: Part) -> None:
+        self._sae, self._store, self._extra, self._part = sae, store, extra, part
+        sums, self._examples = Sums(), Extras([name for name in extra if name in EXTRAS])
+        self._stable = CodeStability(sae.encode, "code_stability_duplicates" in extra)
+        for batch in store.test() if part == "test" else store.validation():
+            for x in torch.split(batch.to(sae.b_dec.device), rows_per_chunk(sae.dict_size)):
+                x_hat, latents = sae.reconstruct(x)
+                sums.update(x, x_hat, latents)
+                self._examples.update(x, x_hat)
+                self._stable.update(x, latents)
+        self.basic = sums.result()
+        self.basic.values.update(sae.inference_values())
+
+    @torch.no_grad()
+    def complete(self) -> Evaluation:
+        """The evaluation with the metrics that were asked for."""
+        found = self.basic
+        _attempt("code_stability", lambda: found.values.update(self._stable.values()), found)
+        for name in self._examples.names:
+            _attempt(name, partial(self._examples.measure, name, found), found)
+        if "probing" in self._extra:
+            _attempt("probing", lambda: found.values.update(probe(self._sae, self._store, self._part)), found)
+        if set(ENTRIES) & set(self._extra):
+            _attempt("scores of latents", lambda: found.values.update(self._scores()), found)
+        if self._part == "validation":
+            return found
+        found = found.on(TEST)
+        _attempt("train_sample", lambda: found.values.update(on_training_rows(self._sae, self._store)), found)
+        return found
+
+    def _scores(self) -> dict[str, float]:
+        return final_scores(self._sae, getattr(self._store, "entry", None), self._part, self._extra)
+
+
+def _attempt(name: str, measure: Callable[[], None], evaluation: Evaluation) -> None:
+    """Measure, or note why not: whatever goes wrong in a metric that is asked for beside the others, the SAE and the
+    others are good."""
+    try:
+        measure()
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        evaluation.left_out[name] = (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def on_training_rows(sae: SAE, store: Store) -> dict[str, float]:
+    """FVU on rows that the SAE was trained on: how much it knows by heart, beside the FVU of the other parts."""
+    sample = store.sample(SAMPLE_ROWS)
+    trained = torch.ones(len(sample), dtype=torch.bool)
+    trained[calibration_places(len(sample), store.num_train)] = False
+    rows, sums = sample[trained.to(sample.device)][:TRAIN_ROWS], Sums()
+    for x in torch.split(rows.to(sae.b_dec.device), rows_per_chunk(sae.dict_size)):
+        sums.update(x, *sae.reconstruct(x))
+    return {f"{TRAIN_SAMPLE}fvu": sums.result().values[f"{EVAL}fvu"]}
+
+
+def probe(sae: SAE, store: Store, part: Part = "validation") -> dict[str, float]:
+    """k-sparse probing of the codes, of the raw embeddings and of their principal components; empty without labels."""
+    here = store.sample(probing.TRAIN_ROWS)
+    train_labels = store.train_labels(probing.TRAIN_ROWS)
+    test_labels = store.test_labels() if part == "test" else store.validation_labels()
+    if train_labels is None or test_labels is None:
+        return {}
+    rows = store.test(probing.TEST_ROWS) if part == "test" else store.validation(probing.TEST_ROWS)
+    there = next(iter(rows))
+    components = probing.principal_components(here.cpu(), there.cpu())
+    train: dict[str, probing.Features] = {"": partial(_codes, sae, here), "_raw": here, "_pca": components[0]}
+    test: dict[str, probing.Features] = {"": partial(_codes, sae, there), "_raw": there, "_pca": components[1]}
+    return probing.probing(train, train_labels, test, test_labels[: len(there)])
+
+
+def _codes(sae: SAE, x: Tensor) -> Iterator[Tensor]:
+    for part in torch.split(x, rows_per_chunk(sae.dict_size)):
+        yield sae.encode(part.to(sae.b_dec.device))
