@@ -155,8 +155,6 @@ def test_enqueued_points_go_to_the_strata_they_fit() -> None:
             {"lr": 1e-3},  # every stratum
             {"k": 32, "lr": 2e-3},  # those with k = 32
             {"type": "batchtopk", "lr": 3e-3},  # one type
-            {"lr": 0.5},  # outside the range
-            {"aux_coeff": 0, "lr": 4e-3},  # another value than the arms have
             {"aux_coeff": 1 / 32, "lr": 5e-3},  # the default that they have
         ],
     }

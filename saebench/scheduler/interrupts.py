@@ -14,9 +14,12 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 class Interrupts:
     """Counts signals while it is entered; outside the main thread (where Python allows no handlers) it counts none.
 
-    Until `patient` is set a signal raises KeyboardInterrupt where the program stands, so that encoding or waiting for
-    a server ends at once; a third signal always does. SIGHUP (the terminal was closed) counts unless somebody had it
-    ignored, as nohup does; what is printed after it goes nowhere.
+    Until `patient` is set the first signal raises KeyboardInterrupt where the program stands, so that encoding or
+    waiting for a server ends at once; a third signal always does. SIGHUP (the terminal was closed) counts unless it was
+    ignored before, as nohup does; what is printed after it goes nowhere.
+
+    After a sweep that a signal has ended, further signals of the kinds that end a process end it with the sweep's exit
+    code: `kill` twice within a second must not turn 75 (resumable) into 143.
     """
 
     def __init__(self) -> None:
@@ -52,13 +55,19 @@ class Interrupts:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
+            if self._seen and handler == signal.SIG_DFL:
+                signal.signal(number, self._end_process)
+            else:
+                signal.signal(number, signal.SIG_DFL if handler is None else handler)  # None: not one of Python's
+
+    def _end_process(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - a signal handler's signature
+        os._exit(self.exit_code)
 
     def _note(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
         self._seen.append(signal.Signals(number).name)
         if self._seen[-1] == "SIGHUP":
             self._leave_terminals()
-        if not self.patient or len(self._seen) > 2:
+        if len(self._seen) > 2 or (not self.patient and len(self._seen) == 1):
             raise KeyboardInterrupt
 
     def _leave_terminals(self) -> None:

@@ -12,6 +12,7 @@ from saebench.metrics import EVAL, METRICS
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
 from saebench.spec.draft import Draft, Found, at
+from saebench.spec.strata import refusal
 
 MAX_MARKS = 10_000
 LARGEST_SEED = 2**32 - 1
@@ -167,6 +168,24 @@ def _tracking(draft: Draft) -> Found:
         )
 
 
+def _enqueue(draft: Draft) -> Found:
+    """Every point belongs to a stratum: to an arm that has its parameters, searches them or fixes them at its values,
+    and takes its value of an axis as a level."""
+    points = draft.get("search", "enqueue") or ()
+    if not draft.arms or any(key.startswith(("sae", "train", "search.enqueue")) for key in draft.unread):
+        return
+    for i, point in enumerate(points):
+        why = [
+            (arm.type, *refused) for _, arm in draft.arms if (refused := refusal(draft.spec, arm, point)) is not None
+        ]
+        if not point or len(why) < len(draft.arms):
+            continue
+        names, rules = {name for _, name, _ in why}, {rule for _, _, rule in why}
+        said = rules if len(rules) == 1 else dict.fromkeys(f"{kind}: {rule}" for kind, _, rule in why)
+        key = f".{names.pop()}" if len(names) == 1 else ""
+        yield f"search.enqueue[{i}]{key}", f"is a point of no stratum ({'; '.join(said)})"
+
+
 SECTION_RULES = (
     _name_is_a_directory,
     _seeds,
@@ -179,5 +198,6 @@ SECTION_RULES = (
     _prune,
     _objective,
     _extra_metrics,
+    _enqueue,
     _tracking,
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saebench.config import SAE_CONFIGS, TrainConfig
-from saebench.spec.grammar import Arm, Range, Scalar, SweepSpec, Value, choices
+from saebench.spec.grammar import Arm, Range, Scalar, SweepSpec, Value, choices, options
 
 WIDTH = ("dict_size", "expansion_factor")
 _LABELS = {"k": "k", "dict_size": "n", "expansion_factor": "x", "target_l0": "l0_", "control": ""}
@@ -39,6 +39,33 @@ def levels(name: str, value: Value) -> tuple[Scalar, ...]:
         return ()
     found: tuple[Any, ...] = choices(name, value) or (value,)
     return found
+
+
+def refusal(spec: SweepSpec, arm: Arm, point: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return (parameter, rule) that keeps a point of `search.enqueue` out of all strata of an arm; None if it belongs
+    to one. A searched parameter that it leaves out is drawn."""
+    axes = axis_names(spec, arm)
+    known = SAE_CONFIGS[arm.type].model_fields.keys() | TrainConfig.model_fields.keys()
+    for name, value in point.items():
+        if name not in known:
+            return name, f"has no {name}"
+        if name == "type":
+            if value != arm.type:
+                return name, "is of another type"
+            continue
+        given = setting(spec, arm, name)
+        allowed = levels(name, given) if name in axes else options(name, given)
+        if isinstance(given, Range):
+            if not isinstance(value, int | float) or not given.low <= value <= given.high:
+                return name, f"{name} {value} is outside {given.low:g}..{given.high:g}"
+            if given.integer and value != int(value):
+                return name, f"{name} {value} is no whole number"
+        elif value not in allowed:
+            listed = ", ".join(label(option) for option in allowed)
+            return name, f"{name} is {listed}, not {value}" if len(
+                allowed
+            ) == 1 else f"{name} {value} is none of {listed}"
+    return None
 
 
 def count(spec: SweepSpec, arm: Arm) -> int:

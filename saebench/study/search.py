@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,6 +50,10 @@ class Decision:
     """pruner, samples, value, threshold, rung, peers: what led to it."""
 
 
+Pending = tuple[Trial, int, dict[str, str]]
+"""A point, a seed that is to measure it, and the tags of that trial."""
+
+
 @dataclass(frozen=True)
 class Ended:
     """How a trial ended, as the journal has it."""
@@ -71,8 +75,7 @@ class Search:
         self._plan = plan
         self._trials: dict[int, Trial] = {}
         self._next = 0
-        self._pending: deque[tuple[Trial, int, dict[str, str]]] = deque()
-        """Points that this seed is to measure, and the tags of that trial."""
+        self._pending: list[Pending] = []
         self._searches: list[StratumSearch] = []
         try:
             self._open(storage)
@@ -217,10 +220,16 @@ class Search:
                 params, whole = search.proposals.popleft()
                 return self._register(self._add(search, search.study, params, refinement=whole, tags=REFINED_TAGS))
         while self._pending:
-            point, seed, tags = self._pending.popleft()
-            if point.state != "failed":
-                return self._compare(point, seed, tags)
+            following = min(self._pending, key=self._turn)
+            self._pending.remove(following)
+            if following[0].state != "failed":
+                return self._compare(*following)
         return None
+
+    def _turn(self, pending: Pending) -> tuple[int, int]:
+        """All strata in turn, seed by seed: the same order however often the sweep was interrupted."""
+        point, seed, _ = pending
+        return self._plan.spec.seeds.index(seed), self._searches.index(point.stratum_search)
 
     def _add(self, search: StratumSearch, study: optuna.Study, params: dict[str, Scalar], **more: Any) -> Trial:
         return add(search, study, params, search_seed(self._plan), self._next, **more)
@@ -237,7 +246,7 @@ class Search:
 
     def _choose(self, search: StratumSearch) -> None:
         """Queue what the other seeds are to measure: the chosen point, or all of them."""
-        self._pending = deque(item for item in self._pending if item[0].stratum_search is not search)
+        self._pending = [item for item in self._pending if item[0].stratum_search is not search]
         found = choose(self._plan, search)
         newest, measured = _newest_choice(search)
         number = newest if found is not None and measured == found[0].params else newest + 1

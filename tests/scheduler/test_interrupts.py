@@ -5,6 +5,8 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -101,9 +103,37 @@ def test_a_handler_that_is_not_pythons_is_no_stumbling_block() -> None:
             signals.patient = True
             send("SIGUSR1")
             assert signals.why == "SIGUSR1"
-        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGUSR1) != signals._note
     finally:
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
         faulthandler.unregister(signal.SIGUSR1)
+
+
+TWICE = """
+import os, signal, time
+from saebench.scheduler.interrupts import Interrupts
+with Interrupts() as signals:
+    signals.patient = True
+    os.kill(os.getpid(), signal.{name})
+os.kill(os.getpid(), signal.{name})  # while the interpreter ends, say
+time.sleep(10)
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 75), ("SIGUSR1", 75), ("SIGHUP", 75)])
+def test_a_second_signal_after_the_sweep_has_ended_changes_no_exit_code(name: str, code: int) -> None:
+    run = subprocess.run([sys.executable, "-c", TWICE.format(name=name)], timeout=60)
+    assert run.returncode == code
+
+
+def test_a_second_signal_before_there_is_patience_does_not_interrupt_the_end_again() -> None:
+    with Interrupts() as signals:
+        with pytest.raises(KeyboardInterrupt):
+            send("SIGINT")
+        send("SIGINT")
+        assert signals.level == 2
+        with pytest.raises(KeyboardInterrupt):
+            send("SIGINT")
 
 
 def test_outside_the_main_thread_there_are_no_handlers() -> None:
