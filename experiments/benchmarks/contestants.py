@@ -73,14 +73,16 @@ class Rows:
         return None
 
 
-def start(kind: str, work: Work, train: dict[str, Any] | None = None) -> tuple[Training, Step]:
-    """A training of ours and its step; `train` are fields of TrainConfig. No latent is ever dead where it does not name
-    dead_after."""
-    sparsity: dict[str, Any] = {"k": work.k} if kind in K_SPARSE else {"target_l0": work.k}
+def start(
+    kind: str, work: Work, train: dict[str, Any] | None = None, sae: dict[str, Any] | None = None
+) -> tuple[Training, Step]:
+    """A training of ours and its step; `train` are fields of TrainConfig, `sae` of the SAE. No latent is ever dead
+    where `train` does not name dead_after."""
+    sparsity: dict[str, Any] = {"k": work.k} if kind in (*K_SPARSE, "omp") else {"target_l0": work.k}
     length = {"samples": STEPS * work.batch, "batch_size": work.batch, "dead_after": STEPS * work.batch}
-    sae = SAE_CONFIGS[kind](dict_size=work.dict_size, **sparsity)
+    config = SAE_CONFIGS[kind](dict_size=work.dict_size, **sparsity, **(sae or {}))
     store = Rows(work)
-    training = Training.start(sae, TrainConfig.model_validate(length | (train or {})), 0, store, work.device)
+    training = Training.start(config, TrainConfig.model_validate(length | (train or {})), 0, store, work.device)
     return training, lambda: training.advance(store.next_batch())
 
 

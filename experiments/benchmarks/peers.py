@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from timing import Contestant
+from torch import Tensor
 from work import STEPS, Work
 
 
@@ -49,6 +50,7 @@ def sae_lens(kind: str, work: Work) -> Contestant:
         batchtopk=lambda: lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(k=work.k, **shape)),
         vanilla=lambda: lens.StandardTrainingSAE(lens.StandardTrainingSAEConfig(**shape)),
         jumprelu=lambda: lens.JumpReLUTrainingSAE(lens.JumpReLUTrainingSAEConfig(**shape)),
+        omp=lambda: _matching_pursuit(lens, work, shape),
     )
     settings = SAETrainerConfig(STEPS * work.batch, work.batch, lr=3e-4, lr_end=3e-5, device=str(work.device))
     trainer = SAETrainer(settings, sae, work.batches())
@@ -85,11 +87,55 @@ def overcomplete(kind: str, work: Work) -> Contestant:
         batchtopk=lambda: oc.BatchTopKSAE(**shape, top_k=work.k * work.batch),
         vanilla=lambda: oc.SAE(**shape),
         jumprelu=lambda: oc.JumpSAE(**shape),
+        omp=lambda: oc.OMPSAE(**shape, k=work.k),
     )
     adam, batches = torch.optim.Adam(model.parameters(), lr=1e-3), work.batches()
     criterion = oc.mse_l1 if kind in ("vanilla", "jumprelu") else (lambda x, x_hat, *_: (x - x_hat).square().mean())
     options: dict[str, Any] = {"nb_epochs": 1, "monitoring": 0, "device": device}
     return Contestant(lambda: oc.train_sae(model, [next(batches)], criterion, adam, **options))
+
+
+def _matching_pursuit(lens: Any, work: Work, shape: dict[str, Any]) -> Any:
+    """k picks of every example, as the other contestants make."""
+    settings = {"residual_threshold": 0.0, "stop_on_duplicate_support": False, "decoder_init_norm": 1.0}
+    config = lens.saes.matching_pursuit_sae.MatchingPursuitTrainingSAEConfig
+    return lens.saes.matching_pursuit_sae.MatchingPursuitTrainingSAE(config(max_iterations=work.k, **settings, **shape))
+
+
+def overcomplete_mp(work: Work) -> tuple[Callable[[], None], Callable[[Tensor], Tensor]]:
+    with _without_torchvision():
+        from overcomplete import sae as oc
+    return _pursuit(oc.MpSAE(work.d_in, work.dict_size, k=work.k), lambda model, x: model.encode(x)[1], work)
+
+
+def overcomplete_omp(work: Work) -> tuple[Callable[[], None], Callable[[Tensor], Tensor]]:
+    with _without_torchvision():
+        from overcomplete import sae as oc
+    return _pursuit(oc.OMPSAE(work.d_in, work.dict_size, k=work.k), lambda model, x: model.encode(x)[1], work)
+
+
+def sae_lens_mp(work: Work) -> tuple[Callable[[], None], Callable[[Tensor], Tensor]]:
+    import sae_lens as lens
+
+    shape: dict[str, Any] = {"d_in": work.d_in, "d_sae": work.dict_size, "device": str(work.device)}
+    return _pursuit(_matching_pursuit(lens, work, shape), lambda model, x: model.encode(x), work)
+
+
+def _pursuit(model: Any, encode: Callable[[Any, Tensor], Tensor], work: Work) -> tuple[Any, Any]:
+    """A step in a plain Adam loop, and encoding: their pursuits, decoders and gradients, no trainer around them."""
+    adam, batches = torch.optim.Adam(model.parameters(), lr=1e-3), work.batches()
+
+    def step() -> None:
+        x = next(batches)
+        (x - model.decode(encode(model, x))).square().mean().backward()
+        adam.step()
+        adam.zero_grad()
+
+    def encoded(x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return encode(model, x)
+
+    return step, encoded
 
 
 @contextlib.contextmanager
@@ -152,3 +198,9 @@ PEERS: dict[str, Callable[[str, Work], Contestant]] = {
     "dictionary-learning": dictionary_learning,
     "sae-lens": sae_lens,
 }
+PURSUITS: dict[str, Callable[[Work], tuple[Callable[[], None], Callable[[Tensor], Tensor]]]] = {
+    "overcomplete OMPSAE": overcomplete_omp,
+    "overcomplete MpSAE": overcomplete_mp,
+    "sae-lens matching_pursuit": sae_lens_mp,
+}
+"""Name -> (one training step, encode)."""

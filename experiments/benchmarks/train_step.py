@@ -35,7 +35,7 @@ from peers import PEERS
 from timing import Arithmetic, Clock, measure, release, spread
 from work import Work, make_work
 
-TYPES = ("topk", "batchtopk", "vanilla", "jumprelu", "matryoshka")
+TYPES = ("topk", "batchtopk", "vanilla", "jumprelu", "matryoshka", "omp")
 REFERENCE = (2048, 384, 6144, 32)
 LARGE = (4096, 768, 12288, 32)
 QUICK = (256, 64, 512, 8)
