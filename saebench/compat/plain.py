@@ -80,8 +80,8 @@ def plain(sae: SAE) -> Plain:
     """
     if isinstance(sae, OMPSAE):
         raise LayoutError(
-            "type omp: a pursuit with refits, for which this layout has no encoder; saebench's own files, "
-            "its MLflow model and saebench.compat.overcomplete.OMPSAE carry it"
+            "type omp: a pursuit with refits, for which this layout has no encoder; "
+            "saebench's own files and its MLflow model carry it"
         )
     if sae.config.sweeps:
         raise LayoutError(

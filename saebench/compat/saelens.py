@@ -97,6 +97,11 @@ def _config(path: Path) -> dict[str, Any]:
     config = read_json(path)
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise LayoutError(f"{path}: architecture: missing; only the layout of SAELens 6 and later is read")
+    if config["architecture"] == "matching_pursuit":
+        raise LayoutError(
+            f"{path}: architecture: 'matching_pursuit' picks a latent again and never refits its values; "
+            "omp does neither, so that it would encode otherwise"
+        )
     if config["architecture"] not in TENSORS:
         raise LayoutError(f"{path}: architecture: {config['architecture']!r} is none of {', '.join(TENSORS)}")
     for key, plain_value in (("normalize_activations", "none"), ("reshape_activations", "none")):
