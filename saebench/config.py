@@ -6,9 +6,10 @@ result into `TrialConfig`s, a worker reads one of those and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from string import Formatter
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -32,6 +33,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    @classmethod
+    def required(cls, given: Collection[str]) -> list[str]:
+        """Fields that must be given beside these."""
+        return [name for name, field in cls.model_fields.items() if field.is_required() and name not in given]
+
 
 # --- data ------------------------------------------------------------------------------------------------------------
 
@@ -42,6 +48,19 @@ FILE_FORMATS = frozenset(
 )
 """Dataset paths that name a format: their `data_files` are files of this machine, found from the spec's folder and
 known by their content. These are the formats from which `datasets` reads texts."""
+
+
+def template_fields(template: str) -> list[str]:
+    """Columns of a template. Raises ValueError if it is not one, or names no column."""
+    parts = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
+    if not parts or not all(name and not spec and not how for name, spec, how in parts):
+        raise ValueError('must name columns in braces, such as "{title}. {abstract}"')
+    return [name for name, _, _ in parts]
+
+
+def _template(template: str) -> str:
+    template_fields(template)
+    return template
 
 
 class DatasetConfig(Config):
@@ -56,7 +75,9 @@ class DatasetConfig(Config):
     split: str = "train"
     """Split to read."""
     text_column: str = "text"
-    """Column that holds the texts."""
+    """Column that holds the texts; a dot leads into a nested one ("paper.abstract")."""
+    text: Annotated[str, AfterValidator(_template)] | None = None
+    """Template over columns in the place of `text_column`, such as "{title}. {abstract}"."""
     label_column: str | None = None
     """Column with class labels, for probing; the SAE never sees it."""
     revision: str | None = None
@@ -65,6 +86,10 @@ class DatasetConfig(Config):
     """What separates the fields of a CSV file; null: a comma. "\\t" is a tab."""
     encoding: str | None = None
     """Encoding of csv, json and text files, such as cp1252; null: UTF-8."""
+
+
+LARGEST_CORPUS = 2**31
+"""num_examples of embeddings of one's own, until their number is known."""
 
 
 class HoldoutConfig(Config):
@@ -88,7 +113,8 @@ class HoldoutConfig(Config):
 
 
 class DataConfig(Config):
-    """Texts, the encoder, and how they become rows of an embedding matrix."""
+    """Texts, the encoder, and how they become rows of an embedding matrix; or `embeddings` of one's own in their place,
+    for which model, dataset and num_examples need not be given."""
 
     model: str
     """Any SentenceTransformer name or path."""
@@ -119,8 +145,34 @@ class DataConfig(Config):
     """Arithmetic of the encoder."""
     encode_batch_size: PositiveInt | None = None
     """Texts (of median length) per forward pass of the encoder; null: 64 on a CPU, 1,024 on a GPU."""
+    embeddings: str | None = None
+    """Embeddings of one's own: a .npy file (rows, values), a folder of such files, a .safetensors file with one
+    tensor, or a .parquet file with one column of lists."""
+    texts: str | None = None
+    """With `embeddings`: a text per row, as a .txt (a line each), .npy or .json file, or a column of the .parquet
+    file."""
+    ids: str | None = None
+    """With `embeddings`: an id per row, likewise. The part of a row is decided by its text, else its id, else its
+    number."""
+    labels: str | None = None
+    """With `embeddings`: a class per row, likewise, for probing."""
     cache: bool = True
     """Encode once into the shared cache; `off`: stream and encode inside every trial."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _names_of_own_embeddings(cls, values: Any) -> Any:
+        """Model and dataset are called after the file, where nothing else is said."""
+        if not isinstance(values, dict) or not isinstance(values.get("embeddings"), str):
+            return values
+        path = values["embeddings"]
+        names = {"model": path, "dataset": {"path": "embeddings", "data_files": path}, "num_examples": LARGEST_CORPUS}
+        return {**names, **values}
+
+    @classmethod
+    def required(cls, given: Collection[str]) -> list[str]:
+        """Own embeddings need no model and no dataset."""
+        return [] if "embeddings" in given else super().required(given)
 
     @property
     def parts(self) -> HoldoutConfig:

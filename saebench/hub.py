@@ -11,6 +11,8 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from saebench import arrays
+from saebench.config import DataConfig
 from saebench.errors import DataError
 
 PACKAGED = {
@@ -156,6 +158,13 @@ def embedding_width(name: str, revision: str | None = None) -> int | None:
         return _width_of_folder(folder) if folder else None
     except (OSError, ValueError, TypeError, KeyError, struct.error):
         return None
+
+
+def width_of(data: DataConfig) -> int | None:
+    """Return the width of the rows that `data` gives; None if it is not known without loading the model."""
+    if data.embeddings is not None:
+        return arrays.width_of(data.embeddings)
+    return embedding_width(data.model, data.revision)
 
 
 def _hub_snapshot(name: str, revision: str | None) -> Path | None:

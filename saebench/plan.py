@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from saebench.config import SAE_CONFIGS, TrainConfig, TrialConfig, marks
 from saebench.errors import DataError, SpecError
-from saebench.hub import embedding_width
+from saebench.hub import width_of
 from saebench.spec import Arm, Range, Scalar, SweepSpec, Value, choices, options
 from saebench.spec.accepts import rule_of
 from saebench.spec.draft import Draft
@@ -194,7 +194,7 @@ class Plan:
 def make_plan(spec: SweepSpec, d_in: int | None = None, cache_key: str | None = None) -> Plan:
     """The plan of a spec. `d_in` is the width of the embeddings, looked up without loading the model where it is not
     given; `cache_key` names their cache entry. Raises SpecError where the spec does not fit that width."""
-    d_in = d_in if d_in is not None else embedding_width(spec.data.model, spec.data.revision)
+    d_in = d_in if d_in is not None else width_of(spec.data)
     problems = check(Draft(spec, tuple(enumerate(spec.sae)), d_in))
     if problems:
         raise SpecError("\n".join(f"{spec.name}: {key}: {rule}" for key, rule in problems))

@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "saebench"
 
 LAYERS = [
     {"errors", "config", "metrics", "cores", "escape", "telemetry", "response"},
+    {"arrays"},
     {"sweep_config", "runs", "hub"},
     {"spec"},
     {"plan"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,8 +11,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from saebench.arrays import open_embeddings
 from saebench.config import FILE_FORMATS, FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, TrainConfig
-from saebench.hub import embedding_width
+from saebench.errors import DataError
+from saebench.hub import width_of
 from saebench.spec.accepts import BAD, did_you_mean, rule_of
 from saebench.spec.draft import Draft
 from saebench.spec.grammar import Arm, SweepSpec, Value, options
@@ -86,9 +89,8 @@ def _read(root: Table, problems: Sequence[Problem], folder: Path) -> SweepSpec:
 def _rules(reader: Reader, values: dict[str, Any], arms: Sequence[tuple[int, Arm]]) -> None:
     unread = frozenset(problem.key for problem in reader.problems)
     draft = Draft(SweepSpec.model_construct(**values), tuple(arms), unread=unread)
-    model, revision = draft.get("data", "model"), draft.get("data", "revision")
-    if isinstance(model, str):
-        draft = replace(draft, d_in=embedding_width(model, revision))
+    if isinstance(draft.get("data", "model"), str):
+        draft = replace(draft, d_in=width_of(draft.spec.data))
     for key, rule in check(draft):
         if key not in unread:
             reader.broken(key, rule)
@@ -244,6 +246,14 @@ def _resolved(data: DataConfig, folder: Path) -> DataConfig:
     """Relative files and folders made absolute, from the spec's folder; names of hub models and datasets stay."""
     update: dict[str, Any] = {}
     model, dataset = getattr(data, "model", None), getattr(data, "dataset", None)
+    own = {key: getattr(data, key, None) for key in ("embeddings", "texts", "ids", "labels")}
+    if isinstance(own["embeddings"], str):
+        found: dict[str, Any] = {
+            key: _beside(value, folder, key) for key, value in own.items() if isinstance(value, str)
+        }
+        with contextlib.suppress(DataError):  # a rule says what is wrong with them
+            found["num_examples"] = min(data.num_examples, open_embeddings(found["embeddings"]).count)
+        return data.model_copy(update={**found, **_named_after(found["embeddings"], own["embeddings"], data)})
     if isinstance(model, str):
         update["model"] = _local(model, folder)
     path = getattr(dataset, "path", None)
@@ -255,6 +265,19 @@ def _resolved(data: DataConfig, folder: Path) -> DataConfig:
             path = _local(path, folder)
         update["dataset"] = dataset.model_copy(update={"path": path, "data_files": files})
     return data.model_copy(update=update)
+
+
+def _beside(name: str, folder: Path, key: str) -> str:
+    """The path from the spec's folder; a name that is no file is the column of a Parquet file."""
+    path = os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
+    return path if key == "embeddings" or os.path.exists(path) else name
+
+
+def _named_after(path: str, as_given: str, data: DataConfig) -> dict[str, Any]:
+    """Model and dataset, if they are called after the embeddings, called after their resolved path."""
+    dataset = data.dataset.model_copy(update={"data_files": path})
+    found: dict[str, Any] = {"dataset": dataset} if data.dataset.data_files in (as_given, path) else {}
+    return found | ({"model": path} if data.model in (as_given, path) else {})
 
 
 def _local(name: str, folder: Path) -> str:

@@ -83,9 +83,13 @@ class Reader:
 
     def missing(self, model: type[Config], table: Table | None, key: str) -> None:
         """Complain about required fields that a mapping lacks."""
-        for name, field in model.model_fields.items():
-            if table and field.is_required() and name not in table.entries:
-                self.complain(table.place, join(key, name), "is missing")
+        if table is None:
+            return
+        fields = model.model_fields
+        left_out = {name for name, (_, node) in table.entries.items() if name in fields and _is_null(node)}
+        given = [name for name in table.entries if name not in left_out or fields[name].is_required()]
+        for name in model.required(given):
+            self.complain(table.place, join(key, name), "is missing")
 
     def field(self, model: type[Config], name: str, node: Node, key: str) -> Any:
         """One value for one field."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import re
 
+from saebench.arrays import open_embeddings
 from saebench.config import FILE_FORMATS, HoldoutConfig
+from saebench.errors import DataError
 from saebench.metrics import EVAL, METRICS
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
@@ -69,6 +71,21 @@ def _corpus(draft: Draft) -> Found:
             "data.num_examples",
             f"about {examples * (1 - parts.total):.0f} texts to train on are less than one batch of {largest}",
         )
+
+
+def _own_embeddings(draft: Draft) -> Found:
+    path = draft.get("data", "embeddings")
+    if not isinstance(path, str):
+        for key in ("texts", "ids", "labels"):
+            if draft.get("data", key) is not None:
+                yield f"data.{key}", "belongs to embeddings of your own: give data.embeddings too"
+        return
+    if draft.get("data", "cache") is False:
+        yield "data.cache", "must be on: your embeddings are not encoded in a trial"
+    try:
+        open_embeddings(path)
+    except DataError as error:
+        yield "data.embeddings", str(error).removeprefix(f"data.embeddings: {path}: ")
 
 
 def _near_duplicates(draft: Draft) -> Found:
@@ -151,7 +168,8 @@ def _extra_metrics(draft: Draft) -> Found:
     for i, metric in enumerate(metrics):
         if metric in metrics[:i]:
             yield f"eval.metrics[{i}]", "is in the list twice"
-    without_labels = draft.get("data", "dataset") and not draft.get("data", "dataset", "label_column")
+    labels = draft.get("data", "dataset", "label_column") or draft.get("data", "labels")
+    without_labels = draft.get("data", "dataset") and not labels
     for metric in ("probing", "label_match"):
         if metric in metrics and without_labels:
             yield at("eval.metrics", metrics, metric), "needs the classes: set data.dataset.label_column"
@@ -192,6 +210,7 @@ SECTION_RULES = (
     _devices,
     _corpus,
     _near_duplicates,
+    _own_embeddings,
     _dataset,
     _budget,
     _schedule,

@@ -20,7 +20,6 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores import child_process, keys
 from saebench.stores.child_process import Child, Inbox, Message
-from saebench.stores.dataset import place
 from saebench.stores.encoder_pool import EncoderPool, bfloat16_hint
 from saebench.stores.entry import (
     MANIFEST,
@@ -35,6 +34,7 @@ from saebench.stores.entry import (
     truncated_in,
 )
 from saebench.stores.in_use import nobody_holds
+from saebench.stores.messages import place
 from saebench.stores.pieces import Job, Work, cut, is_sound, join
 from saebench.stores.progress import OnProgress, Progress
 from saebench.stores.reader_process import ENVIRONMENT as READER_ENVIRONMENT

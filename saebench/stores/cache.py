@@ -24,9 +24,8 @@ from filelock import FileLock, Timeout
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.runs.durable import replacing, write_json
-from saebench.stores import keys, neighbours
+from saebench.stores import keys, neighbours, own
 from saebench.stores.build import Build
-from saebench.stores.dataset import one_line
 from saebench.stores.entry import (
     MANIFEST,
     CacheEntry,
@@ -40,6 +39,7 @@ from saebench.stores.entry import (
     read_twins,
 )
 from saebench.stores.in_use import Hold
+from saebench.stores.messages import one_line
 from saebench.stores.progress import OnProgress, Progress
 from saebench.stores.texts import EVALUATED
 
@@ -103,7 +103,10 @@ def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: On
             entry = None  # release it, so that its old files can be removed
             identity = keys.identity_of(data, cache_dir)
             try:
-                Build(data, folder, identity, devices, tell).run()
+                if data.embeddings is not None:
+                    own.build(data, folder, identity, tell)
+                else:
+                    Build(data, folder, identity, devices, tell).run()
             except OSError as error:
                 raise DataError(f"cache {folder}: cannot be written: {one_line(error)}") from error
             entry = find(data, cache_dir)

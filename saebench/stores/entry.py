@@ -266,23 +266,30 @@ class CacheEntry:
         for shard in self.shards:
             hashes = np.load(self.directory / shard.hashes.name)
             table = pyarrow.parquet.read_table(self.directory / shard.texts.name)
-            columns = table.column("text").to_pylist(), table.column("label").to_pylist()
-            for text, label, hash_ in zip(*columns, hashes.tolist(), strict=True):
+            columns = (table.column(name).to_pylist() for name in ("text", "label", "row"))
+            for text, label, row, hash_ in zip(*columns, hashes.tolist(), strict=True):
                 if left == 0:
                     return
                 left -= 1
-                yield Text(text, None if label is None else json.loads(label), hash_)
+                yield Text(text, None if label is None else json.loads(label), hash_, row)
+
+    def row_numbers(self, index: Index) -> list[int]:
+        """Return the numbers that these rows have in the dataset (from 0), to join results to a table of one's own; of
+        equal texts it is the first."""
+        column = self._column("row")
+        return [column[i] for i in index.tolist()]
+
+    def _column(self, name: str) -> list[Any]:
+        import pyarrow.parquet
+
+        tables = [pyarrow.parquet.read_table(self.directory / one.texts.name, columns=[name]) for one in self.shards]
+        return [value for table in tables for value in table.column(name).to_pylist()]
 
     def labels(self, index: Index) -> list[Any] | None:
         """Return the labels of the given rows; None if the entry was read without a label column."""
         if self.manifest.label_column is None:
             return None
-        import pyarrow.parquet
-
-        tables = [
-            pyarrow.parquet.read_table(self.directory / shard.texts.name, columns=["label"]) for shard in self.shards
-        ]
-        column = [label for table in tables for label in table.column("label").to_pylist()]
+        column = self._column("label")
         return [None if column[i] is None else json.loads(column[i]) for i in index.tolist()]
 
 

@@ -22,9 +22,11 @@ from typing import Any
 from saebench.config import FILE_FORMATS, DataConfig, DatasetConfig
 from saebench.errors import DataError
 from saebench.runs.durable import write_json
-from saebench.stores.dataset import expand, place
+from saebench.stores import own
+from saebench.stores.loading import expand
+from saebench.stores.messages import place
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the layout of an entry or the cleaning of texts changes: older entries then have another key."""
 _UNSETTLED_NS = 2_000_000_000
 """A file changed less than this long ago may change again without its time stamp moving; its digest is not kept."""
@@ -34,6 +36,8 @@ def identity_of(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
     """All that decides what the embeddings are. Raises DataError for a local file that is missing or unreadable."""
     model = Path(os.path.expanduser(data.model))
     try:
+        if data.embeddings is not None:
+            return {"format": FORMAT, **own.identity_of(data, lambda path: _file(path, cache_dir))}
         dataset = _dataset(data.dataset, cache_dir)
         source = _folder(model, cache_dir) if model.is_dir() else data.model
     except OSError as error:
@@ -78,7 +82,8 @@ def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
         "data_files": files,
         "split": dataset.split,
         "dataset_revision": dataset.revision,
-        "text_column": dataset.text_column,
+        "text_column": dataset.text_column if dataset.text is None else None,
+        "text": dataset.text,
         "delimiter": dataset.delimiter,
         "encoding": dataset.encoding,
     }

@@ -19,9 +19,10 @@ import numpy as np
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores.child_process import Message, run_child
-from saebench.stores.dataset import ENVIRONMENT as OF_DATASETS
-from saebench.stores.dataset import one_line, place, stream
+from saebench.stores.dataset import stream
 from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, Shard, write_file
+from saebench.stores.loading import ENVIRONMENT as OF_DATASETS
+from saebench.stores.messages import one_line, place
 from saebench.stores.texts import Counts, Text, select
 
 ENVIRONMENT = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0", **OF_DATASETS}
@@ -62,24 +63,25 @@ def write_shards(texts: Iterator[Text], folder: Path) -> Iterator[Shard]:
     """Write texts and hashes; a row group of the Parquet file is one part of the encoding."""
     for number, first in enumerate(texts):
         group = chain([first], islice(texts, ROWS_PER_SHARD - 1))
-        yield _write_shard(number, group, folder)
+        yield write_texts(number, group, folder)
 
 
-def _write_shard(number: int, texts: Iterator[Text], folder: Path) -> Shard:
+def write_texts(number: int, texts: Iterator[Text], folder: Path) -> Shard:
+    """Write the texts of one shard, with labels and row numbers, and their hashes."""
     import pyarrow
     from pyarrow.parquet import ParquetWriter
 
-    schema = pyarrow.schema([("text", pyarrow.string()), ("label", pyarrow.string())])
+    schema = pyarrow.schema([("text", pyarrow.string()), ("label", pyarrow.string()), ("row", pyarrow.int64())])
     hashes: list[int] = []
 
-    def write_texts(file: BufferedRandom) -> None:
+    def write_columns(file: BufferedRandom) -> None:
         with ParquetWriter(file, schema, compression="zstd") as writer:
             while part := list(islice(texts, ROWS_PER_PART)):
-                columns = [[t.text for t in part], [_label(t.label) for t in part]]
+                columns = [[t.text for t in part], [_label(t.label) for t in part], [t.row for t in part]]
                 writer.write_table(pyarrow.table(columns, schema=schema), row_group_size=ROWS_PER_PART)
                 hashes.extend(t.hash for t in part)
 
-    text_file = write_file(folder, f"{number:05d}-texts", ".parquet", write_texts)
+    text_file = write_file(folder, f"{number:05d}-texts", ".parquet", write_columns)
     hash_file = write_file(folder, f"{number:05d}-hashes", ".npy", lambda file: np.save(file, np.array(hashes, "<u8")))
     return Shard(count=len(hashes), texts=text_file, hashes=hash_file)
 

@@ -217,6 +217,8 @@ class ActivationsStoreSBERT:
 
     @cached_property
     def _encoder(self) -> Any:
+        if self._data.embeddings is not None:
+            raise DataError(f"data.embeddings: {self._data.embeddings}: came without a model: no text can be encoded")
         return SentenceEncoder(self._data, self.device, self.model)
 
     def get_batch_tokens(self) -> list[str]:

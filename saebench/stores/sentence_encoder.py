@@ -19,7 +19,7 @@ from torch import Tensor
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.hub import find_model
-from saebench.stores.dataset import one_line
+from saebench.stores.messages import one_line
 from saebench.stores.prefetch import prefetch
 from saebench.stores.tokens import Tokenised, Tokens
 

@@ -24,6 +24,8 @@ class Text:
     label: Any
     hash: int
     """64 bits; decides the part."""
+    row: int = -1
+    """Number of its row in the dataset, from 0."""
 
 
 @dataclass
@@ -106,6 +108,6 @@ def select(
         if distinct:
             seen.add(digest)
         counts.kept += 1
-        yield Text(text, label, int.from_bytes(digest[:8], "big"))
+        yield Text(text, label, int.from_bytes(digest[:8], "big"), counts.read - 1)
         if counts.kept >= cap:
             return

@@ -16,9 +16,9 @@ from filelock import FileLock, Timeout
 
 from saebench.errors import DataError
 from saebench.stores.cache import remember
-from saebench.stores.dataset import one_line
 from saebench.stores.entry import MANIFEST, Manifest, beside, has_content, has_size
 from saebench.stores.in_use import nobody_holds
+from saebench.stores.messages import one_line
 
 CUT_OFF_SECONDS = 3600
 """No small file takes so long to be written."""

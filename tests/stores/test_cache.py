@@ -468,7 +468,7 @@ def test_malformed_json_and_a_dataset_that_dies_half_way(
             yield from ({"text": text} for text in sentences(30))
             raise ConnectionResetError("the line went dead")
 
-    monkeypatch.setattr("saebench.stores.dataset._open", lambda *_: (Dying(), [], "csv"))
+    monkeypatch.setattr("saebench.stores.loading._open", lambda *_: (Dying(), [], "csv"))
     with pytest.raises(DataError, match="failed after 30 rows: the line went dead"):
         cache.build(data, cache_dir)
     assert not [p for p in (cache_dir / "embeddings").iterdir() if p.is_dir()]

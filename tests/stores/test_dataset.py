@@ -19,7 +19,8 @@ import pytest
 from saebench.config import FILE_FORMATS, DatasetConfig
 from saebench.errors import DataError
 from saebench.spec import parse_spec
-from saebench.stores.dataset import expand, stream
+from saebench.stores.dataset import stream
+from saebench.stores.loading import expand
 
 Write = Callable[[Path, dict[str, list[Any]]], None]
 
@@ -229,7 +230,43 @@ def test_a_cache_of_datasets_that_cannot_be_written_is_not_the_files_fault(
     def refuse(*_: Any) -> Any:
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr("saebench.stores.dataset._open", refuse)
+    monkeypatch.setattr("saebench.stores.loading._open", refuse)
     write_parquet(tmp_path / "t.parquet", {"text": ["one"]})
     with pytest.raises(DataError, match=r"^.*x\.lock: cannot be written: Permission denied; set HF_HOME to a folder"):
         read("parquet", tmp_path / "t.parquet")
+
+
+@pytest.mark.parametrize("kind", list(WRITERS))
+def test_a_text_may_be_made_of_several_columns(tmp_path: Path, kind: str) -> None:
+    path, write = WRITERS[kind]
+    write(tmp_path / "t", {"title": ["On owls", "On cats"], "body": ["They fly.", ""], "year": [1999, 2001]})
+    found = [text for text, _ in read(path, tmp_path / "t", text="{title} ({year}): {body}")]
+    assert found == ["On owls (1999): They fly.", "On cats (2001): "]
+    with pytest.raises(DataError, match=r"/t \[train\]: text: author: no such column \(there are: title, body, year\)"):
+        read(path, tmp_path / "t", text="{title} by {author}")
+
+
+def test_columns_may_be_nested(tmp_path: Path) -> None:
+    rows = [{"paper": {"title": "Owls", "about": {"topic": "birds"}}, "a.b": 1}, {"paper": None}, {"paper": {}}]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    expected = [("Owls", "birds"), (None, None), (None, None)]
+    assert read("json", tmp_path / "t.jsonl", text_column="paper.title", label_column="paper.about.topic") == expected
+    assert read("json", tmp_path / "t.jsonl", text="{paper.title}: {a.b}")[0] == ("Owls: 1", None)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([{"paper": row["paper"]} for row in rows]), tmp_path / "t")
+    assert read("parquet", tmp_path / "t", text_column="paper.title", label_column="paper.about.topic") == expected
+
+
+@pytest.mark.parametrize("template", ["", "title", "{title", "{}", "{title!r}", "{title:>9}", "{0}{"])
+def test_a_template_that_names_no_column_is_refused(template: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"must name columns in braces|expected '}'|Single '}'|unmatched|single|Single"
+    ):
+        DatasetConfig(path="csv", data_files="t.csv", text=template)
+
+
+def test_utf_16_and_gzip_are_read(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text\nein Käfer\n", encoding="utf-16")
+    assert read("csv", tmp_path / "t.csv", encoding="utf-16") == [("ein Käfer", None)]
+    with gzip.open(tmp_path / "t.csv.gz", "wt") as file:
+        file.write("text\ta\none\t1\n")
+    assert read("csv", tmp_path / "t.csv.gz", delimiter="\t") == [("one", None)]

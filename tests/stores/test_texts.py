@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from saebench.config import DatasetConfig
 from saebench.errors import DataError
 from saebench.hub import dataset_out_of_reach
-from saebench.stores import dataset as module
+from saebench.stores import loading as module
 from saebench.stores.dataset import stream
 from saebench.stores.texts import Counts, clean, hash_text, select, threshold
 
