@@ -213,7 +213,7 @@ class _Sweep:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
             self._view.say(f"embedding cache: {self._cache}")
             lock = self._resolved(lock, self._data(executor, lock), changes)
-            plan = make_plan(self._spec, lock.d_in, lock.digest)
+            plan = make_plan(self._spec, lock.d_in, lock.cache_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
             await_orphans(self._paths.trials(), self._view.note)
@@ -286,9 +286,9 @@ class _Sweep:
         from saebench.stores import cache
 
         key = cache.entry_folder(data, self._cache).name
-        if lock is not None and lock.digest not in (None, key):
+        if lock is not None and lock.cache_key not in (None, key):
             raise PreflightError(
-                f"{self._paths.root}: began with other texts or another model: embeddings {lock.digest}, now they "
+                f"{self._paths.root}: began with other texts or another model: embeddings {lock.cache_key}, now they "
                 f"are {key}; put back what has changed, or give the sweep another name"
             )
         devices = list(dict.fromkeys(slot.device for slot in executor.slots))
@@ -302,7 +302,7 @@ class _Sweep:
         for sentence in corpus.sentences(entry.info):
             self._view.note(sentence)
         counts = {"d_in": entry.d_in, **parts}
-        return {**counts, "digest": entry.cache_key, "data": entry.info}
+        return {**counts, "cache_key": entry.cache_key, "data": entry.info}
 
     def _encoding(self, progress: Any) -> None:
         if self._paths.stop.exists():

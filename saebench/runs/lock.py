@@ -70,7 +70,7 @@ class Lock(_Frozen):
     num_train: int | None = None
     num_validation: int | None = None
     num_test: int | None = None
-    digest: str | None = None
+    cache_key: str | None = None
     """Key of the cache entry with the embeddings; null where `data.cache` is off."""
     data: dict[str, Any] = {}
     """What the cache entry says of itself."""

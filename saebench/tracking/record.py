@@ -146,7 +146,7 @@ def dataset_inputs(data: DataConfig, info: Mapping[str, Any]) -> list[DatasetInp
     text = json.dumps(data.model_dump(mode="json"), sort_keys=True)
     dataset = Dataset(
         name=f"{_dataset_name(data)}:{data.dataset.split}"[:500],
-        digest=str(info.get("digest") or hashlib.sha256(text.encode()).hexdigest())[:16],
+        digest=str(info.get("cache_key") or hashlib.sha256(text.encode()).hexdigest())[:16],
         source_type="hf" if data.dataset.data_files is None else "local",
         source=mask(json.dumps(source))[:60_000],
         profile=json.dumps(

@@ -104,7 +104,7 @@ class Tracker:
     def start(self, info: Mapping[str, Any]) -> None:
         """Find the server, the experiment and the parent run, or make them; then put right what a dead scheduler left.
 
-        `info` is what lock.json holds; used are d_in, num_train, num_validation, num_test, digest, git, versions,
+        `info` is what lock.json holds; used are d_in, num_train, num_validation, num_test, cache_key, git, versions,
         python, host, description, and of the spec `data` and `search`. Raises PreflightError when the server does not
         answer.
         """

@@ -91,7 +91,7 @@ def log_sweep(root: Path, uri: str) -> Tracker:
             "num_train": 5400,
             "num_validation": 200,
             "num_test": 400,
-            "digest": "0123456789abcdef",
+            "cache_key": "0123456789abcdef",
         }
     )
     for config, state in TRIALS:
