@@ -231,7 +231,7 @@ def test_a_run_has_its_dataset_so_that_mlflow_fills_the_column(sweep: SweepPaths
     (found,) = run.inputs.dataset_inputs
     assert found.dataset.name == "toy:train"
     assert json.loads(found.dataset.source)["path"] == "toy"
-    assert [(t.key, t.value) for t in found.tags] == [("mlflow.data.context", "train and hold-out")]
+    assert [(t.key, t.value) for t in found.tags] == [("mlflow.data.context", "train, validation and test")]
 
 
 def test_spec_lock_log_and_sae_become_artifacts(sweep: SweepPaths, database: str) -> None:
