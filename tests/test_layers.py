@@ -32,9 +32,9 @@ LAYERS = [
 ]
 """From the ground up; a room imports only from rooms below it. Rooms beside each other do not meet."""
 FORBIDDEN = {
-    "study": {"saes", "stores", "trial", "worker"},
-    "tracking": {"saes", "stores", "trial", "worker"},
-    "report": {"saes", "stores", "trial", "worker", "scheduler"},
+    "study": {"saes", "stores", "latents", "trial", "worker"},
+    "tracking": {"saes", "stores", "latents", "trial", "worker"},
+    "report": {"saes", "stores", "latents", "trial", "worker", "scheduler"},
     "scheduler": {"terminal"},
     "saes": {"stores"},
     "stores": {"saes"},

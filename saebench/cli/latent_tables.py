@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from saebench.latents import Latents
-from saebench.latents.seeds import judged_with_seeds, label_rows, score_rows
+from saebench.latents.judge import SAE, Judged
+from saebench.latents.seeds import judged_rows, judged_with_seeds, label_rows, score_rows
 from saebench.latents.visible import visible
 from saebench.report.table import Column, Table, decimals, make, percentage, plus_minus
 
@@ -92,6 +93,8 @@ def scores(
         ]  # fmt: skip
         note = "Chosen on training rows, measured on these texts."
         return make("labels", "A latent for each label", rows, columns, note)
+    if which == "judged":
+        return _judged(analyses, [mine for mine, *_ in judged])
     rows = [row for one, some in zip(analyses, judged, strict=True) for row in score_rows(one, some)]
     floors = {"random": "random directions", "raw": "coordinates", "pca": "components"}
     columns = [
@@ -102,3 +105,23 @@ def scores(
     ]  # fmt: skip
     note = "Mean and t interval over seeds. Floors: the same score for directions with the latents' activation rates."
     return make("scores", "Scores of interpretability, and their floors", rows, columns, note)
+
+
+def _judged(analyses: Sequence[Latents], judged: Sequence[Judged]) -> Table:
+    """A row per latent that was judged; the note has the floors, without which the numbers say nothing."""
+    rows = [row for one, mine in zip(analyses, judged, strict=True) for row in judged_rows(one, mine)]
+    columns = [
+        *([Column("trial", "trial")] if len(analyses) > 1 else []), Column("latent", "latent"),
+        Column("keywords", "keywords", lambda row: visible(row["keywords"], 60) or "-"),
+        Column("density", "texts", lambda row: percentage(row["density"])),
+        Column("coherence", "coherence", decimals("coherence", 3)),
+        Column("example_auroc", "example AUROC", decimals("example_auroc", 3)),
+        Column("top", "text that fires it most", lambda row: visible(row["top"], 60), spare=1),
+    ]  # fmt: skip
+    floors = [
+        f"{score} {', '.join(f'{who} {some[score]:.3f}' for who, some in one.values.items())}"
+        for one in judged[:1]
+        for score in ("coherence", "example_auroc")
+        if score in one.values[SAE]
+    ]
+    return make("judged", "Latents that were judged", rows, columns, f"Means, with their floors: {'; '.join(floors)}.")

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
 SUFFIXES = {".csv": "csv", ".md": "markdown", ".json": "json", ".html": "html", ".tex": "latex", ".parquet": "parquet"}
-TABLES = ("latents", "trials", "scores", "labels")
+TABLES = ("latents", "trials", "scores", "judged", "labels")
 _PIPED_WIDTH = 160
 
 
@@ -76,7 +76,7 @@ def latents(
     fired = _fired(analyses[0], texts)
     if texts and kind not in ("html", "json"):
         show([tables.fired_table(analyses[0], text, values) for text, values in fired], kind, out)
-    elif table in ("scores", "labels"):
+    elif table in ("scores", "judged", "labels"):
         show([tables.scores(analyses, table, second, circular_anyway, cache_dir, build)], kind, out)
     elif kind == "html":
         from saebench.latents.page import page

@@ -35,10 +35,13 @@ class Encoder:
 
     @cached_property
     def _sentences(self) -> Any:
+        from transformers.utils import logging
+
         from saebench.stores.sentence_encoder import SentenceEncoder
 
         if not self.trial.config.data.model:
             raise UserError(f"{self.trial.name}: trained on embeddings of one's own: there is no encoder for new texts")
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
         return SentenceEncoder(self.trial.config.data, self._device, self._model)
 
     @property

@@ -92,7 +92,31 @@ def score_rows(one: Latents, judged: Sequence[Judged]) -> list[dict[str, Any]]:
         floors = {f: np.array([j.values[f][score] for j in judged]) for f in FLOORS}
         row = {"trial": one.trial.name, "stratum": one.trial.config.stratum, "score": score, "seeds": len(judged)}
         row |= _interval(values, "value") | {f: float(some.mean()) for f, some in floors.items()}
-        rows.append(row | _interval(values - np.max(list(floors.values()), axis=0), "above"))
+        row |= _interval(values - np.max(list(floors.values()), axis=0), "above")
+        rows.append(row | ({"deciles": _deciles(judged)} if score == "example_auroc" else {}))
+    return rows
+
+
+def _deciles(judged: Sequence[Judged]) -> list[float]:
+    """Mean AUROC of the texts of each tenth against the silent ones, the strongest tenth first, over latents that fire
+    on ten texts or more, and seeds; empty without such latents."""
+    tenths = np.concatenate([one.examples.deciles for one in judged if one.examples is not None])
+    whole = tenths[np.isfinite(tenths).all(axis=1)]
+    return [round(float(value), 4) for value in whole.mean(axis=0)] if len(whole) else []
+
+
+def judged_rows(one: Latents, judged: Judged) -> list[dict[str, Any]]:
+    """A row per latent that was judged, the most frequent first, for the scores that latents have."""
+    place = {latent: i for i, latent in enumerate(judged.latents)}
+    rows = []
+    for row in one.rows(judged.latents):
+        i = place[row["latent"]]
+        mine = {key: row[key] for key in ("trial", "latent", "keywords", "density", "label", "top")}
+        if judged.coherence is not None:
+            mine["coherence"] = float(judged.coherence[i])
+        if judged.examples is not None:
+            mine["example_auroc"] = float(judged.examples.overall[i])
+        rows.append(mine)
     return rows
 
 

@@ -74,6 +74,10 @@ def test_scores_and_labels(trial: TrialPaths, tmp_path: Path) -> None:  # noqa: 
     rows = {row["score"]: row for row in json.loads(out.read_text())}
     assert rows["example_auroc"]["value"] > 0.5
     assert all(row["random"] is not None and row["raw"] is not None and row["pca"] is not None for row in rows.values())
+    assert len(rows["example_auroc"]["deciles"]) == 10
+    judged = done(tmp_path, "latents", "demo/0", "--table", "judged", "--second", "second", "--format", "json").stdout
+    assert {"latent", "coherence", "example_auroc"} <= json.loads(judged)[0].keys()
+    assert "random 0." in done(tmp_path, "latents", "demo/0", "--table", "judged").stdout
     assert "was trained on" in refused(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "planted")
     done(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "planted", "--circular-anyway")
     done(tmp_path, "latents", "demo/0", "--table", "labels", "--out", tmp_path / "labels.csv")
