@@ -82,7 +82,12 @@ def _state(sae: SAE, form: Plain) -> tuple[str, dict[str, Tensor]]:
         return "AutoEncoder", {**linear, "bias": form.b_dec}
     if form.rule == "topk":
         k = torch.tensor(form.k, dtype=torch.int32)
-        return "AutoEncoderTopK", {**linear, "b_dec": form.b_dec, "k": k, "threshold": torch.tensor(-1.0)}
+        return "AutoEncoderTopK", {
+            **linear,
+            "b_dec": form.b_dec,
+            "k": k,
+            "threshold": torch.tensor(-1.0, dtype=torch.float32),
+        }
     if form.rule == "gated":
         assert form.r_mag is not None
         assert form.b_mag is not None
@@ -153,7 +158,7 @@ def _linear(name: str, tensors: dict[str, Tensor], k: int) -> SAE:
 
 
 def _with_threshold(form: Plain, tensors: dict[str, Tensor]) -> Plain:
-    threshold = tensors.get("threshold", torch.tensor(-1.0))
+    threshold = tensors.get("threshold", torch.tensor(-1.0, dtype=torch.float32))
     never = torch.nan if threshold.ndim == 0 else 0.0  # a threshold per latent below 0 is one of 0: there is a ReLU too
     return replace(form, threshold=torch.where(threshold < 0, never, threshold))
 

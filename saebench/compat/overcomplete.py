@@ -77,9 +77,13 @@ class DictionaryLayer(nn.Module):
         if initializer is not None and tuple(initializer.shape) != shape:
             raise ValueError(f"initializer: shape {tuple(initializer.shape)}, expected {shape}")
         self.normalization = NORMALIZATIONS[normalization] if isinstance(normalization, str) else normalization
-        start = nn.init.xavier_uniform_(torch.empty(shape)) if initializer is None else initializer.detach().float()
+        start = (
+            nn.init.xavier_uniform_(torch.empty(shape, dtype=torch.float32))
+            if initializer is None
+            else initializer.detach().float()
+        )
         self.weights = nn.Parameter(self.normalization(start.clone()))
-        self.multiplier = nn.Parameter(torch.zeros(()), requires_grad=use_multiplier)
+        self.multiplier = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=use_multiplier)
 
     def forward(self) -> Tensor:
         """The dictionary (nb_concepts, in_dimensions). In training the weights themselves are put back to the norm."""
@@ -154,7 +158,7 @@ class BatchTopKSAE(nn.Module):
         self.threshold_momentum = threshold_momentum
         self.encoder = _encoder(encoder_module, input_shape, nb_concepts)
         self.dictionary = DictionaryLayer(_width(input_shape), nb_concepts, **(dictionary_params or {}))
-        self.register_buffer("threshold", torch.tensor(torch.nan))
+        self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float32))
         self.to(device)
 
     @property

@@ -85,7 +85,7 @@ def import_saelens(folder: str | Path) -> SAE:
         b_mag = None if b_mag is None or r_mag is None else b_mag + moved * r_mag.exp()
     if config.get("rescale_acts_by_decoder_norm"):  # there the winners are chosen as if the rows had length 1
         norms = W_dec.norm(dim=1)
-        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None]
+        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None].clamp_min(1e-30)
     rule: Rule = next(rule for rule, name in ARCHITECTURES.items() if name == architecture)
     threshold: Tensor | None = tensors.get("threshold")
     return from_plain(

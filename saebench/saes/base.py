@@ -103,14 +103,14 @@ class SAE(nn.Module, ABC):
         if (self.target_l0 or 0) >= self.dict_size:
             raise ValueError(f"target_l0 must be below dict_size {self.dict_size}")
         self.make_encoder()
-        self.W_dec = nn.Parameter(torch.zeros(self.dict_size, d_in))
-        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.W_dec = nn.Parameter(torch.zeros(self.dict_size, d_in, dtype=torch.float32))
+        self.b_dec = nn.Parameter(torch.zeros(d_in, dtype=torch.float32))
         self.preprocessing = Preprocessing(config.preprocess, d_in)
-        self.register_buffer("variance", torch.ones(()))
-        self.register_buffer("offset", torch.zeros(()))
+        self.register_buffer("variance", torch.ones((), dtype=torch.float32))
+        self.register_buffer("offset", torch.zeros((), dtype=torch.float32))
         self.W_dec.requires_grad_(config.control != "frozen_decoder")
         if config.control == "soft_decoder":
-            self.register_buffer("start_rows", torch.zeros(self.dict_size, d_in), persistent=False)
+            self.register_buffer("start_rows", torch.zeros_like(self.W_dec), persistent=False)
 
     def extra_repr(self) -> str:
         """What `print` shows: the widths and what sets the sparsity."""
@@ -133,8 +133,8 @@ class SAE(nn.Module, ABC):
     def make_encoder(self) -> None:
         """Create the encoder's parameters."""
         moves = self.config.control != "frozen_encoder"
-        self.W_enc = nn.Parameter(torch.zeros(self.dict_size, self.d_in).t(), requires_grad=moves)
-        self.b_enc = nn.Parameter(torch.zeros(self.dict_size))
+        self.W_enc = nn.Parameter(torch.zeros(self.dict_size, self.d_in, dtype=torch.float32).t(), requires_grad=moves)
+        self.b_enc = nn.Parameter(torch.zeros(self.dict_size, dtype=torch.float32))
 
     # --- what an architecture defines ---
 

@@ -25,7 +25,7 @@ class BatchSparseSAE(KSparseSAE):
 
     def __init__(self, config: KSparseConfig, d_in: int) -> None:
         super().__init__(config, d_in)
-        self.register_buffer("threshold", torch.tensor(torch.nan))
+        self.register_buffer("threshold", torch.tensor(torch.nan, dtype=torch.float32))
 
     def activate(self, pre: Tensor) -> Tensor:
         if not self.threshold >= 0:

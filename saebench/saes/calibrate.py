@@ -30,7 +30,7 @@ def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> f
     """
     if count < 1:
         raise ValueError(f"a threshold that {count} values exceed: at least 1")
-    kept, bound = torch.empty(0), floor
+    kept, bound = torch.empty(0, dtype=torch.float32), floor
     for chunk in chunks:
         kept = torch.cat([kept.to(chunk), chunk[chunk > bound]])
         if len(kept) > 2 * (count + 1):

@@ -31,10 +31,13 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
     """Write `sae` to `folder` (made if missing), bit-exactly; returns the folder.
 
     Each file is written aside and renamed, the JSON last: where it is, the tensors are whole. Raises TypeError for a
-    module that only holds an SAE, as those of saebench.compat do.
+    module that only holds an SAE, as those of saebench.compat do, and for weights that are not float32.
     """
     if not isinstance(sae, SAE):
         raise TypeError(f"{type(sae).__name__} is no SAE; one of saebench.compat holds it: to_saebench()")
+    for name, tensor in sae.state_dict().items():
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise TypeError(f"{name} is {tensor.dtype}: an SAE is saved in float32: sae.float()")
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     # One key of metadata: safetensors writes several in no fixed order, and equal SAEs should be equal files.
@@ -55,12 +58,13 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
 
 
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
-    """The SAE in `folder`, every number as it was saved, ready to encode.
+    """The SAE in `folder`, every number as it was saved, ready to encode. A trial's folder and a file of an SAE's will
+    do, too.
 
     Raises FileNotFoundError where a file is missing and SAEFileError, a ValueError, where one is truncated, foreign,
-    of a newer format, does not match the other, or holds NaN or infinity.
+    of a newer format, does not match the other, or holds NaN or infinity, and for a device that is not there.
     """
-    folder = Path(folder)
+    folder = _folder(folder)
     path = folder / "sae.json"
     about = _read_json(path)
     with torch.device("meta"):  # what the JSON asks for may be larger than any memory
@@ -68,7 +72,21 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     tensors = _read_tensors(folder / "sae.safetensors", expected)
     sae = _empty(about, path)
     sae.load_state_dict(tensors)
-    return sae.to(device).requires_grad_(False).eval()
+    try:
+        return sae.to(device).requires_grad_(False).eval()
+    except (AssertionError, RuntimeError) as error:  # torch's for a device that is not there, or is none
+        raise SAEFileError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
+
+
+def _folder(given: str | Path) -> Path:
+    """The folder that holds sae.json."""
+    if str(given).startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
+        fetch = f"mlflow.artifacts.download_artifacts({str(given)!r})"
+        raise SAEFileError(f"{given}: an address in MLflow; load the folder that {fetch} returns")
+    folder = Path(given)
+    if folder.is_file():
+        folder = folder.parent
+    return folder / "sae" if not (folder / "sae.json").exists() and (folder / "sae" / "sae.json").exists() else folder
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -81,7 +99,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise SAEFileError(f"{path}: format: not written by saebench")
     saved = about.get("format_version")
-    if not isinstance(saved, int) or not 1 <= saved <= FORMAT_VERSION:
+    if isinstance(saved, bool) or not isinstance(saved, int) or not 1 <= saved <= FORMAT_VERSION:
         raise SAEFileError(
             f"{path}: format_version: {saved!r}, this saebench reads up to {FORMAT_VERSION} "
             f"(written by saebench {about.get('saebench', '?')})"

@@ -23,8 +23,8 @@ class GatedSAE(SAE):
 
     def __init__(self, config: GatedConfig, d_in: int) -> None:
         super().__init__(config, d_in)
-        self.r_mag = nn.Parameter(torch.zeros(self.dict_size))
-        self.b_mag = nn.Parameter(torch.zeros(self.dict_size))
+        self.r_mag = nn.Parameter(torch.zeros(self.dict_size, dtype=torch.float32))
+        self.b_mag = nn.Parameter(torch.zeros(self.dict_size, dtype=torch.float32))
 
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)

@@ -36,7 +36,7 @@ def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Te
 
 def unit_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Directions (rows, columns), uniform on the sphere."""
-    return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator), dim=1)
+    return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator, dtype=torch.float32), dim=1)
 
 
 def data_rows(rows: int, z: Tensor, centre: Tensor, generator: torch.Generator) -> Tensor:

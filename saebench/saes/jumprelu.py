@@ -54,8 +54,8 @@ class JumpReLUSAE(SAE):
 
     def __init__(self, config: JumpReLUConfig, d_in: int) -> None:
         super().__init__(config, d_in)
-        self.threshold = nn.Parameter(torch.ones(self.dict_size))
-        self.register_buffer("bandwidth", torch.ones(()))
+        self.threshold = nn.Parameter(torch.ones(self.dict_size, dtype=torch.float32))
+        self.register_buffer("bandwidth", torch.ones((), dtype=torch.float32))
 
     def initialise_from(self, z: Tensor) -> None:
         pre = sample_pre_activations(self, z)

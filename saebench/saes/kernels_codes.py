@@ -123,7 +123,7 @@ class SparseCodes:
 
     def firing(self) -> Tensor:
         """(dict_size,) float32: examples on which each latent fires."""
-        counts = torch.zeros(self.dict_size, device=self.values.device)
+        counts = self.values.new_zeros(self.dict_size)
         return counts.index_add_(0, self.indices, (self.values.detach() != 0).float())
 
     def dense(self) -> Tensor:
@@ -177,7 +177,9 @@ def _sampled_product() -> bool:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            pairs = torch.sparse_csr_tensor(bounds, columns, torch.zeros(3), (2, 3), check_invariants=False)
+            pairs = torch.sparse_csr_tensor(
+                bounds, columns, torch.zeros(3, dtype=torch.float32), (2, 3), check_invariants=False
+            )
             found = torch.sparse.sampled_addmm(pairs, a, b, beta=0.0).values()
     except (AttributeError, RuntimeError, NotImplementedError):
         return False

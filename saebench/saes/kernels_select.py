@@ -238,7 +238,7 @@ def _best(keys: Tensor, count: int) -> Tensor:
 def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor | None:
     """The same keys from the pairs that reach a threshold which the first chunk suggests; None where that is too
     high, or so low that it helps nobody."""
-    dict_size, guess, found = W_enc.shape[1], torch.tensor(-1.0), []
+    dict_size, guess, found = W_enc.shape[1], torch.tensor(-1.0, dtype=torch.float32), []
     groups = _Groups.of(dict_size, 2 * pairs / x.shape[0])
     for number, part in enumerate(parts := chunks(x, dict_size)):
         chunk = _Chunk.of(part, W_enc, b_enc, precision, groups)

@@ -58,7 +58,7 @@ class OMPSAE(SAE):
             raise ValueError(f"target_l0 must be below dict_size {self.dict_size}")
         most = config.k or math.ceil(MOST_PICKS * (config.target_l0 or 0))
         self.picks = min(most, self.dict_size)
-        self.register_buffer("threshold", torch.tensor(0.0 if config.k else torch.nan))
+        self.register_buffer("threshold", torch.tensor(0.0 if config.k else torch.nan, dtype=torch.float32))
         self._gram: Tensor | None = None
         self._gram_of: tuple[int, int | None] | None = None
         self._training_rows: Tensor | None = None

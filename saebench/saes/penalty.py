@@ -49,11 +49,11 @@ class SparsityControl:
         self.memory = max(5.0, _MEMORY * steps)
         self.response = max(_RESPONSE * steps, _TRAVEL / lr) * _ELASTICITY
         start = 0.14 / self.target if penalty.norm == "l0" else 0.9 / self.target**0.5
-        self.integral = torch.tensor(start, device=device).log()
-        self.error = torch.zeros((), device=device)
-        self.average = torch.zeros((), device=device)
-        self.seen = torch.zeros((), device=device)
-        self.first = torch.zeros((), device=device)
+        self.integral = torch.tensor(start, device=device, dtype=torch.float32).log()
+        self.error = torch.zeros((), device=device, dtype=torch.float32)
+        self.average = torch.zeros((), device=device, dtype=torch.float32)
+        self.seen = torch.zeros((), device=device, dtype=torch.float32)
+        self.first = torch.zeros((), device=device, dtype=torch.float32)
 
     def coeff(self, progress: Tensor | float) -> Tensor | float:
         """The weight for the step at this share of the run."""

@@ -36,8 +36,8 @@ class Preprocessing(nn.Module):
     def __init__(self, kind: Preprocess, d_in: int) -> None:
         super().__init__()
         self.kind = kind
-        self.register_buffer("shift", torch.zeros(d_in))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("shift", torch.zeros(d_in, dtype=torch.float32))
+        self.register_buffer("scale", torch.ones((), dtype=torch.float32))
 
     @torch.no_grad()
     def fit(self, sample: Tensor) -> None:

@@ -81,7 +81,7 @@ class Sums:
 
     def result(self) -> Evaluation:
         """Raises ValueError where no example, or no variance, came by."""
-        squared_error = torch.cat(self._squared_error) if self._squared_error else torch.empty(0)
+        squared_error = torch.cat(self._squared_error) if self._squared_error else torch.empty(0, dtype=torch.float32)
         n = len(squared_error)
         if n == 0 or self._pivot is None:
             raise ValueError("no examples to evaluate on")

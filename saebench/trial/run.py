@@ -25,7 +25,7 @@ from torch import Tensor
 
 from saebench import stores
 from saebench.config import TrialConfig, marks
-from saebench.runs.durable import replacing, sync
+from saebench.runs.durable import remove_temporary, replacing, sync
 from saebench.runs.events import Event, Verdict, read
 from saebench.runs.paths import TrialPaths
 from saebench.saes import save_sae
@@ -211,7 +211,7 @@ class _Trial:
         """The last verdict changes nothing: the budget is spent. The SAE is saved before any metric that was asked for
         is measured, so that none of them can cost it."""
         measurement = self._measurement(self.config.extra_metrics)
-        save_sae(self.training.sae, self.paths.sae)
+        self._save_sae()
         begin = time.monotonic()
         evaluation = self._measured(measurement.complete())
         self.speed.pause(time.monotonic() - begin)
@@ -225,10 +225,16 @@ class _Trial:
 
     def _prune(self) -> None:
         measurement = self._measurement((), "test")
-        save_sae(self.training.sae, self.paths.sae)
+        self._save_sae()
         self._save(measurement)
         self.report(Event("left", self.training.samples, info={"why": "prune"}))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
+
+    def _save_sae(self) -> None:
+        """And remove what an attempt that was killed here has left beside it."""
+        save_sae(self.training.sae, self.paths.sae)
+        for folder in (self.paths.sae, self.paths.root):
+            remove_temporary(folder)
 
     def _save(self, measurement: Measurement) -> Evaluation:
         """The completed evaluation, with what it has per text and latent in evaluation.safetensors."""

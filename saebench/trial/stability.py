@@ -51,7 +51,7 @@ class Kept:
 
 def with_noise(x: Tensor, seed: int = 0) -> Tensor:
     """x (N, d) plus isotropic noise of `NOISE` times each row's length; the same for the same seed."""
-    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     noise = torch.nn.functional.normalize(noise, dim=1).to(x)
     noisy: Tensor = x + NOISE * torch.linalg.vector_norm(x, dim=1, keepdim=True) * noise
     return noisy

@@ -122,7 +122,8 @@ class Training:
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
         self._bad = torch.full((2,), -1, device=self.device)
-        self._fvu = torch.full((2,), torch.inf, device=self.device)  # running average, the least that it has been
+        # running average of the FVU, the least that it has been
+        self._fvu = torch.full((2,), torch.inf, device=self.device, dtype=torch.float32)
         self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
         self.calibration = calibration
         self._held = _row_keys(calibration, self._key_weights).sort().values

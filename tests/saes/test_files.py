@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import formulas
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import saebench
 from saebench.errors import UserError
-from saebench.saes import NotCalibratedError, SAEFileError, load_sae, save_sae
+from saebench.saes import NotCalibratedError, SAEFileError, load_sae, make_sae, save_sae
 
 
 @pytest.fixture
@@ -164,3 +165,63 @@ def test_the_error_is_one_a_command_line_can_print(folder: Path) -> None:
         load_sae(folder)
     with pytest.raises(ValueError, match="not written by saebench"):
         load_sae(folder)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_changes_no_number(kind: str, default: torch.dtype, tmp_path: Path) -> None:
+    """torch.set_default_dtype(bfloat16) in a notebook made load_sae refuse good files."""
+    x = formulas.cloud(20, seed=3)
+    expected = formulas.small(kind)
+    expected.calibrate(x)
+    save_sae(expected, tmp_path)
+    torch.set_default_dtype(default)
+    try:
+        found = load_sae(tmp_path)
+        found.calibrate(x)
+        made = make_sae(expected.config, 8, x, 0)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(t, found.state_dict()[name]) for name, t in expected.state_dict().items())
+    again = make_sae(expected.config, 8, x, 0).state_dict()
+    for name, tensor in made.state_dict().items():
+        assert tensor.dtype == again[name].dtype
+        assert torch.equal(tensor.nan_to_num(), again[name].nan_to_num()), name
+
+
+@pytest.mark.parametrize("to", ["half", "bfloat16", "double"])
+def test_weights_of_another_type_are_refused(to: str, tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match=r"^W_enc is torch\.\w+: an SAE is saved in float32: sae\.float\(\)$"):
+        save_sae(getattr(formulas.small("topk"), to)(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_trial_and_a_file_of_it_are_found_and_an_address_is_said_to_be_one(folder: Path) -> None:
+    expected = load_sae(folder).W_dec
+    assert folder.name == "sae"
+    for given in (folder.parent, folder / "sae.json", str(folder / "sae.safetensors")):
+        assert torch.equal(load_sae(given).W_dec, expected)
+    with pytest.raises(SAEFileError, match=r"^runs:/abc/sae: an address in MLflow; load the folder that .* returns$"):
+        load_sae("runs:/abc/sae")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+@pytest.mark.parametrize("device", ["cuda", "nonsense"])
+def test_a_device_that_is_not_there_is_one_line(folder: Path, device: str) -> None:
+    with pytest.raises(SAEFileError, match=f"^device '{device}': .+$"):
+        load_sae(folder, device)
+
+
+def test_true_is_no_version(folder: Path) -> None:
+    edit(folder, format_version=True)
+    with pytest.raises(SAEFileError, match="format_version: True"):
+        load_sae(folder)
+
+
+def test_a_million_groups_are_refused_in_a_line_and_in_seconds(folder: Path) -> None:
+    config = {"type": "matryoshka", "k": 3, "dict_size": 24, "groups": [1e-6] * 1_000_000}
+    edit(folder, config=config)
+    begin = time.process_time()
+    with pytest.raises(SAEFileError, match=r"groups \[1e-06, .*, \.\.\.\] leave a level of 24 latents empty"):
+        load_sae(folder)
+    assert time.process_time() - begin < 20
