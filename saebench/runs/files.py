@@ -11,14 +11,16 @@ import os
 import stat
 import zlib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from saebench.errors import UserError
 
 T = TypeVar("T")
+Seconds = Annotated[float, Field(ge=0, le=1e11)]
+"""Since the epoch."""
 LARGEST = 64 << 20
 """Bytes of a JSON file; the largest that a sweep writes, tracking.json of 50,000 trials, has a tenth of it. (Its depth
 is bounded by the parser, to about 200.)"""
@@ -39,10 +41,11 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         raise
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read: {error.strerror or error}") from None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(handle)
+        raise DamagedError(f"{path}: is not a file")
     with open(handle, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode):
-            raise DamagedError(f"{path}: is not a file")
         if found.st_size > largest:
             raise DamagedError(f"{path}: has {found.st_size:,} bytes; at most {largest:,} are read")
         return file.read(largest)

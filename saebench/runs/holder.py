@@ -23,7 +23,7 @@ from typing_extensions import TypedDict  # pydantic asks for it below Python 3.1
 
 from saebench.errors import LockedError, PreflightError
 from saebench.runs.durable import write_json
-from saebench.runs.files import DamagedError, read
+from saebench.runs.files import DamagedError, Seconds, read
 from saebench.runs.paths import SweepPaths
 
 _OWN_FILES = frozenset(
@@ -93,8 +93,7 @@ class Held(TypedDict):
     pid: int
     host: str
     born: str
-    since: float
-    """Seconds since the epoch."""
+    since: Seconds
     at: str
     """The same, to be shown."""
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from saebench.config import TrialConfig
 from saebench.runs.durable import write_json
 from saebench.runs.events import FailureKind
-from saebench.runs.files import DamagedError, read, sealed
+from saebench.runs.files import DamagedError, Seconds, read, sealed
 from saebench.runs.paths import TrialPaths
 
 TrialStateName = Literal["planned", "running", "interrupted", "complete", "pruned", "failed"]
@@ -30,9 +30,8 @@ class AttemptRecord:
     attempt: int
     slot: str
     device: str
-    started: float
-    """Seconds since the epoch."""
-    ended: float | None = None
+    started: Seconds
+    ended: Seconds | None = None
     kind: FailureKind | None = None
     """What ended it, if that was a failure."""
     detail: str = ""
