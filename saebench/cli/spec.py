@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,6 +18,10 @@ from saebench.cli.plan import counts
 from saebench.errors import SpecError, UserError
 from saebench.plan import make_plan
 from saebench.spec import load_spec
+
+if TYPE_CHECKING:
+    from saebench.stores.look import Look
+    from saebench.stores.sniff import Found
 
 
 @click.command()
@@ -53,23 +59,137 @@ def schema(markdown: bool) -> None:
 
 
 @click.command()
-@click.argument("file", default="sweep.yaml", type=click.Path(path_type=Path))
-def init(file: Path) -> None:
-    """Write a commented starter spec to FILE.
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Your texts: csv, tsv, jsonl, parquet, txt, xlsx (also .gz), or a folder of *.txt.",
+)
+@click.option("--column", metavar="NAME", help="Column with the texts (default: the one with the longest).")
+@click.option("--label", metavar="NAME", help="Column with classes (default: one whose values repeat).")
+@click.option("--no-measure", is_flag=True, help="Do not time a training step to say how many minutes it will take.")
+def init(file: Path | None, data: Path | None, column: str | None, label: str | None, no_measure: bool) -> None:
+    """Write a starter spec to FILE, for your own texts with --data.
 
-    Default: sweep.yaml; - prints it. Never overwrites.
+    With --data it looks into the file and writes what fits: format, delimiter and encoding, the columns of texts and
+    labels, a budget, sparsity and width. Default: the data's name, else sweep.yaml; - prints it. Never overwrites.
     """
+    if data is not None:
+        _init_for(data, file or Path(f"{_name_of(data)}.yaml"), column, label, measured=not no_measure)
+        return
+    if column or label:
+        raise UserError("--column and --label belong to --data FILE")
+    file = file or Path("sweep.yaml")
     text = resources.files("saebench.spec").joinpath("starter.yaml").read_text("utf-8")
     if str(file) == "-":
         echo(text, nl=False)
         return
-    name = re.sub(r"[^A-Za-z0-9._-]+", "_", file.stem).strip("._-")[:100] or "my_sweep"
-    text = text.replace("my_sweep", name).replace("FILE", shlex.quote(file.name))
+    text = text.replace("my_sweep", _name_of(file)).replace("FILE", shlex.quote(file.name))
+    _write_new(file, text)
+    echo(f"{file}: written; next: saebench plan {shlex.quote(str(file))}")
+
+
+def _name_of(file: Path) -> str:
+    """A sweep's name from a file's."""
+    stem = file.name.removesuffix(".gz").rpartition(".")[0] or file.name
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:100] or "my_sweep"
+
+
+def _write_new(file: Path, text: str) -> None:
     try:
         with file.open("x", encoding="utf-8") as out:
             out.write(text)
     except FileExistsError:
-        raise UserError(f"{file}: is there already, and init never overwrites") from None
+        raise UserError(f"{file}: exists already, and init never overwrites; give another FILE") from None
     except OSError as error:
         raise UserError(f"{file}: cannot be written: {error.strerror}") from None
-    echo(f"{file}: written; next: saebench plan {shlex.quote(str(file))}")
+
+
+def _init_for(data: Path, file: Path, column: str | None, label: str | None, *, measured: bool) -> None:
+    """Look into `data`, write the spec to `file`, say what was found and how long the sweep takes."""
+    from saebench.cli import starter
+    from saebench.stores.sniff import sniff
+
+    found = sniff(data)
+    text, label = starter.choose(found, column, label)
+    if str(file) != "-" and file.exists():
+        raise UserError(f"{file}: exists already, and init never overwrites; give another FILE")
+    err = str(file) == "-"
+    if found.format in ("xlsx", "folder"):
+        found = _converted(found, file)
+        echo(f"{found.path}: written from {data}, one row per text", err=err)
+    _print_columns(found, starter.described(found, text, label), err)
+    seen = _look(found, text, label, file)
+    folder = Path.cwd() if err else file.absolute().parent
+    spec = starter.starter(_name_of(data), found, text, label, seen.counts["kept"], folder)
+    if err:
+        echo(spec, nl=False)
+        return
+    _write_new(file, spec)
+    echo(f"{file}: written")
+    _say_what_it_means(file, measured)
+    echo(f"next: saebench plan {shlex.quote(str(file))}, then saebench sweep {shlex.quote(str(file))}")
+
+
+def _converted(found: Found, file: Path) -> Found:
+    """The rows as a Parquet file beside the spec."""
+    import pandas
+
+    from saebench.stores.sniff import rows_of, sniff
+
+    target = Path(found.path.name) if str(file) == "-" else file.parent / found.path.name
+    target = target.with_suffix(".parquet")
+    if target.exists():
+        raise UserError(f"{target}: exists already, and init never overwrites")
+    pandas.DataFrame(rows_of(found)).to_parquet(target, index=False)
+    return sniff(target)
+
+
+def _print_columns(found: Found, rows: list[tuple[str, str, str]], err: bool) -> None:
+    from rich import box
+    from rich.table import Table
+
+    from saebench.terminal.console import make_console
+
+    special = [f"delimiter {found.delimiter!r}" if found.delimiter else "", found.encoding or ""]
+    echo(f"{found.path}: " + ", ".join(filter(None, [found.format, *special])), err=err)
+    table = Table("column", "for example", "taken for", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.columns[1].no_wrap, table.columns[1].overflow = True, "ellipsis"
+    for row in rows:
+        table.add_row(*row)
+    make_console(sys.stderr if err else None).print(table)
+
+
+def _look(found: Found, text: str, label: str | None, file: Path) -> Look:
+    """Read the file as the sweep will."""
+    from saebench.cli.starter import MODEL, MOST_TEXTS
+    from saebench.config import DataConfig, DatasetConfig
+    from saebench.stores.look import look
+
+    dataset = DatasetConfig(
+        path=found.format,
+        data_files=str(found.path.absolute()),
+        text_column=text,
+        label_column=label,
+        delimiter=found.delimiter,
+        encoding=found.encoding,
+    )
+    seen = look(DataConfig(model=MODEL, dataset=dataset, num_examples=MOST_TEXTS))
+    if seen.counts["kept"] < 100:
+        raise UserError(f"{found.path}: {seen.counts['kept']} texts: too few to train on; {file} is not written")
+    return seen
+
+
+def _say_what_it_means(file: Path, measured: bool) -> None:
+    """Texts, minutes and warnings of the spec that was written."""
+    from saebench.cli import outlook
+
+    spec = load_spec(file)
+    plan, corpus = make_plan(spec), outlook.corpus(spec, {})
+    if corpus is not None:
+        echo(f"texts: {outlook.about_texts(spec, corpus)}")
+    if measured and (time := outlook.minutes(plan, corpus, cached=False)):
+        echo(f"time: {outlook.about_time(time)}")
+    for line in outlook.warnings(plan, corpus):
+        echo(f"warning: {line}")
