@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from saebench.compat import train_sae as train_sae
     from saebench.errors import UserError as UserError
     from saebench.plan import make_plan as make_plan
+    from saebench.runs.state import trial_config as trial_config
     from saebench.saes import SAE as SAE
     from saebench.saes import load_sae as load_sae
     from saebench.saes import make_sae as make_sae
@@ -34,6 +35,7 @@ _HOME = {
     "run_sweep": "saebench.sweep",
     "SweepResult": "saebench.sweep",
     "load_spec": "saebench.spec",
+    "trial_config": "saebench.runs.state",
     "SweepSpec": "saebench.spec",
     "make_plan": "saebench.plan",
     "SAE": "saebench.saes",
@@ -60,7 +62,7 @@ _HOME = {
     "train_sae": "saebench.compat",
 }
 """Public name -> the module it lives in."""
-_MODULES = ("report", "saes", "stores", "config", "events", "errors")
+_MODULES = ("report", "saes", "stores", "config", "errors")
 
 __all__ = [*_HOME, "__version__", "report"]
 

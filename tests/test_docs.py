@@ -54,7 +54,8 @@ RUN_ELSEWHERE = {
 
 SMALLER = {
     "sweep papers.yaml": [
-        "--set", "train.samples=1500", "--set", "train.batch_size=128", "--set", "search.points=1", "--set", "seeds=[0]",
+        "--set", "train.samples=1500", "--set", "train.batch_size=128", "--set", "search.points=1",
+        "--set", "seeds=[0]",
         "--set", "sae=[{type: topk, k: 8, dict_size: 96}]", "--set", "run.devices=cpu",
     ],
     "plan papers.yaml": ["--no-measure"],

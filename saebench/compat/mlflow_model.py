@@ -28,10 +28,10 @@ class SAEModel(PythonModel):
     """Loads the SAE once, and the encoder only when the first text comes."""
 
     def load_context(self, context: PythonModelContext) -> None:
-        from saebench.config import TrialConfig
+        from saebench.config import DataConfig
         from saebench.saes import load_sae
 
-        self._data = TrialConfig.model_validate(json.loads(Path(context.artifacts["config"]).read_text())).data
+        self._data = DataConfig.model_validate(json.loads(Path(context.artifacts["config"]).read_text())["data"])
         self._sae = load_sae(context.artifacts["sae"])
         self._encoder: Any = None
 

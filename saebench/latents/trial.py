@@ -17,6 +17,7 @@ from saebench.errors import UserError
 from saebench.latents.codes import Chunk, Codes, chunk_of, write_codes
 from saebench.latents.corpus import Floats, Part
 from saebench.runs.paths import TrialPaths
+from saebench.runs.state import trial_config
 
 if TYPE_CHECKING:
     from saebench.saes import SAE
@@ -91,15 +92,10 @@ def open_trial(folder: Path, name: str = "") -> TrainedSAE:
     """The SAE in a trial's directory or in an exported folder. Raises UserError that says which file is missing."""
     folder = folder.absolute()
     trial = (folder / "config.json").is_file()
-    config, weights = (folder / "config.json", folder / "sae") if trial else (folder / "trial.json", folder)
-    if not config.is_file():
-        raise UserError(f"{folder}: no config.json or trial.json: not a trial, nor an export of one")
+    weights = folder / "sae" if trial else folder
+    parsed = trial_config(folder)
     if not (weights / "sae.safetensors").is_file():
         raise UserError(f"{weights}: no sae.safetensors: the trial has not ended, or its weights were deleted")
-    try:
-        parsed = TrialConfig.model_validate_json(config.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{config}: not the configuration of a trial: {str(error).splitlines()[0]}") from error
     return TrainedSAE(
         name or f"{parsed.sweep}/{parsed.number}", folder, weights, parsed, TrialPaths(folder) if trial else None
     )

@@ -8,12 +8,13 @@ from __future__ import annotations
 import contextlib
 import time
 from dataclasses import asdict, dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
 from saebench.config import TrialConfig
+from saebench.errors import UserError
 from saebench.runs.durable import write_json
 from saebench.runs.events import FailureKind
 from saebench.runs.files import DamagedError, Seconds, read, sealed
@@ -125,6 +126,15 @@ def load_config(paths: TrialPaths) -> TrialConfig | None:
     with contextlib.suppress(FileNotFoundError):
         return read(_CONFIG, paths.config, _LARGEST)
     return None
+
+
+def trial_config(folder: str | Path) -> TrialConfig:
+    """Return the configuration of the trial in `folder` (runs/NAME/trials/NNNN, or an export of it). Raises
+    UserError: no such file, or not what a sweep wrote."""
+    for file in (TrialPaths(Path(folder)).config, Path(folder) / "trial.json"):
+        with contextlib.suppress(FileNotFoundError):
+            return read(_CONFIG, file, _LARGEST)
+    raise UserError(f"{folder}: no config.json or trial.json: not a trial, nor an export of one")
 
 
 def write_config(paths: TrialPaths, config: TrialConfig) -> None:
