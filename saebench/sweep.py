@@ -116,8 +116,8 @@ def run_sweep(
         hold_sweep_dir(paths),
         LoggedView(view or choose_view(quiet=quiet), paths.log) as shown,
     ):
+        work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target, executor)
         try:
-            work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target, executor)
             return work.run(extend, retry_failed)
         except KeyboardInterrupt:
             shown.say(f"{signals.why or 'interrupted'}: ended at once")
@@ -129,6 +129,10 @@ def run_sweep(
             shown.say(f"ended early: {error}; move it back, or resume it from where it is now")
             return SweepResult(paths.name, paths.root, 75, str(error))
         except (OSError, RuntimeError, MemoryError) as error:
+            if isinstance(error, FileNotFoundError) and work.begun and not paths.lock.exists():
+                moved = f"{paths.root}: was moved or deleted while the sweep ran"
+                shown.say(f"ended early: {moved}; move it back, or resume it from where it is now")
+                return SweepResult(paths.name, paths.root, 75, moved)
             message = environment_error_message(error)
             if message is None:
                 raise
@@ -199,6 +203,8 @@ class _Sweep:
         self._given, self._spec, self._target, self._executor = given, given.spec, target, executor
         self._paths, self._cache, self._view, self._signals = paths, cache, view, signals
         self._lost: list[str] = []
+        self.begun = False
+        """lock.json is written."""
 
     def run(self, extend: bool, retry_failed: bool) -> SweepResult:
         from saebench.study import Search
@@ -224,6 +230,7 @@ class _Sweep:
             exit_code, patience = 75, HURRIED_PATIENCE
             try:
                 self._write_lock(lock, tracker)
+                self.begun = True
                 board, halt = self._trials(search, executor, tracker, retry_failed)
                 exit_code = halt.exit_code if halt else 3 if board.failures or self._lost else 0
                 patience = HURRIED_PATIENCE if halt else END_PATIENCE
@@ -347,7 +354,6 @@ class _Sweep:
         for line in self._lost:
             self._view.say(f"damaged: {line}")
         board.ended_before, board.started = board.ended, time.time()
-        ledger.refresh_board()
         scheduler = Scheduler(
             ledger,
             search,

@@ -19,14 +19,21 @@ from typing import Any
 
 import psutil
 import pytest
+import sweep_toys
 import yaml
 
 from saebench.errors import DataError, PreflightError, SpecError
+from saebench.executors import Message
+from saebench.executors.in_process import InProcessExecutor
 from saebench.runs import events
+from saebench.runs.board import Board, read_board
 from saebench.runs.paths import SweepPaths, TrialPaths
 from saebench.runs.state import TrialState, read_config, read_state
+from saebench.spec import parse_spec
 from saebench.stores.progress import Progress
 from saebench.sweep import SweepResult, _given, run_sweep, spec_of
+from saebench.sweep_config import RunConfig
+from saebench.terminal.views import QuietView
 
 TOY = "sweep_toys:train"
 
@@ -488,3 +495,120 @@ def test_devices_may_be_left_out_at_the_next_start(sweep: Callable[..., SweepRes
     lock = (tmp_path / "runs" / "toy" / "lock.json").read_bytes()
     assert sweep(given, threads=True).ok
     assert (tmp_path / "runs" / "toy" / "lock.json").read_bytes() == lock
+
+
+# --- where trials run, and what the directory meets -----------------------------------------------------------------
+
+
+def test_an_executor_of_ones_own_runs_the_trials_and_is_closed(
+    sweep: Callable[..., SweepResult], tmp_path: Path
+) -> None:
+    closed: list[bool] = []
+
+    class Own(InProcessExecutor):
+        def close(self) -> None:
+            closed.append(True)
+            super().close()
+
+    own = Own(RunConfig(), tmp_path, TOY)
+    assert sweep(executor=own).counts == {"complete": 4}
+    assert closed
+
+
+def test_in_process_trials_run_in_this_very_process(sweep: Callable[..., SweepResult]) -> None:
+    result = sweep(threads=True)
+    starts = [
+        e.info["pid"] for t in SweepPaths(result.root).trials() for e, _ in events.read(t.events) if e.type == "start"
+    ]
+    assert set(starts) == {os.getpid()}
+    with pytest.raises(PreflightError, match=r"run.devices: \(0,\): run.executor: in_process trains on the CPU"):
+        sweep(spec(name="gpu", run={"devices": [0]}), threads=True)
+
+
+def test_a_directory_renamed_while_the_sweep_runs_is_one_line_and_75(
+    sweep: Callable[..., SweepResult], tmp_path: Path
+) -> None:
+    """Nothing is written where it was; resumed where it is, the histories are those of a sweep that nobody moved."""
+    undisturbed = histories(sweep(spec(name="undisturbed"), threads=True).root)
+    root = tmp_path / "runs" / "toy"
+
+    class Moving(InProcessExecutor):
+        def poll(self, timeout: float) -> list[Message]:
+            found = super().poll(timeout)
+            if root.exists() and evaluations(root) >= 2:
+                (tmp_path / "runs").rename(tmp_path / "elsewhere")
+            return found
+
+    ended = sweep(executor=Moving(RunConfig(), tmp_path, TOY))
+    assert (ended.exit_code, ended.reason) == (75, f"{root}: was moved or deleted while the sweep ran")
+    assert not [path for path in root.rglob("*") if path.name != "checkpoint" and path.is_file()]
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    (tmp_path / "elsewhere").rename(tmp_path / "runs")
+    assert sweep(threads=True).ok
+    assert histories(root) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "error", ["OSError(28, 'No space left on device')", "RuntimeError('I/O error: File too large (os error 28)')"]
+)
+def test_a_worker_that_finds_no_room_stops_the_sweep_and_costs_no_attempt(
+    sweep: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch, error: str
+) -> None:
+    """safetensors' error is no OSError; both are the disk's, not the trial's."""
+    monkeypatch.setattr(sweep_toys, "evaluation", lambda *_: (_ for _ in ()).throw(eval(error)))
+    ended = sweep(threads=True)
+    assert ended.exit_code == 75
+    assert ended.reason.startswith(f"{ended.root}: no space left for trial 0000: ")
+    assert set(states(ended.root)) == {"interrupted"}
+    assert all(len(s.attempts) <= 1 for t in SweepPaths(ended.root).trials() if (s := read_state(t)))
+    monkeypatch.undo()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{ended.root.parents[1] / 'mlflow.db'}")
+    assert sweep(threads=True).counts == {"complete": 4}
+
+
+@pytest.mark.filterwarnings("ignore:Query string argument")
+def test_a_secret_of_the_spec_is_in_no_file_of_the_sweep(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The address is the database's; what would be a password is a parameter that SQLite ignores."""
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}?password=hunter22"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    result = sweep(spec(tracking={"uri": uri}, seeds=[0]), threads=True)
+    assert result.ok
+    for path in result.root.rglob("*"):
+        assert not path.is_file() or b"hunter22" not in path.read_bytes(), path
+    assert "password=***" in (result.root / "lock.json").read_text()
+    again = sweep(spec(tracking={"uri": uri}), threads=True, extend=True)
+    assert again.ok, "the spec with its secret is the spec that was masked"
+    with pytest.raises(PreflightError, match=r"tracking.uri: .*: its secret is not stored; set MLFLOW_TRACKING_URI"):
+        sweep(spec_of(SweepPaths(result.root)), threads=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    assert sweep(spec_of(SweepPaths(result.root)), threads=True).ok
+
+
+def test_the_sweep_and_status_foresee_the_same(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:
+    """In mid-run: trials that are left and the time they take, from the scheduler's board and from the files."""
+    from saebench.forecast import trials_left
+    from saebench.plan import make_plan
+
+    given = spec(
+        seeds=[0, 1, 2], train__lr={"low": 1e-3, "high": 1e-1, "log": True}, search={"sampler": "qmc", "points": 4}
+    )
+    plan = make_plan(parse_spec(given), 384)
+    seen: list[tuple[int, float | None, int, float | None]] = []
+
+    class Watching(QuietView):
+        def show(self, board: Board) -> None:
+            if board.running and board.ended in (3, 9):
+                now = time.time()
+                files = read_board(
+                    SweepPaths(tmp_path / "runs" / "toy"), board.started, left=lambda s: trials_left(plan, s)
+                )
+                if files.counts == +board.counts and files.running.keys() == board.running.keys():
+                    seen.append((board.left, board.eta(now), files.left, files.eta(now)))
+
+    sweep(given, threads=True, view=Watching())
+    assert seen
+    for ours, our_eta, theirs, their_eta in seen:
+        assert ours == theirs
+        assert our_eta == pytest.approx(their_eta, rel=0.35)

@@ -114,6 +114,7 @@ class Ledger:
         """Samples trained on, over all trials."""
         self._search = search
         self._tracker = tracker
+        self._moved, self._next_count = True, 0.0
         paths.root.mkdir(parents=True, exist_ok=True)
         self._place = _identity(paths)
 
@@ -246,10 +247,18 @@ class Ledger:
         self._write(number)
 
     def refresh_board(self) -> None:
-        """Show on the board how many trials are left, and what keeps metrics from MLflow."""
-        self.board.left = self._search.left()
+        """Show on the board what keeps metrics from MLflow."""
         unsent, error = self._tracker.lag()
         self.board.tracker = f"{error}; {unsent} events wait on disk" if error else ""
+
+    def refresh_left(self) -> None:
+        """Show on the board how many trials are left. Counted when a trial has moved, and in a sweep of many trials
+        less often, so that it takes a twentieth of the time at most."""
+        begun = time.monotonic()
+        if self._moved and begun >= self._next_count:
+            self.board.left, self._moved = self._search.left(), False
+            now = time.monotonic()
+            self._next_count = now + 20 * (now - begun)
 
     def numbers(self, *states: TrialStateName) -> list[int]:
         """Trials that are in one of these states, in order."""
@@ -259,7 +268,7 @@ class Ledger:
         state = self.states[number]
         self.counts[state.state] -= 1
         self.counts[to] += 1
-        state.state, state.reason = to, reason
+        state.state, state.reason, self._moved = to, reason, True
         if to != "running":
             self.board.running.pop(number, None)
         self._write(number)

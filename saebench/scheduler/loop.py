@@ -103,6 +103,7 @@ class Scheduler:
             self._check_requests()
             self._fill()
             self._board.slots = [slot.name for slot in self._executor.slots]
+            self._ledger.refresh_left()
             self._view.show(self._board)
             if not self._active and (self.halt or not self._waiting):
                 break

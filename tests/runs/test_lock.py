@@ -270,3 +270,33 @@ def test_a_lock_file_that_cannot_be_read_is_said(paths: SweepPaths) -> None:
 def test_a_project_that_moved_has_the_same_files(key: str, old: Any, new: Any, moved: bool) -> None:
     assert is_moved(key, old, new) == moved
     assert not moved or not is_moved(key, old, "/elsewhere/other")
+
+
+def test_git_runs_nothing_that_a_folder_says(tmp_path: Path) -> None:
+    """An unpacked folder's .git/config may name programs: for the index, for filters, for hooks, for pagers."""
+    project, ran = tmp_path / "project", tmp_path / "ran"
+    project.mkdir()
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho ran >> {ran}\n")
+    program.chmod(0o755)
+    run = ["git", "-C", str(project), "-c", "user.name=n", "-c", "user.email=e"]
+    subprocess.run([*run, "init", "-q"], check=True)
+    (project / "a.txt").write_text("a")
+    (project / ".gitattributes").write_text("*.txt filter=evil diff=evil\n")
+    subprocess.run([*run, "add", "."], check=True)
+    subprocess.run([*run, "commit", "-qm", "m"], check=True)
+    keys = (
+        "core.fsmonitor",
+        "filter.evil.clean",
+        "filter.evil.process",
+        "core.pager",
+        "diff.evil.command",
+        "core.editor",
+    )
+    for key in keys:
+        subprocess.run([*run, "config", key, str(program)], check=True)
+    (project / "a.txt").write_text("b")
+    found = git(project)
+    assert found is not None
+    assert set(found) == {"commit"}
+    assert not ran.exists()
