@@ -43,7 +43,7 @@ def ours(rows: Tensor, dict_size: int, batch: int, k: int, repeats: int) -> dict
         for _ in range(3):
             step()
         stepping = least(step, 2 * repeats) if name != "omp" else _mean(step, 16)
-        training.calibrate(_Sample(rows))
+        training.calibrate()
         with torch.no_grad():
             encoding = least(lambda sae=training.sae: sae.encode(rows[:1000]), repeats)
         found[name] = stepping, encoding
@@ -56,14 +56,6 @@ def _mean(work: Callable[[], Any], repeats: int) -> float:
     for _ in range(repeats):
         work()
     return 1e3 * (time.process_time() - begin) / repeats
-
-
-class _Sample:
-    def __init__(self, rows: Tensor) -> None:
-        self._rows, self.num_train = rows, len(rows)
-
-    def sample(self, n: int) -> Tensor:
-        return self._rows[:n]
 
 
 def theirs(rows: Tensor, dict_size: int, batch: int, k: int, repeats: int) -> dict[str, tuple[float, float]]:

@@ -115,7 +115,7 @@ def measure(name: str, store: Rows, args: argparse.Namespace, seed: int) -> dict
     for _ in train(training, store):
         pass
     seconds = time.process_time() - begin
-    training.calibrate(store)
+    training.calibrate()
     values = evaluate(training.sae, store, ("probing",) if store.labels else ()).values
     begin = time.process_time()
     with torch.no_grad():
