@@ -486,6 +486,9 @@ class OMPConfig(SAEConfig):
     """Latents per example on average: picks end where none explains more than a calibrated threshold."""
     refit_every: PositiveInt = 8
     """Picks between two refits of all values."""
+    at_a_time: PositiveInt = 1
+    """Latents picked at once, with a refit after each such group in the place of `refit_every`; more: steadier codes,
+    more error."""
 
     @model_validator(mode="after")
     def _one_level(self) -> Self:

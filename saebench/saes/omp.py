@@ -94,7 +94,14 @@ class OMPSAE(SAE):
         """The pursuit of centred = z - b_dec (B, d_in) by the rule of inference."""
         if not self.threshold >= 0:
             raise NotCalibratedError("OMPSAE: the threshold is not calibrated, call calibrate(rows)")
-        return pursue(centred, self.W_dec, self.gram(), self.picks, self.config.refit_every, self.threshold)
+        return self._pursue(centred, self.gram(), self.threshold)
+
+    def _pursue(
+        self, centred: Tensor, gram: Tensor | None, least: Tensor | float, precision: Precision = "float32"
+    ) -> Pursuit:
+        together = self.config.at_a_time > 1
+        every = self.config.at_a_time if together else self.config.refit_every
+        return pursue(centred, self.W_dec, gram, self.picks, every, least, precision, together=together)
 
     @torch.no_grad()
     def gram(self) -> Tensor | None:
@@ -111,8 +118,7 @@ class OMPSAE(SAE):
         z = self.training_input(x)
         with torch.no_grad():
             gram = self._gram_in_training()
-            every, precision = self.config.refit_every, moment.precision
-            found = pursue(z - self.b_dec, self.W_dec, gram, self.picks, every, self.threshold, precision)
+            found = self._pursue(z - self.b_dec, gram, self.threshold, moment.precision)
             codes = _codes(found, self.dict_size)
         fvu = self.share(z - sparse.decode(codes, self.W_dec, self.b_dec))
         loss = Loss.of(fvu, fvu, codes, {})
@@ -163,7 +169,7 @@ class OMPSAE(SAE):
 
     def _threshold_for(self, centred: Tensor) -> float:
         """A pick is made where its product and those of all picks before it exceed the threshold."""
-        found = pursue(centred, self.W_dec, self.gram(), self.picks, self.config.refit_every)
+        found = self._pursue(centred, self.gram(), 0.0)
         count = max(1, round((self.config.target_l0 or 0) * len(centred)))
         return threshold_for([found.gains.cummin(1).values], count)
 

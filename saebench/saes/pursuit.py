@@ -75,9 +75,12 @@ def pursue(
     refit_every: int = 8,
     least: Tensor | float = 0.0,
     precision: Precision = "float32",
+    *,
+    together: bool = False,
 ) -> Pursuit:
     """Codes of x (N, d) in `rows` (F, d), float32, of length 1: at most k per example, picks above `least` (scalar).
-    `precision` is that of the first product alone, which the picks follow; values are refitted in float32."""
+    `precision` is that of the first product alone, which the picks follow; values are refitted in float32.
+    `together`: the `refit_every` picks between two refits are the largest products at once, valued by the refit."""
     _check(x, rows, gram, k, refit_every)
     x, rows = x.contiguous(), rows.detach().contiguous()
     floors = torch.linalg.vector_norm(x, dim=1).mul_(ROUNDING).clamp_min_(least)
@@ -86,9 +89,9 @@ def pursue(
     for part in _chunks(x, rows, gathered=gram is None and _kernels(x) is None):
         products = affine_no_grad(x[part], rows.t(), no_bias, precision)
         if gram is None:
-            _without_gram(products, rows, refit_every, floors[part], found.part(part))
+            _without_gram(products, rows, refit_every, together, floors[part], found.part(part))
         else:
-            _with_gram(products, rows, gram, refit_every, floors[part], found.part(part))
+            _with_gram(products, rows, gram, refit_every, together, floors[part], found.part(part))
     return found
 
 
@@ -141,22 +144,24 @@ def _on_threads(work: Callable[[slice], None], rows: int) -> None:
 # --- with a Gram matrix -----------------------------------------------------------------------------------------------
 
 
-def _with_gram(c: Tensor, rows: Tensor, gram: Tensor, every: int, floors: Tensor, found: Pursuit) -> None:
+def _with_gram(
+    c: Tensor, rows: Tensor, gram: Tensor, every: int, together: bool, floors: Tensor, found: Pursuit
+) -> None:
     kernels = _kernels(c)
     if kernels is None:
-        _picks(c, gram, every, floors, found)
+        _picks(c, gram, every, together, floors, found)
         _finish(rows, found)
         return
     arrays = [t.numpy() for t in (c, gram, rows, floors, *vars(found).values())]
     c_, gram_, rows_, *others = arrays
 
     def work(part: slice) -> None:
-        kernels.with_gram(c_[part], gram_, rows_, every, *(array[part] for array in others))
+        kernels.with_gram(c_[part], gram_, rows_, every, together, *(array[part] for array in others))
 
     _on_threads(work, len(c))
 
 
-def _picks(c: Tensor, gram: Tensor, every: int, floors: Tensor, found: Pursuit) -> None:
+def _picks(c: Tensor, gram: Tensor, every: int, together: bool, floors: Tensor, found: Pursuit) -> None:
     """Fill values, indices and gains of `found`; c (N, F) is used up."""
     count, k = found.values.shape
     values, indices = found.values, found.indices
@@ -171,14 +176,19 @@ def _picks(c: Tensor, gram: Tensor, every: int, floors: Tensor, found: Pursuit) 
         row = gram.index_select(0, pick)
         with_others = torch.where(alive.unsqueeze(1), row.gather(1, indices[:, :n]), 0.0)
         among[:, n, :n], among[:, :n, n], among[:, n, n] = with_others, with_others, alive.to(c.dtype)
-        left[:, :n] -= gain.unsqueeze(1) * with_others
-        values[:, n], indices[:, n], found.gains[:, n] = gain, pick, gain
+        indices[:, n], found.gains[:, n] = pick, gain
+        if together:
+            left[:, n] = gain
+        else:
+            left[:, :n] -= gain.unsqueeze(1) * with_others
+            values[:, n] = gain
         c.scatter_(1, pick.unsqueeze(1), -torch.inf)
         if n + 1 == k:
             break
         if (n + 1) % every:
-            c -= gain.unsqueeze(1) * row
-            known[:, n] = gain
+            if not together:
+                c -= gain.unsqueeze(1) * row
+                known[:, n] = gain
             continue
         for _ in range(_GROUP_SWEEPS):
             _sweep(values, left, among, n + 1, alive)
@@ -219,7 +229,7 @@ def _exact_sweeps(rows: Tensor, found: Pursuit, chosen: Tensor, n: int, times: i
 # --- without ----------------------------------------------------------------------------------------------------------
 
 
-def _without_gram(c: Tensor, rows: Tensor, every: int, floors: Tensor, found: Pursuit) -> None:
+def _without_gram(c: Tensor, rows: Tensor, every: int, together: bool, floors: Tensor, found: Pursuit) -> None:
     k = found.values.shape[1]
     kernels = _kernels(c)
     among = min(len(rows), max(CANDIDATES, 2 * every))
@@ -232,7 +242,7 @@ def _without_gram(c: Tensor, rows: Tensor, every: int, floors: Tensor, found: Pu
             c.scatter_(1, torch.where(found.gains[:, :first] != 0, found.indices[:, :first], 0), -torch.inf)
         gains, candidates = c.topk(among, dim=1)
         if kernels is None:
-            _group(rows, candidates, gains, floors, alive, found, slice(first, stop))
+            _group(rows, candidates, gains, floors, alive, found, slice(first, stop), together)
             chosen = (found.gains != 0) & alive.unsqueeze(1)  # those that had stopped before are done
             alive = alive & (found.gains[:, stop - 1] != 0)
             ended = ~alive.unsqueeze(1) | (stop == k)
@@ -242,15 +252,29 @@ def _without_gram(c: Tensor, rows: Tensor, every: int, floors: Tensor, found: Pu
         arrays = [t.numpy() for t in (rows, candidates, gains, floors, count, *vars(found).values())]
         rows_, *others = arrays
 
-        _on_threads(partial(_group_of, kernels, rows_, stop, others), len(c))
+        _on_threads(partial(_group_of, kernels, rows_, stop, together, others), len(c))
 
 
-def _group_of(kernels: ModuleType, rows: NDArray[Any], stop: int, others: list[NDArray[Any]], part: slice) -> None:
-    kernels.group(rows, stop, *(array[part] for array in others))
+def _group_of(
+    kernels: ModuleType,
+    rows: NDArray[Any],
+    stop: int,
+    together: bool,
+    others: list[NDArray[Any]],
+    part: slice,
+) -> None:
+    kernels.group(rows, stop, together, *(array[part] for array in others))
 
 
 def _group(
-    rows: Tensor, candidates: Tensor, gains: Tensor, floors: Tensor, alive: Tensor, found: Pursuit, picks: slice
+    rows: Tensor,
+    candidates: Tensor,
+    gains: Tensor,
+    floors: Tensor,
+    alive: Tensor,
+    found: Pursuit,
+    picks: slice,
+    together: bool,
 ) -> None:
     """These picks of the examples `alive` among candidates (N, M); `gains`: their products with the residual."""
     theirs = rows[candidates]  # (N, M, d)
@@ -261,9 +285,13 @@ def _group(
         gain = torch.where(alive, gain, 0.0)
         pick = candidates.gather(1, place.unsqueeze(1)).squeeze(1)
         pick = torch.where(alive, pick, 0)
-        found.values[:, n], found.indices[:, n], found.gains[:, n] = gain, pick, gain
-        found.residual.sub_(gain.unsqueeze(1) * rows.index_select(0, pick))
+        found.indices[:, n], found.gains[:, n] = pick, gain
         taken.scatter_(1, place.unsqueeze(1), -torch.inf)
+        if together:
+            gains = gains + taken
+            continue
+        found.values[:, n] = gain
+        found.residual.sub_(gain.unsqueeze(1) * rows.index_select(0, pick))
         if n + 1 < picks.stop:
             gains = torch.bmm(theirs, found.residual.unsqueeze(2)).squeeze(2) + taken
 

@@ -119,7 +119,7 @@ def _exact_sweeps(rows, b, n, times, values, indices, residual):
 
 
 @_compiled()
-def with_gram(c, gram, rows, every, floors, values, indices, gains, residual):
+def with_gram(c, gram, rows, every, together, floors, values, indices, gains, residual):
     """pursuit._with_gram for some rows; fills the last four, uses up c."""
     k, every, width = uintp(values.shape[1]), uintp(every), uintp(c.shape[1])
     among, left, known = np.zeros((k, k), np.float32), np.zeros(k, np.float32), np.zeros(k, np.float32)
@@ -134,16 +134,19 @@ def with_gram(c, gram, rows, every, floors, values, indices, gains, residual):
             for i in range(n):
                 with_it = gram[f, uintp(indices[b, i])]
                 among[n, i], among[i, n] = with_it, with_it
-                left[i] -= gain * with_it
-            among[n, n], left[n], known[n] = np.float32(1), _NONE, _NONE
-            values[b, n], indices[b, n], gains[b, n] = gain, f, gain
+                if not together:
+                    left[i] -= gain * with_it
+            among[n, n], known[n] = np.float32(1), _NONE
+            left[n], values[b, n] = (gain, _NONE) if together else (_NONE, gain)
+            indices[b, n], gains[b, n] = f, gain
             c[b, f] = -np.inf
             n += _ONE
             if n == k:
                 break
             if n % every:
-                _subtract(c, b, gram, f, gain)
-                known[n - _ONE] = gain
+                if not together:
+                    _subtract(c, b, gram, f, gain)
+                    known[n - _ONE] = gain
             else:
                 _sweep(values, b, left, among, n)
                 _sweep(values, b, left, among, n)
@@ -160,7 +163,7 @@ def with_gram(c, gram, rows, every, floors, values, indices, gains, residual):
 
 
 @_compiled()
-def group(rows, stop, candidates, products, floors, count, values, indices, gains, residual):
+def group(rows, stop, together, candidates, products, floors, count, values, indices, gains, residual):
     """pursuit._group and the sweeps after it for some rows: picks up to `stop`. `count` has the picks so far, and is -1
     once a row has stopped."""
     end, k = uintp(stop), uintp(values.shape[1])
@@ -172,16 +175,18 @@ def group(rows, stop, candidates, products, floors, count, values, indices, gain
         while n < end:
             best = uintp(0)
             for m in range(uintp(candidates.shape[1])):
-                if n > started and products[b, m] > -np.inf:
+                if n > started and not together and products[b, m] > -np.inf:
                     products[b, m] = _dot(residual, b, rows, uintp(candidates[b, m]))
                 if products[b, m] > products[b, best]:
                     best = m
             gain, f = products[b, best], uintp(candidates[b, best])
             if gain <= floors[b]:
                 break
-            values[b, n], indices[b, n], gains[b, n] = gain, f, gain
+            indices[b, n], gains[b, n] = f, gain
             products[b, best] = -np.inf
-            _subtract(residual, b, rows, f, gain)
+            if not together:
+                values[b, n] = gain
+                _subtract(residual, b, rows, f, gain)
             n += _ONE
         goes_on = n == end and n < k
         count[b] = stop if goes_on else -1

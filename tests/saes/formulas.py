@@ -91,7 +91,9 @@ def omp_codes(config: Any, p: dict[str, Tensor], z: Tensor) -> Tensor:
     return found
 
 
-def pursuit_by_definition(x: Array, rows: Array, k: int, every: int, least: float = 0.0) -> tuple[list[int], Array]:
+def pursuit_by_definition(
+    x: Array, rows: Array, k: int, every: int, least: float = 0.0, together: bool = False
+) -> tuple[list[int], Array]:
     """Non-negative orthogonal matching pursuit of x (d,), all computed from the residual: (picks, values)."""
     picks: list[int] = []
     values: list[float] = []
@@ -105,13 +107,14 @@ def pursuit_by_definition(x: Array, rows: Array, k: int, every: int, least: floa
             residual = residual - change * rows[f]
 
     for n in range(k):
-        products = rows @ residual
+        if not together or n % every == 0:
+            products = rows @ residual
         products[picks] = -np.inf
         best = int(products.argmax())
         if products[best] <= max(least, 1e-4 * np.linalg.norm(x)):
             break
         picks.append(best)
-        values.append(float(products[best]))
+        values.append(0.0 if together else float(products[best]))
         residual = residual - values[-1] * rows[best]
         if (n + 1) % every == 0 and n + 1 < k:
             sweep()

@@ -48,11 +48,14 @@ def rebuilt(found: Pursuit, rows: Tensor) -> Tensor:
 
 
 @either
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("least", [0.0, 0.2])
-def test_picks_and_values_are_those_of_the_definition(x: Tensor, rows: Tensor, least: float) -> None:
-    expected = [pursuit_by_definition(row, rows.double().numpy(), K, EVERY, least) for row in x.double().numpy()]
+def test_picks_and_values_are_those_of_the_definition(x: Tensor, rows: Tensor, least: float, together: bool) -> None:
+    expected = [
+        pursuit_by_definition(row, rows.double().numpy(), K, EVERY, least, together) for row in x.double().numpy()
+    ]
     for gram in (rows @ rows.t(), None):  # without, all 96 rows are candidates
-        found = pursue(x, rows, gram, K, EVERY, least)
+        found = pursue(x, rows, gram, K, EVERY, least, together=together)
         for b, (picks, values) in enumerate(expected):
             count = len(picks)
             assert found.indices[b, :count].tolist() == picks
