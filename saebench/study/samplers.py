@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import optuna
@@ -148,10 +149,15 @@ def _scrambled(base: int, index: int, key: str) -> float:
     share, factor = 0.0, 1.0 / base
     for position in range(math.ceil(32 / math.log2(base))):
         index, digit = divmod(index, base)
-        permuted = list(range(base))
-        random.Random(f"{key}:{position}").shuffle(permuted)
-        share, factor = share + permuted[digit] * factor, factor / base
+        share, factor = share + _permuted(base, key, position)[digit] * factor, factor / base
     return share
+
+
+@lru_cache(maxsize=1 << 12)
+def _permuted(base: int, key: str, position: int) -> list[int]:
+    digits = list(range(base))
+    random.Random(f"{key}:{position}").shuffle(digits)
+    return digits
 
 
 def _at_share(value: tuple[Scalar, ...] | Range, share: float) -> Scalar:
