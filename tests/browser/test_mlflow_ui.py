@@ -13,7 +13,7 @@ from urllib.parse import quote
 import pytest
 from browsing import PATIENCE, browser
 from mlflow_server import Server
-from saebench.state import TrialState
+from saebench.runs.state import TrialState
 
 from saebench.config import BatchTopKConfig, DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.runs.durable import write_json
