@@ -13,12 +13,12 @@ from urllib.parse import quote
 import pytest
 from browsing import PATIENCE, browser
 from mlflow_server import Server
-from saebench.runs.state import TrialState
 
 from saebench.config import BatchTopKConfig, DataConfig, DatasetConfig, TopKConfig, TrainConfig, TrialConfig
 from saebench.runs.durable import write_json
 from saebench.runs.events import Event, EventLog
 from saebench.runs.paths import SweepPaths
+from saebench.runs.state import TrialState
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import Tracker
 from saebench.tracking.views import page

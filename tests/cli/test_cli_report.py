@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -343,19 +344,26 @@ def test_a_layout_that_is_not_installed_is_said(store: Store, tmp_path: Path, mo
 
 
 def test_ui_starts_mlflow_on_loopback_with_the_sweep_s_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    commands: list[list[str]] = []
-    monkeypatch.setattr("saebench.cli.serve.serve", commands.append)
+    started: list[tuple[list[str], dict[str, str], str]] = []
+
+    def serve(command: list[str], environment: dict[str, str], health: str, ready: Callable[[], None]) -> int:
+        started.append((command, environment, health))
+        ready()
+        return 0
+
+    monkeypatch.setattr("saebench.cli.serve.serve", serve)
     result = done(store, "ui", "demo")
-    *command, port = commands[-1]
-    assert command == [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", store.uri, "--workers", "1",
-                       "--host", "127.0.0.1", "--port"]  # fmt: skip
+    (*command, port), environment, health = started[-1]
+    assert command == [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--host", "127.0.0.1", "--port"]
+    assert environment == {"MLFLOW_BACKEND_STORE_URI": store.uri}, "a command line is for every user to read"
+    assert health == f"http://127.0.0.1:{port}/health"
     assert result.stdout.startswith(f"http://127.0.0.1:{port}/#/experiments/77")
 
 
 def test_ui_opens_a_saved_view_only_where_there_is_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setattr("saebench.cli.serve.serve", lambda _: 0)
+    monkeypatch.setattr("saebench.cli.serve.serve", lambda _command, _environment, _health, ready: ready() or 0)
     experiment = str(json.loads((store.runs / "demo" / "tracking.json").read_text())["experiment_id"])
     assert views.page(experiment, "demo", saved=()) + " " in done(store, "ui", "demo").stdout
     for key, value in views.tags("demo", {}, 1.5).items():

@@ -186,7 +186,7 @@ def test_retry_runs_a_sweep_that_nobody_works_on(paths: SweepPaths, monkeypatch:
         (["retry", "--trial", "0"], "trial 0: complete, not failed"),
         (["retry", "--trial", "77"], "trial 77: is not there, not failed"),
         (["retry", "--failed", "--trial", "2"], "give one of the two"),
-        (["retry", "renamed"], "renamed: the folder of the sweep toy has another name now"),
+        (["retry", "renamed"], "renamed: the folder of the sweep toy was renamed; rename it back"),
     ],
     ids=str,
 )
