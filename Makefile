@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test lint types check docker-lint lock clean
+.PHONY: demo test lint types check docker-lint docs lock clean
 
 $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -c "import sys; sys.exit('saebench needs Python 3.11 or newer') if sys.version_info < (3, 11) else None"
@@ -32,7 +32,11 @@ types: $(READY)
 docker-lint: $(READY)
 	$(BIN)/hadolint docker/Dockerfile
 
-check: lint types docker-lint test
+# The site, in build/site; warnings are errors (mkdocs.yml).
+docs: $(READY)
+	$(BIN)/mkdocs build --quiet
+
+check: lint types docker-lint docs test
 
 # Resolve pyproject.toml anew in an empty environment and write the pins down.
 lock:
