@@ -6,6 +6,7 @@ result into `TrialConfig`s, a worker reads one of those and nothing else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
@@ -229,9 +230,9 @@ class SAEConfig(Config):
     """dict_size / d_in."""
     preprocess: Preprocess = "center_scale"
     """Invertible step before the encoder, saved with the SAE; metrics are in the original space all the same."""
-    start: Start = "random"
+    start: Start = "data"
     """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
-    encoder_scale: PositiveFloat = 1.0
+    encoder_scale: PositiveFloat = 0.1
     """W_enc at the start, in units of the decoder's transpose."""
     control: Control | None = None
     """Train a control: the decoder, or the encoder, stays at its random start, or the decoder near it (2602.14111)."""
@@ -386,6 +387,8 @@ class VanillaConfig(_L1Config):
     """ReLU with an L1 penalty weighted by decoder norms (Bricken et al. 2023)."""
 
     type: Literal["vanilla"] = "vanilla"
+    encoder_scale: PositiveFloat = 1.0
+    """W_enc at the start, in units of the decoder's transpose: a smaller one would die under the penalty."""
 
 
 class TopKConfig(KSparseConfig, _RefinedTrainingConfig):
@@ -463,6 +466,8 @@ class PAnnealConfig(_L1Config):
     """An Lp penalty whose p falls from 1 to `p_end` (Karvonen et al. 2024, 2408.00113)."""
 
     type: Literal["p_anneal"] = "p_anneal"
+    encoder_scale: PositiveFloat = 1.0
+    """W_enc at the start, in units of the decoder's transpose: a smaller one would die under the penalty."""
     p_end: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Exponent at the end of the run."""
     anneal_start: Fraction = 0.3
@@ -510,13 +515,15 @@ class TrainConfig(Config):
 
     samples: PositiveInt
     """The budget: embeddings seen, the same for every trial."""
-    batch_size: PositiveInt = 2048
-    """Embeddings per optimiser step."""
+    batch_size: PositiveInt = 512
+    """Embeddings per optimiser step; without it a spec gets the power of two nearest sqrt(samples), 64 to 4,096."""
     lr: PositiveFloat | None = None
-    """Peak learning rate of Adam; null: 2e-4 / sqrt(dict_size / 2^14)."""
-    warmup: Fraction = 0.05
+    """Peak learning rate of Adam; null: 0.35 sqrt(batch_size / (dict_size d_in)), for jumprelu 0.23 times that root."""
+    lr_factor: PositiveFloat = 1.0
+    """Multiplies lr; a range of it searches around the default: {low: 0.25, high: 4, log: true}."""
+    warmup: Fraction = 0.1
     """Share of the run over which lr rises from 0 to its peak."""
-    decay: Fraction = 0.2
+    decay: Fraction = 0.5
     """Share of the run, at its end, over which lr falls to 0."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
     """Adam's decay of the first moment."""
@@ -526,8 +533,8 @@ class TrainConfig(Config):
     """Adam's epsilon; small, because the gradients are."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
-    encoder_decay: Coefficient = 0.0
-    """Decoupled weight decay of W_enc per epoch: at the peak lr an epoch multiplies it by exp(-encoder_decay)."""
+    encoder_decay: Coefficient = 1.0
+    """Decay per epoch at the peak lr, of what of W_enc's columns is orthogonal to their decoder rows (2405.13698)."""
     dead_after: PositiveInt | None = None
     """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None
@@ -542,6 +549,11 @@ class TrainConfig(Config):
     """Deterministic CUDA kernels, so that resuming is bit-exact there too (CPU always is)."""
     cuda_graph: bool = True
     """On CUDA, record a step once and replay it; off, to look for errors operation by operation."""
+
+
+def default_batch_size(samples: int) -> int:
+    """The power of two nearest sqrt(samples), on the scale of exponents, between 64 and 4,096."""
+    return min(4096, max(64, 1 << round(math.log2(max(samples, 1)) / 2)))
 
 
 def marks(train: TrainConfig) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ z_hat = latents W_dec + b_dec. An architecture is a file beside this one that sa
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from saebench.saes.kernels import affine, blocks
 from saebench.saes.preprocess import Preprocessing, Side
 from saebench.saes.pursuit import refit
 from saebench.saes.sparse import Codes, SparseCodes
+
+LR = 0.35
+"""Peak learning rate, in units of sqrt(batch_size / (dict_size d_in))."""
 
 
 @dataclass(frozen=True)
@@ -180,9 +184,10 @@ class SAE(nn.Module, ABC):
         """Parameters whose learning rate is a multiple of the others'."""
         return {}
 
-    def default_lr(self, batch_size: int) -> float | None:  # noqa: ARG002
-        """Peak learning rate where `train.lr` is null; None: the rule of all types."""
-        return None
+    def default_lr(self, batch_size: int) -> float:
+        """Peak learning rate where `train.lr` is null (experiments/recipe): Adam moves each entry by it, and those of a
+        unit row are of size 1 / sqrt(d_in)."""
+        return LR * math.sqrt(batch_size / (self.dict_size * self.d_in))
 
     def training_state(self) -> dict[str, Tensor]:
         """What the steps to come depend on and inference does not: part of a checkpoint, not of a saved SAE."""
@@ -286,6 +291,16 @@ class SAE(nn.Module, ABC):
         if self.config.start == "data" and self.config.control is None:
             return data_rows(self.dict_size, z, self.b_dec, generator)
         return unit_rows(self.dict_size, self.d_in, generator)
+
+    @torch.no_grad()
+    def decay_encoder(self, share: Tensor | float) -> None:
+        """Take `share` off the part of each encoder column that is orthogonal to its latent's decoder row: what it has
+        learnt by heart fades, and the size of latents stays (plain decay adds to what an L1 penalty takes off)."""
+        if not self.W_enc.requires_grad or (not isinstance(share, Tensor) and share == 0):
+            return
+        for rows in blocks(self.dict_size, self.d_in, self.W_dec.device):
+            encoder, decoder = self.W_enc.t()[rows], self.W_dec[rows]
+            encoder.lerp_((encoder * decoder).sum(1, keepdim=True) * decoder, share)
 
     @torch.no_grad()
     def project_gradient(self) -> None:

@@ -71,6 +71,9 @@ class OMPSAE(SAE):
     def start_encoder(self) -> None:
         pass
 
+    def decay_encoder(self, share: Tensor | float) -> None:
+        """Nothing: no encoder."""
+
     def initialise_from(self, z: Tensor) -> None:
         if self.config.target_l0 is not None:
             self.threshold.fill_(self._threshold_for(z[:_START_ROWS] - self.b_dec))

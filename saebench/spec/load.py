@@ -12,7 +12,15 @@ from typing import Any
 from pydantic import ValidationError
 
 from saebench.arrays import open_embeddings
-from saebench.config import FILE_FORMATS, FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, DataConfig, TrainConfig
+from saebench.config import (
+    FILE_FORMATS,
+    FIXED_TRAIN_FIELDS,
+    SAE_CONFIGS,
+    Config,
+    DataConfig,
+    TrainConfig,
+    default_batch_size,
+)
 from saebench.errors import DataError
 from saebench.hub import width_of
 from saebench.spec.accepts import BAD, did_you_mean, rule_of
@@ -187,6 +195,8 @@ def _train(reader: Reader, root: Table) -> dict[str, Value]:
             if value is not BAD:
                 found[name] = value  # type: ignore[assignment]
     reader.missing(TrainConfig, table, "train")
+    if "batch_size" not in (table.entries if table else {}) and isinstance(found.get("samples"), int):
+        found["batch_size"] = default_batch_size(found["samples"])  # type: ignore[arg-type]
     return found
 
 

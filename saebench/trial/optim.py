@@ -12,11 +12,6 @@ from saebench.config import TrainConfig
 from saebench.saes.kernels import on_host
 
 
-def default_lr(dict_size: int) -> float:
-    """2e-4 / sqrt(dict_size / 2^14) (Gao et al. 2024: lr falls as the square root of the width)."""
-    return float(2e-4 / (dict_size / 2**14) ** 0.5)
-
-
 def schedule(before: float, after: float, train: TrainConfig) -> float:
     """Factor of the learning rate for the step that takes the run from share `before` to `after`: a rise from 0 that
     the first step is part of, and a fall to 0 that the last step is part of; neither is ever 0."""
@@ -26,33 +21,28 @@ def schedule(before: float, after: float, train: TrainConfig) -> float:
 
 
 class Adam:
-    """torch.optim.AdamW over named parameters, fused where there is such a kernel.
+    """torch.optim.Adam over named parameters, fused where there is such a kernel.
 
     The optimiser sees a transposed parameter the way it lies in memory: its fused kernel copies what is not contiguous,
     and takes seven times as long. A parameter's learning rate is multiplied by its factor (1 where `factors` does not
-    name it); a step at the peak `lr` first takes the share `decays` names off it (decoupled weight decay; 0 where it
-    does not). State goes in and out in the parameters' own shapes.
+    name it). State goes in and out in the parameters' own shapes.
     """
 
     def __init__(
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],
         factors: Mapping[str, float],
-        decays: Mapping[str, float],
         train: TrainConfig,
         lr: float,
     ) -> None:
         self._parameters = dict(parameters)
         self._turned = {name for name, p in self._parameters.items() if p.ndim == 2 and not p.is_contiguous()}
         self._seen = {name: nn.Parameter(self._as_it_lies(name, p.detach())) for name, p in self._parameters.items()}
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[float, list[nn.Parameter]] = {}
         for name, seen in self._seen.items():
-            groups.setdefault((factors.get(name, 1.0), decays.get(name, 0.0)), []).append(seen)
-        self._adam = torch.optim.AdamW(
-            [
-                {"params": params, "factor": factor, "weight_decay": decay / (lr * factor)}
-                for (factor, decay), params in groups.items()
-            ],
+            groups.setdefault(factors.get(name, 1.0), []).append(seen)
+        self._adam = torch.optim.Adam(
+            [{"params": params, "factor": factor} for factor, params in groups.items()],
             lr=lr,
             betas=(train.beta1, train.beta2),
             eps=train.eps,

@@ -24,12 +24,13 @@ from saebench.errors import DataError
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
 from saebench.saes.kernels import lend, on_host, settle
 from saebench.saes.penalty import SparsityControl
-from saebench.trial.optim import Adam, default_lr, schedule
+from saebench.trial.optim import Adam, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 
 SAMPLE_ROWS = 16_384
 """Training rows that preprocessing, b_dec and thresholds start from."""
-STATE_VERSION = 2
+STATE_VERSION = 3
+"""Of the checkpoint and of the recipe: a run is resumed by the rules it began with, or not at all."""
 COLLAPSE = 2.5
 """Training FVU at the end, over the least that it has been, above which the training has fallen apart."""
 _FVU_WEIGHT, _STEPS_TO_COLLAPSE = 0.1, 50
@@ -112,12 +113,12 @@ class Training:
         self.train, self.sae = train, sae
         self.device = sae.b_dec.device
         self.steps = -(-train.samples // train.batch_size)
-        self.lr = train.lr or sae.default_lr(train.batch_size) or default_lr(sae.dict_size)
+        self.lr = train.lr_factor * (train.lr or sae.default_lr(train.batch_size))
+        self.decay = min(0.5, train.encoder_decay * train.batch_size / num_train)
         self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
         self.step = self.samples = 0
         moving = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
-        decays = {"W_enc": min(0.5, train.encoder_decay * train.batch_size / num_train)}
-        self.optimizer = Adam(moving, sae.learning_rate_factors(), decays, train, self.lr)
+        self.optimizer = Adam(moving, sae.learning_rate_factors(), train, self.lr)
         self.control = SparsityControl(sae.config, self.steps, self.lr, self.device)
         self.since_fired = torch.zeros(sae.dict_size, dtype=torch.int64, device=self.device)
         self.dead_index = torch.empty(0, dtype=torch.int64, device=self.device)
@@ -181,6 +182,7 @@ class Training:
         total.backward()  # type: ignore[no-untyped-call]
         settle(self.sae.parameters())
         self.sae.project_gradient()
+        self.sae.decay_encoder(self.decay * lr / self.lr)
         self.optimizer.step(lr, self.train.grad_clip)
         self.sae.constrain()
 

@@ -10,10 +10,10 @@ import torch
 from sae_examples import K_SPARSE, PENALISED, TYPES, example
 from torch import Tensor
 
-from saebench.config import SAEConfig, TrainConfig
+from saebench.config import SAEConfig, TrainConfig, default_batch_size
 from saebench.saes import NotCalibratedError, load_sae, save_sae
 from saebench.trial.evaluation import evaluate
-from saebench.trial.optim import default_lr, schedule
+from saebench.trial.optim import schedule
 from saebench.trial.trainer import (
     BadBatchError,
     CollapsedError,
@@ -237,7 +237,7 @@ def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
 
 def test_one_step_equals_plain_adam_on_the_same_gradients() -> None:
     """Loss, backward, projection, clipping, Adam, renormalisation, in this order, written out once more."""
-    rows, trial = store(), config("topk", {"aux_coeff": 0.0}, grad_clip=0.01, warmup=0.0, decay=0.0)
+    rows, trial = store(), config("topk", {"aux_coeff": 0.0}, grad_clip=0.01, warmup=0.0, decay=0.0, encoder_decay=0.0)
     ours, reference = Training.start(*trial, rows), Training.start(*trial, rows).sae
     optimizer = torch.optim.Adam(reference.parameters(), lr=3e-3, eps=6.25e-10, fused=False, foreach=False)
     held = {tuple(row.tolist()) for row in calibration_rows(rows.train, rows.num_train)}
@@ -266,7 +266,8 @@ def test_one_step_equals_plain_adam_on_the_same_gradients() -> None:
 def test_adam_is_torchs_on_dense_float64_gradients_also_for_latents_that_rest() -> None:
     """25 steps of topk in which latents come and go, against autograd on the dense formula and torch.optim.Adam: what
     did not fire goes on by its momentum."""
-    trial = config("topk", {"aux_coeff": 0.0, "preprocess": "none", "dict_size": 240}, grad_clip=0.2, warmup=0, decay=0)
+    sae = {"aux_coeff": 0.0, "preprocess": "none", "dict_size": 240}
+    trial = config("topk", sae, grad_clip=0.2, warmup=0, decay=0, encoder_decay=0)
     rows, generator = store(), torch.Generator().manual_seed(0)
     training = Training.start(*trial, rows)
     p = {n: q.detach().double().contiguous().requires_grad_() for n, q in training.sae.named_parameters()}
@@ -297,18 +298,41 @@ def test_adam_is_torchs_on_dense_float64_gradients_also_for_latents_that_rest() 
         torch.testing.assert_close(parameter.double(), p[name], rtol=1e-3, atol=2e-5, msg=name)
 
 
-def test_encoder_decay_shrinks_the_encoder_alone_by_its_share_of_an_epoch() -> None:
-    """64 of 1000 rows, decay 2 per epoch, full lr: W_enc is multiplied by 1 - 0.128, then Adam's step is the same."""
+def test_encoder_decay_takes_its_share_of_an_epoch_off_what_is_orthogonal_to_the_decoder() -> None:
+    """64 of 1000 rows, decay 2 per epoch, full lr: a share of 0.128. The part along the decoder row stays, and Adam's
+    step is the one without decay."""
     trials = [config("vanilla", warmup=0.0, decay=0.0, encoder_decay=decay) for decay in (0.0, 2.0)]
     plain, decayed = (Training.start(*trial, store()) for trial in trials)
-    before = plain.sae.W_enc.detach().clone()
-    x = store().next_batch()
+    across = torch.randn(plain.sae.W_enc.shape, generator=torch.Generator().manual_seed(0))
+    across -= (across * plain.sae.W_dec.t()).sum(0) * plain.sae.W_dec.t()
+    with torch.no_grad():
+        for training in (plain, decayed):
+            training.sae.W_enc += across
+    before, x = plain.sae.W_enc.detach().clone(), store().next_batch()
     plain.advance(x), decayed.advance(x)
-    expected = before * (1 - 0.128) + (plain.sae.W_enc - before)
-    torch.testing.assert_close(decayed.sae.W_enc, expected)
+    torch.testing.assert_close(decayed.sae.W_enc, before - 0.128 * across + (plain.sae.W_enc - before))
     for name, parameter in decayed.sae.named_parameters():
         if name != "W_enc":
             torch.testing.assert_close(parameter, dict(plain.sae.named_parameters())[name])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
+    """Four times the batch: twice; four times the latents: half; and `lr_factor` multiplies it."""
+    one, batch, wide, twice = (
+        Training.start(*config(kind, sae, lr=None, **fields), store()).lr
+        for sae, fields in [
+            ({}, {}),
+            ({}, {"batch_size": 256}),
+            ({"dict_size": 4 * example(kind).dict_size}, {}),
+            ({}, {"lr_factor": 2.0}),
+        ]
+    )
+    width = 4**0.25 if kind == "omp" else 2.0
+    assert [batch / one, one / wide, twice / one] == pytest.approx([2, width, 2])
+    if kind != "omp":
+        most = 0.35 * (64 / (example(kind).dict_size * D_IN)) ** 0.5
+        assert one == pytest.approx(most * (2 / 3 if kind == "jumprelu" else 1))
 
 
 def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None:
@@ -361,8 +385,7 @@ def test_records_come_at_multiples_of_log_every_and_at_the_end() -> None:
 
 
 def test_defaults() -> None:
-    assert default_lr(2**14) == pytest.approx(2e-4)
-    assert default_lr(2**12) == pytest.approx(4e-4)
+    assert [default_batch_size(n) for n in (1, 51_200, 307_200, 2_000_000, 10**9)] == [64, 256, 512, 1024, 4096]
     assert default_dead_after(10**6, 2048) == 100_000
     assert default_dead_after(50_000, 2048) == 50_000
     assert default_dead_after(3_000, 2048) == 5 * 2048, "a window of one step says nothing"
