@@ -533,8 +533,8 @@ class TrainConfig(Config):
     """Adam's epsilon; small, because the gradients are."""
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
-    encoder_decay: Coefficient = 1.0
-    """Decay per epoch at the peak lr, of what of W_enc's columns is orthogonal to their decoder rows (2405.13698)."""
+    encoder_decay: Coefficient | None = None
+    """Decay per epoch of what in W_enc is orthogonal to the decoder rows (2405.13698); null: 1, vanilla, p_anneal: 0."""
     dead_after: PositiveInt | None = None
     """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None

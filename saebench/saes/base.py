@@ -189,6 +189,10 @@ class SAE(nn.Module, ABC):
         unit row are of size 1 / sqrt(d_in)."""
         return LR * math.sqrt(batch_size / (self.dict_size * self.d_in))
 
+    def default_encoder_decay(self) -> float:
+        """Decay of the encoder per epoch where `train.encoder_decay` is null."""
+        return 1.0
+
     def training_state(self) -> dict[str, Tensor]:
         """What the steps to come depend on and inference does not: part of a checkpoint, not of a saved SAE."""
         return {}

@@ -27,6 +27,10 @@ class PAnnealSAE(SAE):
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)
 
+    def default_encoder_decay(self) -> float:
+        """None: under an L1 penalty it costs 2% over many epochs (experiments/recipe)."""
+        return 0.0
+
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre - self.offset)
 

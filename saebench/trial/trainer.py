@@ -114,7 +114,8 @@ class Training:
         self.device = sae.b_dec.device
         self.steps = -(-train.samples // train.batch_size)
         self.lr = train.lr_factor * (train.lr or sae.default_lr(train.batch_size))
-        self.decay = min(0.5, train.encoder_decay * train.batch_size / num_train)
+        decay = sae.default_encoder_decay() if train.encoder_decay is None else train.encoder_decay
+        self.decay = min(0.5, decay * train.batch_size / num_train)
         self.dead_after = train.dead_after or default_dead_after(num_train, train.batch_size)
         self.step = self.samples = 0
         moving = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
