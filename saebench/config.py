@@ -534,7 +534,7 @@ class TrainConfig(Config):
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient."""
     encoder_decay: Coefficient | None = None
-    """Decay per epoch of what in W_enc is orthogonal to the decoder rows (2405.13698); null: 1, vanilla, p_anneal: 0."""
+    """Decay per epoch of what in W_enc is orthogonal to decoder rows (2405.13698); null: 1, under an L1 penalty 0."""
     dead_after: PositiveInt | None = None
     """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None
