@@ -518,7 +518,7 @@ class TrainConfig(Config):
     batch_size: PositiveInt = 512
     """Embeddings per optimiser step; without it a spec gets the power of two nearest sqrt(samples), 64 to 4,096."""
     lr: PositiveFloat | None = None
-    """Peak learning rate of Adam; null: 0.35 sqrt(batch_size / (dict_size d_in)), for jumprelu 0.23 times that root."""
+    """Peak learning rate of Adam; null: 0.0176 sqrt(batch_size / dict_size), for jumprelu 0.0117 times that root."""
     lr_factor: PositiveFloat = 1.0
     """Multiplies lr; a range of it searches around the default: {low: 0.25, high: 4, log: true}."""
     warmup: Fraction = 0.1

@@ -331,7 +331,7 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
     width = 4**0.25 if kind == "omp" else 2.0
     assert [batch / one, one / wide, twice / one] == pytest.approx([2, width, 2])
     if kind != "omp":
-        most = 0.35 * (64 / (example(kind).dict_size * D_IN)) ** 0.5
+        most = 0.0176 * (64 / (example(kind).dict_size or 0)) ** 0.5
         assert one == pytest.approx(most * (2 / 3 if kind == "jumprelu" else 1))
 
 
