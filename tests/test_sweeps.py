@@ -127,7 +127,7 @@ def test_the_quickstart_is_what_the_readme_promises() -> None:
     spec = load_spec(REPOSITORY / "sweeps" / "quickstart.yaml")
     assert [(arm.type, arm.params["k"]) for arm in spec.sae] == [("topk", (16, 32)), ("batchtopk", (16, 32))]
     assert len(spec.seeds) == 2
-    assert "lr" in make_plan(spec, 384).strata[0].space
+    assert "lr_factor" in make_plan(spec, 384).strata[0].space
 
 
 # --- the schema itself -----------------------------------------------------------------------------------------------
