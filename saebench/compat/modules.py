@@ -72,7 +72,8 @@ class TrainableSAE(nn.Module, ABC):
         if isinstance(cfg, Mapping):
             settings = read_settings({**cfg, "sae_type": self.kind})
             self.settings: Settings | None = settings
-            config, d_in, self.seed = self.typed(settings), settings.act_size, settings.seed
+            d_in, self.seed = settings.act_size, settings.seed
+            config = self.typed(settings).model_copy(update={"start": "random", "encoder_scale": 1.0})
             self.n_batches_to_dead, device = settings.n_batches_to_dead, resolve_device(settings.device)
         else:
             if not isinstance(cfg, SAE_CONFIGS[self.kind]) or d_in is None:
@@ -131,9 +132,11 @@ class TrainableSAE(nn.Module, ABC):
         self.sae.project_gradient()
 
     def start(self, rows: Tensor) -> Self:
-        """Set from training rows (N, d_in), N >= 2, what depends on data; the directions of W_enc and W_dec stay."""
+        """Set from training rows (N, d_in), N >= 2, what depends on data: with a `cfg` all but the directions of W_enc
+        and W_dec, with a typed config these too, as it says."""
         fresh = make_sae(self.sae.config, self.sae.d_in, rows, self.seed).state_dict()
-        self.sae.load_state_dict({n: t for n, t in fresh.items() if n not in ("W_enc", "W_dec")}, strict=False)
+        stay = () if self.settings is None else ("W_enc", "W_dec")
+        self.sae.load_state_dict({n: t for n, t in fresh.items() if n not in stay}, strict=False)
         self.started.fill_(True)
         return self
 
