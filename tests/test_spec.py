@@ -394,7 +394,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("samples: 10_000", "samples: 10_000\n  eval_every: 10_001", "s.yaml:13:15: train.eval_every: 10_001: must be at most train.samples, which is 10000"),
     ("samples: 10_000", "samples: 10_000\n  eval_every: 100", "s.yaml:13:15: train.eval_every: 100: must be at least one batch, which is 128"),
     ("samples: 10_000", "samples: 1e9\n  eval_every: 128", "s.yaml:13:15: train.eval_every: 128: makes 7,812,500 evaluations per trial; at most 10,000"),
-    ("samples: 10_000", "samples: 10_000\n  warmup: 0.9", "s.yaml:13:11: train.warmup: 0.9: warmup and decay can reach 0.9 + 0.2 of the run, which is more than all of it"),
+    ("samples: 10_000", "samples: 10_000\n  warmup: 0.9", "s.yaml:13:11: train.warmup: 0.9: warmup and decay can reach 0.9 + 0.5 of the run, which is more than all of it"),
     ("num_examples: 1000", "num_examples: 100", "s.yaml:5:17: data.num_examples: 100: about 90 texts to train on are less than one batch of 128"),
     ("num_examples: 1000", "num_examples: 1000\n  holdout: 0.0001", "s.yaml:5:17: data.num_examples: 1000: the validation part, 3.33e-05 of 1000 texts, is less than one text"),
     ("num_examples: 1000", "num_examples: 1000\n  holdout: 0", "s.yaml:6:12: data.holdout: 0: must be above 0"),
