@@ -248,11 +248,11 @@ def test_two_marks_never_lie_in_one_batch() -> None:
         ({"prune": {}, "sae": [{"type": "jumprelu", "target_l0": 9, "dict_size": 99}]}, 20_000),
         ({"prune": {}, "sae": [{"type": "vanilla", "l1_coeff": 1, "dict_size": 99, "sparsity_warmup": 0.3}]}, 30_000),
         ({"prune": {"warmup": 50_000}}, 50_000),
-        ({}, 10_000),  # not at 1: the first dead window is one epoch, 0.9 * 10,000, and lr warms up over 5,000
+        ({}, 10_000),  # not at 1: the first dead window is one epoch, 0.9 * 10,000, and lr warms up over 10,000
         ({"train": {**BASE["train"], "warmup": 0.31}}, 35_000),
         ({"train": {**BASE["train"], "warmup": [0.1, 0.31]}}, 35_000),  # the same for every trial of a stratum
         ({"train": {**BASE["train"], "dead_after": 41_000}}, 45_000),
-        ({"train": {**BASE["train"], "dead_after": 100}}, 5_000),
+        ({"train": {**BASE["train"], "dead_after": 100, "warmup": 0.05}}, 5_000),
         ({"sae": [{"type": "vanilla", "l1_coeff": 1, "dict_size": 99, "sparsity_warmup": 0.52}]}, 55_000),
         ({"sae": [{"type": "jumprelu", "target_l0": 9, "dict_size": 99}]}, 10_000),  # the ramp's default is a tenth
         ({"train": {**BASE["train"], "dead_after": 200_000}}, 100_000),  # never

@@ -151,7 +151,7 @@ class Training:
     ) -> Self:
         """A new training of a new SAE, from the seed and the store's training rows."""
         sample = store.sample(SAMPLE_ROWS)
-        made = make_sae(sae, store.d_in, sample, seed).to(device)
+        made = make_sae(sae, store.d_in, without_calibration(sample, store.num_train), seed).to(device)
         return cls(train, made, store.num_train, calibration_rows(sample, store.num_train).to(device))
 
     def advance(self, x: Tensor) -> Metrics:
@@ -350,6 +350,14 @@ def calibration_places(count: int, num_train: int) -> Tensor:
 def calibration_rows(sample: Tensor, num_train: int) -> Tensor:
     """Those rows of the store's sample."""
     return sample[calibration_places(len(sample), num_train).to(sample.device)]
+
+
+def without_calibration(sample: Tensor, num_train: int) -> Tensor:
+    """The other rows of the sample: a decoder that starts from rows must not know those that calibration reads. All of
+    them where fewer than two would be left."""
+    rest = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
+    rest[calibration_places(len(sample), num_train).to(sample.device)] = False
+    return sample[rest] if rest.sum() >= 2 else sample
 
 
 def _row_keys(x: Tensor, weights: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def test_a_frozen_part_stays_to_the_last_bit_and_the_others_move(kind: str) -> N
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_soft_decoder_moves_and_stays_near_its_start(kind: str) -> None:
-    training, rows = Training.start(*config(kind, {"control": "soft_decoder"}, lr=3e-2), rows_ := store()), rows_
+    what = config(kind, {"control": "soft_decoder", "encoder_scale": 1.0}, lr=3e-2, warmup=0.0, decay=0.0)
+    training, rows = Training.start(*what, rows_ := store()), rows_
     start = training.sae.W_dec.detach().clone()
     run(training, rows)
     cosine = (training.sae.W_dec * start).sum(1)
@@ -62,7 +63,7 @@ def test_a_soft_decoder_goes_on_from_a_checkpoint_to_the_last_bit() -> None:
 
 def test_a_control_starts_at_random_rows_and_is_saved_as_what_it_is(tmp_path) -> None:
     rows = store()
-    plain = Training.start(*config(), rows).sae
+    plain = Training.start(*config("topk", {"start": "random"}), rows).sae
     control = Training.start(*config("topk", {"control": "frozen_decoder", "start": "data"}), rows).sae
     assert torch.equal(control.W_dec, plain.W_dec)
     assert load_sae(save_sae(control, tmp_path)).config.control == "frozen_decoder"
