@@ -411,9 +411,11 @@ def test_auxk_brings_dead_latents_back(kind: str) -> None:
     alive = {}
     for coeff in (0.0, 1 / 32):
         rows = store()
-        training = Training.start(*config(kind, {"aux_coeff": coeff}, samples=10_000, lr=1e-2), rows)
+        sae = {"aux_coeff": coeff, "start": "random", "encoder_scale": 1.0}
+        what = config(kind, sae, samples=10_000, lr=1e-2, decay=0.2, encoder_decay=0.0)
+        training = Training.start(*what, rows)
         with torch.no_grad():
-            training.sae.b_enc[:24] = -0.3  # in units of the encoder, which starts at a tenth: -3
+            training.sae.b_enc[:24] = -3.0
         run(training, rows)
         training.calibrate()
         alive[coeff] = 48 - evaluate(training.sae, rows).values["eval/dead_features"]
