@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from saebench.config import SAE_CONFIGS, TrainConfig, default_batch_size
-from saebench.trial.trainer import Training, evaluate
+from saebench.trial.evaluation import evaluate
+from saebench.trial.trainer import Training
 
 RECIPE = Path(__file__).parent.parent / "recipe"
 sys.path.insert(0, str(RECIPE))
@@ -64,7 +65,7 @@ def ours(kind: str, texts: Corpus, options: argparse.Namespace, seed: int) -> li
     training = Training.start(config, TrainConfig(samples=options.samples, batch_size=batch), seed, store)
 
     def measure() -> float:
-        training.calibrate(store)
+        training.calibrate()
         return evaluate(training.sae, store).values["eval/fvu"]
 
     return curve(training.advance, measure, store, options.samples)

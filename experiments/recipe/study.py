@@ -25,8 +25,9 @@ from scipy.stats import rankdata
 
 from saebench.config import SAE_CONFIGS, TrainConfig
 from saebench.saes import SAE
+from saebench.trial.evaluation import evaluate
 from saebench.trial.probing import _probe, strongest
-from saebench.trial.trainer import Training, evaluate, train
+from saebench.trial.trainer import Training, train
 
 DEFAULTS: dict[str, Any] = {
     "corpus": "wnp-minilm",
@@ -52,7 +53,7 @@ def run(setting: dict[str, Any]) -> dict[str, float]:
     started = time.process_time()
     training = Training.start(config, fields, s["seed"], store)
     deque(train(training, store), maxlen=0)
-    training.calibrate(store)
+    training.calibrate()
     seconds = time.process_time() - started
     seen = Corpus(texts.train, texts.train[-2000:], texts.train_labels, texts.train_labels[-2000:])
     values, known = (evaluate(training.sae, Rows(part, 1, 0)).values for part in (texts, seen))
