@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from saebench.config import SAE_CONFIGS
 from saebench.plan import Plan, Stratum, cardinality
-from saebench.runs.state import TrialState
+from saebench.runs.state import Row
 from saebench.runs.tags import Tag
 from saebench.spec import Range, options
 from saebench.sweep_config import TPE_STARTUP, PruneConfig
@@ -93,26 +92,17 @@ REFINEMENTS = 2
 """Points by which a stratum is refined as a rule."""
 
 
-class Row(NamedTuple):
-    """What is counted of a trial; a TrialState has the same names."""
-
-    stratum: str
-    seed: int
-    state: str
-    search: Mapping[str, str]
-
-
-def trials_left(plan: Plan, states: Iterable[Row | TrialState]) -> int:
+def trials_left(plan: Plan, states: Iterable[Row]) -> int:
     """Return how many trials are still to begin, as far as those that there are tell: points to draw, as many
     refinements as usual, and the other seeds of what will be chosen. The one estimate of the sweep's own view and of
     `saebench status`."""
-    known: dict[str, list[Row | TrialState]] = {}
+    known: dict[str, list[Row]] = {}
     for state in states:
         known.setdefault(state.stratum, []).append(state)
     return sum(_left(plan, stratum, known.get(stratum.id, [])) for stratum in plan.strata)
 
 
-def _left(plan: Plan, stratum: Stratum, states: list[Row | TrialState]) -> int:
+def _left(plan: Plan, stratum: Stratum, states: list[Row]) -> int:
     seeds = plan.spec.seeds
     first = [s for s in states if s.seed == seeds[0]]
     drawn = [s for s in first if Tag.REFINED not in s.search]

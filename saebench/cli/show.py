@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from saebench.runs.paths import SweepPaths, TrialPaths
 
 if TYPE_CHECKING:
     from saebench.runs.board import Board
-    from saebench.runs.state import TrialState
 
 POLL = 0.5
 """Seconds between two looks at a file that is followed."""
@@ -85,7 +84,7 @@ def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -
 
     paths = find_sweep(name, runs_dir)
     if as_json:
-        echo(json.dumps(_as_json(paths), indent=1))
+        _print_json(paths)
         return
     if not watch:
         _print_status(paths)
@@ -140,7 +139,7 @@ def _watch(paths: SweepPaths) -> None:
         console.line()
 
 
-def _board(paths: SweepPaths, states: list[TrialState] | None = None) -> Board:
+def _board(paths: SweepPaths, note: Callable[[str], None] | None = None) -> Board:
     from saebench.forecast import trials_left
     from saebench.plan import make_plan
     from saebench.runs.board import read_board
@@ -152,7 +151,7 @@ def _board(paths: SweepPaths, states: list[TrialState] | None = None) -> Board:
     held = holder(paths)
     plan = make_plan(spec_of(paths), lock.d_in) if lock else None
     left = partial(trials_left, plan) if plan else lambda _: 0
-    board = read_board(paths, held["since"] if held else None, states, left)
+    board = read_board(paths, held["since"] if held else None, left, note)
     if paths.stop.exists():
         board.stopping = "saebench stop"
     return board
@@ -167,13 +166,22 @@ def _scheduler_line(paths: SweepPaths) -> str:
     return f"{paths.root}: no scheduler is at work on it"
 
 
-def _as_json(paths: SweepPaths) -> dict[str, Any]:
+def _print_json(paths: SweepPaths) -> None:
+    """One object; its trials are printed as they are read, however many there are."""
     from saebench.runs.board import read_states
+
+    head = json.dumps(_as_json(paths), indent=1)
+    echo(head.removesuffix("\n}") + ',\n "trials": [', nl=False)
+    for index, state in enumerate(read_states(paths, lambda _: None)):
+        echo(("," if index else "") + "\n  " + json.dumps(asdict(state)), nl=False)
+    echo("\n ]\n}")
+
+
+def _as_json(paths: SweepPaths) -> dict[str, Any]:
     from saebench.runs.holder import holder
     from saebench.runs.lock import read_lock
 
-    states = list(read_states(paths, partial(click.echo, err=True)))
-    board = _board(paths, states)
+    board = _board(paths, partial(echo, err=True))
     lock = read_lock(paths)
     return {
         "sweep": paths.name,
@@ -187,7 +195,6 @@ def _as_json(paths: SweepPaths) -> dict[str, Any]:
         "tracking": lock.tracking.model_dump() if lock else None,
         "running": [asdict(row) for row in board.running.values()],
         "failures": {f"{number:04d}": reason for number, reason in board.failures.items()},
-        "trials": [asdict(state) for state in states],
     }
 
 

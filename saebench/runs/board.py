@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from saebench.runs import events
 from saebench.runs.events import Event
 from saebench.runs.files import DamagedError
 from saebench.runs.paths import SweepPaths
-from saebench.runs.state import TrialState, load_state
+from saebench.runs.state import Row, TrialState, load_state
 
 
 @dataclass
@@ -138,18 +138,19 @@ def verdict_line(number: int, samples: int, verdict: Mapping[str, Any]) -> str:
 def read_board(
     paths: SweepPaths,
     since: float | None = None,
-    states: Iterable[TrialState] | None = None,
-    left: Callable[[Iterable[TrialState]], int] = lambda _: 0,
+    left: Callable[[list[Row]], int] = lambda _: 0,
+    note: Callable[[str], None] | None = None,
 ) -> Board:
     """Return the board of a sweep from its files, whether or not a scheduler holds it. since: when it began to, in
-    seconds since the epoch; without it there is no pace. `states`: what `read_states` gives, where it was read already.
-    `left`: counts the trials to come from those that there are."""
+    seconds since the epoch; without it there is no pace. `left`: counts the trials to come from those that there are.
+    `note`: takes a line per file that cannot be read; the board's own notes, if it is not given. Of very many trials no
+    more is kept at once than their rows."""
     board = Board(paths.name)
     board.started, board.attended = since or board.started, since is not None
     judged: list[tuple[float, str]] = []
-    known = list(read_states(paths, board.notes.append)) if states is None else states
-    board.left = left(known)
-    for state in known:
+    rows: list[Row] = []
+    for state in read_states(paths, note or board.notes.append):
+        rows.append(state.row())
         trial = paths.trial(state.number)
         board.pace.add(state)
         board.counts[state.state] += 1
@@ -161,8 +162,9 @@ def read_board(
             board.running[state.number] = _running(state, trial.events)
         if state.verdict.get("verdict") == "prune":
             line = verdict_line(state.number, state.judged, state.verdict)
-            judged.append((max((a.ended or a.started for a in state.attempts), default=0.0), line))
-    board.verdicts.extend(line for _, line in sorted(judged)[-6:])
+            judged = sorted([*judged, (max((a.ended or a.started for a in state.attempts), default=0.0), line)])[-6:]
+    board.left = left(rows)
+    board.verdicts.extend(line for _, line in judged)
     board.slots = [r.slot for r in board.running.values()]
     return board
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import TypeAdapter
 
@@ -19,6 +20,7 @@ from saebench.runs.durable import write_json
 from saebench.runs.events import FailureKind
 from saebench.runs.files import DamagedError, Seconds, read, sealed
 from saebench.runs.paths import TrialPaths
+from saebench.runs.tags import Tag
 
 TrialStateName = Literal["planned", "running", "interrupted", "complete", "pruned", "failed"]
 ENDED: frozenset[str] = frozenset({"complete", "pruned", "failed"})
@@ -40,6 +42,16 @@ class AttemptRecord:
     @property
     def seconds(self) -> float:
         return max(0.0, (self.ended or self.started) - self.started)
+
+
+class Row(NamedTuple):
+    """What is counted of a trial when the trials to come are foreseen."""
+
+    stratum: str
+    seed: int
+    state: str
+    search: Mapping[str, str]
+    """Tags of the search: Tag.REFINED and Tag.CHOICE are read."""
 
 
 @dataclass
@@ -84,6 +96,11 @@ class TrialState:
     def seconds(self) -> float:
         """Seconds trained, over all attempts that have ended."""
         return sum(a.seconds for a in self.attempts)
+
+    def row(self) -> Row:
+        """Return what is counted of it, small enough to be kept for very many trials."""
+        tags = {name: self.search[name] for name in (Tag.REFINED, Tag.CHOICE) if name in self.search}
+        return Row(self.stratum, self.seed, self.state, tags)
 
     def failures(self, kind: FailureKind) -> int:
         """How often `kind` has ended an attempt that still counts."""

@@ -21,10 +21,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from saebench.config import TrialConfig
 from saebench.errors import SpecError
-from saebench.forecast import Row, trials_left
+from saebench.forecast import trials_left
 from saebench.plan import Plan
 from saebench.runs.events import FailureKind, Verdict
-from saebench.runs.state import same_trial
+from saebench.runs.state import Row, same_trial
 from saebench.runs.tags import Tag
 from saebench.spec import Range, Scalar
 from saebench.study import pruners, samplers

@@ -232,3 +232,20 @@ def test_the_sweep_that_changed_last_is_meant(paths: SweepPaths, tmp_path: Path)
     assert found(None, None).name == "toy"
     assert found("older", None).root == older.parent
     assert found(str(paths.root), None).name == "toy"
+
+
+def test_status_of_very_many_trials_holds_few_at_once(paths: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20,000 trials, a kilobyte each: what is kept of one while the others are read is its row."""
+    import tracemalloc
+
+    def many(*_: Any) -> Iterator[TrialState]:
+        for number in range(20_000):
+            yield TrialState(number, "topk-k4-n64", "p", 0, 400, "complete", reason=f"{number}" * 200)
+
+    monkeypatch.setattr("saebench.runs.board.read_states", many)
+    monkeypatch.setattr("saebench.cli.show.echo", lambda *_, **__: None)
+    tracemalloc.start()
+    call("status", str(paths.root), "--json")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 30e6, "all at once would be 80 MB"

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from saebench.config import TrialConfig
-from saebench.forecast import Row, trials_left
+from saebench.forecast import trials_left
 from saebench.plan import Plan, make_plan
 from saebench.runs.events import Verdict
+from saebench.runs.state import Row
 from saebench.spec import parse_spec
 from saebench.study import Search
 from saebench.study.journal import open_journal
