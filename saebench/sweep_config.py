@@ -141,3 +141,7 @@ class EvalConfig(Config):
         ...,
     ] = ("knn_overlap_at_10",)
     """Which ones. coherence and label_match, of what latents mean (docs/latents.md), need the cache."""
+    primary: tuple[str, ...] = ("fvu",)
+    """Metrics that the verdict is about, without prefix; the search's objective stays one metric."""
+    margin: Annotated[float, Field(ge=0)] = 0.005
+    """Differences below this do not matter: 0.005 is 0.5% of FVU, and 0.005 of a score such as a cosine or an AUC."""

@@ -22,12 +22,14 @@ if TYPE_CHECKING:
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
 SUFFIXES = {".csv": "csv", ".md": "markdown", ".markdown": "markdown", ".json": "json", ".html": "html", ".htm": "html",
             ".tex": "latex", ".latex": "latex", ".parquet": "parquet", ".txt": "table"}  # fmt: skip
-NAMES = ("verdict", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "seeds", "effects",
-         "importances", "lost", "trials")  # fmt: skip
+NAMES = ("metrics", "verdict", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "seeds",
+         "effects", "importances", "lost", "trials")  # fmt: skip
 """report.TABLES, spelled out so that --help needs no pandas; a test compares."""
 PLOTS = ("pareto", "curves", "dead", "density", "l0", "parallel")
 """report.charts.CHARTS, likewise."""
 
+_TAG = 5000
+"""Characters of a tag that every MLflow server takes."""
 _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only trials with this value; repeatable.")
 
 
@@ -39,6 +41,7 @@ _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only 
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a plot (.png, .svg, .pdf).")
 @click.option("--chart", default="pareto", type=click.Choice([*PLOTS, "all"]), help="Which plot (default: pareto).")
 @click.option("--open", "browse", is_flag=True, help="Write the page (html) and open it in a browser.")
+@click.option("--all", "everything", is_flag=True, help="Print all tables; by default what fits a screen.")
 @click.option("--log", is_flag=True, help="Attach the page and all plots to the sweep's run in MLflow.")
 @_WHERE
 @runs_option
@@ -51,6 +54,7 @@ def report(
     plot: Path | None,
     chart: str,
     browse: bool,
+    everything: bool,
     log: bool,
     where: tuple[str, ...],
     runs_dir: str | None,
@@ -79,7 +83,7 @@ def report(
                 raise UserError(f"{plot}: {why}")
             echo(why, err=True)
     if not plot or out or names or browse:
-        written = _write(document, kind, out, tuple(NAMES) if "all" in names else names)
+        written = _write(document, kind, out, tuple(NAMES) if "all" in names else names, everything or out is not None)
         if browse and written and not open_page(written.absolute().as_uri()):
             echo("no browser was found: open that file yourself", err=True)
     if log:
@@ -118,10 +122,10 @@ def _plots(document: Report, path: Path, chart: str) -> dict[str, Path]:
     return drawn
 
 
-def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]) -> Path | None:
+def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...], everything: bool) -> Path | None:
     """Write or print; return the file, if one was written."""
     if kind == "table":
-        _print_tables(document, out, names)
+        _print_tables(document, out, names, everything)
         return out
     if kind in ("csv", "json", "parquet") and len(names) > 1:
         raise UserError(f"--format {kind} holds one table; give one --table")
@@ -153,16 +157,16 @@ def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
     return formats.markdown(document, tables) if kind == "markdown" else formats.latex(document, tables)
 
 
-def _print_tables(document: Report, out: Path | None, names: tuple[str, ...]) -> None:
+def _print_tables(document: Report, out: Path | None, names: tuple[str, ...], everything: bool) -> None:
     from saebench.report.text import show
     from saebench.terminal.console import make_console
 
     tables: list[Table] | None = [document.table(name) for name in names] if names else None
     if out is None:
-        show(document, make_console(markup=True), tables)
+        show(document, make_console(markup=True), tables, everything=everything)
         return
     with _writing(out), out.open("w", encoding="utf-8") as file:
-        show(document, make_console(file, markup=True), tables)
+        show(document, make_console(file, markup=True), tables, everything=everything)
     echo(f"written: {out}", err=True)
 
 
@@ -192,10 +196,12 @@ def _default_file(document: Report, kind: str) -> Path:
 
 
 def _log(document: Report) -> list[str]:
-    """The page and every plot as artifacts of each sweep's parent run, in the folder report."""
+    """The page and every plot as artifacts of each sweep's parent run, in the folder report; verdict and failed checks
+    as its tags."""
     import tempfile
 
     from saebench.report.html import page
+    from saebench.runs.tags import Tag
     from saebench.tracking.server import open_reader, reading
 
     with tempfile.TemporaryDirectory() as folder:
@@ -205,6 +211,9 @@ def _log(document: Report) -> list[str]:
             client = open_reader(source.uri)
             with reading(source.uri):
                 client.log_artifacts(source.run_id, folder, "report")
+                client.set_tag(source.run_id, Tag.REPORT, document.verdict[:_TAG])
+                failed = "\n".join(check.text for check in document.checks if check.passed is False)
+                client.set_tag(source.run_id, Tag.CHECKS, (failed or "all passed")[:_TAG])
         return sorted(f"report/{path.name}" for path in Path(folder).iterdir())
 
 
@@ -254,7 +263,8 @@ def _best_of_all(document: Report, row: dict[str, Any]) -> str:
     source = next(s for s in document.record.sources if s.name == row["sweep"])
     place = f"; {source.paths.trial(row['best_trial']).sae}" if source.paths else ""
     what = f"{row['arm']}, {row['level_name']}={row['level']:g}, n={row['dict_size']:g}"
-    return f"best: {row['sweep']}/{row['best_trial']} ({what}){place}"
+    so_far = f" so far ({document.progress}: nothing is decided)" if document.progress else ""
+    return f"best{so_far}: {row['sweep']}/{row['best_trial']} ({what}){place}"
 
 
 @click.command()

@@ -33,7 +33,7 @@ def _data(frame: DataFrame) -> str:
 
 
 def _texts(frame: DataFrame) -> str:
-    cap, held = _one(frame, "data.num_examples", "up to {} texts"), _one(frame, "eval/examples", "{} held out")
+    cap, held = _one(frame, "data.num_examples", "up to {} texts"), _one(frame, "final/examples", "{} test texts")
     return ", ".join(part for part in (cap, held) if part)
 
 

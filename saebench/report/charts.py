@@ -237,7 +237,7 @@ def parallel(report: Report) -> Chart:
     frame, arms = report.frame, points.arms(report.frame)
     panels = []
     for group, trials in _grouped(frame[usable(frame, FVU)]):
-        keys = ["level", "dict_size", *report.searched, L0, "eval/dead_fraction", FVU]
+        keys = ["level", "dict_size", *report.searched, L0, "final/dead_fraction", FVU]
         keys = [key for key in keys if trials[key].notna().any()]
         scaled = [_scale(trials[key], _TITLES.get(key, key)) for key in keys]
         scaled = [(axis, heights) for axis, heights in scaled if len(axis.ticks)]
@@ -251,7 +251,7 @@ def parallel(report: Report) -> Chart:
     return Chart("parallel", "Parallel coordinates", note, [p for p in panels if p.series], _legend(arms, ()))
 
 
-_TITLES = {"level": "sparsity", "dict_size": "latents", L0: "L0", FVU: "FVU", "eval/dead_fraction": "dead"}
+_TITLES = {"level": "sparsity", "dict_size": "latents", L0: "L0", FVU: "FVU", "final/dead_fraction": "dead"}
 
 
 def _scale(values: Any, title: str) -> tuple[Axis, Any]:

@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from saebench.errors import UserError
 from saebench.report import effects, embedding, points, tables
 from saebench.report.about import about
-from saebench.report.compare import Comparison, compare, runs_of, with_texts
+from saebench.report.checks import Check, checks
+from saebench.report.compare import Comparison, compare, runs_of
+from saebench.report.judge import Judged, judge
 from saebench.report.read import Record, evaluations, histories, read
+from saebench.report.search_error import Cell, CellSearch, cell_searches
 from saebench.report.sources import find
 from saebench.report.stability import stability
 from saebench.report.table import Table, counted, number_of, trial_counts
-from saebench.report.verdict import sentence
+from saebench.report.verdict import paragraph, sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,21 +69,66 @@ class Report:
         """evaluation.safetensors of the chosen trials, by run id."""
         return evaluations(self.record, self.chosen)
 
+    @property
+    def tested(self) -> bool:
+        """Is every chosen trial measured on a test part?"""
+        return "test/fvu" in self.chosen.columns and bool(self.chosen["test/fvu"].notna().all())
+
+    @property
+    def progress(self) -> str:
+        """How far the sweeps are; empty if they have ended."""
+        if not self.record.unfinished & set(self.frame["sweep"]):
+            return ""
+        ended = int(self.frame["state"].isin(["complete", "pruned", "failed"]).sum())
+        under_way = len(self.frame) - ended
+        rest = f"{under_way} under way or interrupted" if under_way else "more are due"
+        return f"{number_of(ended, 'trial')} ended, {rest}"
+
+    @property
+    def primary(self) -> list[str]:
+        """Metrics that the person cares about (`eval.primary`)."""
+        return self.record.primary
+
     @cached_property
-    def comparisons(self) -> list[Comparison]:
-        """Every pair of arms, with intervals over seeds and over texts."""
-        found = compare(self.frame, self.chosen)
+    def searches(self) -> dict[Cell, CellSearch]:
+        """What the search of every cell leaves open."""
+        return cell_searches(self.frame, self.chosen, self.record.objective)
+
+    @cached_property
+    def judged(self) -> list[Judged]:
+        """Every pair of arms in every metric."""
+        found = compare(self.frame, self.chosen, self.searches, self.progress)
         wanted = runs_of(found)
-        errors = {r: e["squared_error"] for r, e in self.evaluations.items() if r in wanted and "squared_error" in e}
-        return [with_texts(c, errors) for c in found]
+        evaluations = {run: held for run, held in self.evaluations.items() if run in wanted}
+        return judge(found, self.frame, self.searches, evaluations, self.primary, self.record.margin)
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """Every pair of arms in FVU, with intervals over seeds and over texts."""
+        return [found["fvu"] for found in self.judged]
 
     @property
     def sentences(self) -> list[str]:
-        """The verdicts; why there is none where there is none."""
-        if self.comparisons:
-            return [sentence(c) for c in self.comparisons]
+        """The verdicts in FVU; why there is none where there is none."""
+        return [sentence(c) for c in self.comparisons] or [self.verdict]
+
+    @cached_property
+    def verdict(self) -> str:
+        """The report in a paragraph."""
+        if self.judged:
+            return paragraph(self.judged, self.primary)
         arms = points.arms(self.frame)
-        return [f"one arm ({arms[0]}): nothing to compare" if arms else "no trials: nothing to compare"]
+        return f"One arm ({arms[0]}): nothing to compare." if arms else "No trials: nothing to compare."
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        """What may be wrong although the verdict stands, failed checks first."""
+        return checks(self)
+
+    @cached_property
+    def chosen_curves(self) -> DataFrame:
+        """Learning curves of the chosen trials: `run_id`, `samples`, `value` of the objective."""
+        return self._curves(self.chosen.head(CURVES))
 
     @cached_property
     def curves(self) -> DataFrame:
@@ -93,6 +141,11 @@ class Report:
             self.record.note(
                 f"learning curves of {CURVES} of {len(rest) + len(self.chosen)} trials, chosen points first"
             )
+        return self._curves(wanted)
+
+    def _curves(self, wanted: DataFrame) -> DataFrame:
+        import pandas as pd
+
         runs = zip(wanted["sweep"], wanted["run_id"], strict=True)
         rows = [
             (run, samples, value)
@@ -117,6 +170,7 @@ class Report:
 
 
 TABLES: dict[str, Callable[[Report], Table]] = {
+    "metrics": lambda r: tables.metrics(r.judged),
     "verdict": lambda r: tables.verdicts(r.comparisons),
     "strata": lambda r: r.strata,
     "arms": lambda r: tables.arms(r.frame, r.comparisons),

@@ -81,10 +81,10 @@ def _per_stratum(frame: DataFrame, best: DataFrame, metrics: dict[str, str]) -> 
 # --- neighbourhoods --------------------------------------------------------------------------------------------------
 
 _FIDELITY = {
-    "eval/cosine": "cosine",
-    "eval/cosine_p5": "cosine_p5",
-    "eval/knn_overlap_at_10": "knn_overlap_at_10",
-    "eval/similarity_rank_correlation": "similarity_rank_correlation",
+    "final/cosine": "cosine",
+    "final/cosine_p5": "cosine_p5",
+    "final/knn_overlap_at_10": "knn_overlap_at_10",
+    "final/similarity_rank_correlation": "similarity_rank_correlation",
 }
 _FIDELITY_WORDS = {
     "cosine": "cosine between embedding and reconstruction",
@@ -114,7 +114,7 @@ def fidelity(frame: DataFrame, best: DataFrame) -> Table:
 
 def probing(frame: DataFrame, best: DataFrame) -> Table:
     """A row per stratum, and one per baseline: how well k latents, or k dimensions, tell the classes."""
-    metrics = {f"eval/probing_{score}_k{k}": f"{score}_k{k}" for score in SCORES for k in KS}
+    metrics = {f"final/probing_{score}_k{k}": f"{score}_k{k}" for score in SCORES for k in KS}
     rows = _per_stratum(frame, best, metrics)
     if not rows:
         note = "No trial has them: they come with probing in eval.metrics, where the dataset has labels enough."
@@ -146,7 +146,7 @@ def _baselines(best: DataFrame, group: str) -> list[Row]:
         row: Row = {"group": group, "arm": name, "level_name": "", "level": math.nan, "dict_size": math.nan}
         for score in SCORES:
             for size in (*(f"k{k}" for k in KS), "all"):
-                there = _values(best, f"eval/probing_{score}_{size}{suffix}")
+                there = _values(best, f"final/probing_{score}_{size}{suffix}")
                 row[f"{score}_{size}"] = float(there.mean()) if len(there) else math.nan
                 row[f"{score}_{size}_low"] = row[f"{score}_{size}_high"] = math.nan
         if any(math.isfinite(row[f"{score}_k{k}"]) for score in SCORES for k in KS):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saebench.escape import escape_controls
 from saebench.report.table import Table, missing
 
 if TYPE_CHECKING:
@@ -18,8 +19,21 @@ if TYPE_CHECKING:
 
 
 def csv(table: Table) -> str:
-    """Raw values; nested ones as JSON."""
-    return str(_flat(table.frame).to_csv(index=False))
+    """Raw values; nested ones as JSON. No cell is a formula to a spreadsheet, none holds a control character."""
+    frame = _flat(table.frame)
+    for key in frame.columns:
+        if frame[key].map(lambda value: isinstance(value, str)).any():
+            frame[key] = frame[key].map(lambda value: _cell(value) if isinstance(value, str) else value)
+    return str(frame.rename(columns=lambda key: _cell(str(key))).to_csv(index=False))
+
+
+def _cell(text: str) -> str:
+    """A cell that a spreadsheet takes for text: one that begins like a formula and is no number gets an apostrophe."""
+    text = escape_controls(text).replace("\t", " ")
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not _NUMBER.fullmatch(text) else text
+
+
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.I)
 
 
 def _flat(frame: DataFrame) -> DataFrame:
@@ -79,8 +93,14 @@ def markdown_table(table: Table) -> str:
     return "\n".join([*lines, *map(_row, cells), ""])
 
 
+def _md(text: str) -> str:
+    """Text from outside in Markdown: no HTML, no control characters, one line."""
+    text = escape_controls(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return " ".join(text.split())
+
+
 def _pipe(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return _md(text).replace("|", "\\|")
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -89,12 +109,19 @@ def _row(cells: Iterable[str]) -> str:
 
 def markdown(report: Report, tables: Sequence[Table]) -> str:
     """The verdicts, notes and tables as one document."""
-    about = [f"{line}  " for line in report.about]
-    lines = [f"# {report.name}", "", *about, f"{report.counts}.", "", "## Verdicts", ""]
-    lines += [f"- {text}" for text in report.sentences]
+    about = [f"{_md(line)}  " for line in report.about]
+    lines = [f"# {_md(report.name)}", "", *about, f"{report.counts}.", "", "## Verdict", ""]
+    lines += [_md(report.verdict), "", *(f"- {_md(text)}" for text in report.sentences)]
+    if report.checks:
+        lines += [
+            "",
+            "## Before you use it",
+            "",
+            *(f"- [{'x' if c.passed else ' '}] {_md(c.text)}" for c in report.checks),
+        ]
     parts = [markdown_table(table) for table in tables]  # before the notes: reading for a table may add some
     if report.record.notes:
-        lines += ["", "## Notes", "", *(f"- {note}" for note in report.record.notes)]
+        lines += ["", "## Notes", "", *(f"- {_md(note)}" for note in report.record.notes)]
     return "\n".join([*lines, "", *parts])
 
 
@@ -106,7 +133,7 @@ _TEX = {
 
 def tex(text: str) -> str:
     """Text with everything that means something to LaTeX escaped; what pdflatex cannot set becomes a question mark."""
-    escaped = re.sub(r"[\\&%$#_{}~^<>]", lambda match: _TEX[match.group()], text)
+    escaped = re.sub(r"[\\&%$#_{}~^<>]", lambda match: _TEX[match.group()], escape_controls(text))
     return escaped.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
 
 
@@ -131,12 +158,14 @@ def latex(report: Report, tables: Sequence[Table]) -> str:
     parts = [latex_table(table) for table in tables]
     about = "".join(f"{tex(line)}\\\\\n" for line in report.about)
     verdicts = "\n".join(f"\\item {tex(text)}" for text in report.sentences)
+    checks = "\n".join(f"\\item {tex(check.text)}" for check in report.checks if not check.passed)
+    checks = f"\\subsection*{{Before you use it}}\n\\begin{{itemize}}\n{checks}\n\\end{{itemize}}\n" if checks else ""
     notes = "\n".join(f"\\item {tex(text)}" for text in report.record.notes)
     notes = f"\\subsection*{{Notes}}\n\\begin{{itemize}}\n{notes}\n\\end{{itemize}}\n" if notes else ""
     return (
         "\\documentclass[a4paper,landscape]{article}\n\\usepackage[utf8]{inputenc}\n\\usepackage[T1]{fontenc}\n"
         "\\usepackage[margin=15mm]{geometry}\n\\usepackage{booktabs,longtable}\n\\begin{document}\n\\small\n"
         f"\\section*{{{tex(report.name)}}}\n{about}{tex(report.counts)}.\n"
-        f"\\subsection*{{Verdicts}}\n\\begin{{itemize}}\n{verdicts}\n\\end{{itemize}}\n{notes}"
+        f"\\subsection*{{Verdict}}\n{tex(report.verdict)}\n\\begin{{itemize}}\n{verdicts}\n\\end{{itemize}}\n{checks}{notes}"
         "\\scriptsize\n" + "\n".join(parts) + "\\end{document}\n"
     )

@@ -15,10 +15,20 @@ if TYPE_CHECKING:
 CELL = ("group", "arm", "level", "dict_size")
 """Columns that name a cell; `annotate` adds group, arm, level and level_name."""
 IDENTITY = {"sweep", "trial", "state", "reason", "type", "stratum", "point", "seed", "dict_size", "d_in", "failure",
-            "attempt", "duration_s", "run_id", "verdict", "group", "arm", "level", "level_name"}  # fmt: skip
+            "attempt", "duration_s", "run_id", "verdict", "group", "arm", "level", "level_name", "role", "choice",
+            "search_error", "control"}  # fmt: skip
 """Columns that are not parameters somebody could have searched."""
-METRICS = ("eval/fvu", "eval/l0", "eval/dead_fraction", "eval/explained_variance")
-"""What tables and charts count on."""
+FINAL = "final/"
+"""Prefix of the columns that tables and verdict read: `test/...`; `eval/...` for trials of sweeps made before there was
+a test part."""
+NEEDED = ("fvu", "l0", "dead_fraction", "explained_variance")
+"""Metrics that tables and charts count on."""
+CONTROLS = {
+    "frozen_decoder": "frozen decoder",
+    "frozen_encoder": "frozen encoder",
+    "soft_decoder": "soft-frozen decoder",
+}
+"""What an arm with a part frozen at random is called."""
 _SAME_FOR_ALL = ("samples", "eval_every")
 """Besides data.*: trials that differ in these answer different questions and are never paired."""
 
@@ -28,14 +38,30 @@ def annotate(frame: DataFrame) -> DataFrame:
     no trial has become columns of NaN."""
     frame = frame.copy()
     frame["seed"] = frame["seed"].fillna(-1)
-    for key in METRICS:
-        frame[key] = frame[key].astype(float) if key in frame.columns else np.nan
+    frame = _with_final(frame)
     named = [_sparsity(row) for row in frame.to_dict("records")]
     frame["level_name"] = [name for name, _ in named]
     frame["level"] = np.array([value for _, value in named], dtype=float)
     frame["group"] = _groups(frame)
     frame["arm"] = _labels(frame)
     return frame
+
+
+def _with_final(frame: DataFrame) -> DataFrame:
+    """Add `final/NAME` for every metric that a trial has."""
+    import pandas as pd
+
+    tested = frame["test/fvu"].notna() if "test/fvu" in frame.columns else pd.Series(False, frame.index)
+    names = dict.fromkeys(
+        [*NEEDED, *(key.partition("/")[2] for key in frame.columns if key.startswith(("eval/", "test/")))]
+    )
+    nothing = pd.Series(np.nan, frame.index)
+    columns = {}
+    for name in names:
+        test, validation = (frame[k].astype(float) if (k := f"{part}/{name}") in frame.columns else nothing
+                            for part in ("test", "eval"))  # fmt: skip
+        columns[f"{FINAL}{name}"] = test.where(tested, validation)
+    return pd.concat([frame, pd.DataFrame(columns, index=frame.index)], axis=1)
 
 
 def _sparsity(row: dict[Hashable, Any]) -> tuple[str, float]:
@@ -63,9 +89,13 @@ def _groups(frame: DataFrame) -> list[str]:
 
 def _labels(frame: DataFrame) -> list[str]:
     """The type; with the parameters that tell arms of one type apart, and the sweep where several have the type."""
-    labels = frame["type"].astype(str).to_dict()
-    for (sweep, kind), arms in frame.groupby(["sweep", "type"], sort=False):
-        where = f" @{sweep}" if frame.loc[frame["type"] == kind, "sweep"].nunique() > 1 else ""
+    kinds = frame["type"].astype(str)
+    if "control" in frame.columns:
+        said = frame["control"].map(lambda value: CONTROLS.get(value, ""))
+        kinds = kinds.where(said == "", kinds + " (" + said + ")")
+    labels = kinds.to_dict()
+    for (sweep, kind), arms in frame.groupby([frame["sweep"], kinds], sort=False):
+        where = f" @{sweep}" if frame.loc[kinds == kind, "sweep"].nunique() > 1 else ""
         suffixes = _suffixes(arms)
         labels |= {i: f"{kind}{suffixes.get(stratum, '')}{where}" for i, stratum in arms["stratum"].items()}
     return [labels[i] for i in frame.index]
@@ -123,12 +153,16 @@ def usable(trials: DataFrame, metric: str) -> Series[bool]:
 
 
 def choose(trials: DataFrame, seeds: set[int], objective: str, maximize: bool) -> tuple[DataFrame, str]:
-    """(the complete trials of the best point of one cell, how it was chosen).
+    """Return the complete trials of the best point of one cell, and how it was chosen.
 
-    The best mean of the objective among points that have all `seeds`; where none has, the best value at the first
-    seed. Empty where no trial is complete.
+    Where the sweep searched with one seed and compared with the others, the trials that measure its last choice; the
+    best trial of the search until there are any. In sweeps made before, the point with the best mean of the objective
+    among points that have all `seeds`; where none has, the best value at the first seed. Empty where no trial is
+    complete.
     """
     there = trials[usable(trials, objective)]
+    if (trials["role"] != "").any():
+        return _by_search(there, objective, maximize)
     if there.empty:
         return there, "no complete trial"
     has = there.groupby("point")["seed"].agg(lambda s: seeds <= set(s.dropna())).astype(bool)
@@ -144,6 +178,20 @@ def choose(trials: DataFrame, seeds: set[int], objective: str, maximize: bool) -
         return best, "only point"
     only = "only one with all seeds" if not full.empty else "only complete one"
     return best, f"{how}, of {score.size} points" if score.size > 1 else only
+
+
+def _by_search(there: DataFrame, objective: str, maximize: bool) -> tuple[DataFrame, str]:
+    comparing = there[(there["role"] == "compare") & (there["choice"] > 0)]
+    if len(comparing):
+        newest = comparing[comparing["choice"] == comparing["choice"].max()]
+        about = newest["search_error"].iloc[-1] or {}
+        tried = f"{about.get('drawn', '?')} drawn, {about.get('refined', 0)} refined"
+        return newest, f"chosen by the search seed ({tried})"
+    searched = there[there["role"] == "search"]
+    if searched.empty:
+        return searched, "no complete trial"
+    best = searched.sort_values(objective, ascending=not maximize, kind="stable").head(1)
+    return best, f"best of the search so far, of {searched['point'].nunique()} points; no other seed has measured it"
 
 
 def chosen(frame: DataFrame, objective: str, maximize: bool) -> DataFrame:

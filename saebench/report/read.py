@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.config import SAE_CONFIGS
 from saebench.errors import UserError
+from saebench.metrics import METRICS
 from saebench.report import artifacts, wire
 from saebench.report.sources import Source, known_runs, pages
 from saebench.report.table import number_of
@@ -43,6 +44,21 @@ class Record:
     """Run id -> where its artifacts are."""
     descriptions: dict[str, str] = field(default_factory=dict)
     """Sweep -> what its spec says of it."""
+    unfinished: set[str] = field(default_factory=set)
+    """Sweeps with work left: their reports decide nothing."""
+
+    @property
+    def primary(self) -> list[str]:
+        """Metrics that the person cares about, those that are known."""
+        found = self.sources[0].eval("primary") if self.sources else None
+        names = [name for name in found if name in METRICS] if isinstance(found, list) else []
+        return names or ["fvu"]
+
+    @property
+    def margin(self) -> float:
+        """Differences below this do not matter."""
+        found = self.sources[0].eval("margin") if self.sources else None
+        return float(found) if isinstance(found, int | float) and found >= 0 else 0.005
 
     @property
     def objective(self) -> str:
@@ -142,6 +158,8 @@ def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]],
 
     unfinished = sum(row["state"] in ("running", "interrupted", "planned") for row in rows)
     them = number_of(unfinished, "trial")
+    if unfinished or status != "FINISHED":
+        record.unfinished.add(source.name)
     if source.paths is not None and holder(source.paths):
         record.note(f"{source.name}: still running; this is what it has so far ({them} under way)")
     elif status == "RUNNING" and source.paths is None:
@@ -188,6 +206,9 @@ def row_of(
         "duration_s": (end - start) / 1000 if start and end else None,
         "run_id": run_id,
         "verdict": _json(tags.get(Tag.VERDICT, "")),
+        "role": tags.get(Tag.ROLE, ""),
+        "choice": _number(tags.get(Tag.CHOICE, "0")),
+        "search_error": _json(tags.get(Tag.SEARCH_ERROR, "")),
         "failure": tags.get(Tag.FAILURE, ""),
         "_start": start,
     }
@@ -220,7 +241,7 @@ def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
     """Rows as a frame: identity first, then parameters, metrics, and the rest; sorted by sweep and trial."""
     import pandas as pd
 
-    last = ("failure", "attempt", "duration_s", "run_id", "verdict")
+    last = ("failure", "attempt", "duration_s", "run_id", "verdict", "role", "choice", "search_error")
     keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("_"))
     sparsity = [name for config in SAE_CONFIGS.values() for name in config.sparsity]
     first = [*FIRST, *dict.fromkeys([name for name in sparsity if name in keys]), "dict_size", "lr"]

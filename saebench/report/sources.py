@@ -37,6 +37,17 @@ class Source:
         locked = section.get(key) if isinstance(section, dict) else None
         return str(locked or self.tags.get(f"saebench.{key}") or default)
 
+    def eval(self, key: str) -> Any:
+        """A key of the spec's `eval` section: as the lock records it, else as the parent run says; None if unknown."""
+        spec = self.lock.get("spec")
+        section = spec.get("eval") if isinstance(spec, dict) else None
+        if isinstance(section, dict) and key in section:
+            return section[key]
+        try:
+            return json.loads(self.tags.get(f"saebench.{key}", "null"))
+        except ValueError:
+            return None
+
 
 def find(sweeps: Sequence[str | Path], runs: str | Path | None = None, tracking_uri: str | None = None) -> list[Source]:
     """The sweeps named by directory or name; none named: the newest. Raises UserError that lists the ones there are."""

@@ -89,6 +89,14 @@ def over_strata(values: Any, level: float = LEVEL) -> Interval:
     return _interval(mean, np.where((n >= 2).any(-1), error, 0), count, level)
 
 
+def p_of(difference: float, half_width: float, n: int, level: float = LEVEL) -> float:
+    """Two-sided p of a difference above 0 whose t interval from `n` seeds has this half-width; 1 for one below 0."""
+    if not (math.isfinite(difference) and math.isfinite(half_width)) or n < 2:
+        return 1.0 if difference == -math.inf else math.nan
+    error = half_width / stats.t.ppf(0.5 + level / 2, n - 1)
+    return float(2 * stats.t.sf(max(difference, 0.0) / error, n - 1))
+
+
 def holm(p: Any) -> Array:
     """Holm's step-down adjusted p values over the last axis; NaN stays NaN and does not count as a test."""
     p = np.asarray(p, dtype=np.float64)
@@ -141,9 +149,17 @@ class TextInterval:
 
 
 def over_texts(
-    errors: Any, weights: Any, *, draws: int = 1000, groups: int = 2000, level: float = LEVEL, seed: int = 0
+    errors: Any,
+    weights: Any,
+    *,
+    log: bool = True,
+    draws: int = 1000,
+    groups: int = 2000,
+    level: float = LEVEL,
+    seed: int = 0,
 ) -> TextInterval:
-    """Percentile bootstrap, over the texts n, of sum_t weights[..., t] * log(sum_n errors[t, n]).
+    """Percentile bootstrap, over the texts n, of sum_t weights[..., t] * log(sum_n errors[t, n]); of the means over
+    texts instead of the logarithms of sums without `log`.
 
     `errors` (trials, texts) holds squared errors of the same hold-out in the same order, so that one draw of texts
     serves all trials and all rows of `weights` (..., trials): differences are paired. Weights that add up to 0, as in
@@ -157,6 +173,9 @@ def over_texts(
     dealt = rng.permutation(texts)[: texts // size * size].reshape(-1, size)
     sums = np.stack([row[dealt].sum(1, dtype=np.float64) for row in errors])
     counts = rng.multinomial(len(dealt), np.full(len(dealt), 1 / len(dealt)), size=draws)
-    drawn = np.log(counts @ sums.T) @ np.moveaxis(weights, -1, 0)
+    totals = counts @ sums.T
+    values = np.log(totals) if log else totals / (dealt.size)
+    drawn = values @ np.moveaxis(weights, -1, 0)
     low, high = np.quantile(drawn, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return TextInterval(weights @ np.log(errors.sum(1, dtype=np.float64)), low, high, texts)
+    whole = errors.sum(1, dtype=np.float64)
+    return TextInterval(weights @ (np.log(whole) if log else whole / texts), low, high, texts)

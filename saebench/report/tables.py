@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.report import statistics
 from saebench.report.compare import FVU, L0, Comparison, Stratum
+from saebench.report.judge import Judged, label
 from saebench.report.points import cells, usable
 from saebench.report.table import (
     Column,
@@ -25,7 +26,15 @@ from saebench.report.table import (
     signed_span,
     trial_counts,
 )
-from saebench.report.verdict import percent, sentence
+from saebench.report.verdict import (
+    difference_text,
+    interval_text,
+    margin_text,
+    percent,
+    sentence,
+    value_of,
+    what_would_decide,
+)
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -83,12 +92,56 @@ def over_seeds(trials: DataFrame) -> Row:
     row = {"seeds": len(fvu), "fvu": float(interval.mean), "fvu_std": float(interval.sd)}
     row |= {"fvu_low": float(interval.low), "fvu_high": float(interval.high)}
     for key in ("l0", "explained_variance", "dead_fraction", "cosine", "knn_overlap_at_10", "mse"):
-        value = trials[f"eval/{key}"].mean() if len(trials) and f"eval/{key}" in trials.columns else math.nan
+        value = trials[f"final/{key}"].mean() if len(trials) and f"final/{key}" in trials.columns else math.nan
         row[key] = float(value)
     return row
 
 
 difference = signed_span("low_percent", "high_percent", "difference_percent")
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+OUTCOMES = {
+    "better": "better",
+    "worse": "worse",
+    "equal": "equal within {margin}",
+    "small": "too little to matter",
+    "same": "the same",
+    "undecided": "undecided",
+    "so far": "so far",
+    "not compared": "not compared",
+}
+
+
+def metrics(judged: Sequence[Judged]) -> Table:
+    """A row per pair of arms and metric: what the data say of the first arm against the second."""
+    rows = [_metric_row(c) for found in judged for c in found.values()]
+    columns = [
+        _GROUP, Column("pair", "arms"), Column("metric", "metric", lambda r: label(r["metric"])),
+        Column("said", "outcome"), Column("difference", "difference, 95% CI", lambda r: r["difference_text"]),
+        Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"]), spare=2), Column("seeds", "seeds", spare=3),
+        Column("would_decide", "what would decide it", spare=4),
+    ]  # fmt: skip
+    note = (
+        "Of the first arm against the second, at equal L0, over seeds that did not choose, search error included. "
+        "Holm's correction is over all pairs in the primary metrics, and over all pairs in the others."
+    )
+    return make("metrics", "Verdict by metric", rows, columns, note)
+
+
+def _metric_row(c: Comparison) -> Row:
+    interval = f" ({interval_text(c)})" if math.isfinite(c.low) else ""
+    return {
+        "group": c.group, "pair": f"{c.a} vs {c.b}", "a": c.a, "b": c.b, "metric": c.metric, "outcome": c.outcome,
+        "said": OUTCOMES[c.outcome].format(margin=margin_text(c)),
+        "difference_text": f"{difference_text(c, c.mean)}{interval}" if math.isfinite(c.mean) else "-",
+        "difference": value_of(c, c.mean), "low": min(value_of(c, c.low), value_of(c, c.high)),
+        "high": max(value_of(c, c.low), value_of(c, c.high)), "search_error": c.search, "p": c.p, "p_holm": c.p_pairs,
+        "seeds": c.seeds, "strata": len(c.strata),
+        "would_decide": what_would_decide(c) if c.outcome == "undecided" else "",
+    }  # fmt: skip
 
 
 # --- arms ------------------------------------------------------------------------------------------------------------
@@ -168,7 +221,7 @@ def _logs(frame: DataFrame, s: Stratum) -> tuple[float, float]:
     for pair in s.pairs.values():
         positive = sum(w * math.log(fvu[run]) for run, w in pair.weights.items() if w > 0)
         first += positive / len(s.pairs)
-        second += (positive - pair.log_ratio) / len(s.pairs)
+        second += (positive - pair.difference) / len(s.pairs)
     return first, second
 
 
@@ -203,7 +256,9 @@ def best(frame: DataFrame, chosen: DataFrame, searched: Sequence[str], objective
         widths = [mine for _, mine in trials.groupby("dict_size", sort=False, dropna=False)]
         mine = (max if maximize else min)(widths, key=lambda width: float(width[objective].mean()))
         tried = frame[(frame["group"] == group) & (frame["arm"] == arm) & (frame["level"] == level)]
-        top = mine.sort_values(objective, ascending=not maximize).iloc[0]
+        same = frame[(frame["sweep"].isin(mine["sweep"])) & (frame["stratum"].isin(mine["stratum"]))]
+        same = same[same["point"].isin(mine["point"]) & usable(same, objective)]  # the search seed's trial, too
+        top = same.sort_values(objective, ascending=not maximize).iloc[0]
         rows.append(
             {"group": group, "arm": arm, "level_name": top["level_name"], "level": level, "dict_size": top["dict_size"]}
             | {key: top[key] for key in searched}
@@ -278,8 +333,8 @@ def trials(frame: DataFrame) -> Table:
     columns = (
         Column("trial", "trial", trial_name), Column("state", "state"), _ARM, _LEVEL, _WIDTH, Column("seed", "seed"),
         Column("lr", "lr"), Column(FVU, "FVU", decimals(FVU, 4)), Column(L0, "L0", decimals(L0, 1)),
-        Column("eval/explained_variance", "expl. var.", decimals("eval/explained_variance", 4), spare=4),
-        Column("eval/mse", "MSE", spare=3), Column("eval/dead_features", "dead latents"),
+        Column("final/explained_variance", "expl. var.", decimals("final/explained_variance", 4), spare=4),
+        Column("final/mse", "MSE", spare=3), Column("final/dead_features", "dead latents"),
         Column("duration_s", "seconds", spare=2),
     )  # fmt: skip
     there = tuple(column for column in columns if column.key in frame.columns)

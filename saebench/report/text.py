@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from saebench.report.judge import label
 from saebench.report.table import Column, Table
 
 if TYPE_CHECKING:
@@ -13,32 +15,114 @@ if TYPE_CHECKING:
 
     from saebench.report.document import Report
 
-SHOWN = ("strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "lost")
-"""Tables of the terminal report; the others on request."""
+ALL = ("metrics", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "lost")
+"""Tables of `--all`; the others on request."""
 FEW = 30
-"""Rows up to which a table of trials is shown unasked."""
+"""Rows up to which a table of trials is shown with `--all`."""
+_LINES = 8
+"""Lines of verdicts by metric, and rows of the one table, that a screen has room for."""
+_FAILED = 5
+"""Failed checks that are shown unasked."""
+_GOOD, _BAD, _OPEN = "green", "red", "yellow"
+_STYLE = {"better": _GOOD, "worse": _GOOD, "equal": _GOOD, "small": _GOOD, "same": _GOOD}
 
 
-def show(report: Report, console: Console, tables: Sequence[Table] | None = None) -> None:
-    """Verdicts first, then the tables; `tables` given: those alone, whole."""
-    from rich.markup import escape
+def show(report: Report, console: Console, tables: Sequence[Table] | None = None, *, everything: bool = False) -> None:
+    """The verdict, what to know before use, one table; `everything`: all tables; `tables` given: those alone, whole."""
+    from rich.text import Text
 
-    chosen = list(tables) if tables is not None else _default(report)
-    sentences = report.sentences if tables is None else []
-    console.print(f"[bold]{escape(report.name)}[/bold]  {report.counts}", highlight=False)
-    for line in report.about if tables is None else []:
-        console.print(line, style="dim", highlight=False, markup=False)
-    for sentence in sentences:
-        console.print(f"• {sentence}", highlight=False, markup=False)
-    for table in chosen:
-        console.print()
-        _show_table(table, console)
-        if note := " ".join(filter(None, (table.note, _left_out(table, console.width)))):
-            console.print(note, style="dim", highlight=False, markup=False)
+    def line(text: str, style: str = "") -> None:
+        console.print(Text(text, style=style), highlight=False)
+
+    console.print(Text.assemble((report.name, "bold"), "  ", report.counts), highlight=False)
     if tables is None:
-        _hint(report, console)
+        for text in report.about:
+            line(text, "dim")
+        line(f"\n{report.verdict}")
+        _metrics(report, console)
+        _checks(report, console, everything)
+    for table in _chosen(report, tables, everything):
+        line("")
+        _show_table(table, console)
+        if note := " ".join(
+            filter(None, (table.note, _left_out(table, console.width) if tables is not None or everything else ""))
+        ):
+            line(note, "dim")
+    if tables is None and not everything:
+        line("\nmore: --all, --table NAME (--help lists them), --out report.html", "dim")
     for note in report.record.notes:
-        console.print(f"note: {note}", style="yellow", highlight=False, markup=False)
+        line(f"note: {note}", _OPEN)
+
+
+def _metrics(report: Report, console: Console) -> None:
+    """A line per metric and pair of arms."""
+    from rich.text import Text
+
+    frame = report.table("metrics")
+    rows = frame.rows()
+    several = len({row["pair"] for row in rows}) > 1
+    names = [f"{row['pair']}, {label(row['metric'])}" if several else label(row["metric"]) for row in rows]
+    if several:  # the first metric of every pair; the rest is one --table away
+        kept = [i for i, row in enumerate(rows) if row["metric"] == report.primary[0]]
+        rows, names = [rows[i] for i in kept], [rows[i]["pair"] for i in kept]
+    if len(rows) < 2:
+        return
+    width = min(max(map(len, names[:_LINES])), console.width // 2)
+    said = max(len(row["said"]) for row in rows[:_LINES])
+    console.print()
+    for name, row in list(zip(names, rows, strict=True))[:_LINES]:
+        outcome = (row["said"].ljust(said), _STYLE.get(row["outcome"], _OPEN))
+        text = Text.assemble("  ", name[:width].ljust(width), "  ", outcome, "  ", row["difference_text"])
+        console.print(text, overflow="ellipsis", no_wrap=True)
+    if len(rows) > _LINES:
+        console.print(Text(f"  and {len(rows) - _LINES} more: --table metrics", style="dim"), highlight=False)
+
+
+def _checks(report: Report, console: Console, everything: bool) -> None:
+    """Before you use it: a line per failed check, one for all that passed."""
+    from rich.text import Text
+
+    found = report.checks
+    if not found:
+        return
+    console.print(Text("\nBefore you use it", style="bold"), highlight=False)
+    passed = [check for check in found if check.passed]
+    rest = [check for check in found if not check.passed]
+    for check in rest if everything else rest[:_FAILED]:
+        mark, style = ("x", _BAD) if check.passed is False else ("?", _OPEN)
+        _line(console, f"{mark} {check.name}", style, check.text[len(check.name) :])
+    if len(rest) > _FAILED and not everything:
+        console.print(Text(f"  and {len(rest) - _FAILED} more: --all", style="dim"))
+    if passed and not everything:
+        _line(console, f"+ {len(passed)} passed", _GOOD, f": {', '.join(check.name for check in passed)}")
+    for check in passed if everything else []:
+        _line(console, f"+ {check.name}", _GOOD, check.text[len(check.name) :])
+
+
+def _line(console: Console, head: str, style: str, rest: str) -> None:
+    """One line of the box, indented where it wraps."""
+    from rich.padding import Padding
+    from rich.text import Text
+
+    console.print(Padding(Text.assemble((head, style), rest), (0, 0, 0, 2)))
+
+
+def _chosen(report: Report, tables: Sequence[Table] | None, everything: bool) -> list[Table]:
+    if tables is not None:
+        return list(tables)
+    if not everything:
+        return [_short(report.table("strata"))] if len(report.frame) else []
+    found = [report.table(name, quick=True) for name in ALL]
+    if len(report.frame) <= FEW:
+        found.append(report.table("trials"))
+    return [table for table in found if len(table.frame) and (table.name != "lost" or len(table.frame) <= FEW)]
+
+
+def _short(table: Table) -> Table:
+    """The first rows of a table, and how many more there are."""
+    left = len(table.frame) - _LINES
+    note = f"{left} more rows: --table {table.name}" if left > 0 else ""
+    return replace(table, frame=table.frame.head(_LINES), note=note)
 
 
 def _show_table(table: Table, console: Console) -> None:
@@ -49,21 +133,6 @@ def _show_table(table: Table, console: Console) -> None:
     console.print(shown, highlight=False)
     if not shown.show_edge:  # which is a blank line below
         console.print()
-
-
-def _default(report: Report) -> list[Table]:
-    tables = [report.table(name, quick=True) for name in SHOWN]
-    if len(report.frame) <= FEW:
-        tables.append(report.table("trials"))
-    return [table for table in tables if len(table.frame) and (table.name != "lost" or len(table.frame) <= FEW)]
-
-
-def _hint(report: Report, console: Console) -> None:
-    lost = int((report.frame["state"] != "complete").sum())
-    more = ["seeds", "effects", "importances"]
-    more += ["lost"] if lost > FEW else []
-    more += ["trials"] if len(report.frame) > FEW else []
-    console.print(f"\nmore: --table {'|'.join(more)}, --format html --out report.html", style="dim", highlight=False)
 
 
 def rich_table(table: Table, width: int) -> RichTable:

@@ -28,7 +28,8 @@ from saebench.runs.holder import now
 from saebench.runs.paths import SweepPaths
 from saebench.runs.secrets import mask_all
 
-EXTENDABLE = ("seeds", "search.points", "search.refine", "run", "budget", "tracking", "description")
+EXTENDABLE = ("seeds", "search.points", "search.refine", "run", "budget", "tracking", "description",
+              "eval.primary", "eval.margin")  # fmt: skip
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
 PER_START = ("run.executor", "run.devices", "run.per_device", "tracking.log_sae", "data.encode_batch_size")

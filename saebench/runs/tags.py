@@ -21,6 +21,13 @@ class Tag:
     OBJECTIVE = "saebench.objective"
     """With `direction`, what a report without the sweep's directory has to know."""
     DIRECTION = "saebench.direction"
+    PRIMARY = "saebench.primary"
+    """eval.primary and eval.margin as JSON, for a report without the sweep's directory."""
+    MARGIN = "saebench.margin"
+    REPORT = "saebench.report"
+    """The report's verdict in words (`report --log`)."""
+    CHECKS = "saebench.checks"
+    """The report's checks that failed, a line each (`report --log`)."""
     COUNTS = "saebench.counts"
     """Trials by state, as JSON, once the sweep has ended."""
 

@@ -163,6 +163,19 @@ def _objective(draft: Draft) -> Found:
 _COMPARATIVE = {"minimize": "smaller", "maximize": "larger"}
 
 
+def _primary(draft: Draft) -> Found:
+    names = draft.get("eval", "primary")
+    if names == ():
+        yield "eval.primary", "needs at least one metric"
+    known = [name for name, metric in METRICS.items() if metric.direction is not None]
+    for i, name in enumerate(names if isinstance(names, tuple) else ()):
+        if name not in known:
+            why = "has no better side" if name in METRICS else did_you_mean(str(name), known) or ", ".join(known)
+            yield f"eval.primary[{i}]", f"is not a metric that can be judged ({why})"
+        elif (extra := METRICS[name].extra) is not None and extra not in (draft.get("eval", "metrics") or ()):
+            yield f"eval.primary[{i}]", f"is not measured in this sweep: add {extra} to eval.metrics"
+
+
 def _extra_metrics(draft: Draft) -> Found:
     metrics = draft.get("eval", "metrics") or ()
     for i, metric in enumerate(metrics):
@@ -216,6 +229,7 @@ SECTION_RULES = (
     _schedule,
     _prune,
     _objective,
+    _primary,
     _extra_metrics,
     _enqueue,
     _tracking,

@@ -101,6 +101,8 @@ class Parent:
                 # what a report without the sweep's directory has to know
                 Tag.OBJECTIVE: search.get("objective"),
                 Tag.DIRECTION: search.get("direction"),
+                Tag.PRIMARY: _json(self._section("eval").get("primary")),
+                Tag.MARGIN: _json(self._section("eval").get("margin")),
             }
         )
 
@@ -135,3 +137,7 @@ class Parent:
         tags = {Tag.COUNTS: json.dumps(counts), Tag.STATE: _SWEEP_STATES.get(status, status)}
         self._client.log_batch(self._book.run_id, tags=record.as_tags(tags))
         self._client.set_terminated(self._book.run_id, status)
+
+
+def _json(value: Any) -> str | None:
+    return None if value is None else json.dumps(value)

@@ -101,6 +101,57 @@ def _trial(sweep, number, kind, level, width, point, seed, fvu, state):
     }
 
 
+def simulate_search(arms=None, levels=(16, 32), widths=(1536,), seeds=(1, 2, 3), points=8, noise=0.002, rng_seed=0,
+                    name="demo", about=None, extra=True, examples=2000.0):  # fmt: skip
+    """A sweep as it is run now: seed 0 tries `points` learning rates in every stratum, the other seeds measure the
+    best; `test/...` at the end of every trial. `arms` maps a label, a type or "type/control", to its factor of FVU;
+    `about` is the record of the search, by default a gap of 0.05% inside the range."""
+    rng = np.random.default_rng(rng_seed)
+    trials = []
+    for label, factor in (arms or {"topk": 1.0, "batchtopk": 0.97}).items():
+        kind, _, control = label.partition("/")
+        for level in levels:
+            for width in widths:
+                shift = {seed: rng.normal(0, noise) for seed in (0, *seeds)}
+                offsets = np.linspace(-1.6, 1.7, points)
+                base = factor * 1.2 * level**-0.35 * (width / 1536) ** -0.15
+                losses = [0.07 * x**2 + shift[0] + rng.normal(0, noise) for x in offsets]
+                best = int(np.argmin(losses))
+                made = [(point, 0, loss) for point, loss in enumerate(losses)]
+                made += [(best, s, 0.07 * offsets[best] ** 2 + shift[s] + rng.normal(0, noise)) for s in seeds]
+                for point, seed, loss in made:
+                    fvu = float(base * np.exp(loss))
+                    trial = _trial(name, len(trials), kind, level, width, point, seed, fvu, "complete")
+                    trials.append(_searched(trial, control, factor, seed, about, extra, examples, rng))
+    return trials
+
+
+def _searched(trial, control, factor, seed, about, extra, examples, rng):
+    """The trial with its role, its test metrics and, of those that compare, the record of the search."""
+    metrics = trial["metrics"]
+    if extra:
+        metrics["eval/knn_overlap_at_10"] = 0.5 / factor + rng.normal(0, 0.002)
+        for k in (1, 5, 20):
+            metrics[f"eval/probing_auc_k{k}"] = 0.6 + 0.02 * k**0.5 + rng.normal(0, 0.004)
+            metrics[f"eval/probing_auc_k{k}_pca"] = 0.7
+    metrics["eval/examples"] = examples
+    tested = {
+        key.replace("eval/", "test/"): value * (1.01 if key == "eval/fvu" else 1) for key, value in metrics.items()
+    }
+    metrics |= tested | {"train_sample/fvu": 0.98 * metrics["eval/fvu"]}
+    params = {**trial["params"], "lr": 3e-3 * float(np.exp(int(trial["point"][1:]) * 0.3))}
+    if control:
+        trial["stratum"] += f"-{control}"
+        params["control"] = control
+    record = {"gap": 0.0005, "edge": [], "needed": None, "drawn": 8, "refined": 0, "searched": {"lr": [1e-3, 3e-2]}}
+    own = (
+        {"role": "search"}
+        if seed == 0
+        else {"role": "compare", "choice": "1", "search_error": {**record, **(about or {})}}
+    )
+    return {**trial, "metrics": metrics, "params": params, **own}
+
+
 def with_state(trial, state, reason=""):
     """A copy that ended otherwise; a failed trial has no metrics."""
     metrics = {} if state == "failed" else trial["metrics"]
@@ -139,6 +190,9 @@ def _tags(trial, parent):
         "saebench.state": trial["state"],
         "saebench.attempt": "1",
     }
+    tags |= {f"saebench.{key}": trial[key] for key in ("role", "choice") if trial.get(key)}
+    if trial.get("search_error"):
+        tags["saebench.search_error"] = json.dumps(trial["search_error"])
     if trial["reason"]:
         tags["saebench.reason"] = trial["reason"]
     if trial["verdict"]:

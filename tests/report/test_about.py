@@ -15,11 +15,11 @@ def test_a_report_says_its_question_its_data_and_its_budget() -> None:
     frame = _frame(
         seed=[0, 1], samples=[60000, 60000],
         **{"data.model": ["m"] * 2, "data.dataset": ["mine.jsonl"] * 2, "data.split": ["train"] * 2,
-           "data.num_examples": [2000] * 2, "eval/examples": [385.0, 385.0]},
+           "data.num_examples": [2000] * 2, "final/examples": [385.0, 385.0]},
     )  # fmt: skip
     assert about({"mine": "Which one?\n Really."}, frame) == [
         "Which one? Really.",
-        "m on mine.jsonl [train]; up to 2,000 texts, 385 held out; 60,000 examples per trial; seeds 0, 1",
+        "m on mine.jsonl [train]; up to 2,000 texts, 385 test texts; 60,000 examples per trial; seeds 0, 1",
     ]
 
 

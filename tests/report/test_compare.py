@@ -44,7 +44,9 @@ def many_sweeps(factor: float, rounds: int):
         rng = np.random.default_rng(i)
         luck = np.where(kinds == "topk", rng.normal(0, 0.02, 3)[seeds], rng.normal(0, 0.02, 3)[seeds])
         noise = np.exp(luck + rng.normal(0, 0.01, len(frame)))
-        frame["eval/fvu"] = np.where(kinds == "topk", 1, factor) * 10 * frame["level"] ** -0.35 * worse * noise
+        frame["eval/fvu"] = frame["final/fvu"] = (
+            np.where(kinds == "topk", 1, factor) * 10 * frame["level"] ** -0.35 * worse * noise
+        )
         (c,) = compare(frame, points.chosen(frame, "eval/fvu", False))
         yield c
 
@@ -95,7 +97,7 @@ def test_arms_that_are_the_same_are_said_to_be(seeds, levels, where) -> None:
     (c,) = compared(trials)
     assert sentence(c) == f"{c.a} and {c.b} have the same FVU at equal L0, in {where}"
     (again,) = [with_texts(c, {run: np.linspace(1, 2, 300) for run in runs_of([c])})]
-    assert sentence(again) == f"{sentence(c)}; equal over 300 hold-out texts, too"
+    assert sentence(again) == f"{sentence(c)}; equal over 300 test texts, too"
 
 
 @pytest.mark.parametrize(
@@ -220,7 +222,7 @@ def test_texts_give_their_own_interval_and_can_leave_open_what_seeds_decide() ->
     assert quiet.texts == 500
     assert quiet.text_low < c.mean < quiet.text_high < 0
     assert quiet.decided
-    assert "over 500 hold-out texts" in sentence(quiet)
+    assert "over 500 test texts" in sentence(quiet)
     assert loud.text_low < 0 < loud.text_high
     assert not loud.decided
     assert "more texts, not more seeds" in sentence(loud)

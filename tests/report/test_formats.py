@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -13,11 +15,13 @@ import pytest
 from rich.console import Console
 from sweep_data import frame_of, simulate, with_state
 
+from saebench.escape import CONTROLS
 from saebench.report import TABLES, formats
 from saebench.report.document import Report
 from saebench.report.html import page
 from saebench.report.read import Record
 from saebench.report.text import show
+from saebench.terminal.console import make_console
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +61,7 @@ def test_markdown_cells_do_not_break_their_rows(report: Report) -> None:
     text = formats.markdown_table(report.table("lost"))
     rows = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.replace("\\|", "").count("|") for line in rows}) == 1
-    assert "<more>_in {use} \\| x" in text
+    assert "&lt;more&gt;_in {use} \\| x" in text
 
 
 def test_markdown_has_the_verdict_before_the_tables(report: Report) -> None:
@@ -107,7 +111,7 @@ def test_the_terminal_begins_with_counts_and_the_verdict(report: Report) -> None
     lines = shown(report, 140).splitlines()
     assert lines[0] == "demo  60 trials: 48 complete, 11 pruned, 1 failed"
     assert lines[1].startswith("sentence-transformers/all-MiniLM-L6-v2 on parquet; up to 20,000 texts, ")
-    assert lines[2].startswith("• jumprelu reconstructs better than topk at equal L0: FVU ")
+    assert lines[3].startswith("jumprelu reconstructs better than topk at equal L0: FVU ")
     assert "note: a note_with 100% of & everything" in lines
 
 
@@ -155,7 +159,42 @@ def test_a_terminal_too_narrow_for_a_word_per_column_still_shows_them_all(report
     assert text.count("…") == 0
 
 
-def test_a_few_trials_are_listed_and_many_are_offered(report: Report) -> None:
-    assert "--table seeds|effects|importances|trials" in shown(report, 140)
-    few = Report(Record(frame_of(simulate(levels=(16,), widths=(1536,), points=1))))
-    assert "Trials" in shown(few, 140).split()
+def test_a_few_trials_are_listed_with_all_and_the_rest_is_offered(report: Report) -> None:
+    assert "more: --all, --table NAME" in shown(report, 140)
+    assert "Trials" not in shown(report, 140).split()
+    few, out = Report(Record(frame_of(simulate(levels=(16,), widths=(1536,), points=1)))), io.StringIO()
+    show(few, Console(file=out, width=140), everything=True)
+    assert "Trials" in out.getvalue().split()
+
+
+HOSTILE = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\x1b[31mred", "\x9b31m", "\u202egnp.exe",
+           "<script>x</script>", "a|b", "$x_1$ \\input{/etc/passwd}", "\t=1"]  # fmt: skip
+"""Text that a spec, a host or a server may hold."""
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_text_from_outside_is_escaped_at_every_door(text: str) -> None:
+    trials = simulate(levels=(16,), widths=(1536,), points=1)
+    for trial in trials:
+        trial["params"]["data.prompt"] = text
+    trials[0] |= {"state": "failed", "reason": text}
+    record = Record(frame_of(trials))
+    record.descriptions = {"demo": text}
+    record.note(f"a note: {text}")
+    report = Report(record)
+    cells = list(csv.reader(io.StringIO(formats.csv(report.table("trials")))))
+    assert not [c for row in cells for c in row if c[:1] in ("=", "+", "-", "@") and not formats._NUMBER.fullmatch(c)]
+    terminal = io.StringIO()
+    show(report, make_console(terminal, width=100), everything=True)
+    lost = [report.table("lost")]
+    documents = [terminal.getvalue(), formats.csv(report.table("trials")), formats.markdown(report, lost),
+                 formats.latex(report, lost), page(report)]  # fmt: skip
+    for document in documents:
+        assert not re.search(f"[{CONTROLS}]", document.replace("\r\n", "\n"))
+    assert "<script>x" not in documents[2]
+    assert "<script>x" not in documents[4]
+    assert "\\input{" not in documents[3]
+
+
+def test_numbers_stay_numbers_in_csv() -> None:
+    assert [formats._cell(text) for text in ("-1.5e-3", "+2", "-", "=1", "a")] == ["-1.5e-3", "+2", "'-", "'=1", "a"]

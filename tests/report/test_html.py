@@ -78,7 +78,8 @@ def test_every_link_has_its_section_and_every_id_is_one(text: str) -> None:
 
 
 def test_the_verdict_comes_first_then_charts_and_all_tables(text: str) -> None:
-    order = [text.index(f'id="{name}"') for name in ("verdicts", "chart-pareto", "arms", "strata", "lost", "trials")]
+    names = ("verdicts", "checks", "chart-pareto", "strata", "arms", "lost", "trials")
+    order = [text.index(f'id="{name}"') for name in names]
     assert order == sorted(order)
     assert "batchtopk reconstructs better than topk at equal L0" in text
     assert text.count("<tr>") > 60
@@ -99,16 +100,18 @@ def test_what_holds_for_a_pair_alone_is_not_marked_as_decided(monkeypatch: pytes
     report = Report(Record(frame_of(simulate())))
     (found,) = report.comparisons
     assert found.decided
-    for p, kind, badge in ((0.05, "decided", "decided"), (0.06, "open", "this pair alone")):
-        monkeypatch.setattr(report, "comparisons", [replace(found, p_pairs=p)])
+    for p, kind, badge in ((0.05, "decided", "better"), (0.06, "open", "undecided")):
+        monkeypatch.setattr(report, "judged", [{"fvu": replace(found, p_pairs=p)}])
+        monkeypatch.delitem(vars(report), "verdict", raising=False)
         html = page(report)
-        assert f'<li class="{kind}"><b class="badge">{badge}</b> batchtopk reconstructs better than topk' in html
-        assert ("this pair alone, not after Holm" in html) == (p > 0.05)
+        assert f'<div class="{kind}"><dt>FVU</dt><dd><b class="badge">{badge}</b>' in html
+        assert ("decided if it were the only comparison" in html) == (p > 0.05)
 
 
 def test_what_is_undecided_is_marked_so() -> None:
     html = page(Report(Record(frame_of(simulate(seeds=(0,))), notes=["half of it is missing"])))
-    assert '<li class="open"><b class="badge">not decided</b> The data do not decide' in html
+    assert '<p class="verdict">The data do not decide between' in html
+    assert '<div class="open"><dt>FVU</dt><dd><b class="badge">undecided</b>' in html
     assert "half of it is missing" in html
 
 

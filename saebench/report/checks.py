@@ -1,0 +1,212 @@
+"""Before you use it: what may be wrong with the SAEs of a sweep although the verdict stands, and what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from saebench.report.points import FINAL, cells, usable
+from saebench.report.table import number_of
+
+if TYPE_CHECKING:
+    from saebench.report.document import Report
+
+FEWEST_TEXTS = 1000
+"""Test texts below which the noise of the texts, and every score of neighbours, is large."""
+MOST_DEAD, MOST_OFF = 0.10, 0.05
+MEMORY = 1.10
+"""Test FVU over the FVU of training rows above which an SAE has learned its training rows."""
+MOST_NEAR = 0.05
+"""Share of test texts with a near-duplicate in training above which a score is partly memory."""
+LAST = 0.9
+"""Share of the run before which the minimum of a curve is early."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the box. `passed` is None if nothing tells."""
+
+    name: str
+    passed: bool | None
+    found: str
+    """What was measured."""
+    advice: str = ""
+    """What to do if it failed."""
+
+    @property
+    def text(self) -> str:
+        """One line; with what to do where it failed."""
+        return f"{self.name}: {self.found}{f'. {self.advice}' if self.passed is False and self.advice else ''}"
+
+
+def checks(report: Report) -> list[Check]:
+    """Return all checks that the data allow, failed ones first."""
+    found = [check for make in _CHECKS for check in make(report)]
+    return sorted(found, key=lambda check: {False: 0, None: 1, True: 2}[check.passed])
+
+
+def _finished(report: Report) -> Iterator[Check]:
+    left = report.progress
+    yield Check("trials", not left, left or "all have ended", "Run the same command to resume; decide nothing before")
+
+
+def _edges(report: Report) -> Iterator[Check]:
+    at = sorted({f"{s.arm}: {name}" for s in report.searches.values() for name in s.edge})
+    if report.searches:
+        said = f"the best point lies at the edge of its range ({_few(at)})" if at else "best points lie inside"
+        yield Check("ranges", not at, said, "Widen the range, and run again")
+
+
+def _search(report: Report) -> Iterator[Check]:
+    if not report.searches:
+        if (report.frame["role"] == "").all() and len(report.frame) and report.searched:
+            yield Check(
+                "search", None, "made before a seed of its own searched: the interval leaves the luck of the draw out"
+            )
+        return
+    needed = [s.needed for s in report.searches.values() if s.needed]
+    unknown = any(math.isinf(s.gap) for s in report.searches.values())
+    said = "too few points to know the best setting" if unknown or needed else "the best settings are located"
+    wanted = f"Set search.points to about {max(needed)}" if needed else "Draw more points (search.points)"
+    yield Check("search", not (unknown or needed), said, wanted)
+
+
+def _memory(report: Report) -> Iterator[Check]:
+    best, key = report.chosen, "train_sample/fvu"
+    if key in best.columns and best[key].notna().any():
+        ratio = (best[f"{FINAL}fvu"] / best[key].astype(float)).groupby(best["arm"]).mean()
+        worst = ratio.idxmax()
+        said = f"test FVU is {ratio.max():.2f} times that of training rows ({worst})"
+        yield Check("memory", bool(ratio.max() <= MEMORY), said, "Train on more texts, or a smaller dictionary")
+    early = _early(report)
+    if early is not None:
+        share, of = early
+        said = f"the best value came before the last tenth in {share} of {of} trials"
+        yield Check("curves", share * 2 <= of, said, "Train for fewer examples, on more texts, or lower lr")
+
+
+def _early(report: Report) -> tuple[int, int] | None:
+    """(trials whose objective was best before the last tenth of the run, trials with a curve), of the chosen ones."""
+    curves = report.chosen_curves
+    early = of = 0
+    for _, curve in curves.groupby("run_id"):
+        if len(curve) >= 5:
+            values = curve["value"].to_numpy(dtype=float)
+            samples = curve["samples"].to_numpy(dtype=float)
+            best = int(values.argmax() if report.record.maximize else values.argmin())
+            of += 1
+            early += bool(samples[best] < LAST * samples.max())
+    return (early, of) if of else None
+
+
+def _dead(report: Report) -> Iterator[Check]:
+    dead = report.chosen.loc[usable(report.chosen, f"{FINAL}dead_fraction")]
+    if len(dead):
+        by_arm = dead.groupby("arm")[f"{FINAL}dead_fraction"].max()
+        said = f"up to {100 * by_arm.max():.0f}% fire on no test text ({by_arm.idxmax()})"
+        advice = "Revive them (aux_coeff), use a smaller dictionary, or more test texts if few fire at all"
+        yield Check("dead latents", bool(by_arm.max() <= MOST_DEAD), said, advice)
+
+
+def _probing(report: Report) -> Iterator[Check]:
+    ours, theirs = f"{FINAL}probing_auc_k5", f"{FINAL}probing_auc_k5_pca"
+    best = report.chosen
+    if not {ours, theirs} <= set(best.columns):
+        return
+    both = best[best[ours].notna() & best[theirs].notna()]
+    if len(both):
+        means = both.groupby("arm")[[ours, theirs]].mean()
+        worse = [str(arm) for arm in means.index if means.loc[arm, ours] < means.loc[arm, theirs]]
+        low = means[ours].min()
+        said = f"AUC on 5 latents {low:.3f} at least, on 5 principal components {means[theirs].mean():.3f}"
+        said += f" (worse: {_few(worse)})" if worse else ""
+        yield Check("classes", not worse, said, "The latents do not name these classes: read them before you use them")
+
+
+def _stability(report: Report) -> Iterator[Check]:
+    frame = report.quick_stability.frame
+    if not len(frame) or "same_share" not in frame.columns:
+        return
+    lost = 1 - frame.groupby("arm")["same_share"].mean()
+    chance = _chance(float(frame["dict_size"].iloc[0]), report)
+    said = f"{100 * lost.max():.0f}% of latents are found by no other seed ({lost.idxmax()})"
+    said += f"; at random {100 * chance:.0f}%" if chance is not None else ""
+    yield Check("stability", bool(lost.max() <= 0.5), said, "Trust what several seeds find, or train longer")
+
+
+def _chance(width: float, report: Report) -> float | None:
+    """Share of random directions that no random direction of another dictionary matches above 0.7: one minus the chance
+    that the nearest of `width` lies above it, by the beta law of a cosine in d dimensions."""
+    from scipy import stats
+
+    if "d_in" not in report.frame.columns or report.frame["d_in"].isna().all():
+        return None
+    d = float(report.frame["d_in"].dropna().iloc[0])
+    beyond = stats.beta.sf(0.7**2, 0.5, (d - 1) / 2) / 2
+    return float((1 - beyond) ** width)
+
+
+def _texts(report: Report) -> Iterator[Check]:
+    key = f"{FINAL}examples"
+    if key in report.chosen.columns and report.chosen[key].notna().any():
+        few = int(report.chosen[key].min())
+        said = f"{few:,} test texts"
+        yield Check(
+            "test texts", few >= FEWEST_TEXTS, said, f"Take {FEWEST_TEXTS:,} or more (num_examples, holdout.test)"
+        )
+    if len(report.chosen) and not report.tested:
+        said = "the sweep has no test part: validation texts chose the points and judge them"
+        yield Check("parts", False, said, "Run it again with this version for a verdict on texts that chose nothing")
+
+
+def _leaks(report: Report) -> Iterator[Check]:
+    """Test texts that training has seen, or nearly."""
+    for source in report.record.sources:
+        data = source.lock.get("data")
+        if not isinstance(data, dict) or not isinstance(data.get("near_test_of"), int) or not data["near_test_of"]:
+            continue
+        near, of, above = data.get("near_test") or 0, data["near_test_of"], data.get("near_above")
+        equal = data.get("equal_test") or 0
+        said = f"{near:,} of {of:,} test texts have a training text at a cosine above {above}; {equal:,} equal one"
+        yield Check("leak", bool(near <= MOST_NEAR * of), said, f"Set data.deduplicate: {above}")
+
+
+def _sparsity(report: Report) -> Iterator[Check]:
+    best = report.chosen[report.chosen["level"].notna() & report.chosen["level_name"].isin(["k", "target_l0"])]
+    if len(best):
+        off = (best[f"{FINAL}l0"] / best["level"] - 1).abs().groupby(best["arm"]).max()
+        said = f"measured L0 is up to {100 * off.max():.0f}% off its target ({off.idxmax()})"
+        if bool(off.max() <= MOST_OFF):
+            said = "measured L0 is within 5% of its target"
+        advice = "Give the controller more examples, or compare at measured L0 only"
+        yield Check("sparsity", bool(off.max() <= MOST_OFF), said, advice)
+
+
+def _budgets(report: Report) -> Iterator[Check]:
+    frame = report.frame
+    points = [trials["point"].nunique() for _, trials in cells(frame[frame["role"] != "compare"])]
+    samples = frame["samples"].dropna().nunique() if "samples" in frame.columns else 1
+    if samples > 1:
+        yield Check("budgets", False, "arms were trained on unequal numbers of examples", "Compare at one budget")
+    elif points and max(points) > min(points) and not report.searches:
+        said = f"strata have {min(points)} to {max(points)} points to choose from"
+        yield Check("budgets", False, said, "Give every stratum as many points: more choice is more luck")
+    elif points:
+        yield Check("budgets", True, "equal")
+
+
+def _failed(report: Report) -> Iterator[Check]:
+    failed = int((report.frame["state"] == "failed").sum())
+    if failed:
+        yield Check("failures", False, number_of(failed, "trial") + " failed", "See --table lost; saebench retry")
+
+
+_CHECKS: tuple[Callable[[Report], Iterator[Check]], ...] = (
+    _finished, _edges, _search, _memory, _stability, _probing, _dead, _texts, _leaks, _sparsity, _budgets, _failed,
+)  # fmt: skip
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

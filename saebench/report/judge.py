@@ -1,0 +1,85 @@
+"""Every pair of arms in every metric: the comparisons behind the verdict, corrected for how many there are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from saebench.metrics import METRICS
+from saebench.report import statistics
+from saebench.report.compare import Comparison, in_metric, with_texts
+from saebench.report.search_error import Cell, CellSearch
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+LABELS = {
+    "fvu": "FVU",
+    "cosine": "cosine",
+    "cosine_p5": "cosine, 5th percentile",
+    "dead_fraction": "dead latents",
+    "knn_overlap_at_10": "neighbours kept",
+    "similarity_rank_correlation": "rank correlation",
+    **{f"probing_auc_k{k}": f"probing AUC, k={k}" for k in (1, 5, 20)},
+    **{f"probing_accuracy_k{k}": f"probing accuracy, k={k}" for k in (1, 5, 20)},
+    "code_stability": "code stability",
+    "code_stability_duplicates": "code stability, near-duplicates",
+    "coherence_above_floor": "coherence above floor",
+    "label_auroc_above_floor": "label AUROC above floor",
+}
+"""What metrics are called in a sentence, where that is not their name."""
+_RESTATED = ("mse", "explained_variance", "dead_features", *(f"probing_accuracy_k{k}" for k in (1, 5, 20)),
+             "code_stability_largest", "code_stability_duplicates_largest", "label_f1_above_floor",
+             "label_found_above_floor", "label_purity_above_floor")  # fmt: skip
+"""Metrics that say what another one says, in other units or of a part: judged if primary."""
+JUDGED = tuple(name for name, metric in METRICS.items() if metric.direction and name not in _RESTATED)
+"""Metrics that a verdict is given for."""
+Judged = dict[str, Comparison]
+"""Metric -> the comparison of one pair of arms."""
+Evaluations = Mapping[str, Mapping[str, np.ndarray]]
+"""Run id -> what evaluation.safetensors holds: values per test text."""
+
+
+def label(metric: str) -> str:
+    """Return what a metric is called in a sentence."""
+    return LABELS.get(metric, metric.replace("_", " "))
+
+
+def judge(
+    pairs: Sequence[Comparison],
+    frame: DataFrame,
+    searches: Mapping[Cell, CellSearch],
+    evaluations: Evaluations,
+    primary: Sequence[str],
+    margin: float,
+) -> list[Judged]:
+    """Compare each of `pairs` (in FVU) in every metric that both arms have, the primary metrics first.
+
+    p is corrected by Holm's method over all pairs in the primary metrics, and apart from that over all pairs in the
+    others: what was asked first does not pay for what was measured besides.
+    """
+    names = list(dict.fromkeys([*primary, "fvu", *JUDGED]))
+    judged: list[Judged] = []
+    for pair in pairs:
+        found: Judged = {}
+        for name in names:
+            one = pair if name == "fvu" else in_metric(pair, METRICS[name], frame, searches)
+            if one is not None:
+                values = METRICS[name].per_text
+                known = {run: e[values] for run, e in evaluations.items() if values is not None and values in e}
+                found[name] = with_texts(replace(one, margin=margin), known)
+        judged.append(found)
+    for family in (set(primary), set(names) - set(primary)):
+        _correct(judged, family)
+    return judged
+
+
+def _correct(judged: Sequence[Judged], family: set[str]) -> None:
+    """Holm's correction over the metrics of `family` and all pairs, in place."""
+    places = [(i, name) for i, found in enumerate(judged) for name in found if name in family]
+    adjusted = statistics.holm([judged[i][name].p for i, name in places])
+    for (i, name), p in zip(places, adjusted, strict=True):
+        judged[i][name] = replace(judged[i][name], p_pairs=float(p))

@@ -1,0 +1,90 @@
+"""What the search leaves open in every cell: how far its chosen point may be from the best one, in each metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from saebench.metrics import METRICS, Metric
+from saebench.report.points import FINAL, cells, usable
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Cell = tuple[str, str, float, float]
+"""group, arm, level, dict_size."""
+_RESTATED = {"fvu": "fvu", "mse": "fvu", "explained_variance": "fvu"}
+"""Metrics that are another one in other units."""
+_NOISE = 0.004
+"""Loss within which two points of a search cannot be told apart: twice the standard deviation over seeds (measured)."""
+
+
+def loss_of(metric: Metric, value: float) -> float:
+    """Return a metric's value as a loss: the logarithm where arms are compared by their ratio, negated where more is
+    better. NaN where there is none."""
+    if metric.comparison == "ratio":
+        value = math.log(value) if value > 0 else math.nan
+    return -value if metric.direction == "maximize" else value
+
+
+@dataclass(frozen=True)
+class CellSearch:
+    """One arm at one sparsity and width."""
+
+    arm: str
+    gap: float
+    """Expected loss of the chosen point above the best of the ranges, in the objective; infinite if not known."""
+    edge: tuple[str, ...]
+    needed: int | None
+    """Points that would locate the optimum, if there were too few."""
+    objective: str
+    """Name of the metric that the search chose by."""
+    spread: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> how far it varies among points of the search that could have been chosen as well."""
+
+    def error(self, metric: str) -> float:
+        """The search error of a metric."""
+        if _RESTATED.get(metric, metric) == _RESTATED.get(self.objective, self.objective):
+            return self.gap
+        return math.inf if math.isinf(self.gap) else self.spread.get(metric, 0.0)
+
+
+def cell_searches(frame: DataFrame, best: DataFrame, objective: str) -> dict[Cell, CellSearch]:
+    """Return what the sweeps recorded about their searches; cells without such a record are absent."""
+    found: dict[Cell, CellSearch] = {}
+    for key, trials in cells(frame):
+        mine = best.loc[best.index.intersection(trials.index)]
+        about = next((a for a in mine["search_error"] if isinstance(a, dict) and a), None)
+        if about is None or not (mine["role"] == "compare").all():
+            continue
+        gap = about.get("gap")
+        value = float(gap) if isinstance(gap, int | float) else math.inf
+        name = objective.partition("/")[2]
+        spread = _spread(trials, str(mine["point"].iloc[0]), objective, value)
+        found[tuple(key)] = CellSearch(str(key[1]), value, _names(about.get("edge")), about.get("needed"), name, spread)
+    return found
+
+
+def _names(edge: Any) -> tuple[str, ...]:
+    return tuple(str(name) for name in edge) if isinstance(edge, list) else ()
+
+
+def _spread(trials: DataFrame, point: str, objective: str, gap: float) -> dict[str, float]:
+    """The largest distance, in every metric, between the chosen point and those whose objective is as good but for
+    noise, as the search seed measured them."""
+    searched = trials[(trials["role"] == "search") & usable(trials, objective)]
+    chosen = searched[searched["point"] == point]
+    metric = METRICS.get(objective.partition("/")[2])
+    if chosen.empty or metric is None:
+        return {}
+    near = [abs(loss_of(metric, value) - loss_of(metric, chosen[objective].iloc[0])) <= max(gap, _NOISE)
+            for value in searched[objective].astype(float)]  # fmt: skip
+    found = {}
+    for name, other in METRICS.items():
+        if (key := f"{FINAL}{name}") in trials.columns and other.direction:
+            losses = [loss_of(other, float(v)) for v in searched.loc[near, key]]
+            own = loss_of(other, float(chosen[key].iloc[0]))
+            found[name] = max((abs(v - own) for v in losses if math.isfinite(v)), default=0.0)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
