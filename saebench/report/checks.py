@@ -76,10 +76,10 @@ def _search(report: Report) -> Iterator[Check]:
 def _memory(report: Report) -> Iterator[Check]:
     best, key = report.chosen, "train_sample/fvu"
     if key in best.columns and best[key].notna().any():
-        ratio = (best[f"{FINAL}fvu"] / best[key].astype(float)).groupby(best["arm"]).mean()
-        worst = ratio.idxmax()
-        said = f"test FVU is {ratio.max():.2f} times that of training rows ({worst})"
-        yield Check("memory", bool(ratio.max() <= MEMORY), said, "Train on more texts, or a smaller dictionary")
+        ratio = (best[f"{FINAL}fvu"] / best[key].astype(float)).groupby(best["arm"]).mean().dropna()
+        if len(ratio):
+            said = f"test FVU is {ratio.max():.2f} times that of training rows ({ratio.idxmax()})"
+            yield Check("memory", bool(ratio.max() <= MEMORY), said, "Train on more texts, or a smaller dictionary")
     early = _early(report)
     if early is not None:
         share, of = early
@@ -175,6 +175,7 @@ def _leaks(report: Report) -> Iterator[Check]:
 
 def _sparsity(report: Report) -> Iterator[Check]:
     best = report.chosen[report.chosen["level"].notna() & report.chosen["level_name"].isin(["k", "target_l0"])]
+    best = best[usable(best, f"{FINAL}l0")]
     if len(best):
         off = (best[f"{FINAL}l0"] / best["level"] - 1).abs().groupby(best["arm"]).max()
         said = f"measured L0 is up to {100 * off.max():.0f}% off its target ({off.idxmax()})"

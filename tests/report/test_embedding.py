@@ -136,7 +136,7 @@ def test_a_cell_without_a_value_is_a_dash_and_keeps_its_counts() -> None:
 
 def test_they_are_in_every_form_of_the_report(report: Report) -> None:
     out = io.StringIO()
-    show(report, Console(file=out, width=160))
+    show(report, Console(file=out, width=160), everything=True)
     tables = [report.table(name) for name in ("fidelity", "probing")]
     texts = [out.getvalue(), page(report), formats.markdown(report, tables), formats.latex(report, tables)]
     for text in texts:
