@@ -41,14 +41,15 @@ def floor(name: str, rows: NDArray[np.float32], rates: Array) -> Floor:
     them. Where there are fewer directions than rates (2 d_in of them at most for coordinates and components, each with
     both signs), the rates are those at evenly spaced places."""
     mean = rows.mean(0, dtype=np.float64).astype(np.float32)
-    directions = FLOORS[name](rows - mean, len(rates))
+    centred = rows - mean
+    directions = FLOORS[name](centred, len(rates))
     rates = rates[np.arange(len(directions)) * len(rates) // max(len(directions), 1)]
     thresholds = np.empty(len(directions), np.float32)
     for start, stop in chunks(len(directions), max(1, _CELLS // max(len(rows), 1))):
-        projected = np.sort((rows - mean) @ directions[start:stop].T, axis=0)
+        projected = np.sort(directions[start:stop] @ centred.T, axis=1)  # along memory: ten times as fast
         firing = np.clip(np.round(rates[start:stop] * len(rows)).astype(int), 1, len(rows) - 1)
-        column = np.arange(stop - start)
-        high, low = projected[len(rows) - firing, column], projected[len(rows) - firing - 1, column]
+        each = np.arange(stop - start)
+        high, low = projected[each, len(rows) - firing], projected[each, len(rows) - firing - 1]
         thresholds[start:stop] = low + (high - low) / 2
     return Floor(directions, thresholds, mean)
 

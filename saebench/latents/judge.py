@@ -18,7 +18,7 @@ from saebench.latents.codes import Codes
 from saebench.latents.facts import facts_of, sample_by_density
 from saebench.latents.floors import FLOORS, floor
 from saebench.latents.ranks import Classes
-from saebench.latents.words import Terms, count_terms
+from saebench.latents.words import count_terms
 
 SAMPLE = 300
 """Latents that are judged."""
@@ -99,6 +99,9 @@ class _Judging:
         self._train, self._test, self._classes, self._wanted = train, test, classes, wanted
         words = "coherence" in wanted and train.texts is not None and test.texts is not None
         self._terms = count_terms(train.texts or [], longest=1, fewest=scores.FEWEST) if words else None
+        self._there = None
+        if self._terms is not None and self._terms.names:
+            self._there = count_terms(test.texts or [], vocabulary=self._terms.names)
 
     @property
     def classes_of_both(self) -> Classes:
@@ -124,16 +127,9 @@ class _Judging:
         return _One(values, coherence, examples, matches)
 
     def _coherence(self, train: Codes, latents: Sequence[int]) -> NDArray[np.float64]:
-        assert self._terms is not None
-        picked = scores.top_words(train, self._terms, latents)
-        vocabulary = sorted({word for some in picked for word in some})
-        if not vocabulary:
+        if self._terms is None or self._there is None:
             return np.full(len(latents), np.nan)
-        return scores.coherence(picked, _counted(self._test.texts or [], vocabulary))
-
-
-def _counted(texts: Sequence[str], vocabulary: Sequence[str]) -> Terms:
-    return count_terms(texts, vocabulary=vocabulary)
+        return scores.coherence(scores.top_words(train, self._terms, latents), self._there)
 
 
 def table(judged: Mapping[str, Judged]) -> list[dict[str, Any]]:

@@ -44,9 +44,8 @@ def keywords(
     """The best terms of each of these latents, best first; of at most `words` words. A term that lies inside one that
     is taken already, or around it, is passed over."""
     allowed = np.flatnonzero(terms.words <= words)
-    return [
-        _chosen(scored, [terms.names[i] for i in allowed], most) for scored in _scored(codes, terms, latents, allowed)
-    ]
+    names = [terms.names[i] for i in allowed]
+    return [_chosen(scored, names, most) for scored in _scored(codes, terms, latents, allowed)]
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class _Scored:
 
 
 def _chosen(scored: _Scored, names: list[str], most: int) -> list[Keyword]:
-    candidates = min(12 * most, len(scored.score))
+    candidates = min(5 * most, len(scored.score))
     if not candidates:
         return []
     first = np.argpartition(-scored.score, candidates - 1)[:candidates]
@@ -91,20 +90,20 @@ def _scored(codes: Codes, terms: Terms, latents: Sequence[int], allowed: NDArray
     matrix = terms.matrix[:, allowed]
     frequency = terms.frequency()[allowed]
     rarity = np.log1p(codes.rows / np.maximum(frequency, 1))
-    activation = abs(codes.matrix()).astype(np.float64).tocsc()
+    both = abs(codes.matrix()).astype(np.complex128).tocsc()
+    both.data += 1j  # the activation, and beside it a 1: one product gives both sums
     for start in range(0, len(latents), _LATENTS):
-        some = activation[:, list(latents[start : start + _LATENTS])]
-        firing = some.copy()
-        firing.data = np.ones_like(firing.data)
-        weights, counts = some.sum(axis=0), firing.sum(axis=0)
-        effective = weights**2 / np.maximum((some * some).sum(axis=0), 1e-300)
-        weighted, held = (some.T @ matrix).tocsr(), (firing.T @ matrix).tocsr()
-        weighted.sort_indices()
-        held.sort_indices()  # both have the pattern of the product, and now one order
+        some = both[:, list(latents[start : start + _LATENTS])]
+        sums = np.asarray(some.sum(axis=0)).ravel()
+        weights, counts = sums.real, sums.imag
+        square = some.copy()
+        square.data = square.data.real**2
+        effective = weights**2 / np.maximum(np.asarray(square.sum(axis=0)).ravel(), 1e-300)
+        product = (some.T @ matrix).tocsr()
         for i in range(len(weights)):
-            pairs = slice(weighted.indptr[i], weighted.indptr[i + 1])
-            term = weighted.indices[pairs].astype(np.int64)
-            share = weighted.data[pairs] / max(weights[i], 1e-30)
-            silent = (frequency[term] - held.data[pairs]) / max(codes.rows - counts[i], 1)
+            pairs = slice(product.indptr[i], product.indptr[i + 1])
+            term = product.indices[pairs].astype(np.int64)
+            share = product.data[pairs].real / max(weights[i], 1e-30)
+            silent = (frequency[term] - product.data[pairs].imag) / max(codes.rows - counts[i], 1)
             error = np.sqrt(silent * (1 - silent) / max(effective[i], 1e-30))
             yield _Scored(term, (share - silent - 2 * error) * rarity[term], share, silent)

@@ -70,11 +70,10 @@ def f1(codes: Codes, members: NDArray[Any]) -> Array:
 
 
 def auroc_of(positive: Array, negative: Array) -> float:
-    """The same for two lists of scores; NaN where one is empty."""
+    """The same for two lists of scores, `negative` ascending; NaN where one is empty."""
     if not len(positive) or not len(negative):
         return float("nan")
-    order = np.sort(negative)
-    above = np.searchsorted(order, positive, "left") + np.searchsorted(order, positive, "right")
+    above = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
     return float(above.mean() / (2 * len(negative)))
 
 

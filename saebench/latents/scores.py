@@ -99,7 +99,7 @@ def example_auroc(codes: Codes, latents: Sequence[int], embeddings: NDArray[np.f
         total = rows[firing].sum(0, dtype=np.float64)
         score = rows @ total.astype(np.float32)
         mine = (score[firing].astype(np.float64) - 1.0) / (len(firing) - 1)
-        silent = np.delete(score, firing).astype(np.float64) / len(firing)
+        silent = np.sort(np.delete(score, firing)).astype(np.float64) / len(firing)
         overall[i] = auroc_of(mine, silent)
         tenth = decile_of(len(firing))
         for d in range(1, DECILES + 1):

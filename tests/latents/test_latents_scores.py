@@ -44,7 +44,7 @@ def test_f1_is_that_of_firing_as_a_rule() -> None:
 
 
 def test_auroc_of_two_lists_counts_ties_half() -> None:
-    assert auroc_of(np.array([2.0, 1.0]), np.array([1.0, 0.0])) == pytest.approx(3.5 / 4)
+    assert auroc_of(np.array([2.0, 1.0]), np.array([0.0, 1.0])) == pytest.approx(3.5 / 4)
     assert math.isnan(auroc_of(np.array([]), np.array([1.0])))
 
 
