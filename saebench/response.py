@@ -29,6 +29,10 @@ FAR = 0.15
 """Loss above the best one beyond which a point says nothing about the parabola (it is flat for a tenth)."""
 SAME = 0.015
 """Share of a range below which two settings are the same."""
+CLOSE = 0.03
+"""Loss above the best one over which a point's weight in the fit falls to 0.6, then to 0.01: the slopes far from the
+optimum differ on its two sides, and a point far up one of them would pull the fitted optimum away (simulated in
+experiments/verdict: five times as wide, a cliff on one side had twins called different in 20% of sweeps)."""
 REACH = 0.05
 """Share of a range: two points that are closer are the same setting, and one that is closer to the range's end lies on
 its edge."""
@@ -122,7 +126,7 @@ def _fit(x: Array, y: Array) -> _Parabola | None:
         return None
     rows, offset = x[window] - x[best], y[window] - y[best]
     design = np.column_stack([np.ones(len(rows)), rows, rows**2])
-    weight = np.exp(-0.5 * (offset / FAR) ** 2)  # what is far up the slope bends the parabola away from its least value
+    weight = np.maximum(0.01, np.exp(-0.5 * (offset / CLOSE) ** 2))
     if np.linalg.matrix_rank(design * weight[:, None], tol=1e-6) < design.shape[1]:
         return None
     found, *_ = np.linalg.lstsq(design * weight[:, None], offset * weight, rcond=None)
