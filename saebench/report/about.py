@@ -33,7 +33,8 @@ def _data(frame: DataFrame) -> str:
 
 
 def _texts(frame: DataFrame) -> str:
-    cap, held = _one(frame, "data.num_examples", "up to {} texts"), _one(frame, "final/examples", "{} test texts")
+    ended = frame[frame["state"] == "complete"] if "state" in frame.columns else frame
+    cap, held = _one(frame, "data.num_examples", "up to {} texts"), _one(ended, "final/examples", "{} test texts")
     return ", ".join(part for part in (cap, held) if part)
 
 

@@ -139,10 +139,10 @@ class Comparison:
     @property
     def outcome(self) -> Outcome:
         """What the data say."""
-        if not self.strata:
-            return "not compared"
         if self.unfinished:
             return "so far"
+        if not self.strata:
+            return "not compared"
         if self.same:
             return "same"
         if self.edge or not math.isfinite(self.search) or not math.isfinite(self.low):

@@ -191,7 +191,7 @@ def _by_search(there: DataFrame, objective: str, maximize: bool) -> tuple[DataFr
     if searched.empty:
         return searched, "no complete trial"
     best = searched.sort_values(objective, ascending=not maximize, kind="stable").head(1)
-    return best, f"best of the search so far, of {searched['point'].nunique()} points; no other seed has measured it"
+    return best, f"best of {searched['point'].nunique()} so far, by the search seed alone"
 
 
 def chosen(frame: DataFrame, objective: str, maximize: bool) -> DataFrame:

@@ -103,6 +103,8 @@ def sentence(c: Comparison) -> str:
         return f"{c.a} and {c.b} were not compared{where}: they have no common stratum or range of L0{why}"
     if c.outcome == "same":
         return f"{c.a} and {c.b} have the same {name} at equal L0{where}, in {_all(c)}; {_seeds(c)}{_texts(c)}"
+    if not c.strata:
+        return f"so far ({c.unfinished}), {c.a} and {c.b} have no common stratum to compare{where}"
     found = f"{name} of {c.a} {difference_text(c, c.mean)}"
     if c.outcome == "so far":
         return f"so far ({c.unfinished}), nothing is decided between {c.a} and {c.b}{where}: {found}, {_lower(c)}"

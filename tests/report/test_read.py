@@ -117,7 +117,7 @@ def test_an_empty_sweep_is_reported_as_one(store: Store, tmp_path: Path) -> None
     sweep_data.write_directory(tmp_path / "runs" / "void", store.uri, experiment, parent.info.run_id)
     report = load("void", runs_dir=tmp_path / "runs")
     assert "void: no trials yet" in report.record.notes
-    assert report.sentences == ["no trials: nothing to compare"]
+    assert report.sentences == ["No trials: nothing to compare."]
 
 
 def test_a_sweep_that_was_left_reports_what_it_has(store: Store, tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ def test_a_sweep_that_was_left_reports_what_it_has(store: Store, tmp_path: Path)
 
 
 def test_a_sweep_that_runs_is_said_to_run(store: Store, tmp_path: Path) -> None:
-    from saebench.runs.holder import myself
+    from saebench.runs.holder import this_process
 
     runs = logged(tmp_path, store, small(), parent_status="RUNNING")
-    (next(runs.iterdir()) / "scheduler.json").write_text(json.dumps({**myself(), "since": 0.0, "at": "now"}))
+    (next(runs.iterdir()) / "scheduler.json").write_text(json.dumps({**this_process(), "since": 0.0, "at": "now"}))
     assert "still running" in load(runs_dir=runs).record.notes[0]
 
 

@@ -66,7 +66,7 @@ def test_only_the_newest_choice_of_a_stratum_counts() -> None:
 def test_a_search_without_comparisons_yet_is_shown_and_compared_by_nobody() -> None:
     found = report([t for t in simulate_search() if t["role"] == "search"], unfinished=True)
     assert only(found).outcome == "so far"
-    assert found.chosen["chosen_by"].str.contains("no other seed has measured it").all()
+    assert found.chosen["chosen_by"].str.contains("by the search seed alone").all()
 
 
 # --- outcomes --------------------------------------------------------------------------------------------------------
@@ -136,6 +136,15 @@ def test_an_unfinished_sweep_decides_nothing_anywhere() -> None:
     assert found.verdict.startswith("So far (44 trials ended, more are due), nothing is decided between ")
     assert "trials" in failed(found)
     assert not any(word in found.verdict for word in ("better", "95% CI"))
+
+
+def test_an_unfinished_sweep_without_a_common_stratum_says_so_far() -> None:
+    trials = [t if t["type"] == "topk" else {**t, "state": "running"} for t in simulate_search()]
+    text = report(trials, unfinished=True).verdict
+    assert (
+        text
+        == "So far (22 trials ended, 22 under way or interrupted), topk and batchtopk have no common stratum to compare."
+    )
 
 
 def test_search_error_widens_interval_and_p() -> None:
