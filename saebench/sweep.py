@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from saebench.errors import PreflightError, SpecError, environment_error_message
 from saebench.executors import TARGET
 from saebench.executors.table import make_executor
 from saebench.hub import embedding_width
-from saebench.plan import make_plan
+from saebench.plan import Plan, make_plan
 from saebench.runs import corpus
 from saebench.runs import paths as places
 from saebench.runs.board import Board
@@ -228,6 +229,7 @@ class _Sweep:
             tracker.start(lock.info())
             self._view.say(f"tracking: {mask(tracker.uri)}")
             exit_code, patience = 75, HURRIED_PATIENCE
+            floors = self._floors(plan)
             try:
                 self._write_lock(lock, tracker)
                 self.begun = True
@@ -238,6 +240,8 @@ class _Sweep:
                 patience = 0.0
                 raise
             finally:
+                if floors is not None:
+                    _end_floors(floors, patience if exit_code in (0, 3) else 0.0, self._view.note)
                 waiting = partial(self._await, patience)
                 lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience, waiting=waiting)
         self._farewell(board, halt, lag)
@@ -341,6 +345,18 @@ class _Sweep:
             write_text(self._paths.spec, mask(self._given.text))
             write_lock(self._paths, lock)
 
+    def _floors(self, plan: Plan) -> subprocess.Popen[str] | None:
+        """A process that measures the floors beside the trials; None where they are known or there is nothing to
+        measure them on."""
+        from saebench.trial.floors import measured, start
+
+        sizes = set(floor_sizes(plan))
+        if self._target != TARGET or plan.cache_key is None or sizes <= measured(self._paths.floors):
+            return None
+        with contextlib.suppress(OSError):  # no room for another process: the trials matter more
+            return start(self._spec.data, self._cache, plan.cache_key, sizes, self._paths.floors)
+        return None
+
     # --- the trials --------------------------------------------------------------------------------------------------
 
     def _trials(
@@ -395,6 +411,27 @@ class _Sweep:
             say(f"{len(self._lost)} files of this sweep are lost or damaged (above, and in {self._paths.log})")
         say(f"report: saebench report {self._paths.root}")
         say(f"MLflow: saebench ui {self._paths.root}")
+
+
+def floor_sizes(plan: Plan) -> Iterator[tuple[int, int]]:
+    """(k, dict_size) of the strata that say how many latents fire."""
+    for stratum in plan.strata:
+        k, width = stratum.axes.get("k") or stratum.axes.get("target_l0"), stratum.axes.get("dict_size")
+        if isinstance(k, int | float) and isinstance(width, int):
+            yield max(1, round(k)), width
+
+
+def _end_floors(child: subprocess.Popen[str], patience: float, note: Callable[[str], None]) -> None:
+    """Wait for the floors, or end their process."""
+    try:
+        _, errors = child.communicate(timeout=patience)
+    except subprocess.TimeoutExpired:
+        child.terminate()
+        _, errors = child.communicate()
+        note("floors: not all were measured; run the same command to measure them")
+        return
+    if child.returncode:
+        note(f"floors: {(errors.strip().splitlines() or ['ended'])[-1]}")
 
 
 def _info_on_disk(paths: SweepPaths) -> dict[str, Any] | None:

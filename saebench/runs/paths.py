@@ -118,6 +118,11 @@ class SweepPaths:
         return self.root / "retry.json"
 
     @property
+    def floors(self) -> Path:
+        """What scores are without training, on the same texts, as trial/floors.py has measured them."""
+        return self.root / "floors.json"
+
+    @property
     def report(self) -> Path:
         """Folder of what `saebench report` writes by default."""
         return self.root / "report"

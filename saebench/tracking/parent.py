@@ -116,7 +116,7 @@ class Parent:
         files = (self._paths.spec, self._paths.lock)
         if (last or not self.attached) and self._attempts < UPLOADS and all(file.exists() for file in files):
             self._attempts += 1
-            log_files(server.artifacts(self._client, self._book.run_id), *files)
+            log_files(server.artifacts(self._client, self._book.run_id), *files, self._paths.floors)
             self.attached, self._attempts = True, 0
 
     def copy_best(self, sender: Sender) -> None:
