@@ -21,7 +21,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "gradients of the weights": ("saebench.saes.sparse:collect",),
     "gradients of the biases": ("saebench.saes.sparse:sum_by_latent",),
     "AuxK": ("saebench.saes.ksparse:KSparseSAE.auxk",),
-    "zeroing": ("saebench.trial.trainer:lend",),
+    "zeroing": ("saebench.trial.trainer:stash_gradients",),
     "projection": ("saebench.saes.base:SAE.project_gradient",),
     "clipping": ("saebench.trial.optim:clip_gradients",),
     "Adam": ("torch.optim:Adam.step",),

@@ -34,11 +34,11 @@ LR = 0.0176
 
 @dataclass(frozen=True)
 class Dead:
-    """Latents that AuxK may revive. `index` (M,) may be longer than the list (a fixed length spares the device a
-    question to the host); only where `still` (M,) is true does an entry count."""
+    """Latents that AuxK may revive. `index` (M,) may be longer than the list (a fixed length avoids a
+    device-to-host sync); only where `still_dead` (M,) is true does an entry count."""
 
     index: Tensor
-    still: Tensor
+    still_dead: Tensor
 
 
 @dataclass(frozen=True)

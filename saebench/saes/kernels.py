@@ -16,7 +16,7 @@ from torch import Tensor
 Precision = Literal["float32", "bfloat16"]
 _BLOCK = 1 << 18
 """Numbers in a block (1 MiB)."""
-_LENT, _LATER = "_lent_gradient", "_later_gradients"
+_STASHED, _DEFERRED = "_lent_gradient", "_later_gradients"
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -30,7 +30,7 @@ def _onednn() -> bool:
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
-        a, b = torch.arange(6.0).view(2, 3), torch.arange(12.0).view(4, 3)
+        a, b = torch.arange(6.0, dtype=torch.float32).view(2, 3), torch.arange(12.0, dtype=torch.float32).view(4, 3)
         return torch.equal(torch.ops.mkldnn._linear_pointwise(a, b, None, "none", [], ""), a @ b.t())
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
@@ -55,35 +55,41 @@ def blocks(rows: int, width: int, device: torch.device) -> list[slice]:
     return [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
 
 
-def lend(parameters: Iterable[Tensor]) -> None:
-    """No gradient for these parameters, as after `zero_grad`; the memory of the last ones is for `borrow`. After the
-    backward pass `settle` must follow."""
+def stash_gradients(parameters: Iterable[Tensor]) -> None:
+    """Clear the gradients of these parameters, as `zero_grad` does, and keep their memory for `gradient_buffer`. Call
+    `add_deferred_gradients` after the backward pass."""
     for parameter in parameters:
-        vars(parameter)[_LENT], parameter.grad = parameter.grad, None
-        vars(parameter)[_LATER] = []
+        vars(parameter)[_STASHED], parameter.grad = parameter.grad, None
+        vars(parameter)[_DEFERRED] = []
 
 
-def settle(parameters: Iterable[Tensor]) -> None:
-    """Add to the parameters' gradients what the backward pass left aside: gradients of some latents alone."""
+def add_deferred_gradients(parameters: Iterable[Tensor]) -> None:
+    """Add to the parameters' gradients those of some latents alone, which the backward pass has deferred."""
     for parameter in parameters:
-        vars(parameter).pop(_LENT, None)
-        for index, gradient, dim in vars(parameter).pop(_LATER, ()):
+        vars(parameter).pop(_STASHED, None)
+        for index, gradient, dim in vars(parameter).pop(_DEFERRED, ()):
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad.transpose(0, dim).index_add_(0, index, gradient)
 
 
-def borrow(weight: Tensor) -> Tensor:
-    """Memory for the gradient of `weight`, laid out as it is, with anything in it. What was lent is given once."""
-    lent: Tensor | None = vars(weight).pop(_LENT, None)
-    if lent is None or lent.shape != weight.shape or lent.stride() != weight.stride() or lent.device != weight.device:
+def gradient_buffer(weight: Tensor) -> Tensor:
+    """Return memory for the gradient of `weight`, laid out as it is, uninitialised: the stashed gradient's the first
+    time, then new memory."""
+    stashed: Tensor | None = vars(weight).pop(_STASHED, None)
+    if (
+        stashed is None
+        or stashed.shape != weight.shape
+        or stashed.stride() != weight.stride()
+        or stashed.device != weight.device
+    ):
         return torch.empty_like(weight)
-    return lent
+    return stashed
 
 
 def latents_of(weight: Tensor, index: Tensor, dim: int) -> Tensor:
     """`weight` at some latents (M,), which lie along `dim` (0 or 1) of it; laid out as `weight` is. The gradient is
-    summed over M latents, not over all, where the parameter was lent."""
+    summed over M latents, not over all, where `stash_gradients` was called."""
     result: Tensor = _LatentsOf.apply(weight, index, dim)  # type: ignore[no-untyped-call]
     return result
 
@@ -99,7 +105,7 @@ class _LatentsOf(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:
         weight, index = ctx.saved_tensors
         gradient = grads[0].transpose(0, ctx.dim)
-        later = vars(weight).get(_LATER)
+        later = vars(weight).get(_DEFERRED)
         if later is not None:
             later.append((index, gradient, ctx.dim))
             return None, None, None

@@ -88,7 +88,7 @@ class KSparseSAE(SAE):
         """
         if dead.index.numel() == 0:
             return residual.new_zeros(())
-        bias = self.b_enc[dead.index].masked_fill(~dead.still, -torch.inf)
+        bias = self.b_enc[dead.index].masked_fill(~dead.still_dead, -torch.inf)
         k = min(self.k_aux, dead.index.numel())
         W_enc, W_dec = latents_of(self.W_enc, dead.index, 1), latents_of(self.W_dec, dead.index, 0)
         codes = sparse.encode_topk(centred, W_enc, bias, k, precision, signed=True)
@@ -96,4 +96,4 @@ class KSparseSAE(SAE):
         rebuilt = sparse.decode(codes.with_values(values), W_dec)
         spread, least = (residual - residual.mean(0)).square().sum(), 1e-9 * len(residual) * self.variance
         share = (residual - rebuilt).square().sum() / torch.maximum(spread, least)
-        return torch.where(dead.still.any() & (spread > least), share, 0.0)
+        return torch.where(dead.still_dead.any() & (spread > least), share, 0.0)

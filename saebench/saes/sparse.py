@@ -15,8 +15,8 @@ latent wins in a row, the lower row and then the lower latent in a batch. NaN so
 reaches the loss.
 
 W_enc is (d_in, dict_size); as the transpose of a contiguous tensor, `nn.Parameter(torch.empty(dict_size, d_in).t())`,
-it is read and its gradient written row by row. Gradients go to memory that was lent for them (`kernels.lend`), where
-there is some.
+it is read and its gradient written row by row. Gradients go to memory that `kernels.stash_gradients` keeps, if it was
+called.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from saebench.saes import kernels_select as select
-from saebench.saes.kernels import Precision, affine, borrow, on_host
+from saebench.saes.kernels import Precision, affine, gradient_buffer, on_host
 from saebench.saes.kernels_codes import MOST_PAIRS, collect, combine, dots, sum_by_latent
 from saebench.saes.kernels_codes import Codes as Codes
 from saebench.saes.kernels_codes import DenseCodes as DenseCodes
@@ -165,7 +165,7 @@ class _Encode(torch.autograd.Function):
         for_x, for_W, for_b, *_ = ctx.needs_input_grad
         return (
             combine(chosen, grad, W_enc.t().contiguous()) if for_x else None,
-            collect(chosen, grad, x, borrow(W_enc).t()).t() if for_W else None,
+            collect(chosen, grad, x, gradient_buffer(W_enc).t()).t() if for_W else None,
             sum_by_latent(grad, chosen) if for_b else None,
             None,
             None,
@@ -185,6 +185,6 @@ class _Decode(torch.autograd.Function):
         grad = grads[0].contiguous()
         return (
             dots(ctx.codes, grad, W_dec) if ctx.needs_input_grad[0] else None,
-            collect(ctx.codes, values, grad, borrow(W_dec)) if ctx.needs_input_grad[1] else None,
+            collect(ctx.codes, values, grad, gradient_buffer(W_dec)) if ctx.needs_input_grad[1] else None,
             None,
         )

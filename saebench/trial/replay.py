@@ -89,7 +89,7 @@ class Replay:
     """
 
     def __init__(self, step: Step, recorder: Recorder, device: torch.device, prepare: Callable[[], None]) -> None:
-        """prepare: called before a recording and after one that failed, to let go of memory the step may lend out."""
+        """prepare: called before a recording and after one that failed, to release the gradients' memory."""
         self._step, self._recorder, self._device, self._prepare = step, recorder, device, prepare
         self._seen: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recording] = {}

@@ -22,7 +22,7 @@ from torch import Tensor
 from saebench.config import SAEConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.saes import SAE, Dead, Loss, Moment, make_sae
-from saebench.saes.kernels import lend, on_host, settle
+from saebench.saes.kernels import add_deferred_gradients, on_host, stash_gradients
 from saebench.saes.penalty import SparsityControl
 from saebench.trial.optim import Adam, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
@@ -179,9 +179,9 @@ class Training:
         return self._metrics(loss, moment)
 
     def _descend(self, total: Tensor, lr: Tensor | float) -> None:
-        lend(self.sae.parameters())
+        stash_gradients(self.sae.parameters())
         total.backward()  # type: ignore[no-untyped-call]
-        settle(self.sae.parameters())
+        add_deferred_gradients(self.sae.parameters())
         self.sae.project_gradient()
         self.sae.decay_encoder(self.decay * lr / self.lr)
         self.optimizer.step(lr, self.train.grad_clip)

@@ -336,7 +336,7 @@ def test_a_gradient_overwrites_the_memory_of_the_last_one() -> None:
     for p in (encoder, decoder):
         assert p.grad is not None
         p.grad.fill_(torch.nan)
-    kernels.lend([encoder, decoder])
+    kernels.stash_gradients([encoder, decoder])
     assert encoder.grad is decoder.grad is None
     backward()
     assert [p.grad.data_ptr() for p in (encoder, decoder) if p.grad is not None] == places
@@ -355,11 +355,11 @@ def test_the_gradient_of_some_latents_is_that_of_index_select_lent_or_not(dim: i
             weight = torch.nn.Parameter(_rows(6, 4, 1).t() if dim else _rows(6, 4, 1))
             index = torch.tensor([3, 0, 3])
             if way == "lent":
-                kernels.lend([weight])
+                kernels.stash_gradients([weight])
             pick = weight.index_select(dim, index) if way == "plain" else kernels.latents_of(weight, index, dim)
             loss = (pick * _rows(3, 4, 2).transpose(0, dim)).square().sum()
             (loss if alone else loss + weight.square().sum()).backward()
-            kernels.settle([weight])
+            kernels.add_deferred_gradients([weight])
             assert weight.grad is not None
             found.append(weight.grad)
         torch.testing.assert_close(found[0], found[1])
@@ -370,16 +370,16 @@ def test_memory_of_another_shape_is_not_borrowed() -> None:
     weight = torch.nn.Parameter(torch.zeros(4, 6))
     weight.grad = torch.ones(4, 6)
     lent = weight.grad.data_ptr()
-    kernels.lend([weight])
+    kernels.stash_gradients([weight])
     weight.data = torch.zeros(6, 4).t()
-    assert kernels.borrow(weight).stride() == (1, 4)
+    assert kernels.gradient_buffer(weight).stride() == (1, 4)
     weight.data = torch.zeros(4, 6)
     weight.grad = torch.ones(4, 6)
     lent = weight.grad.data_ptr()
-    kernels.lend([weight])
-    first = kernels.borrow(weight)
+    kernels.stash_gradients([weight])
+    first = kernels.gradient_buffer(weight)
     assert first.data_ptr() == lent
-    assert kernels.borrow(weight).data_ptr() != lent
+    assert kernels.gradient_buffer(weight).data_ptr() != lent
 
 
 # --- repeatability and memory ----------------------------------------------------------------------------------------
