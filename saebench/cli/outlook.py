@@ -172,14 +172,15 @@ def minutes(plan: Plan, found: Corpus | None, cached: bool) -> Minutes | None:
         return None
     known = {(stratum.type, _width(plan, stratum)): s for stratum, s in zip(kinds, done.examples, strict=True)}
     slowest = max(known.values())
-    seeds, examples = len(plan.spec.seeds), plan.samples + _evaluated(plan, found)
-    seconds = sum(
-        stratum.points * seeds * (START_SECONDS + examples * known.get((stratum.type, _width(plan, stratum)), slowest))
+    examples = plan.samples + _evaluated(plan, found)
+    points = sum(stratum.points for stratum in plan.strata)
+    each = sum(
+        stratum.points * (START_SECONDS + examples * known.get((stratum.type, _width(plan, stratum)), slowest))
         for stratum in plan.strata
     )
     total = found.texts if found is not None else plan.spec.data.num_examples
     encode = None if cached or done.text is None else done.text * total
-    return Minutes(encode, seconds / plan.n_trials, plan.n_trials, len(slots), slots[0].name.partition(" (")[0])
+    return Minutes(encode, each / points, plan.n_trials, len(slots), slots[0].name.partition(" (")[0])
 
 
 def _evaluated(plan: Plan, found: Corpus | None) -> float:

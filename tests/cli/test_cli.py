@@ -106,7 +106,9 @@ main()
 def test_too_little_address_space_is_one_line(tmp_path: Path) -> None:
     """pandas, of which `report` needs the most, does not fit into 0.3 GB."""
     (tmp_path / "x").mkdir()
-    (tmp_path / "x" / "lock.json").write_text('{"tracking": {"uri": "http://h", "experiment_id": "1", "run_id": "2"}}')
+    (tmp_path / "x" / "lock.json").write_text(
+        '{"spec": {}, "d_in": 8, "tracking": {"uri": "http://h", "experiment_id": "1", "run_id": "2"}}'
+    )
     command = [sys.executable, "-c", LIMITED, "report", "x", "--runs-dir", str(tmp_path)]
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OPENBLAS_NUM_THREADS": "1"})
     assert ran.returncode == 5, ran.stderr

@@ -90,7 +90,7 @@ def test_a_sweep_of_that_name_is_compared(spec: Path, tmp_path: Path, monkeypatc
     loaded = load_spec(spec)
     assert outlook.existing(loaded, paths) is None
     paths.root.mkdir(parents=True)
-    paths.lock.write_text(json.dumps({"spec": loaded.plain()}))
+    paths.lock.write_text(json.dumps({"spec": loaded.plain(), "d_in": 384}))
     assert (
         outlook.existing(loaded, paths) == "runs/owls exists with this spec (0 trials begun): saebench sweep resumes it"
     )

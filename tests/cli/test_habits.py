@@ -117,7 +117,7 @@ def test_rm_puts_the_runs_into_mlflow_s_bin(owls: Path, empty_database: Path, tm
     assert set(runs_of(uri, experiment, parent)) == {parent, *children}
     delete_runs(uri, children[:1])
     where = {"uri": uri, "experiment_id": experiment, "run_id": parent}
-    (owls / "lock.json").write_text(json.dumps({"spec": SPEC, "tracking": where}))
+    (owls / "lock.json").write_text(json.dumps({"spec": SPEC, "d_in": 8, "tracking": where}))
     result = run("rm", "owls", "-y")
     assert result.exit_code == 0, result.output
     assert "and 3 runs in MLflow" in result.output
