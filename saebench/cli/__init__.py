@@ -82,8 +82,17 @@ class _InterruptedError(Exception):
     """KeyboardInterrupt under a name that click lets through."""
 
 
+def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        import saebench
+
+        echo(f"saebench, version {saebench.__version__}")
+        ctx.exit()
+
+
 @click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(None, "-V", "--version", package_name="saebench")
+@click.option("-V", "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version,
+              help="Print the version.")  # fmt: skip
 def cli() -> None:
     """Sweeps of sparse autoencoders over sentence embeddings."""
     telemetry.disable()

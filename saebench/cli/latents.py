@@ -53,7 +53,7 @@ def latents(
     cache_dir: str | None,
     runs_dir: str | None,
 ) -> None:
-    """Show what the latents of a trial mean: texts, keywords, families.
+    """Show what latents mean: texts, keywords, families.
 
     TRIAL is SWEEP/NUMBER, its directory, or a folder that `saebench export` wrote; of a SWEEP (default: the newest) the
     best trial of each stratum. html is a page of one trial, json the layout of docs/latents.md.
