@@ -95,12 +95,13 @@ def test_a_mapping_is_read_as_a_file_is() -> None:
     assert parse_spec(values).train["lr"] == Range(1e-3, 1.0, log=True)
     with pytest.raises(SpecError, match=r"^spec: train\.samples: -1: must be above 0$"):
         parse_spec({**values, "train": {"samples": -1}})
-    with pytest.raises(SpecError, match=r'^spec: "\\u202e": character U\+202E is not allowed: remove it$'):
+    with pytest.raises(SpecError, match=r'^spec: description: "\\u202e": character U\+202E is not allowed: remove it$'):
         parse_spec({**values, "description": "\u202e"})
-    with pytest.raises(SpecError, match=r"^spec: a number of more than 100 digits$"):
+    with pytest.raises(SpecError, match=r"^spec: train\.samples: a number of more than 100 digits$"):
         parse_spec({**values, "train": {"samples": 10**400}})
     with pytest.raises(
-        SpecError, match=r"^here: <object .*>: must be a mapping, a list, text, a number, a bool or None"
+        SpecError,
+        match=r"^here: train\.samples: <object .*>: must be a mapping, a list, text, a number, a bool or None",
     ):
         parse_spec({**values, "train": {"samples": object()}}, label="here")
 
@@ -540,6 +541,21 @@ def test_fields_of_arms_and_of_train_have_different_names() -> None:
     """Strata hold both in one namespace."""
     for config in SAE_CONFIGS.values():
         assert not config.model_fields.keys() & TrainConfig.model_fields.keys()
+
+
+def test_numpys_numbers_ranges_and_paths_are_what_they_mean(tmp_path: Path) -> None:
+    """As they come out of a report's frame."""
+    np = pytest.importorskip("numpy")
+    arm = {"type": "topk", "k": np.array([8, 16]), "dict_size": np.int64(64)}
+    data = {"model": "m", "dataset": {"path": "json", "data_files": tmp_path / "a.json"}, "num_examples": np.int32(800)}
+    (tmp_path / "a.json").write_text('{"text": "a"}')
+    train = {"samples": 2000, "batch_size": 64, "lr": np.float64(1e-3), "deterministic": np.bool_(True)}
+    found = parse_spec({"name": "s", "data": data, "sae": [arm], "train": train, "seeds": range(3)})
+    assert found.sae[0].params == {"k": (8, 16), "dict_size": 64}
+    assert (found.train["lr"], found.train["deterministic"], found.seeds) == (1e-3, True, (0, 1, 2))
+    assert found.data.dataset.data_files == str(tmp_path / "a.json")
+    with pytest.raises(SpecError, match=r"sae\[0\]\.k\[1\]: .*must be a mapping, a list, text"):
+        parse_spec({"name": "s", "sae": [{"type": "topk", "k": [8, object()]}]})
 
 
 # --- the fuzz --------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 from saebench.errors import SpecError
@@ -131,24 +132,38 @@ def forbidden_character(text: str) -> str:
     return f"character U+{ord(found[0]):04X} is not allowed: remove it" if found else ""
 
 
-def from_python(value: Any, label: str, depth: int = 1) -> Node:
-    """Plain Python data as nodes, for a spec that is written in Python."""
+def from_python(value: Any, label: str, depth: int = 1, key: str = "") -> Node:
+    """Plain Python data as nodes, for a spec that is written in Python. NumPy's scalars and arrays, ranges and paths
+    are what they mean. Raises SpecError with the key of what is none of these."""
     place = Place(label)
     if depth > MAX_DEPTH:
         raise SpecError(f"{place}: nested more than {MAX_DEPTH} deep")
+    value = _plain(value)
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str):
-                raise SpecError(str(Problem(place, "", "a key must be text", repr(name)[:60])))
-        return Table(place, {name: (place, from_python(item, label, depth + 1)) for name, item in value.items()})
+                raise SpecError(str(Problem(place, key, "a key must be text", repr(name)[:60])))
+        items = {name: from_python(item, label, depth + 1, join(key, name)) for name, item in value.items()}
+        return Table(place, {name: (place, item) for name, item in items.items()})
     if isinstance(value, list | tuple):
-        return Items(place, tuple(from_python(item, label, depth + 1) for item in value))
+        return Items(place, tuple(from_python(item, label, depth + 1, f"{key}[{i}]") for i, item in enumerate(value)))
     if isinstance(value, int) and abs(value) > 10**100:
-        raise SpecError(str(Problem(place, "", "a number of more than 100 digits")))
+        raise SpecError(str(Problem(place, key, "a number of more than 100 digits")))
     if isinstance(value, str) and (rule := forbidden_character(value)):
-        raise SpecError(str(Problem(place, "", rule, short(json.dumps(value), 60))))
+        raise SpecError(str(Problem(place, key, rule, short(json.dumps(value), 60))))
     if value is None or isinstance(value, bool | int | float | str):
         return Leaf(place, value)
     raise SpecError(
-        str(Problem(place, "", "must be a mapping, a list, text, a number, a bool or None", repr(value)[:60]))
+        str(Problem(place, key, "must be a mapping, a list, text, a number, a bool or None", repr(value)[:60]))
     )
+
+
+def _plain(value: Any) -> Any:
+    """`value` as YAML would have it: NumPy's and pandas' scalars and arrays by their `tolist`, ranges, paths."""
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, range):
+        return list(value)
+    if type(value).__module__.partition(".")[0] in ("numpy", "pandas") and hasattr(value, "tolist"):
+        return value.tolist()
+    return value
