@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from saebench.config import SAE_CONFIGS, TrainConfig
-from saebench.trial.trainer import Training, evaluate, train
+from saebench.trial.evaluation import evaluate
+from saebench.trial.trainer import Training, train
 
 ONE_PASS: dict[str, Any] = {"start": "data", "encoder_scale": 0.1}
 ARMS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {

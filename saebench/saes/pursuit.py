@@ -16,6 +16,7 @@ number, elsewhere; and the same torch where numba is missing. They differ by the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -120,7 +121,8 @@ def _chunks(x: Tensor, rows: Tensor, gathered: bool) -> list[slice]:
 def _numba_kernels() -> ModuleType | None:
     try:
         from saebench.saes import pursuit_numba
-    except ImportError:
+    except ImportError as error:
+        warnings.warn(f"numba: {error}: pursuits run in torch, six times as long: pip install numba", stacklevel=2)
         return None
     return pursuit_numba
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -210,3 +212,15 @@ def test_two_versions_of_refit_agree(x: Tensor, rows: Tensor, monkeypatch: pytes
     ours = pursuit.refit(x, rows, codes, 2)
     monkeypatch.setattr(pursuit, "_numba_kernels", lambda: None)
     torch.testing.assert_close(ours, pursuit.refit(x, rows, codes, 2), atol=1e-6, rtol=0)
+
+
+def test_without_numba_one_line_says_so(monkeypatch: pytest.MonkeyPatch, x: Tensor, rows: Tensor) -> None:
+    monkeypatch.setitem(sys.modules, "saebench.saes.pursuit_numba", None)
+    monkeypatch.delattr("saebench.saes.pursuit_numba", raising=False)
+    pursuit._numba_kernels.cache_clear()
+    try:
+        with pytest.warns(UserWarning, match="numba: .*: pursuits run in torch, six times as long: pip install numba"):
+            found = pursue(x, rows, rows @ rows.t(), 3)
+        assert found.values.any()
+    finally:
+        pursuit._numba_kernels.cache_clear()
