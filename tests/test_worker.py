@@ -61,7 +61,7 @@ def invalid() -> ValidationError:
         (RuntimeError("CUDA error: no kernel image is available for execution on the device"), "crash"),
         (RuntimeError("CUDA error: device-side assert triggered"), "crash"),
         (ValueError("shapes differ"), "crash"),
-        (OSError(28, "No space left on device"), "crash"),
+        (OSError(28, "No space left on device"), "no_space"),
         (KeyError("k"), "crash"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(value).__name__,

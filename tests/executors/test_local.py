@@ -100,7 +100,7 @@ def test_a_trial_killed_before_it_has_a_pid_ends(local: LocalExecutor, tmp_path:
     ("toy", "kind", "detail"),
     [
         ("segfaults", "crash", "ended by SIGSEGV"),
-        ("vanishes", "crash", "ended without a word about how"),
+        ("vanishes", "crash", "exited with status 0 but recorded neither a result nor a checkpoint"),
         ("runs_out_of_gpu_memory", "cuda_oom", "OutOfMemoryError: CUDA out of memory. Tried to allocate 20.00 GiB"),
         ("done_then_killed", None, "done"),
     ],
