@@ -32,7 +32,7 @@ def main() -> None:
         for score, rows in some.groupby("score", sort=False):
             wide = rows.pivot(index="seed", columns="arm", values="value")
             for other in arms[1:]:
-                print(f"- `{score}`, {other} less {arms[0]}: {shown(wide[other] - wide[arms[0]])}")
+                print(f"- `{score}`, {other} less {arms[0]}: {shown((wide[other] - wide[arms[0]]).dropna())}")
         wide = some.pivot(index=["arm", "seed"], columns="score", values="value")
         wide["fvu"] = fvu.set_index(["arm", "seed"])["fvu"]
         for score in [c for c in wide if c != "fvu"]:
