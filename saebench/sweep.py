@@ -342,7 +342,7 @@ class _Sweep:
         where = Tracked(uri=mask(tracker.uri), experiment_id=tracker.experiment_id, run_id=tracker.run_id)
         lock = lock.model_copy(update={"tracking": where})
         if lock.info() != _info_on_disk(self._paths) or not self._paths.spec.is_file():
-            write_text(self._paths.spec, mask(self._given.text))
+            write_text(self._paths.spec, mask(self._given.text, tracker.uri))
             write_lock(self._paths, lock)
 
     def _floors(self, plan: Plan) -> subprocess.Popen[str] | None:

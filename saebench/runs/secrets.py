@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,7 +11,10 @@ from urllib.parse import unquote, unquote_plus
 MASK = "***"
 _DATABASE = re.compile(r"(?:postgres|mysql|mariadb|mssql|oracle|redis|mongodb|snowflake|redshift|cockroachdb)", re.I)
 """Schemes whose user name is no secret by itself; over http a user name may be a token."""
-_ADDRESS = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*)://([^\s\"'<>`|\\]+)")
+_ADDRESS = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*)://((?:[^\s\"/?#@:]{0,200}:[^\s\"/?#]{0,200}@)?[^\s\"'<>`|\\]+)")
+"""An address in other text. A quote, bracket or backslash ends it, except between a user name's colon and the @."""
+_WHOLE = re.compile(r"([A-Za-z][\w+.-]*)://(\S+)")
+"""Text that is an address as a whole: there a password may hold any character but a space."""
 _KEY = re.compile(
     r"^pass$|passw|passphrase|pwd|token(?!iz)|secret|credential|signature|^sig$|auth(?!or(?!iz))|api.?key|"
     r"access.?key|private.?key|^key$|odbc_connect",
@@ -18,6 +22,8 @@ _KEY = re.compile(
 )
 """Names of query parameters that hold a secret, percent signs decoded."""
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?\s\"'<>]+)=([^&;#\s\"'<>]*?)(?=[).,:\]}]*(?:[&;#\s\"'<>]|$))")
+_WHOLE_PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
+"""The same where the text is one address."""
 _LEAST = 3
 """Characters of a secret's part below which it is not looked for in other text: it would match everywhere."""
 
@@ -28,7 +34,8 @@ def mask(text: str, *addresses: str) -> str:
     Masked are the password of a database's address (`user:***@host`), everything before the `@` of any other address
     (a server's user name may be a token), and query parameters that are named like a secret.
     """
-    masked = _ADDRESS.sub(_mask_address, text)
+    whole = _one_address(text)
+    masked = _mask_address(whole, _WHOLE_PARAMETER) if whole else _ADDRESS.sub(_mask_address, text)
     for secret in sorted({s for address in addresses for s in secrets_of(address)}, key=len, reverse=True):
         masked = masked.replace(secret, MASK)
     return masked
@@ -57,26 +64,33 @@ def is_masked(text: str) -> bool:
 
 def secrets_of(address: str) -> Iterator[str]:
     """Yield the secrets of one address as they may stand in a message about it: as written, decoded, and cut at @."""
-    found = _ADDRESS.match(address)
+    found = _WHOLE.fullmatch(address)
     if not found:
         return
     userinfo, _ = _split(found[1], found[2])
     parts = [] if userinfo is None else [userinfo.partition(":")[2]] if _is_database(found[1]) else [userinfo]
-    parts += [value for _, key, value in _PARAMETER.findall(found[2]) if _KEY.search(unquote(key))]
+    parts += [value for _, key, value in _WHOLE_PARAMETER.findall(found[2]) if _KEY.search(unquote(key))]
     parts += [decoded for part in parts for decoded in (unquote(part), unquote_plus(part))]
+    parts += [quoted for part in parts for quoted in (part.replace("'", "''"), json.dumps(part)[1:-1])]
     for part in {piece for whole in parts for piece in (whole, *re.split(r"[:@/?#=;]", whole))}:
         if len(part) >= _LEAST and part != MASK:
             yield part
 
 
-def _mask_address(match: re.Match[str]) -> str:
+def _one_address(text: str) -> re.Match[str] | None:
+    """Match text that is one address and nothing else: no space in it, no second address."""
+    found = _WHOLE.fullmatch(text)
+    return None if found is None or "://" in found[2] else found
+
+
+def _mask_address(match: re.Match[str], parameter: re.Pattern[str] = _PARAMETER) -> str:
     scheme, rest = match[1], match[2]
     userinfo, host = _split(scheme, rest)
     if userinfo is not None:
         user, colon, _ = userinfo.partition(":")
         kept = f"{user}:{MASK}@" if colon and _is_database(scheme) else f"{user}@" if _is_database(scheme) else ""
         rest = f"{kept or f'{MASK}@'}{host}"
-    return f"{scheme}://{_PARAMETER.sub(_mask_parameter, rest)}"
+    return f"{scheme}://{parameter.sub(_mask_parameter, rest)}"
 
 
 def _is_database(scheme: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from saebench.runs.secrets import has_secret, is_masked, mask, mask_all, secrets_of
@@ -75,6 +77,18 @@ def test_the_secret_of_a_known_address_is_masked_wherever_it_stands(address: str
 
 def test_a_short_part_of_a_secret_does_not_blank_a_message() -> None:
     assert mask("a port is needed", "postgresql://me:a@b/x") == "a port is needed"
+
+
+@pytest.mark.parametrize("mark", list("'\"`<>|\\{}()[],^!"))
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_a_password_may_hold_any_mark(scheme: str, mark: str) -> None:
+    """The mark ends an address in a sentence; an address alone is masked whole, and its secret wherever it is."""
+    address = f"{scheme}://me:{PW}{mark}{PW}@host/db"
+    assert PW not in mask(address)
+    assert mask(address).endswith("***@host/db")
+    assert PW not in mask(f"{scheme}://host/db?password={PW}{mark}{PW}&x=1")
+    for text in (json.dumps({"uri": address}), f"uri: '{address.replace(chr(39), 2 * chr(39))}'", f"uri: {address}"):
+        assert PW not in mask(text, address)
 
 
 def test_many_addresses_take_linear_time() -> None:
