@@ -163,3 +163,16 @@ def test_sae_lens_itself_loads_and_agrees(kind: str, tmp_path: Path) -> None:
         assert_close(theirs.decode(theirs.encode(x)), ours_hat, atol=1e-5, rtol=1e-5)
     theirs.save_model(tmp_path / "back")
     assert_close(import_saelens(tmp_path / "back").encode(x), ours, atol=1e-5, rtol=1e-5)
+
+
+def test_a_decoder_row_of_zeros_decodes_to_numbers(tmp_path: Path) -> None:
+    """SAELens divides nothing by the row's length; we did, and such an SAE decoded to NaN."""
+    export_saelens(grown("topk"), tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"rescale_acts_by_decoder_norm": True}))
+    weights = load_file(tmp_path / "sae_weights.safetensors")
+    weights["W_dec"][3] = 0
+    save_file(weights, tmp_path / "sae_weights.safetensors")
+    sae = import_saelens(tmp_path)
+    assert sae(cloud(50)).isfinite().all()
+    assert sae.decode(torch.ones(2, 24)).isfinite().all()
