@@ -455,7 +455,8 @@ class MatryoshkaConfig(KSparseConfig):
 def nested_widths(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:
     """Latents in each nested level of a matryoshka SAE, strictly increasing, the last = dict_size. Raises ValueError
     for a level that adds none."""
-    widths = [round(total / sum(groups) * dict_size) for total in accumulate(groups)]
+    whole = sum(groups)
+    widths = [round(total / whole * dict_size) for total in accumulate(groups)]
     if any(high <= low for low, high in pairwise((0, *widths))):
         shown = ", ".join(f"{share:g}" for share in groups[:8]) + (", ..." if len(groups) > 8 else "")
         raise ValueError(f"groups [{shown}] leave a level of {dict_size} latents empty")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import formulas
@@ -263,6 +264,14 @@ def test_levels_grow_strictly_to_dict_size() -> None:
     assert nested_widths((1 / 3, 1 / 3, 1 / 3), 10) == (3, 7, 10)
     with pytest.raises(ValueError, match="empty"):
         nested_widths((1 / 16, 15 / 16), 4)
+
+
+def test_many_levels_take_linear_time() -> None:
+    """A file's `groups` may be long: adding them up again for each of 100,000 would take a minute."""
+    start = time.process_time()
+    with pytest.raises(ValueError, match="empty"):
+        nested_widths((1e-5,) * 100_000, 64)
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(("dict_size", "k"), [(24, 3), (97, 10), (512, 5), (1024, 16)])
