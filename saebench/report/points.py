@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saebench.config import SAE_CONFIGS
+from saebench.runs import choice
+from saebench.runs.choice import Tried
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
@@ -153,45 +155,26 @@ def usable(trials: DataFrame, metric: str) -> Series[bool]:
 
 
 def choose(trials: DataFrame, seeds: set[int], objective: str, maximize: bool) -> tuple[DataFrame, str]:
-    """Return the complete trials of the best point of one cell, and how it was chosen.
-
-    Where the sweep searched with one seed and compared with the others, the trials that measure its last choice; the
-    best trial of the search until there are any. In sweeps made before, the point with the best mean of the objective
-    among points that have all `seeds`; where none has, the best value at the first seed. Empty where no trial is
-    complete.
-    """
+    """Return the complete trials that measure the best point of one cell (runs/choice.py), and how it was chosen."""
     there = trials[usable(trials, objective)]
-    if (trials["role"] != "").any():
-        return _by_search(there, objective, maximize)
-    if there.empty:
-        return there, "no complete trial"
-    has = there.groupby("point")["seed"].agg(lambda s: seeds <= set(s.dropna())).astype(bool)
-    full = there[there["point"].map(has)]
-    if not full.empty:
-        score = full.groupby("point")[objective].mean()
-        how = f"best mean of {len(seeds)} seeds" if len(seeds) > 1 else "best"
-    else:
-        first = there["seed"].min()
-        score, how = there[there["seed"] == first].groupby("point")[objective].mean(), f"best at seed {first}"
-    best = there[there["point"] == (score.idxmax() if maximize else score.idxmin())]
-    if trials["point"].nunique() == 1:
-        return best, "only point"
-    only = "only one with all seeds" if not full.empty else "only complete one"
-    return best, f"{how}, of {score.size} points" if score.size > 1 else only
-
-
-def _by_search(there: DataFrame, objective: str, maximize: bool) -> tuple[DataFrame, str]:
-    comparing = there[(there["role"] == "compare") & (there["choice"] > 0)]
-    if len(comparing):
-        newest = comparing[comparing["choice"] == comparing["choice"].max()]
-        about = newest["search_error"].iloc[-1] or {}
-        tried = f"{about.get('drawn', '?')} drawn, {about.get('refined', 0)} refined"
-        return newest, f"chosen by the search seed ({tried})"
-    searched = there[there["role"] == "search"]
-    if searched.empty:
-        return searched, "no complete trial"
-    best = searched.sort_values(objective, ascending=not maximize, kind="stable").head(1)
-    return best, f"best of {searched['point'].nunique()} so far, by the search seed alone"
+    rows = there[["point", "seed", objective, "role", "choice"]].itertuples(index=False)
+    tried = [Tried(str(p), int(s), float(v), str(r), int(c)) for p, s, v, r, c in rows]
+    found = choice.choose(tried, seeds, maximize=maximize)
+    mine = there.iloc[list(found.trials)]
+    one = trials["point"].nunique() == 1
+    if found.by == "compare":
+        about = mine["search_error"].iloc[-1] or {}
+        count = f"{about.get('drawn', '?')} drawn, {about.get('refined', 0)} refined"
+        return mine, f"chosen by the search seed ({count})"
+    if found.by == "search":
+        return mine, f"best of {found.among} so far, by the search seed alone"
+    if found.by == "nothing" or one:
+        return mine, "only point" if len(mine) else "no complete trial"
+    if found.among == 1:
+        return mine, "only one with all seeds" if found.by == "all seeds" else "only complete one"
+    best = f"best mean of {len(seeds)} seeds" if len(seeds) > 1 else "best"
+    how = best if found.by == "all seeds" else f"best at seed {min(trial.seed for trial in tried)}"
+    return mine, f"{how}, of {found.among} points"
 
 
 def chosen(frame: DataFrame, objective: str, maximize: bool) -> DataFrame:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from math import isfinite
-from statistics import fmean
 from typing import NamedTuple
 
 from saebench.config import TrialConfig
 from saebench.runs import events
+from saebench.runs.choice import Tried, choose
 from saebench.runs.paths import SweepPaths, TrialPaths
-from saebench.runs.state import read_config
+from saebench.runs.state import read_config, read_state
+from saebench.runs.tags import Tag
 from saebench.tracking.uploads import sae_files
 
 
@@ -18,18 +19,33 @@ class Scored(NamedTuple):
     number: int
     config: TrialConfig
     value: float
+    search: Mapping[str, str]
+    """Tags of the search."""
+
+    @property
+    def tried(self) -> Tried:
+        role, choice = self.search.get(Tag.ROLE, ""), self.search.get(Tag.CHOICE, "")
+        number = int(choice) if choice.isdecimal() else 0
+        return Tried(self.config.point, self.config.seed, self.value, role, number)
 
 
 def best_trials(paths: SweepPaths, complete: Iterable[int], objective: str, *, maximize: bool) -> list[Scored]:
-    """The best trial of every stratum that has its SAE on disk, by the rule of `saebench report`: of the point with
-    the best mean among those with every seed (none has: the best at the first seed) the best trial."""
+    """The best trial of every stratum that has its SAE on disk, by the rule of `saebench report`: of the best point
+    (runs/choice.py) the trial with the best value, whichever seed it has."""
     trials = list(_scored(paths, complete, objective))
     seeds = {trial.config.seed for trial in trials}
-    sign = -1.0 if maximize else 1.0
     strata: dict[str, list[Scored]] = {}
     for trial in trials:
         strata.setdefault(trial.config.stratum, []).append(trial)
-    return [min(_point(mine, seeds, sign), key=lambda trial: sign * trial.value) for mine in strata.values()]
+    return [_best(mine, seeds, maximize) for mine in strata.values()]
+
+
+def _best(trials: list[Scored], seeds: set[int], maximize: bool) -> Scored:
+    """The best trial of the best point of one stratum."""
+    chosen = choose([trial.tried for trial in trials], seeds, maximize=maximize)
+    points = {trials[place].config.point for place in chosen.trials}
+    same = [trial for trial in trials if trial.config.point in points] or trials
+    return (max if maximize else min)(same, key=lambda trial: trial.value)
 
 
 def _scored(paths: SweepPaths, complete: Iterable[int], objective: str) -> Iterator[Scored]:
@@ -37,24 +53,10 @@ def _scored(paths: SweepPaths, complete: Iterable[int], objective: str) -> Itera
         trial = paths.trial(number)
         config, value = read_config(trial), _last(trial, objective)
         if config is not None and value is not None and sae_files(trial.sae):
-            yield Scored(number, config, value)
+            state = read_state(trial)
+            yield Scored(number, config, value, state.search if state else {})
 
 
 def _last(trial: TrialPaths, objective: str) -> float | None:
     values = [event.values[objective] for event, _ in events.read(trial.events) if objective in event.values]
     return values[-1] if values and isfinite(values[-1]) else None
-
-
-def _point(trials: list[Scored], seeds: set[int], sign: float) -> list[Scored]:
-    """The trials of the best point of a stratum."""
-    points: dict[str, list[Scored]] = {}
-    for trial in trials:
-        points.setdefault(trial.config.point, []).append(trial)
-    full = [mine for mine in points.values() if seeds <= {trial.config.seed for trial in mine}]
-    if full:
-        return min(full, key=lambda mine: sign * fmean(trial.value for trial in mine))
-    first = min(trial.config.seed for trial in trials)
-    return min(
-        (mine for mine in points.values() if any(trial.config.seed == first for trial in mine)),
-        key=lambda mine: min(sign * trial.value for trial in mine if trial.config.seed == first),
-    )

@@ -18,6 +18,7 @@ from saebench.runs.events import Event, EventLog
 from saebench.runs.lock import check_unchanged
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import TrialState
+from saebench.runs.tags import Tag
 from saebench.spec import parse_spec
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import Tracker, server
@@ -102,16 +103,20 @@ def test_it_may_change_at_every_start_and_what_is_missing_then_follows(sweep: Sw
 
 
 def test_the_best_that_the_tracker_copies_are_those_that_the_report_names(tmp_path: Path) -> None:
-    """One rule in two rooms that must not meet: means over all seeds, else the first seed."""
+    """Sweeps with roles and sweeps made before; the trial named is the best of the point, the search seed's too."""
     from report import sweep_data
 
-    from saebench.report import points
+    from saebench.report import points, tables
 
-    for case in range(5):
-        some = sweep_data.simulate(levels=(16, 32), widths=(1536,), points=3, seeds=(0, 1), rng_seed=case, seed_sd=0.1)
+    for case in range(6):
+        if case % 2:
+            some = sweep_data.simulate_search(levels=(16, 32), points=4, noise=0.05, rng_seed=case)
+        else:
+            old = {"widths": (1536,), "points": 3, "seeds": (0, 1), "seed_sd": 0.1}
+            some = sweep_data.simulate(levels=(16, 32), rng_seed=case, **old)
         frame = points.annotate(sweep_data.frame_of(some))
-        best = points.chosen(frame, "eval/fvu", maximize=False)
-        expected = {int(trials.sort_values("eval/fvu")["trial"].iloc[0]) for _, trials in best.groupby("stratum")}
+        chosen = points.chosen(frame, "eval/fvu", maximize=False)
+        expected = set(tables.best(frame, chosen, [], "eval/fvu", False).frame["best_trial"])
         paths = SweepPaths(tmp_path / str(case))
         for trial in some:
             write_trial(paths, trial)
@@ -128,6 +133,9 @@ def write_trial(paths: SweepPaths, trial: dict[str, Any]) -> None:
     log = EventLog(place.events)
     log.append(Event("done", 40, {"eval/fvu": trial["metrics"]["eval/fvu"]}))
     log.close()
+    state = TrialState(trial["trial"], trial["stratum"], trial["point"], trial["seed"], 40, state="complete")
+    state.search = {Tag.ROLE: trial["role"], Tag.CHOICE: trial.get("choice", "")} if trial.get("role") else {}
+    state.write(place)
     place.sae.mkdir()
     (place.sae / "sae.json").write_text("{}")
     (place.sae / "sae.safetensors").write_bytes(b"weights")
