@@ -383,7 +383,8 @@ WRONG: list[tuple[str, str, str]] = [
     ("points: 3}", "points: 3, enqueue: [{bandwidth: 1}]}", "s.yaml:15:49: search.enqueue[0].bandwidth: unknown key"),
     ("points: 3}", "points: 3, enqueue: [{lr: 1e-3}, {lr: 0.5}]}", "s.yaml:15:60: search.enqueue[1].lr: is a point of no stratum (lr 0.5 is outside 0.0001..0.01)"),
     ("points: 3}", "points: 3, enqueue: [{k: 99}]}", "s.yaml:15:48: search.enqueue[0].k: is a point of no stratum (topk: k 99 is none of 16, 32; batchtopk: k is 16, not 99)"),
-    ("points: 3}", "points: 3, enqueue: [{warmup: 0.3}]}", "s.yaml:15:48: search.enqueue[0].warmup: is a point of no stratum (warmup is 0.05, not 0.3)"),
+    ("points: 3}", "points: 3, enqueue: [{warmup: 0.3}]}", "s.yaml:15:48: search.enqueue[0].warmup: is a point of no stratum (warmup is 0.1, not 0.3)"),
+    ("points: 3}", "points: 1, enqueue: [{lr: 1e-3}, {lr: 2e-3}]}", "s.yaml:15:47: search.enqueue: has 2 points for topk-k16-n512, where search.points is 1: raise it"),
     ("points: 3}", "points: 3, enqueue: {lr: 1}}", "s.yaml:15:47: search.enqueue: {lr}: must be a list of points, such as [{lr: 1e-3}]"),
     # objective
     ("points: 3}", "points: 3, objective: eval/fuv}", 's.yaml:15:49: search.objective: "eval/fuv": is not a metric (did you mean "eval/fvu"?)'),

@@ -14,7 +14,7 @@ from saebench.metrics import EVAL, METRICS
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.arm_rules import ARM_RULES
 from saebench.spec.draft import Draft, Found, at
-from saebench.spec.strata import refusal
+from saebench.spec.strata import refusal, too_many_enqueued
 
 MAX_MARKS = 10_000
 LARGEST_SEED = 2**32 - 1
@@ -215,6 +215,11 @@ def _enqueue(draft: Draft) -> Found:
         said = rules if len(rules) == 1 else dict.fromkeys(f"{kind}: {rule}" for kind, _, rule in why)
         key = f".{names.pop()}" if len(names) == 1 else ""
         yield f"search.enqueue[{i}]{key}", f"is a point of no stratum ({'; '.join(said)})"
+    if draft.get("search", "sampler") not in (None, "grid") and not any("search.points" in key for key in draft.unread):
+        for _, arm in draft.arms:
+            if found := too_many_enqueued(draft.spec, arm):
+                yield "search.enqueue", found
+                return
 
 
 SECTION_RULES = (

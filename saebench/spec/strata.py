@@ -68,6 +68,32 @@ def refusal(spec: SweepSpec, arm: Arm, point: Mapping[str, Any]) -> tuple[str, s
     return None
 
 
+_MOST_STRATA = 1_000
+"""Strata of an arm that are looked through."""
+
+
+def too_many_enqueued(spec: SweepSpec, arm: Arm) -> str:
+    """Say which stratum of the arm has more points in `search.enqueue` than `search.points`, so that the last would
+    never be tried; "" if none."""
+    fits = [point for point in spec.search.enqueue if refusal(spec, arm, point) is None]
+    most = spec.search.points or 1
+    if len(fits) <= most:
+        return ""
+    for axes in itertools.islice(cross(spec, arm), _MOST_STRATA):
+        own = [point for point in fits if all(point.get(name, value) == value for name, value in axes.items())]
+        different = {frozenset((n, v) for n, v in point.items() if _is_searched(spec, arm, n, axes)) for point in own}
+        if len(different) > most:
+            return f"has {len(different)} points for {stratum_id(axes)}, where search.points is {most}: raise it"
+    return ""
+
+
+def _is_searched(spec: SweepSpec, arm: Arm, name: str, axes: Mapping[str, Scalar]) -> bool:
+    if name in axes:
+        return False
+    given = setting(spec, arm, name)
+    return isinstance(given, Range) or len(options(name, given)) > 1
+
+
 def count(spec: SweepSpec, arm: Arm) -> int:
     """How many strata the arm has, without listing them."""
     return math.prod(len(levels(name, setting(spec, arm, name))) for name in axis_names(spec, arm))

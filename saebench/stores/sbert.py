@@ -266,6 +266,8 @@ def _shares(holdout: Any) -> tuple[float, float]:
 
 
 def _cleaned(texts: Iterable[Any], how: str) -> list[str]:
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise DataError(f"texts: {texts!r:.50}: must be a text or a list of texts")
     texts = list(texts)
     for i, text in enumerate(texts):
         if not isinstance(text, str):
