@@ -14,7 +14,7 @@ from saebench.runs.secrets import is_masked, mask
 from saebench.sweep_config import TrackingConfig
 
 DATABASE = "mlflow.db"
-"""The file that MLflow makes in the working directory where it is given no address."""
+"""The file that MLflow creates in the working directory if no address is given."""
 _SQLITE = re.compile(r"(sqlite(?:\+\w+)?:///)([^?]+)(\?.*)?")
 
 
@@ -85,7 +85,8 @@ def resolve_uri(tracking: TrackingConfig, folder: Path | None = None) -> str:
 
 
 def _refuse_file_store(folder: Path) -> None:
-    """Where ./mlruns holds experiments, MLflow's default is that file store, and `mlflow ui` would not show ours."""
+    """Raise PreflightError if ./mlruns holds experiments: MLflow would default to that file store, and `mlflow ui`
+    would not show this sweep."""
     if any((folder / "mlruns").glob("[0-9]*/meta.yaml")):
         raise PreflightError(
             f"{folder / 'mlruns'}: MLflow's default here is this old file store, which it no longer supports; "
@@ -100,11 +101,12 @@ def start_uri(
     root: Path | None = None,
     run_id: str = "",
 ) -> str:
-    """Return the address that this start of a sweep uses: the spec's or what it resolves to, but an address that only
-    the environment or the working directory gives yields to `before`, where the sweep began.
+    """Return the address that this start of a sweep uses: the spec's; without one, `before`, the address that the sweep
+    began with; without that, the one from the environment or the working directory.
 
-    A database that was moved with the sweep's folder (`root`, parent run `run_id`) is found there. An address whose
-    secret was not stored, or whose file is gone, is given up. `note` is called with what a user would not expect.
+    A database that was moved with the sweep's folder (`root`, parent run `run_id`) is found there. A `before` whose
+    secret was not stored, or whose file no longer exists, is not used. `note` is called with a line for the user if
+    the address is not the one that this start would have resolved to.
     """
     uri = resolve_uri(tracking)
     shown = mask(uri)

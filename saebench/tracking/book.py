@@ -14,12 +14,12 @@ from saebench.runs.durable import write_text
 from saebench.tracking.address import sqlite_file
 
 _EVERY = 1.0
-"""Seconds between two writes of the file; an offset that is behind costs a repetition, never a point."""
+"""Seconds between two writes of the file; after a crash an old offset sends some points twice and loses none."""
 
 
 @dataclass
 class Sent:
-    """What the server has of one trial."""
+    """What the server has acknowledged of one trial."""
 
     run_id: str = ""
     offset: int = 0
@@ -27,13 +27,13 @@ class Sent:
     described: bool = False
     """Params and dataset are logged."""
     closed: str | None = None
-    """State in which the run was closed; None while it is open."""
+    """State with which the run was closed; None while it is open."""
     sae: bool = False
     """The SAE has been copied."""
     refused: str | None = None
-    """Why the server takes nothing more for this trial (somebody deleted the run, say)."""
+    """Why the server rejects this trial for good (for example, a user deleted the run)."""
     nonfinite: dict[str, int] = field(default_factory=dict)
-    """Metrics that were NaN or infinite -> samples at which they first were."""
+    """Metrics that were NaN or infinite -> number of samples at the first such value."""
 
 
 @dataclass
@@ -41,23 +41,23 @@ class Book:
     """The file, in memory."""
 
     uri: str
-    """Where; passwords masked."""
+    """Address of the server; passwords masked."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    """Of the sweep's directory: finds the parent run whose id was never received."""
+    """Identifies the sweep's directory: finds the parent run if the answer with its id was lost."""
     experiment_id: str = ""
     run_id: str = ""
-    """Parent run."""
+    """Id of the parent run."""
     trials: dict[int, Sent] = field(default_factory=dict)
     lost: bool = False
-    """The file is missing or damaged although the sweep has begun: its runs in MLflow are to be found and adopted."""
+    """True if the file is missing or damaged although the sweep has begun: find its runs in MLflow and adopt them."""
     _written: float = 0.0
     _pause: float = _EVERY
 
     @classmethod
     def open(cls, path: Path, uri: str) -> Book:
-        """Return the book of this directory; a new one if the file is missing, damaged or about another server: then
-        everything is sent again, to the new one. A database's file that no longer exists was moved: if its runs are not
-        in the new place, the parent run is missing there, and everything is sent again, too."""
+        """Return the book of this directory; a new one if the file is missing, damaged or written for another server:
+        everything is then sent again, to the current server. If the recorded database file no longer exists, it was
+        moved; if the new database lacks the parent run, everything is sent again, too."""
         try:
             found: dict[str, Any] = json.loads(path.read_text("utf-8"))
             trials = {int(number): Sent(**sent) for number, sent in found.pop("trials").items()}
@@ -73,14 +73,14 @@ class Book:
         return book
 
     def _is_typed(self) -> bool:
-        """Does every field hold what it is declared to hold? The file may have been damaged."""
+        """Return whether every field has its declared type; a damaged file may hold anything."""
         names = (self.uri, self.id, self.experiment_id, self.run_id, *(sent.run_id for sent in self.trials.values()))
         offsets = [sent.offset for sent in self.trials.values()]
         return all(isinstance(name, str) for name in names) and all(type(o) is int and o >= 0 for o in offsets)
 
     def save(self, path: Path, settle: Callable[[], None], *, now: bool = False) -> None:
-        """Write the file, at most once a second unless `now` (less often where there are so many trials that it takes
-        more than 2% of the time). `settle` makes durable, before, what the file says the server has."""
+        """Write the file, at most once a second unless `now` (less often if there are so many trials that writing takes
+        more than 2% of the time). Call `settle` first: it makes durable what the file says the server has."""
         begun = time.monotonic()
         if not now and begun - self._written < self._pause:
             return

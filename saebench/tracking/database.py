@@ -1,12 +1,12 @@
-"""A SQLite file as MLflow's database: fewer waits for the disk, and none of them forgotten.
+"""A SQLite file as MLflow's database: commit without an fsync, then sync before anything relies on the commits.
 
 MLflow commits about six times per trial, and with SQLite's rollback journal each commit waits for the disk several
-times. With a write-ahead log a commit is an append. It survives a killed process; for a power cut it has to be made
-durable before anything relies on it, and here that is `tracking.json`, at most once a second.
+times. With a write-ahead log a commit is an append. It survives a killed process, but not a power cut: the log must be
+synced before `tracking.json` records what the server has, which is at most once a second.
 
-The mode is written into the file and outlives the sweep, so the sweep's end puts the old one back: a file with a
-write-ahead log cannot be opened where its folder cannot be written to (a colleague's, an archive, a mounted share), and
-copied alone it may lack what is still in the log. MLflow makes and expects a plain file; so does its owner.
+The journal mode is stored in the file and outlives the sweep, so the sweep restores the old mode when it ends: a file
+with a write-ahead log cannot be opened in a read-only folder (a colleague's, an archive, a mounted share), and a copy
+of the file alone may lack what is still in the log. MLflow creates a plain file, and its owner expects one.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _QUICK: set[str] = set()
 _POOLED: weakref.WeakKeyDictionary[ConnectionPoolEntry, set[str]] = weakref.WeakKeyDictionary()
 """Connections of this process to such files, idle or not."""
 _OF_ONE_MACHINE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs"})
-"""A write-ahead log has an index in memory that machines cannot share, so that file systems of a network are out."""
+"""A write-ahead log has an index in memory that machines cannot share, so network file systems cannot use one."""
 
 
 def quicken(uri: str) -> None:
     """Let this process's connections to the database commit into a write-ahead log without waiting for the disk.
 
-    To be called before MLflow connects; `settle` does the waiting. Nothing changes for a file on a disk that machines
-    may share, nor where somebody holds the file in its old mode.
+    Call it before MLflow connects; `settle` syncs the log. Does nothing for a file on a network file system, or while
+    another process has the file open in its old mode.
     """
     path = sqlite_file(uri)
     if path is None or str(path.resolve()) in _QUICK or _file_system(path) not in _OF_ONE_MACHINE:
@@ -50,13 +50,13 @@ def quicken(uri: str) -> None:
 
 
 def _connected(connection: Any, entry: ConnectionPoolEntry) -> None:
-    """SQLAlchemy's hook: a new connection, to whatever database."""
+    """SQLAlchemy's hook for each new connection, to any database."""
     if not isinstance(connection, sqlite3.Connection):
         return
     files = {os.path.realpath(row[2]) for row in connection.execute("PRAGMA database_list") if row[2]}
     if not files & _QUICK:
         return
-    with contextlib.suppress(sqlite3.OperationalError):  # held by somebody in its old mode: it stays there
+    with contextlib.suppress(sqlite3.OperationalError):  # another process has it open in its old mode
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL")
@@ -64,19 +64,19 @@ def _connected(connection: Any, entry: ConnectionPoolEntry) -> None:
 
 
 def settle(uri: str) -> None:
-    """Wait until all that was committed is on the disk. (What SQLite has moved from the log into the file already is
-    there: it waits for that itself.)"""
+    """Sync the write-ahead log, so that every commit is on the disk. (SQLite itself syncs what it has moved from the
+    log into the file.)"""
     path = sqlite_file(uri)
     if path is None or str(path.resolve()) not in _QUICK:
         return
-    # not the file itself: to open and close that would drop the locks that SQLite holds on it
+    # not the database file: closing a second descriptor of it would drop SQLite's POSIX locks
     with contextlib.suppress(FileNotFoundError), path.with_name(f"{path.name}-wal").open("r+b") as log:
         os.fsync(log.fileno())
 
 
 def gather(uri: str) -> None:
-    """Move what is in the log into the file, so that the file alone is the whole database. Left undone while somebody
-    reads; SQLite does it again when the last connection is closed."""
+    """Checkpoint the log into the file, so that the file alone is the whole database. Does nothing while another
+    connection reads; SQLite checkpoints again when the last connection is closed."""
     path = sqlite_file(uri)
     if path is None or not path.exists() or str(path.resolve()) not in _QUICK:
         return
@@ -85,8 +85,8 @@ def gather(uri: str) -> None:
 
 
 def restore(uri: str) -> None:
-    """Give the file its old mode back. Left undone while another process has it open (`mlflow ui`, another sweep, whose
-    own end will do it), and after a kill until the next end of a sweep."""
+    """Restore the file's old journal mode. Does nothing while another process has the file open (`mlflow ui`, or
+    another sweep, which restores the mode when it ends); after a kill, the next sweep to end restores it."""
     path = sqlite_file(uri)
     if path is None or not path.exists() or str(path.resolve()) not in _QUICK:
         return
@@ -104,12 +104,12 @@ _ARTIFACT_COLUMNS = (
     ("model_versions", "source"),
     ("model_versions", "storage_location"),
 )
-"""Where MLflow keeps absolute paths of artifacts."""
+"""Tables and columns in which MLflow keeps absolute paths of artifacts."""
 
 
 def relocate(uri: str, before: str) -> None:
-    """Let artifacts follow a database that was moved with its folder from the address `before`: MLflow keeps absolute
-    paths, and would write the files of new trials to the old place. Nothing is changed while the old file exists."""
+    """Rewrite the artifact paths in a database that was moved with its folder from the address `before`: MLflow keeps
+    absolute paths, and would write new trials' files to the old folder. Does nothing while the old file exists."""
     new, old = sqlite_file(uri), sqlite_file(before)
     if new is None or old is None or new == old or old.exists() or not new.is_file():
         return
@@ -125,7 +125,7 @@ def relocate(uri: str, before: str) -> None:
 
 
 def _file_system(path: Path) -> str:
-    """Type of the file system that `path` is or will be on; empty where nobody says."""
+    """Return the type of the file system that `path` is or will be on; "" if unknown."""
     try:
         mounted = {part.mountpoint: part.fstype for part in psutil.disk_partitions(all=True)}
     except OSError:

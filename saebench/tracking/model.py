@@ -66,7 +66,7 @@ def _save(folder: Path, paths: TrialPaths, run_id: str, model_id: str) -> None:
 
 
 def _copy(paths: TrialPaths, folder: Path) -> dict[str, str]:
-    """Copy to `folder` what belongs into the model: the SAE's own files, and the config without secrets."""
+    """Copy the model's files to `folder`: the SAE's own files, and the config without secrets."""
     (folder / "sae").mkdir(parents=True)
     for file in sae_files(paths.sae):
         shutil.copyfile(file, folder / "sae" / file.name)
@@ -75,7 +75,7 @@ def _copy(paths: TrialPaths, folder: Path) -> dict[str, str]:
 
 
 def _forget_paths(file: Path) -> None:
-    """Remove where the files came from on this machine; MLflow reads their paths inside the model alone."""
+    """Remove this machine's paths from the MLmodel file; MLflow reads only the paths inside the model."""
     import yaml
 
     model = yaml.safe_load(file.read_text("utf-8"))

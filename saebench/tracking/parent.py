@@ -1,4 +1,4 @@
-"""The sweep's own run, over those of its trials."""
+"""The sweep's parent run; the trials' runs are its children."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SWEEP_STATES = {"FINISHED": "complete", "KILLED": "interrupted", "FAILED": "fai
 
 
 class Parent:
-    """Found or made once, given the spec as soon as that is there, closed at the end."""
+    """The parent run: found or created once, given the spec once that is resolved, closed at the end."""
 
     def __init__(
         self,
@@ -44,14 +44,14 @@ class Parent:
         self._attempts = 0
 
     def open(self, uri: str, save: Callable[[], None]) -> bool:
-        """Find the run or make it; True when it is new. `save` makes the book durable, so that a run whose id is never
-        received can be found again."""
+        """Find the run or create it; return True if it is new. `save` makes the book durable first, so that the run can
+        be found again if the answer with its id is lost."""
         book, client = self._book, self._client
         if book.lost:
             self._adopt()
         tags = {**record.origin_tags(self._info), **self._tags()}
         if book.run_id and not server.alive(client, book.run_id):
-            book.run_id, book.trials = "", {}  # somebody deleted it: start again, with everything that is on disk
+            book.run_id, book.trials = "", {}  # a user deleted it: send everything on disk again
         if not book.run_id:
             name = self._tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._name
             book.experiment_id = server.experiment(client, uri, name)
@@ -70,8 +70,8 @@ class Parent:
         return new
 
     def _adopt(self) -> None:
-        """`tracking.json` is lost: continue the run that lock.json names, if it is this sweep's and not deleted. Its
-        trials' runs are then found by their tags, and a point that is sent again is dropped by MLflow."""
+        """If `tracking.json` is lost, continue the run that lock.json names, provided it is this sweep's and not
+        deleted. Its trials' runs are then found by their tags, and MLflow drops a point that is sent again."""
         run_id = str((self._info.get("tracking") or {}).get("run_id") or "")
         if run_id and server.alive(self._client, run_id):
             run = self._client.get_run(run_id)
@@ -81,11 +81,11 @@ class Parent:
         self._book.lost = False
 
     def _save_views(self) -> None:
-        """At every start: the spec may have grown."""
+        """Write the views at every start: the spec may have more arms or seeds than before."""
         from mlflow.exceptions import MlflowException
 
         for key, value in views.tags(self._name, self._info.get("spec") or {}, time.time()).items():
-            with suppress(MlflowException):  # a server that takes no such tag shows its plain page
+            with suppress(MlflowException):  # a server that rejects the tag shows its plain page
                 self._client.set_experiment_tag(self._book.experiment_id, key, value)
 
     def _tags(self) -> dict[str, str]:
@@ -98,7 +98,7 @@ class Parent:
                 Tag.SWEEP: self._name,
                 Tag.ID: self._book.id,
                 Tag.STATE: "running",
-                # what a report without the sweep's directory has to know
+                # what a report needs if the sweep's directory is missing
                 Tag.OBJECTIVE: search.get("objective"),
                 Tag.DIRECTION: search.get("direction"),
                 Tag.PRIMARY: _json(self._section("eval").get("primary")),
@@ -107,12 +107,12 @@ class Parent:
         )
 
     def _section(self, key: str) -> Mapping[str, Any]:
-        """A section of the resolved spec."""
+        """Return a section of the resolved spec."""
         return (self._info.get("spec") or {}).get(key) or {}
 
     def attach_spec(self, *, last: bool = False) -> None:
-        """The spec and what it was resolved to: as soon as they are there, so that a running sweep has them too, and
-        once more at the end."""
+        """Upload the spec and its resolved form: as soon as they exist, so that a running sweep has them too, and once
+        more at the end."""
         files = (self._paths.spec, self._paths.lock)
         if (last or not self.attached) and self._attempts < UPLOADS and all(file.exists() for file in files):
             self._attempts += 1
@@ -120,7 +120,7 @@ class Parent:
             self.attached, self._attempts = True, 0
 
     def copy_best(self, sender: Sender) -> None:
-        """`tracking.log_sae: best`, at the end of a sweep; an SAE that has been copied already is not copied again."""
+        """Copy the best SAEs at the end of a sweep with `tracking.log_sae: best`, except those copied before."""
         if self._tracking.log_sae != "best":
             return
         search = self._section("search")
@@ -131,7 +131,7 @@ class Parent:
                 sender.upload_sae(best.number, best.config, self._paths.trial(best.number))
 
     def close(self, status: str) -> None:
-        """`status`: a run status of MLflow."""
+        """Close the run with `status`, a run status of MLflow."""
         self.attach_spec(last=True)
         counts = Counter(sent.closed or "open" for sent in self._book.trials.values())
         tags = {Tag.COUNTS: json.dumps(counts), Tag.STATE: _SWEEP_STATES.get(status, status)}

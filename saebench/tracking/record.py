@@ -35,7 +35,7 @@ _DATA_PARAMS = ("model", "num_examples", "holdout", "revision", "prompt", "norma
 
 
 def params(config: TrialConfig, info: Mapping[str, Any]) -> dict[str, str]:
-    """Flat params, only those that have a value in this arm; None means: the default that the docs name."""
+    """Return flat params, only those with a value in this arm; for a null field the docs name the default."""
     data = {f"data.{key}": getattr(config.data, key) for key in _DATA_PARAMS}
     found = {
         **config.sae.model_dump(exclude={"expansion_factor"}),
@@ -50,7 +50,7 @@ def params(config: TrialConfig, info: Mapping[str, Any]) -> dict[str, str]:
 
 
 def trial_tags(config: TrialConfig) -> dict[str, str]:
-    """Tags to group, filter and find a trial's run by."""
+    """Return the tags by which a trial's run is grouped, filtered and found."""
     return {
         "mlflow.runName": f"{config.number:04d} {config.stratum}",
         Tag.KIND: "trial",
@@ -64,7 +64,7 @@ def trial_tags(config: TrialConfig) -> dict[str, str]:
 
 
 def origin_tags(info: Mapping[str, Any]) -> dict[str, str]:
-    """Who ran what: user, command, commit, versions. MLflow's client adds none of these by itself."""
+    """Return user, command, commit and versions as tags: MLflow's client, unlike its fluent API, does not add them."""
     git = info.get("git") or {}
     versions: Mapping[str, str] = info.get("versions") or {}
     found = {
@@ -87,19 +87,19 @@ def _user() -> str:
 
 
 def clean(tags: Mapping[str, Any]) -> dict[str, str]:
-    """Tags as MLflow and a database behind it take them: text, not None, no NUL, not too long."""
+    """Return tags that MLflow and its database accept: text, not None, no NUL, not too long."""
     return {key: mask(_text(v)).replace("\0", "")[:_TAG_LENGTH] for key, v in tags.items() if v is not None}
 
 
 def _text(value: Any) -> str:
-    """16.0 is written 16, so that grouping and filters find one k for all types."""
+    """Write 16.0 as 16, so that grouping and filters see the same k for all types."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     return value if isinstance(value, str) else json.dumps(value, default=str).strip('"')
 
 
 def event_tags(event: Event) -> dict[str, str]:
-    """What an event says about the trial as a whole."""
+    """Return the tags that an event sets on its trial."""
     if event.type == "start":
         device = event.info.get("device_name") or event.info.get("device")
         return clean({Tag.DEVICE: device, Tag.ATTEMPT: event.attempt})
@@ -109,19 +109,19 @@ def event_tags(event: Event) -> dict[str, str]:
 
 
 def state_tags(state: TrialState) -> dict[str, str]:
-    """What state.json says, for a trial whose scheduler died before it could."""
+    """Return the tags from state.json, for a trial whose scheduler died before setting them."""
     found = {Tag.ATTEMPT: len(state.attempts) or None, Tag.FAILURE: state.kind}
     return clean({**found, Tag.VERDICT: json.dumps(state.verdict) if state.verdict else None})
 
 
 def points(event: Event) -> dict[str, float]:
-    """The metrics of an event that are numbers."""
+    """Return the metrics of an event that are finite."""
     return {key: float(value) for key, value in event.values.items() if math.isfinite(value)}
 
 
 def not_finite(events: Iterable[Event]) -> dict[str, int]:
-    """Metric -> samples at which it first was NaN or infinite. MLflow would store an infinity as 1.8e308, and every
-    chart and mean with it would mislead; so these become a tag."""
+    """Return metric -> number of samples at its first NaN or infinity. They become a tag: MLflow would store an
+    infinity as 1.8e308, which spoils every chart and mean."""
     found: dict[str, int] = {}
     for event in events:
         for key, value in event.values.items():
@@ -131,15 +131,15 @@ def not_finite(events: Iterable[Event]) -> dict[str, int]:
 
 
 def fresh(done: Event, earlier: Iterable[Event]) -> Event:
-    """A `done` event without the values that the evaluation at the same mark has logged already: the last mark's
-    points are in MLflow once."""
+    """Return a `done` event without the values that the evaluation at the same mark has logged, so that MLflow has the
+    last mark's points once."""
     logged = {k: v for e in earlier if e.type == "eval" and e.samples == done.samples for k, v in e.values.items()}
     values = {key: value for key, value in done.values.items() if logged.get(key) != value}
     return Event(done.type, done.samples, values, done.info, done.attempt, done.ts)
 
 
 def dataset_inputs(data: DataConfig, info: Mapping[str, Any]) -> list[DatasetInput]:
-    """The texts as an MLflow dataset, so that runs can be grouped and filtered by it."""
+    """Return the texts as an MLflow dataset, so that runs can be grouped and filtered by it."""
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     source = data.dataset.model_dump(exclude_none=True)
@@ -157,7 +157,7 @@ def dataset_inputs(data: DataConfig, info: Mapping[str, Any]) -> list[DatasetInp
 
 
 def _dataset_name(data: DataConfig) -> str:
-    """The hub name, or the file's name for the builders that read files."""
+    """Return the dataset's name on the hub, or the file's name for the builders that read files."""
     files = data.dataset.data_files
     if files is None:
         return "/".join(filter(None, (data.dataset.path, data.dataset.name)))

@@ -1,4 +1,4 @@
-"""The runs of a sweep, found and put into MLflow's bin."""
+"""Find the runs of a sweep in MLflow and delete them (MLflow can restore them)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from saebench.tracking.server import is_lasting, open_reader, reading
 
 
 def runs_of(uri: str, experiment_id: str, parent: str) -> list[str]:
-    """Ids of the children of a sweep's parent run, then the parent's. Raises PreflightError in one line."""
+    """Return the ids of the children of a sweep's parent run, then the parent's. Raises PreflightError."""
     client = open_reader(uri)
     found: list[str] = []
     token: str | None = None
@@ -23,7 +23,7 @@ def runs_of(uri: str, experiment_id: str, parent: str) -> list[str]:
 
 
 def delete_runs(uri: str, runs: Sequence[str]) -> None:
-    """Put the runs into MLflow's bin; one that is there already, or gone, is passed over. Raises PreflightError."""
+    """Delete the runs in MLflow; skip those already deleted or missing. Raises PreflightError."""
     client = open_reader(uri)
     with reading(uri):
         for run in runs:

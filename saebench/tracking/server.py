@@ -46,9 +46,9 @@ _PREFLIGHT = {
 }
 """MLflow's own are 7 retries of up to 120 s each: about four minutes before a wrong address is reported."""
 _READING = {**_QUIET, "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
-"""For a report, which asks for much at once; what the user's environment says stands."""
+"""For a report, which sends many requests at once; variables that the user has set win."""
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Raised unchanged: the sweep names the directory that is full."""
+"""Errors raised unchanged: the sweep's own message names the full directory."""
 _THEIR_MODULES = r"(mlflow|sqlalchemy|alembic)(\.|$)"
 """Their DeprecationWarnings concern their own code; under `python -W error` they would stop this program."""
 
@@ -72,7 +72,7 @@ def check(uri: str) -> None:
 
 
 def check_readable(uri: str) -> None:
-    """The same for a report: raise PreflightError within seconds if nothing answers at `uri`."""
+    """Raise PreflightError within seconds if nothing answers at `uri`; for commands that only read."""
     place, parts = mask(uri), urlsplit(uri)
     scheme = parts.scheme.split("+")[0]
     if (file := sqlite_file(uri)) is not None:
@@ -92,7 +92,7 @@ def check_readable(uri: str) -> None:
 
 
 def _check_writable(path: Path) -> None:
-    """A database that can be written, or a folder where one can be made; raises OSError or sqlite3.Error."""
+    """Raise OSError or sqlite3.Error unless the database can be written, or created if it does not exist."""
     if path.exists():
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=4)) as database:
             try:
@@ -118,7 +118,8 @@ def _check_address(uri: str) -> None:
 
 
 def _check_http(uri: str, place: str) -> None:
-    """Any answer will do, also "who are you" or "not found": MLflow's client explains those."""
+    """Raise PreflightError if nothing answers. Any HTTP status counts as an answer, 401 and 404 too: MLflow's client
+    reports those."""
     begin = time.monotonic()
     try:
         urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_WITHIN).close()
@@ -130,7 +131,7 @@ def _check_http(uri: str, place: str) -> None:
         waited = f"{time.monotonic() - begin:.0f} s"
         reason = mask(str(getattr(error, "reason", None) or error), uri)
         raise PreflightError(f"tracking {place}: the server does not answer ({reason}; {waited})") from error
-    except Exception as error:  # http.client raises errors of its own for an address that is none
+    except Exception as error:  # http.client raises its own errors for an invalid address
         raise PreflightError(f"tracking {place}: {one_line(error, uri=uri)}") from error
 
 
@@ -171,8 +172,8 @@ def _client_class() -> type[MlflowClient]:
 
 
 def _create_database(uri: str, client_class: type[MlflowClient]) -> None:
-    """Create a SQLite database under another name and rename it: MLflow creates its tables one by one, and on half of
-    them (a full disk, a kill) every later start fails."""
+    """Create a SQLite database under a temporary name and rename it: MLflow creates its tables one by one, and if it is
+    stopped half-way (a full disk, a kill), every later start fails."""
     file = sqlite_file(uri)
     if file is None or file.exists():
         return
@@ -194,8 +195,8 @@ def _remove_left_overs(file: Path) -> None:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """One process at a time: MLflow creates the tables of a SQLite file when it first opens it, and of two sweeps that
-    do so at once (they waited for the same corpus) one fails on a table that "already exists"."""
+    """Hold a lock, so that one process at a time opens the database: MLflow creates the tables of a SQLite file on
+    first open, and if two sweeps do so at once, one fails because a table "already exists"."""
     path = sqlite_file(uri)
     lock = FileLock(path.with_name(f".{path.name}.saebench.lock")) if path else None
     with ExitStack() as stack:
@@ -217,13 +218,14 @@ def _remove(file: Path) -> None:
 
 @contextmanager
 def preflight(uri: str) -> Iterator[None]:
-    """Ask MLflow with few retries, and turn any error into one line; the environment is restored."""
+    """Limit MLflow's retries inside the block and turn any error into a one-line PreflightError; restore the
+    environment afterwards."""
     with _environment(_PREFLIGHT):
         try:
             yield
         except UserError:
             raise
-        except Exception as error:  # whatever a driver, a proxy or a plugin raises means: no tracking
+        except Exception as error:  # a driver, a proxy or a plugin may raise any class
             if isinstance(error, OSError) and error.errno in _NO_ROOM:
                 raise
             raise PreflightError(f"tracking {mask(uri)}: {one_line(error, uri=uri)}") from error
@@ -231,7 +233,8 @@ def preflight(uri: str) -> Iterator[None]:
 
 @contextmanager
 def reading(uri: str) -> Iterator[None]:
-    """Few retries, short waits, no progress bars (the user's environment may say otherwise); errors in one line."""
+    """Read with few retries, short waits and no progress bars, unless the user's environment sets these; turn any error
+    into a one-line PreflightError."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -267,13 +270,13 @@ _REWORDED = [
     (r"database disk image is malformed|file is not a database", "the file is damaged or not a database"),
     (r"no such table: (\w+)", "the database has no MLflow tables: it is empty or another program's"),
 ]  # fmt: skip
-"""Errors of SQLite, which reach us between lines of SQL, and the line that is shown instead."""
+"""Errors of SQLite (SQLAlchemy surrounds them with SQL) -> the line that is shown instead."""
 
 
 def one_line(error: BaseException, limit: int = 300, *, uri: str = "") -> str:
     """Return the message of an exception on one line, without secrets."""
     said = " ".join(mask(str(error), uri).split()) or type(error).__name__
-    if "Max retries exceeded" in said:  # the rest is four layers of urllib3's and MLflow's own words
+    if "Max retries exceeded" in said:  # the rest repeats urllib3's and MLflow's wrappers
         why = re.search(r"Connection refused|timed out|Name or service not known|No route to host|SSLError", said)
         said = f"the server does not answer ({why[0]})" if why else said
     if schemes := re.search(r"Supported URI schemes are: \[(.*?)\]", said):
@@ -298,7 +301,7 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
             tags = {"mlflow.experimentKind": "custom_model_development"}
             return str(client.create_experiment(name, artifact_location=artifact_root(uri), tags=tags))
         except MlflowException:
-            found = client.get_experiment_by_name(name)  # somebody made it at the same moment
+            found = client.get_experiment_by_name(name)  # another process created it just now
             if found is None:
                 raise
     if found.lifecycle_stage != "active":
@@ -310,15 +313,15 @@ def experiment(client: MlflowClient, uri: str, name: str) -> str:
 
 
 def find_run(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> str | None:
-    """Id of the newest live run that has all these tags."""
+    """Return the id of the newest run that has all these tags and is not deleted; None if there is no such run."""
     wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
     found = client.search_runs([experiment_id], wanted, max_results=1, order_by=["attributes.start_time DESC"])
     return str(found[0].info.run_id) if found else None
 
 
 def artifacts(client: MlflowClient, run_id: str, uri: str = "") -> Artifacts:
-    """Where a run's files belong. `uri`: the run's artifact URI where it is known; the client itself would ask for the
-    whole run before it stores the first file."""
+    """Return the repository for a run's artifacts. `uri`: the run's artifact URI if known, which saves the request for
+    the whole run that the client would make before the first file."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     uri = uri or client.get_run(run_id).info.artifact_uri
@@ -327,7 +330,7 @@ def artifacts(client: MlflowClient, run_id: str, uri: str = "") -> Artifacts:
 
 
 def alive(client: MlflowClient, run_id: str) -> bool:
-    """Is the run there, and not in the bin?"""
+    """Return whether the run exists and is not deleted."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -339,9 +342,9 @@ def alive(client: MlflowClient, run_id: str) -> bool:
 
 
 _LASTING = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "INVALID_STATE")
-"""Not 404 or 400 by themselves: a proxy says those while the server behind it restarts."""
+"""Without the bare statuses 404 and 400: a proxy sends those while the server behind it restarts."""
 
 
 def is_lasting(error: BaseException) -> bool:
-    """Would the same request fail again? True for what the server refuses, False for a server in trouble."""
+    """Return whether the same request would fail again: True if the server rejects it, False for an outage."""
     return getattr(error, "error_code", None) in _LASTING

@@ -1,4 +1,4 @@
-"""A trial's run: made, kept up to date with the trial's events, given its files, closed."""
+"""A trial's run: create it, send the trial's events and files, close it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric
 
 UPLOADS = 5
-"""Attempts at a run's artifacts while the server itself answers; after them the run is closed without."""
+"""Attempts to upload a run's artifacts while the server answers; after these the run is closed without them."""
 
 
 @dataclass
 class Stream:
-    """A trial whose run is not up to date. `tags`, `end` and `reopen` say what is wanted; the thread gets it done."""
+    """A trial whose run is not up to date. Callers set `tags`, `end` and `reopen`; the tracker's thread sends them."""
 
     number: int
     paths: TrialPaths
@@ -38,19 +38,19 @@ class Stream:
     sent: Sent
     tags: dict[str, str] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
-    """Tags that the run has, as far as this scheduler set them: each one more costs MLflow a query."""
+    """Tags that this scheduler has set on the run, so as not to set them again: each costs MLflow a query."""
     end: str | None = None
-    """State to close the run in, once its events are sent; None while the trial may write more."""
+    """State to close the run with, once its events are sent; None while the trial may write more."""
     reopen: bool = False
     unsure: bool = False
-    """The run may exist although its id never came back."""
+    """True if the run may exist although the answer with its id was lost."""
     artifacts: str = ""
-    """Where the run's artifacts belong, if this scheduler made the run."""
+    """Artifact URI of the run, if this scheduler created the run."""
     unread: tail.Unread = field(default_factory=tail.Unread)
 
 
 class Sender:
-    """Brings runs up to date, from one thread; what is wanted of a stream, other threads change under `lock`."""
+    """Brings runs up to date, from one thread; other threads change a stream's requests under `lock`."""
 
     def __init__(
         self,
@@ -61,14 +61,15 @@ class Sender:
         lock: threading.Lock,
         moved: Callable[[], None],
     ) -> None:
-        """`moved`: called whenever the server has taken something."""
+        """`moved`: called after each request that the server has accepted."""
         self._client, self._book, self._tracking, self._info = client, book, tracking, info
         self._lock, self._moved = lock, moved
         self._failed: Counter[int] = Counter()
-        """Trial -> attempts at its artifacts that failed."""
+        """Trial -> number of failed attempts to upload its artifacts."""
 
     def advance(self, stream: Stream) -> str | None:
-        """Everything that is there and wanted now; the state in which the run was closed, None where it stays open."""
+        """Send everything that is on disk and requested now; return the state with which the run was closed, None if it
+        stays open."""
         if not stream.sent.run_id:
             self._create(stream)
         with self._lock:
@@ -83,7 +84,8 @@ class Sender:
         return end
 
     def owes_sae(self, sent: Sent, paths: TrialPaths) -> bool:
-        """Is there an SAE to be copied that has not been? Not where the best ones are to be found first."""
+        """Return whether the trial's SAE is still to be copied; False for `log_sae: best`, which is decided at the
+        end."""
         return self._tracking.log_sae == "all" and not sent.sae and bool(sae_files(paths.sae))
 
     def upload_sae(self, number: int, config: TrialConfig, paths: TrialPaths) -> None:
@@ -112,10 +114,10 @@ class Sender:
         stream.sent.run_id = found
 
     def _send(self, stream: Stream) -> None:
-        """Points and tags that the server does not have yet."""
+        """Send the points and tags that the server does not have yet."""
         sent = stream.sent
         if tail.size(stream.paths.events) < sent.offset:
-            sent.offset = 0  # the trial was begun again from nothing
+            sent.offset = 0  # the trial was restarted from the beginning
         for batch in tail.batches(stream.paths.events, sent.offset):
             if batch.nonfinite:
                 sent.nonfinite = batch.nonfinite | sent.nonfinite
@@ -164,11 +166,11 @@ class Sender:
 
     @contextmanager
     def _persistence(self, number: int, run_id: str) -> Iterator[None]:
-        """What goes wrong with a trial's files is raised a few times, to be tried again, then written on its run."""
+        """Raise errors of a trial's uploads a few times, to be retried; after that, record the error in a tag."""
         try:
             yield
         except Exception as error:
-            self._client.get_run(run_id)  # raises when it is the server that is away: then no attempt is counted
+            self._client.get_run(run_id)  # raises if the server is down: no attempt is counted then
             self._failed[number] += 1
             if self._failed[number] < UPLOADS:
                 raise

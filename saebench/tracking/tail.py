@@ -1,4 +1,4 @@
-"""Reading events.jsonl while a worker writes it, in pieces of the size that MLflow takes."""
+"""Read events.jsonl while a worker writes it, in batches of the size that MLflow accepts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ _BATCH = 1000
 
 
 class Batch(NamedTuple):
-    """What one request carries."""
+    """The content of one request."""
 
     metrics: list[Metric]
     tags: dict[str, str]
     nonfinite: dict[str, int]
-    """Metric -> samples at which it was not a number."""
+    """Metric -> number of samples at which it was NaN or infinite."""
     offset: int
-    """Bytes of the file that are sent once this is acknowledged."""
+    """Offset in the file up to which everything is sent once the server acknowledges this batch."""
 
 
 def batches(path: Path, offset: int) -> Iterator[Batch]:
-    """The events from byte `offset` on, in requests of at most 1000 metrics; an event is never split."""
+    """Yield the events from byte `offset` on, in requests of at most 1000 metrics; an event is never split."""
     from mlflow.entities import Metric
 
     batch = Batch([], {}, {}, offset)
@@ -72,7 +72,7 @@ def _lines(path: Path, start: int, end: int) -> int:
 
 
 def size(path: Path) -> int:
-    """Bytes; 0 where there is no file."""
+    """Return the size in bytes; 0 if the file does not exist."""
     try:
         return path.stat().st_size
     except OSError:

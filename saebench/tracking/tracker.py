@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 _LONGEST_PAUSE = 30.0
 _SILENCE, _SILENT = 45.0, "no answer"
-"""Seconds without one: MLflow's client itself tries for minutes before it raises. Above the longest pause."""
+"""Seconds without an answer: MLflow's client retries for minutes before it raises. Above the longest pause."""
 _UNSAID = 5.0
-"""Seconds that the end may take without a word."""
+"""Seconds that the end may take before a message is shown."""
 
 
 class Lag(NamedTuple):
@@ -37,12 +37,12 @@ class Lag(NamedTuple):
     unsent: int
     """Events on disk that the server has not acknowledged."""
     error: str | None
-    """What stops them, on one line; None when nothing does."""
+    """The error that stops them, on one line; None if there is no error."""
 
 
 @dataclass
 class _Spent:
-    """What a look at the trials has taken."""
+    """Time that one poll of the trials has taken."""
 
     seconds: float = 0.0
     cpu: float = 0.0
@@ -55,10 +55,10 @@ class _Spent:
 class Tracker:
     """Parent run, child runs, metrics and artifacts of one sweep.
 
-    Nothing here blocks or stops the caller once `start` has returned: calls note what is wanted, the thread retries
-    for as long as the server is away. Metrics come from events.jsonl alone, with the worker's timestamps; an offset is
-    kept only once the server has acknowledged what lies before it, and MLflow drops a point that arrives twice with
-    equal key, timestamp, step and value. So neither a killed scheduler nor a lost answer loses or doubles a point.
+    Once `start` has returned, no method blocks the caller: each one queues its request, and the thread retries as long
+    as the server is down. Metrics come only from events.jsonl, with the worker's timestamps; an offset is stored only
+    once the server has acknowledged everything before it, and MLflow drops a point that arrives twice with equal key,
+    timestamp, step and value. So neither a killed scheduler nor a lost answer loses or duplicates a point.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Tracker:
         interval: float = 3.0,
         share: float = 0.005,
     ) -> None:
-        """`interval`: seconds between two looks at the trials' files; up to ten times as many where sending what is new
+        """`interval`: seconds between two polls of the trials' files; up to ten times as many if sending the new events
         of running trials takes more than `share` of one core. MLflow takes 0.1 ms for a point and 5 ms for a request
         (into sqlite), so that few large requests cost a fraction of many small ones."""
         self._paths, self._tracking, self._name = paths, tracking, name
@@ -96,17 +96,17 @@ class Tracker:
 
     @property
     def run_id(self) -> str:
-        """Of the parent run."""
+        """Id of the parent run."""
         return self._book.run_id
 
     # --- the caller's side ---
 
     def start(self, info: Mapping[str, Any]) -> None:
-        """Find the server, the experiment and the parent run, or make them; then put right what a dead scheduler left.
+        """Find or create the experiment and the parent run; then reconcile the runs that a dead scheduler left.
 
-        `info` is what lock.json holds; used are d_in, num_train, num_validation, num_test, cache_key, git, versions,
-        python, host, description, and of the spec `data` and `search`. Raises PreflightError when the server does not
-        answer.
+        `info` is the content of lock.json; this reads d_in, num_train, num_validation, num_test, cache_key, git,
+        versions, python, host, description, and the spec's `data` and `search`. Raises PreflightError if the server
+        does not answer.
         """
         self.uri = resolve_uri(self._tracking)
         database.relocate(self.uri, (info.get("tracking") or {}).get("uri") or "")
@@ -122,7 +122,7 @@ class Tracker:
         self._thread.start()
 
     def open(self, config: TrialConfig, tags: Mapping[str, str] | None = None) -> None:
-        """The trial runs (again): its run exists and is RUNNING."""
+        """Request that the trial's run exists and is RUNNING: the trial has started or restarted."""
         with self._lock:
             stream = self._stream(config.number, config)
             stream.reopen = stream.reopen or stream.end is not None or stream.sent.closed is not None
@@ -138,14 +138,15 @@ class Tracker:
                 stream.end = stream.end or stream.sent.closed
 
     def close_trial(self, number: int, state: str, reason: str = "", tags: Mapping[str, Any] | None = None) -> None:
-        """The trial's process is gone: send the rest of its events and its files, then close its run as `state`."""
+        """Call once the trial's process has exited: send the rest of its events and its files, then close its run as
+        `state`."""
         with self._lock:
             stream = self._stream(number)
             stream.end = state
             stream.tags |= record.clean({**(tags or {}), Tag.STATE: state, Tag.REASON: reason})
 
     def lag(self) -> Lag:
-        """Cheap enough for every refresh of a screen."""
+        """Return how far MLflow is behind; cheap enough for every refresh of a screen."""
         with self._lock:
             streams = list(self._streams.values())
             refused = next((sent.refused for sent in self._book.trials.values() if sent.refused), None)
@@ -156,10 +157,10 @@ class Tracker:
     def close(
         self, status: str = "FINISHED", *, patience: float = 20.0, waiting: Callable[[Lag], None] | None = None
     ) -> Lag:
-        """Send what is left and close the parent run as `status` (a run status of MLflow, or a trial state).
+        """Send the rest and close the parent run as `status` (a run status of MLflow, or a trial state).
 
-        Gives up once nothing has moved for `patience` seconds; what is then unsent stays on disk and is sent by the
-        next scheduler of this sweep. Returns what is left. `waiting` is called once, if this takes seconds.
+        Gives up if the server accepts nothing for `patience` seconds; unsent events stay on disk, and the next
+        scheduler of this sweep sends them. Returns the remaining lag. `waiting` is called once, if this takes seconds.
         """
         self._status = record.STATUS.get(status, status)
         begun = self._progress = time.monotonic()
@@ -183,14 +184,14 @@ class Tracker:
         return self._streams[number]
 
     def _save(self, *, now: bool = False) -> None:
-        if self._paths.root.is_dir():  # not where the sweep's directory was moved away: no second one in its place
+        if self._paths.root.is_dir():  # if the sweep's directory was moved, do not create a second one
             self._book.save(self._paths.tracking, partial(database.settle, self.uri), now=now)
 
     def _moved(self) -> None:
         self._progress = time.monotonic()
 
     def _reconcile(self) -> None:
-        """Runs that a dead scheduler left open, or never made, get the state that the trial has on disk."""
+        """Set the state that the trial has on disk on each run that a dead scheduler left open or never created."""
         for sent in self._book.trials.values():
             sent.refused = None
         for paths in self._paths.trials():
@@ -219,7 +220,7 @@ class Tracker:
                 if closing and not self._streams:
                     self._close_parent()
                     return
-            except Exception as error:  # whatever a driver raises, the trials' metrics wait for the server
+            except Exception as error:  # any class: keep the thread alive and retry
                 failures += 1
                 self._error = server.one_line(error)
             if closing:
@@ -231,8 +232,8 @@ class Tracker:
                 self._closing.wait(max(self._interval, min(wanted, 10 * self._interval)))
 
     def _cycle(self, closing: bool, spent: _Spent) -> None:
-        """Every stream once, starting after the one that failed last, so that none keeps the others waiting. `spent`
-        counts what later looks would repeat: that of trials that run."""
+        """Advance every stream once, starting after the one that failed last, so that none holds up the others. `spent`
+        adds up the time for running trials, which every later poll takes again."""
         with self._lock:
             streams = list(self._streams.values())
             for stream in streams:
@@ -255,13 +256,13 @@ class Tracker:
             self._save()
 
     def _forget(self, stream: Stream, end: str | None) -> None:
-        """Nothing more to do for a run that was closed as `end`, unless more was wanted meanwhile."""
+        """Drop the stream of a run that was closed as `end`, unless a new request came meanwhile."""
         with self._lock:
             if end is not None and stream.end == end and not stream.tags and not stream.reopen:
                 self._streams.pop(stream.number, None)
 
     def _set_aside(self, stream: Stream, error: Exception) -> None:
-        """The server refuses this trial for good; the others go on. The next scheduler tries once more."""
+        """Stop sending a trial that the server rejects for good; the others continue. The next scheduler retries it."""
         stream.sent.refused = server.one_line(error)
         with self._lock:
             self._streams.pop(stream.number, None)

@@ -11,19 +11,19 @@ from typing import Protocol
 from saebench.runs.secrets import mask
 
 SAE_FILES = ("sae.safetensors", "sae.json")
-"""All that is copied of an SAE's folder; a worker that was killed may have left temporary files there."""
+"""The only files copied from an SAE's folder: a killed worker may have left temporary files there."""
 _TEXT = (".json", ".yaml", ".txt", ".log")
 
 
 class Artifacts(Protocol):
-    """Where a run's files belong (MLflow's `ArtifactRepository`)."""
+    """Stores a run's files (MLflow's `ArtifactRepository`)."""
 
     def log_artifact(self, local_file: str, artifact_path: str | None = None) -> None: ...
     def log_artifacts(self, local_dir: str, artifact_path: str | None = None) -> None: ...
 
 
 def is_plain(path: Path) -> bool:
-    """Is `path` a regular file itself: no link, folder, pipe or device?"""
+    """Return whether `path` itself is a regular file: no link, folder, pipe or device."""
     with suppress(OSError):
         return stat.S_ISREG(path.lstat().st_mode)
     return False
@@ -48,7 +48,7 @@ def log_files(to: Artifacts, *paths: Path) -> None:
 
 
 def log_sae(to: Artifacts, folder: Path) -> bool:
-    """Copy the SAE in `folder` to the folder `sae` of a run's artifacts; False if there is none."""
+    """Copy the SAE in `folder` to the folder `sae` of a run's artifacts; return False if `folder` has no SAE."""
     files = sae_files(folder)
     for file in files:
         to.log_artifact(str(file), "sae")

@@ -1,7 +1,7 @@
 """A sweep as MLflow's page of runs shows it: the columns, the grouping and the charts of a sweep, ready to open.
 
 MLflow keeps a saved view in a tag of the experiment, as JSON of the page's own state; its page lists them under Views.
-Without one the page shows a sweep's parent run alone, and no parameter or metric until the user has picked them.
+Without a view the page shows only a sweep's parent run, and no parameter or metric until the user has picked them.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ _RUNS = "workflowType=machine_learning"
 _MOST = 20
 """Params in a view: servers of older MLflow take tags of an experiment up to 5000 characters."""
 VIEWS = ("trials", "strata")
-"""Every trial by itself, the best first; strata with their means over complete trials, those below them."""
+"""`trials`: one row per trial, the best first. `strata`: means over complete trials, the trials below them."""
 
 
 def page(experiment_id: str, sweep: str, view: str = "trials", saved: Iterable[str] | None = None) -> str:
-    """Where `view` of a sweep is on a server, from its root on. `saved`: names of the experiment's tags, where they are
-    known; without the view's (the sweep is older than views, or somebody deleted it) MLflow would show an error, and
-    the page is the plain one."""
+    """Return the path of a sweep's `view` on a server. `saved`: names of the experiment's tags, if known; if the view's
+    tag is not among them (the sweep is older than views, or a user deleted it), MLflow would show an error, so this
+    returns the path of the plain page."""
     plain = f"/#/experiments/{experiment_id}/runs?"
     there = saved is None or _TAG + _key(sweep, view) in set(saved)
     return f"{plain}viewStateShareKey={_key(sweep, view)}&{_RUNS}" if there else plain + _RUNS
 
 
 def tags(sweep: str, spec: Mapping[str, Any], now: float) -> dict[str, str]:
-    """Tags of the experiment that hold the views of a sweep of this resolved spec; `now` in seconds."""
+    """Return the experiment's tags that hold the views of a sweep with this resolved spec; `now` in seconds."""
     made = int(now * 1000)
     found = {}
     for view in VIEWS:
@@ -51,7 +51,7 @@ def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, A
     widths = _columns(params, objective)
     wanted = f"tags.`{Tag.KIND}` = 'trial' AND tags.`{Tag.SWEEP}` = '{sweep}'"
     return {
-        # a pruned trial's last value comes from a smaller budget: no mean of a stratum has it
+        # a pruned trial's last value comes from a smaller budget: keep it out of a stratum's mean
         "searchFilter": wanted + (f" AND tags.`{Tag.STATE}` = 'complete'" if grouped else ""),
         "orderByKey": f"metrics.`{objective}`",  # by time, the page would fold the trials below their parent
         "orderByAsc": search.get("direction", "minimize") == "minimize",
@@ -71,7 +71,7 @@ _FIXED = {"attributes.`Run Name`": 290, "runDateAndNestInfo": 150, "duration": 9
 
 
 def _columns(params: list[str], objective: str) -> dict[str, int]:
-    """Columns in their order, with their width in pixels."""
+    """Return the columns in their order, with their width in pixels."""
     name, *rest = _FIXED.items()
     metrics = dict.fromkeys((objective, "eval/fvu", "eval/l0", "eval/dead_fraction"))
     return {
@@ -90,8 +90,8 @@ def _by(tag: str) -> dict[str, Any]:
 
 
 def _charts(params: list[str], objective: str) -> list[dict[str, Any]]:
-    """What a sweep is looked at for; MLflow adds a curve for every other metric in sections of its own. Parallel
-    coordinates of groups would lack the params that have no mean, such as the type."""
+    """Return the charts that users of a sweep look at first; MLflow adds a curve for every other metric in its own
+    sections. Parallel coordinates of groups would lack the params that have no mean, such as the type."""
     l0, value = {"key": "eval/l0", "type": "METRIC"}, {"key": objective, "type": "METRIC"}
     charts = [
         _chart("LINE", "curve", metricKey=objective, xAxisKey="step", useGlobalXaxisKey=True, scaleType="linear"),
@@ -109,7 +109,7 @@ def _chart(kind: str, name: str, **settings: Any) -> dict[str, Any]:
 
 
 def varied(spec: Mapping[str, Any]) -> list[str]:
-    """Names of the params in which the trials of a sweep can differ: its arms', its ranges' and lists', the seed."""
+    """Return the names of the params in which trials of a sweep can differ: of its arms, ranges and lists, and seed."""
     arms = [{"type": "", **arm} for arm in spec.get("sae") or ()]
     names = dict.fromkeys(name for arm in arms for name in arm)
     found = [name for name in names if _differ(arm.get(name) for arm in arms)]
@@ -119,6 +119,6 @@ def varied(spec: Mapping[str, Any]) -> list[str]:
 
 
 def _differ(values: Iterable[Any]) -> bool:
-    """Is one of them a range or a list of choices, or are they not all the same?"""
+    """Return whether one of them is a range or a list of choices, or they are not all equal."""
     known = list(values)
     return any(isinstance(value, (dict, list)) for value in known) or len({json.dumps(v) for v in known}) > 1
