@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 FIRST = ("sweep", "trial", "state", "reason", "type", "stratum", "point", "seed")
-"""Columns every frame begins with, whatever the trials have."""
+"""Columns with which every frame begins."""
 _STATUS = {"FINISHED": "complete", "FAILED": "failed", "KILLED": "pruned", "RUNNING": "running", "SCHEDULED": "planned"}
 _BIGGEST = 1.797e308
 """MLflow stores infinity as the largest float."""
@@ -34,29 +34,29 @@ _AT_ONCE = 8
 
 @dataclass
 class Record:
-    """What a report rests on: the trials of one or several sweeps, and what was wrong with the reading."""
+    """The trials of one or several sweeps that a report covers, and notes on what could not be read."""
 
     frame: DataFrame
     sources: tuple[Source, ...] = ()
     notes: list[str] = field(default_factory=list)
-    """One line each: unfinished sweeps, runs that were not understood, files that are not there."""
+    """One line each: unfinished sweeps, runs that could not be interpreted, missing files."""
     places: dict[str, str] = field(default_factory=dict)
-    """Run id -> where its artifacts are."""
+    """Run id -> artifact URI."""
     descriptions: dict[str, str] = field(default_factory=dict)
-    """Sweep -> what its spec says of it."""
+    """Sweep -> the description in its spec."""
     unfinished: set[str] = field(default_factory=set)
-    """Sweeps with work left: their reports decide nothing."""
+    """Unfinished sweeps: no verdict is reached on them."""
 
     @property
     def primary(self) -> list[str]:
-        """Metrics that the person cares about, those that are known."""
+        """Return the known metrics of `eval.primary`, fvu if there are none."""
         found = self.sources[0].eval("primary") if self.sources else None
         names = [name for name in found if name in METRICS] if isinstance(found, list) else []
         return names or ["fvu"]
 
     @property
     def margin(self) -> float:
-        """Differences below this do not matter."""
+        """Return `eval.margin`, the difference below which two arms count as equivalent."""
         found = self.sources[0].eval("margin") if self.sources else None
         return float(found) if isinstance(found, int | float) and found >= 0 else 0.005
 
@@ -75,7 +75,7 @@ class Record:
 
 
 def read(sources: Sequence[Source]) -> Record:
-    """All trials of these sweeps. Raises PreflightError when a tracking server cannot be read."""
+    """Return all trials of these sweeps. Raises PreflightError if a tracking server cannot be read."""
     record, rows = Record(to_frame([]), tuple(sources)), []
     for source in sources:
         rows += _rows(source, record)
@@ -118,7 +118,7 @@ def _plain(run: Any) -> wire.Run:
 
 
 def _refuse_deleted(source: Source, parent: Any, client: Any) -> None:
-    """Runs of a deleted experiment are found by nobody: the report would be of no trials."""
+    """Raise PreflightError if the experiment or the parent run is deleted in MLflow: a search would find no runs."""
     experiment = client.get_experiment(source.experiment_id)
     if experiment.lifecycle_stage == "deleted":
         raise UserError(
@@ -132,7 +132,7 @@ def _refuse_deleted(source: Source, parent: Any, client: Any) -> None:
 
 
 def _say_deleted(source: Source, there: set[str], record: Record) -> None:
-    """Name the trials whose runs somebody deleted: `status` still counts them."""
+    """Note the trials whose runs were deleted in MLflow: `status` still counts them."""
     missing = {number: run for number, run in known_runs(source).items() if run not in there}
     if missing:
         numbers = ", ".join(map(str, list(missing)[:5])) + (", ..." if len(missing) > 5 else "")
@@ -143,7 +143,8 @@ def _say_deleted(source: Source, there: set[str], record: Record) -> None:
 
 
 def _one_per_trial(rows: list[dict[str, Any]], name: str, record: Record) -> list[dict[str, Any]]:
-    """A scheduler that died between creating a run and remembering it leaves two: the one that got further counts."""
+    """Keep one run per trial, the one with the most samples: a scheduler that dies between creating a run and recording
+    its id leaves a second run."""
     rank = {"complete": 0, "pruned": 1, "failed": 2}
     best: dict[Any, dict[str, Any]] = {}
     for row in sorted(rows, key=lambda row: (rank.get(row["state"], 3), -(row["_start"] or 0))):
@@ -171,7 +172,7 @@ def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]],
 
 
 def _say_missing(frame: DataFrame, record: Record) -> None:
-    """Complete trials without a usable value are counted everywhere and compared nowhere."""
+    """Note complete trials without a finite value: they are counted as complete, but enter no comparison."""
     import numpy as np
 
     complete = frame[frame["state"] == "complete"]
@@ -190,7 +191,7 @@ def row_of(
     end: int | None = None,
     status: str = "FINISHED",
 ) -> dict[str, Any]:
-    """One MLflow run as a row; tags win over params, a parameter that reads as a number is one."""
+    """Return one MLflow run as a row; tags win over params, and a parameter that parses as a number becomes one."""
     row: dict[str, Any] = {key: _number(value) for key, value in params.items()}
     number, seed = tags.get(Tag.TRIAL, ""), tags.get(Tag.SEED, params.get("seed", ""))
     row |= {
@@ -212,7 +213,7 @@ def row_of(
         "failure": tags.get(Tag.FAILURE, ""),
         "_start": start,
     }
-    not_finite = _json(tags.get(Tag.NONFINITE, ""))  # what MLflow holds of these is of an earlier mark
+    not_finite = _json(tags.get(Tag.NONFINITE, ""))  # MLflow's value of these is from an earlier mark
     return row | {key: _finite(value) for key, value in metrics.items()} | dict.fromkeys(not_finite, math.nan)
 
 
@@ -238,7 +239,7 @@ def _json(text: str) -> dict[str, Any]:
 
 
 def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
-    """Rows as a frame: identity first, then parameters, metrics, and the rest; sorted by sweep and trial."""
+    """Return rows as a frame: identity first, then parameters, metrics and the rest; sorted by sweep and trial."""
     import pandas as pd
 
     last = ("failure", "attempt", "duration_s", "run_id", "verdict", "role", "choice", "search_error")
@@ -259,7 +260,7 @@ def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
 
 
 def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict[str, list[tuple[int, float]]]:
-    """{run id: [(examples, value), ...]} of one metric, for (sweep, run id) pairs."""
+    """Return {run id: [(examples, value), ...]} of one metric, for (sweep, run id) pairs."""
     wanted = list(runs)
     found: dict[str, list[tuple[int, float]]] = {}
     for source in record.sources:
@@ -271,7 +272,7 @@ def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict
 
 
 def _points(uri: str, runs: Sequence[str], key: str) -> dict[str, wire.Points]:
-    """Every point as the store has it; a hundred runs in a request where the store is a server that takes that."""
+    """Return every point, unchanged; fetch a hundred runs per request if the store is a server that supports it."""
     client = open_reader(uri)
     with reading(uri):
         found = wire.histories(uri, runs, key, _AT_ONCE) if wire.is_server(uri) else {}
@@ -282,8 +283,8 @@ def _points(uri: str, runs: Sequence[str], key: str) -> dict[str, wire.Points]:
 
 
 def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    """{run id: arrays of the trial's evaluation.safetensors}; from the sweep's directory, else from MLflow's artifacts.
-    What cannot be had is left out and noted."""
+    """Return {run id: arrays of the trial's evaluation.safetensors}, from the sweep's directory, else from MLflow's
+    artifacts. Files that are missing or unreadable are left out and noted."""
     found: dict[str, dict[str, np.ndarray]] = {}
     for source in record.sources:
         away = {}
@@ -304,6 +305,6 @@ def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.nda
 
 
 def _of(source: Source, trials: DataFrame, *keys: str) -> list[tuple[Any, ...]]:
-    """These columns of the source's trials; a number that is not there is NaN."""
+    """Return these columns of the source's trials; a missing number is NaN."""
     mine = trials.loc[trials["sweep"] == source.name, list(keys)]
     return list(mine.astype({"trial": float}).itertuples(index=False, name=None))

@@ -1,8 +1,8 @@
 """Stability of latents: do other seeds find the same dictionary?
 
-A matching takes seconds, so that results are kept in the sweep's directory. A report that was not asked for this table
-measures the best points alone, as far as that costs little and their SAEs are in the sweep's directory; it says what it
-left out.
+Matching two dictionaries takes seconds, so results are cached in the sweep's directory. Without `--table stability` a
+report measures only the best points, if that is cheap and their SAEs are in the sweep's directory, and notes which
+points it left out.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from saebench.report.read import Record
 
 QUICK = 32_000_000
-"""Cosines that a report computes unasked: some three seconds of one core."""
+"""Cosines that a report computes without `--table stability`: about three seconds of one core."""
 ASK = "--table stability"
 
 
@@ -42,12 +42,12 @@ class Pair:
     seeds: tuple[int, int]
     match: Match
     firing_known: bool
-    """Were the latents that never fire left out?"""
+    """Whether latents that never fire were left out."""
 
 
 def stability(record: Record, frame: DataFrame, best: DataFrame, quick: bool) -> list[Row]:
-    """A row per point that several seeds have completed, the best points first; `quick`: those alone, and of them what
-    is at hand or done in seconds. What is left out, and why, becomes a note of the record."""
+    """Return a row per point that several seeds have completed, the best points first. `quick`: only the best points,
+    and of these only what is cached or takes seconds. Each omission is added to the record's notes with its reason."""
     points = _points(frame, best, record.sources, quick)
     if quick and points and all(_unwanted(source) for source in record.sources):
         record.note(f"stability of latents: not measured (eval.extra: none); {ASK} measures it all the same")
@@ -65,7 +65,7 @@ def stability(record: Record, frame: DataFrame, best: DataFrame, quick: bool) ->
 def _points(
     frame: DataFrame, best: DataFrame, sources: Sequence[Source], quick: bool
 ) -> list[tuple[Row, list[Trained]]]:
-    """What a row says of its point, and the point's complete trials by seed."""
+    """Return the points, the best first: the columns that identify each, and its complete trials by seed."""
     by_name, found = {source.name: source for source in sources}, []
     for (group, arm, level, width), cell in cells(frame):
         for point, trials in cell.groupby("point", sort=False):
@@ -87,8 +87,8 @@ def _unwanted(source: Source) -> bool:
 
 
 def _summary(pairs: Sequence[Pair]) -> Row:
-    """Means over pairs of seeds. Pairs share seeds and are no independent draws: the range stands beside them, not an
-    interval."""
+    """Return means over pairs of seeds, with the range instead of an interval: pairs that share a seed are not
+    independent."""
     cosine = [pair.match.cosine for pair in pairs]
     return {
         "seeds": len({seed for pair in pairs for seed in pair.seeds}),
@@ -105,7 +105,7 @@ def _summary(pairs: Sequence[Pair]) -> Row:
 
 @dataclass
 class _Measuring:
-    """One pass over the points: what it may still spend, and what it could not do."""
+    """One pass over the points: the cosines computed so far, and the points and SAEs left out."""
 
     quick: bool
     spent: float = 0
@@ -115,10 +115,10 @@ class _Measuring:
     left: list[str] = field(default_factory=list)
     away: list[str] = field(default_factory=list)
     servers: dict[str, str] = field(default_factory=dict)
-    """What is wrong with each tracking server that was asked; "" for nothing."""
+    """Tracking URI -> error of that server; "" if it answers."""
 
     def pairs(self, facts: Row, trials: Sequence[Trained]) -> list[Pair]:
-        """Every pair of these seeds that can be had, kept results first."""
+        """Return every pair of these seeds that is cached or can be measured."""
         kept = self.kept.setdefault(trials[0].source.run_id, _Kept(trials[0].source.paths))
         known = {(a, b): kept.get(a, b) for a, b in combinations(trials, 2)}
         wanting = [pair for pair, found in known.items() if found is None]
@@ -132,7 +132,7 @@ class _Measuring:
         return [pair for pair in pairs if not np.isnan(pair.match.cosine)]
 
     def _may(self, facts: Row, trials: Sequence[Trained], wanting: int) -> bool:
-        """Unasked, nothing is fetched and only so much is computed."""
+        """Return whether to measure: if `quick`, fetch nothing from MLflow and stay within the limit on cosines."""
         if not self.quick:
             return True
         if any(trial.stamp is None for trial in trials):
@@ -155,7 +155,7 @@ class _Measuring:
         return found
 
     def _answers(self, uri: str) -> bool:
-        """Asked once: a server that is gone would cost seconds for every SAE."""
+        """Return whether the server answers; checked once, since a server that is down costs seconds for every SAE."""
         if uri not in self.servers:
             try:
                 open_reader(uri)
@@ -170,7 +170,7 @@ class _Measuring:
         return Pair((a.seed, b.seed), match(of_a.rows, of_b.rows), of_a.firing_known and of_b.firing_known)
 
     def notes(self) -> list[str]:
-        """What is missing, a line each."""
+        """Return one line per kind of omission."""
         texts = [wrong for wrong in self.servers.values() if wrong]
         if self.unreadable:
             where = f"in the sweep's directory ({ASK} asks MLflow)" if self.quick else "here or in MLflow"
@@ -194,7 +194,8 @@ def _few(names: Sequence[str]) -> str:
 
 
 class _Kept:
-    """Results in the sweep's directory, each good for as long as the files it rests on are the same, or gone."""
+    """Results cached in the sweep's directory; each is valid while the files it was computed from are unchanged or
+    missing."""
 
     def __init__(self, paths: SweepPaths | None) -> None:
         self._file = paths.stability if paths else None
@@ -214,11 +215,11 @@ class _Kept:
             if any(t.stamp not in (None, stamp) for t, stamp in zip((a, b), held["stamps"], strict=True)):
                 return None
             return Pair((a.seed, b.seed), Match(**held["match"]), bool(held["firing_known"]))
-        except (KeyError, TypeError, ValueError):  # not kept yet, or by another hand
+        except (KeyError, TypeError, ValueError):  # not cached yet, or the file was edited
             return None
 
     def put(self, pairs: dict[tuple[Trained, Trained], Pair | None]) -> None:
-        """Keep these; where the directory cannot be written, they are computed again next time."""
+        """Cache these; if the directory cannot be written, the next report computes them again."""
         for (a, b), pair in pairs.items():
             if pair is not None:
                 held = {"stamps": [a.stamp, b.stamp], "match": asdict(pair.match), "firing_known": pair.firing_known}

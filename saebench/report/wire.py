@@ -1,9 +1,9 @@
-"""The two large questions a report asks a tracking server, in as few and as cheap requests as MLflow's REST API has.
+"""Fetch all runs, and metric histories, from a tracking server in as few and as cheap REST requests as possible.
 
-MLflow's own client turns every param, tag and metric into a protobuf message, then into an object of its own, and asks
-for one metric's history of one run at a time. Here an answer is read as JSON, several pages are under way at a time,
-and a hundred histories come in one request. What a request carries besides (credentials, certificates, headers of
-plugins, proxies, retries) is MLflow's `http_request`.
+MLflow's own client turns every param, tag and metric into a protobuf message, then into an object of its own, and
+requests one metric's history of one run at a time. Here a response is parsed as JSON, several pages are requested at a
+time, and one request fetches a hundred histories. MLflow's `http_request` adds the rest (credentials, certificates,
+headers of plugins, proxies, retries).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ Points = list[tuple[int, float]]
 
 _SEARCH, _BULK = "/api/2.0/mlflow/runs/search", "/ajax-api/2.0/mlflow/metrics/get-history-bulk"
 _PAGE = 250
-"""Runs per request: enough that the requests themselves cost little."""
+"""Runs per request: enough that the overhead of a request does not matter."""
 _SPANS = 8
-"""Into how many spans of time the runs after the first page are divided."""
+"""Number of time spans into which the runs after the first page are divided."""
 _GROUP, _MOST = 100, 25_000
-"""Runs a server takes in one question for histories, and the points after which it cuts its answer."""
+"""Runs that a server accepts in one request for histories, and points after which it truncates the response."""
 
 
 class Run(NamedTuple):
-    """A run, whoever was asked for it."""
+    """A run, read over REST or by MLflow's client."""
 
     id: str
     tags: dict[str, str]
@@ -37,20 +37,20 @@ class Run(NamedTuple):
     """ms"""
     status: str
     artifacts: str
-    """Where its files are."""
+    """Artifact URI."""
 
 
 def is_server(uri: str) -> bool:
-    """Does this tracking URI speak MLflow's REST API as such?"""
+    """Return whether this tracking URI speaks MLflow's plain REST API."""
     return uri.startswith(("http://", "https://"))
 
 
 def runs(uri: str, experiment_id: str, wanted: str, at_once: int) -> list[Run]:
-    """Every live run of an experiment that the filter `wanted` keeps, the newest first. Raises MlflowException and
-    requests' errors.
+    """Return every run of an experiment that matches the filter `wanted` and is not deleted, the newest first. Raises
+    MlflowException and requests' errors.
 
-    Pages follow one another, each made by one of the server's workers while the others and this process wait. So only
-    the first is asked for alone; what began later is divided into spans of time, which are asked for side by side."""
+    A page's token comes with the page before it, so that pages of one query use only one of the server's workers. So
+    only the first page is fetched alone; the runs that began later are divided into time spans, fetched in parallel."""
     query: dict[str, Any] = {"experiment_ids": [experiment_id], "filter": wanted, "max_results": _PAGE}
     query["order_by"] = ["attributes.start_time ASC"]
     first, token = _page(uri, query)
@@ -66,8 +66,8 @@ def runs(uri: str, experiment_id: str, wanted: str, at_once: int) -> list[Run]:
 
 
 def _spans(begin: int, end: int) -> list[str]:
-    """Filters that part all times from `begin` on, in ms; none where there is nothing to part. The last has no end: a
-    sweep that runs begins more trials while it is read."""
+    """Return filters that divide the time from `begin` on, in ms; none if `begin` and `end` leave nothing to divide.
+    The last span is open: a running sweep begins more trials while it is read."""
     if end <= begin:
         return []
     times = [begin + (end - begin) * i // _SPANS for i in range(_SPANS)]
@@ -86,7 +86,7 @@ def _all_pages(uri: str, query: dict[str, Any]) -> list[Run]:
 
 
 def _page(uri: str, query: dict[str, Any]) -> tuple[list[Run], str]:
-    """(runs, token of the next page; empty where there is none)."""
+    """Return (runs, token of the next page; "" after the last page)."""
     answer = _ask(uri, _SEARCH, "POST", json=query)
     return [_run(found) for found in answer.get("runs", [])], answer.get("next_page_token", "")
 
@@ -97,7 +97,7 @@ def _run(found: dict[str, Any]) -> Run:
         info["run_id"],
         _pairs(data, "tags"),
         _pairs(data, "params"),
-        {key: float(value) for key, value in _pairs(data, "metrics").items()},  # NaN comes as a word
+        {key: float(value) for key, value in _pairs(data, "metrics").items()},  # NaN comes as a string
         int(info["start_time"]) if info.get("start_time") else None,
         int(info["end_time"]) if info.get("end_time") else None,
         info.get("status", "RUNNING"),
@@ -110,8 +110,8 @@ def _pairs(data: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 def histories(uri: str, run_ids: Sequence[str], key: str, at_once: int) -> dict[str, Points]:
-    """Every point of one metric, in order of time, of those runs for which the server tells: it is the question that
-    MLflow's own pages ask, no part of the documented API, and a run may have more points than fit into an answer."""
+    """Return every point of one metric in order of time, for the runs whose history the server returned whole: the
+    endpoint serves MLflow's own pages, is not documented, and truncates a run with too many points."""
     from mlflow.exceptions import MlflowException
 
     groups = [run_ids[start : start + _GROUP] for start in range(0, len(run_ids), _GROUP)]
@@ -126,7 +126,7 @@ def histories(uri: str, run_ids: Sequence[str], key: str, at_once: int) -> dict[
 
 
 def _group(uri: str, run_ids: Sequence[str], key: str) -> dict[str, Points]:
-    """The histories of a group; an answer that may have been cut is asked for again in halves."""
+    """Return the histories of a group; if the response may be truncated, request each half of the group."""
     answer = _ask(uri, _BULK, "GET", params={"run_id": list(run_ids), "metric_key": key, "max_results": _MOST})
     points = answer["metrics"]
     if len(points) < _MOST:
@@ -135,13 +135,13 @@ def _group(uri: str, run_ids: Sequence[str], key: str) -> dict[str, Points]:
             found[point["run_id"]].append((int(point["step"]), float(point["value"])))
         return found
     if len(run_ids) == 1:
-        return {}  # longer than the server's longest answer: to be asked for page by page
+        return {}  # does not fit one response: the caller fetches it page by page
     middle = len(run_ids) // 2
     return _group(uri, run_ids[:middle], key) | _group(uri, run_ids[middle:], key)
 
 
 def _ask(uri: str, endpoint: str, method: str, **what: Any) -> dict[str, Any]:
-    """The answer's JSON; MlflowException for anything else."""
+    """Return the response's JSON; raise MlflowException for any other response."""
     from mlflow.exceptions import MlflowException
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request, verify_rest_response

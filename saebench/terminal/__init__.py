@@ -1,1 +1,1 @@
-"""What a sweep shows: the board of its state, the picture drawn from it, and the views that print it."""
+"""Terminal output of a sweep: the picture drawn from its board, and the views that print it."""

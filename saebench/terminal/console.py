@@ -1,4 +1,4 @@
-"""The one door to a terminal for what is drawn with rich."""
+"""Create the rich console through which all of rich's output goes."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.segment import Segment
 from saebench.escape import escape_controls
 
 PIPED_WIDTH = 140
-"""Columns where the output is a file or a pipe."""
+"""Columns if the output is a file or a pipe."""
 
 
 class _EscapingConsole(Console):
-    """Escapes control characters in all text; rich alone lets most of them through. Its own control codes (colours,
-    cursor) are no text."""
+    """Escapes control characters in all text; rich alone lets most of them through. Rich's own control codes (colours,
+    cursor) are not text segments and stay as they are."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         for segment in super().render(renderable, options):

@@ -7,11 +7,11 @@ import io
 
 _NAME = "saebench.ascii"
 _PLAIN = {"•": "*", "±": "+-", "×": "x", "…": "...", "−": "-", "→": "->", "─": "-"}  # noqa: RUF001
-"""Signs that our own texts and tables use -> ASCII."""
+"""Characters in saebench's own texts and tables -> ASCII."""
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Handle an encoding error: keep the bytes of a file name, write our own signs in ASCII and other characters as
+    """Handle an encoding error: keep the bytes of a file name, write the characters of `_PLAIN` in ASCII and others as
     escapes such as \\xe9."""
     if isinstance(error, UnicodeEncodeError):
         error.end = error.start + 1
@@ -27,12 +27,12 @@ codecs.register_error(_NAME, _replace)
 
 
 def allow_unencodable(stream: object) -> None:
-    """Let a text stream of this process write any text: what its encoding lacks is replaced."""
+    """Let a text stream of this process write any text: replace characters that its encoding lacks."""
     if isinstance(stream, io.TextIOWrapper):
         stream.reconfigure(errors=_NAME)
 
 
 def encodable(text: str, encoding: str) -> str:
-    """Return `text` with every character that the encoding lacks in ASCII or as an escape."""
+    """Return `text` with every character that the encoding lacks replaced by ASCII or an escape."""
     ours = {ord(sign): plain for sign, plain in _PLAIN.items()}
     return text.translate(ours).encode(encoding, "backslashreplace").decode(encoding)

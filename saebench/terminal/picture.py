@@ -25,7 +25,7 @@ STYLES = {
 
 
 class EncodingProgress(Protocol):
-    """The part of the cache's progress that is shown."""
+    """The part of the cache's progress that is displayed."""
 
     @property
     def stage(self) -> str: ...
@@ -38,14 +38,14 @@ class EncodingProgress(Protocol):
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
+    """Return a duration as 1:02:03, or as 2:03 below an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def counts_text(board: Board) -> Text:
-    """12/24: 10 complete, 1 pruned, 1 failed, 2 running."""
+    """Return the counts of trials, such as "12/24 trials  10 complete  1 pruned  1 failed  2 running"."""
     of = f"/{board.planned or '?'} trials" if board.attended else f" trials of at most {board.planned or '?'}"
     text = Text(f"{board.ended}{of}")
     for state, style in STYLES.items():
@@ -55,7 +55,7 @@ def counts_text(board: Board) -> Text:
 
 
 def pace_text(board: Board) -> str:
-    """Elapsed time, rate and time to go, as far as they are known."""
+    """Return elapsed time, rate and remaining time, each only if known."""
     rate, eta = board.rate(), board.eta()
     parts = [duration(time.time() - board.started)]
     parts += [f"{rate:.3g} trials/min"] if rate is not None else []
@@ -64,7 +64,7 @@ def pace_text(board: Board) -> str:
 
 
 def ended_line(state: TrialState) -> str:
-    """A trial that has ended, in one line."""
+    """Return one line about a trial that has ended."""
     values = ", ".join(
         f"{key.removeprefix('eval/')} {state.values[key]:.4g}" for key in ("eval/fvu", "eval/l0") if key in state.values
     )
@@ -75,7 +75,7 @@ def ended_line(state: TrialState) -> str:
 
 
 def bar_line(done: float, total: float | None, text: str, width: int = 120) -> RenderableType:
-    """A bar and some words on one line; the bar is what gets shorter on a narrow screen."""
+    """Return a progress bar and a text on one line; on a narrow screen the bar is shortened, not the text."""
     grid = Table.grid(padding=(0, 2))
     grid.add_row(
         ProgressBar(total or None, done, width=max(10, min(40, width - len(text) - 3))), Text(text, "dim", no_wrap=True)
@@ -84,11 +84,11 @@ def bar_line(done: float, total: float | None, text: str, width: int = 120) -> R
 
 
 _LEAVES = {"": 110, "slot": 96, "seed": 70, "time": 70}
-"""Columns that are left out on a screen narrower than this: numbers that are cut off say something else."""
+"""Column -> screen width below which it is left out: a truncated number would be a wrong number."""
 
 
 def running_table(rows: Iterable[Running], width: int = 120) -> Table:
-    """Slots and the trials on them."""
+    """Return a table of the slots and the trials that run on them."""
     table = Table(box=None, padding=(0, 1), header_style="dim")
     lines = [_running_cells(row) for row in rows]
     columns = [name for name in lines[0] if width >= _LEAVES.get(name, 0)] if lines else []
@@ -120,7 +120,7 @@ def _number(value: float | None) -> str:
 
 
 def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
-    """The whole screen, at most about `height` lines of it."""
+    """Return the whole screen, at most about `height` lines."""
     parts: list[RenderableType] = [
         Text.assemble((board.name, "bold"), "  ", counts_text(board)),
         *([bar_line(board.ended, board.planned, pace_text(board), width)] if board.attended else []),
@@ -144,7 +144,7 @@ def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
 
 
 def failure_lines(board: Board) -> list[str]:
-    """Failures with their reasons; those of one reason together, so that all can be seen."""
+    """Return one line per failure reason with the trials that failed for it, so that all reasons fit the screen."""
     by_reason: dict[str, list[int]] = {}
     for number, reason in sorted(board.failures.items()):
         by_reason.setdefault(reason, []).append(number)

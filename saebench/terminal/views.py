@@ -1,4 +1,4 @@
-"""What a sweep looks like while it runs: a live screen on a terminal, plain lines everywhere else."""
+"""Show a running sweep: a live screen on a terminal, plain lines everywhere else."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from saebench.terminal.picture import (
 )
 
 FRAME = 0.2
-"""Seconds between two pictures of the live screen."""
+"""Seconds between two refreshes of the live screen."""
 HEARTBEAT = 60.0
-"""Seconds between two plain lines about how things stand."""
+"""Seconds between two plain lines with the counts."""
 
 
 class View(Protocol):
-    """Who shows a sweep to a person."""
+    """Displays a sweep to the user."""
 
     def __enter__(self) -> Self: ...
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None: ...
     def say(self, text: str) -> None:
-        """Something to be kept on the screen: where things are, how it ended."""
+        """Print text that stays on the screen: paths, addresses, the result."""
         ...
 
     def note(self, text: str) -> None:
-        """Something that happened."""
+        """Report an event, such as a retry."""
         ...
 
     def encoding(self, progress: EncodingProgress) -> None: ...
@@ -94,7 +94,7 @@ class PlainView(QuietView):
         try:
             for line in escape_controls(text).splitlines():
                 _print(f"{time.strftime('%H:%M:%S')} {line}", out)
-        except OSError:  # `| head` has what it wants, or the disk of a log is full: no reason to end a sweep
+        except OSError:  # `| head` closed the pipe, or the log's disk is full: the sweep continues
             if out is sys.stdout:
                 with contextlib.suppress(OSError, ValueError):
                     os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
@@ -103,7 +103,7 @@ class PlainView(QuietView):
         self.say(text)
 
     def encoding(self, progress: EncodingProgress) -> None:
-        """A line per stage and per tenth of it."""
+        """Print a line per stage and per tenth of it."""
         tenth = 10 * progress.done // progress.total if progress.total else 0
         if (progress.stage, tenth) != self._tenths:
             self._tenths = (progress.stage, tenth)
@@ -126,7 +126,7 @@ def _print(line: str, out: IO[str]) -> None:
 
 
 class LoggedView(QuietView):
-    """Another view; what it is told in words goes to a file too."""
+    """Wraps a view and writes what `say`, `note` and `ended` print to a log file too."""
 
     def __init__(self, view: View, log: Path) -> None:
         self._view, self._path = view, log
@@ -157,14 +157,14 @@ class LoggedView(QuietView):
         self._view.show(board)
 
     def _log(self, text: str) -> None:
-        """A full disk is no reason to end a sweep, nor is a folder's name that is not of this locale's characters."""
+        """Append to the log; ignore a full disk, and a path that this locale cannot encode: the sweep continues."""
         with contextlib.suppress(OSError), self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             at = time.strftime("%Y-%m-%d %H:%M:%S")
             file.writelines(f"{at} {line}\n" for line in escape_controls(text).splitlines())
 
 
 class LiveView(QuietView):
-    """One picture that is drawn over and over; what was said stays above it, and when it is gone."""
+    """Redraws one picture; text printed with `say` stays above it, and stays after the picture is removed."""
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or make_console()
@@ -180,7 +180,7 @@ class LiveView(QuietView):
         self._live.stop()
 
     def note(self, text: str) -> None:
-        """Later the board shows it."""
+        """Print the event before the first board; later boards display it."""
         if self._board is None:
             self.say(text)
 
@@ -205,7 +205,7 @@ class LiveView(QuietView):
 
 
 def choose_view(*, plain: bool = False, quiet: bool = False) -> View:
-    """Live on a terminal, plain lines elsewhere (and in notebooks, which are no terminals)."""
+    """Return a live view on a terminal, plain lines elsewhere (notebooks too)."""
     if quiet or sys.stdout is None:  # None: it was closed before Python began
         return QuietView()
     if not plain and sys.stdout.isatty():
