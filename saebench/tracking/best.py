@@ -30,8 +30,8 @@ class Scored(NamedTuple):
 
 
 def best_trials(paths: SweepPaths, complete: Iterable[int], objective: str, *, maximize: bool) -> list[Scored]:
-    """The best trial of every stratum that has its SAE on disk, by the rule of `saebench report`: of the best point
-    (runs/choice.py) the trial with the best value, whichever seed it has."""
+    """Return the best trial with an SAE on disk of each stratum, by the rule of `saebench report`: the trial with the
+    best value, of any seed, at the best point (runs/choice.py)."""
     trials = list(_scored(paths, complete, objective))
     seeds = {trial.config.seed for trial in trials}
     strata: dict[str, list[Scored]] = {}
