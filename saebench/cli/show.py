@@ -32,7 +32,7 @@ def sweeps(runs_dir: str | None) -> list[SweepPaths]:
     root = places.runs_dir(runs_dir)
     if root.exists():
         os.scandir(root).close()  # glob finds nothing in what it may not read
-    roots = {file.parent for name in ("lock.json", "scheduler.json") for file in root.glob(f"*/{name}")}
+    roots = {file.parent for name in (places.LOCK, places.HOLDER) for file in root.glob(f"*/{name}")}
     return sorted((SweepPaths(folder) for folder in roots if _is_sweep(folder)), key=_last_change, reverse=True)
 
 
@@ -40,7 +40,7 @@ def _is_sweep(folder: Path) -> bool:
     """It has begun, or is being prepared: before the texts are encoded there is only who works on it."""
     from saebench.runs.holder import holder
 
-    return (folder / "lock.json").is_file() or holder(SweepPaths(folder)) is not None
+    return (folder / places.LOCK).is_file() or holder(SweepPaths(folder)) is not None
 
 
 def _last_change(paths: SweepPaths) -> float:

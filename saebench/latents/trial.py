@@ -16,7 +16,7 @@ from saebench.config import TrialConfig
 from saebench.errors import UserError
 from saebench.latents.codes import Chunk, Codes, chunk_of, write_codes
 from saebench.latents.corpus import Floats, Part
-from saebench.runs.paths import TrialPaths
+from saebench.runs.paths import SAE_CONFIG, SAE_WEIGHTS, TRIAL_CONFIG, TrialPaths
 from saebench.runs.state import trial_config
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class TrainedSAE:
     def digest(self) -> str:
         """Stands for the SAE: over both files."""
         found = hashlib.sha256()
-        for name in ("sae.safetensors", "sae.json"):
+        for name in (SAE_WEIGHTS, SAE_CONFIG):
             found.update((self.weights / name).read_bytes())
         return found.hexdigest()[:16]
 
@@ -91,11 +91,11 @@ def rows_at_a_time(dict_size: int) -> int:
 def open_trial(folder: Path, name: str = "") -> TrainedSAE:
     """The SAE in a trial's directory or in an exported folder. Raises UserError that says which file is missing."""
     folder = folder.absolute()
-    trial = (folder / "config.json").is_file()
+    trial = (folder / TRIAL_CONFIG).is_file()
     weights = folder / "sae" if trial else folder
     parsed = trial_config(folder)
-    if not (weights / "sae.safetensors").is_file():
-        raise UserError(f"{weights}: no sae.safetensors: the trial has not ended, or its weights were deleted")
+    if not (weights / SAE_WEIGHTS).is_file():
+        raise UserError(f"{weights}: no {SAE_WEIGHTS}: the trial has not ended, or its weights were deleted")
     return TrainedSAE(
         name or f"{parsed.sweep}/{parsed.number}", folder, weights, parsed, TrialPaths(folder) if trial else None
     )

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
 from saebench.report.sources import Source
+from saebench.runs.paths import EVALUATION
 from saebench.runs.tags import Tag
 from saebench.tracking.server import open_reader, reading
 
 if TYPE_CHECKING:
     import numpy as np
-
-_EVALUATION = "evaluation.safetensors"
 
 
 def arrays(path: Path) -> dict[str, np.ndarray] | None:
@@ -42,7 +41,7 @@ def evaluations(source: Source, places: Mapping[str, str], at_once: int) -> dict
         with tempfile.TemporaryDirectory() as folder:
             try:  # not through the client: it would ask for the whole run first, and list its files
                 repository: Any = get_artifact_repository(place, tracking_uri=source.uri)
-                return arrays(Path(repository.download_artifacts(_EVALUATION, folder)))
+                return arrays(Path(repository.download_artifacts(EVALUATION, folder)))
             except (MlflowException, requests.RequestException, OSError):
                 return None
 

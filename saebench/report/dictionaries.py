@@ -14,9 +14,7 @@ from saebench.errors import UserError
 from saebench.report.artifacts import download
 from saebench.report.sources import Source
 from saebench.report.table import Row, missing
-from saebench.runs.paths import TrialPaths
-
-WEIGHTS, EVALUATION = "sae.safetensors", "evaluation.safetensors"
+from saebench.runs.paths import EVALUATION, SAE_WEIGHTS, TrialPaths
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +34,9 @@ class Trained:
     @property
     def stamp(self) -> list[int] | None:
         """Changes with the files that hold the SAE; None where it is not in the sweep's directory."""
-        if self.paths is None or not (self.paths.sae / WEIGHTS).is_file():
+        if self.paths is None or not (self.paths.sae / SAE_WEIGHTS).is_file():
             return None
-        there = [p.stat() for p in (self.paths.sae / WEIGHTS, self.paths.evaluation) if p.is_file()]
+        there = [p.stat() for p in (self.paths.sae / SAE_WEIGHTS, self.paths.evaluation) if p.is_file()]
         return [number for stat in there for number in (stat.st_size, stat.st_mtime_ns)]
 
 
@@ -61,14 +59,14 @@ class Dictionary:
 
 def local(trial: Trained) -> Dictionary | None:
     """The dictionary in the sweep's directory; None where it is not there, or damaged."""
-    return _read(trial.paths.sae / WEIGHTS, trial.paths.evaluation, trial.shape) if trial.paths else None
+    return _read(trial.paths.sae / SAE_WEIGHTS, trial.paths.evaluation, trial.shape) if trial.paths else None
 
 
 def from_mlflow(trial: Trained) -> Dictionary | None:
     """The dictionary among MLflow's artifacts; None where it is not there, or damaged."""
     with tempfile.TemporaryDirectory() as folder:
         weights, evaluation = (_fetched(trial, name, folder) for name in ("sae", EVALUATION))
-        return _read(weights / WEIGHTS, evaluation, trial.shape)
+        return _read(weights / SAE_WEIGHTS, evaluation, trial.shape)
 
 
 def _fetched(trial: Trained, name: str, folder: str) -> Path:

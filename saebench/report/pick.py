@@ -18,7 +18,7 @@ from saebench.report.artifacts import download
 from saebench.report.document import Report
 from saebench.report.read import read
 from saebench.report.sources import Source, directory_of, find
-from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
+from saebench.runs.paths import SAE_WEIGHTS, TRIAL_CONFIG, SweepPaths, TrialPaths, runs_dir
 from saebench.runs.secrets import mask
 from saebench.runs.tags import Tag
 from saebench.tracking.server import open_reader, reading
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 ExportFormat = Literal["saebench", "saelens", "dictionary_learning"]
-WEIGHTS = "sae.safetensors"
 
 
 def best(report: Report) -> DataFrame:
@@ -134,7 +133,7 @@ def _writer(kind: str) -> Any:
 
 def _locate(trial: str, runs: str | None, tracking_uri: str | None) -> Place:
     directory = Path(trial)
-    if (directory / "config.json").is_file() or (directory / "sae").is_dir():
+    if (directory / TRIAL_CONFIG).is_file() or (directory / "sae").is_dir():
         return Place(trial, TrialPaths(directory.absolute()))
     if re.fullmatch(r"[0-9a-f]{32}", trial):
         return _run(trial, runs, tracking_uri)
@@ -174,11 +173,11 @@ def _weights(place: Place) -> Iterator[Path]:
         yield place.local.sae
         return
     if place.source is None:
-        raise UserError(f"{place.name}: no {WEIGHTS} (the trial has not ended, or its weights were deleted)")
+        raise UserError(f"{place.name}: no {SAE_WEIGHTS} (the trial has not ended, or its weights were deleted)")
     with tempfile.TemporaryDirectory() as scratch:
         folder = download(place.source, place.run_id, "sae", Path(scratch))
-        if not (folder / WEIGHTS).is_file():
-            raise UserError(f"{place.name}: the artifact sae has no {WEIGHTS}")
+        if not (folder / SAE_WEIGHTS).is_file():
+            raise UserError(f"{place.name}: the artifact sae has no {SAE_WEIGHTS}")
         yield folder
 
 
@@ -189,5 +188,5 @@ def _config(place: Place) -> bytes:
     if place.source is None:
         return b""
     with tempfile.TemporaryDirectory() as scratch, contextlib.suppress(UserError):
-        return download(place.source, place.run_id, "config.json", Path(scratch)).read_bytes()
+        return download(place.source, place.run_id, TRIAL_CONFIG, Path(scratch)).read_bytes()
     return b""

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from saebench.errors import PreflightError
-from saebench.report.dictionaries import EVALUATION, Dictionary, Trained, from_mlflow, local, trained
+from saebench.report.dictionaries import Dictionary, Trained, from_mlflow, local, trained
 from saebench.report.matching import CELLS, Match, match
 from saebench.report.points import cells
 from saebench.report.sources import Source
 from saebench.report.table import Row, counted, missing, number_of
 from saebench.runs.durable import write_json
-from saebench.runs.paths import SweepPaths
+from saebench.runs.paths import EVALUATION, SweepPaths
 from saebench.tracking.server import open_reader
 
 if TYPE_CHECKING:

@@ -10,6 +10,10 @@ from pathlib import Path
 from saebench.errors import PreflightError
 from saebench.runs.durable import remove_temporary
 
+TRIAL_CONFIG = "config.json"
+SAE_CONFIG, SAE_WEIGHTS = "sae.json", "sae.safetensors"
+EVALUATION = "evaluation.safetensors"
+LOCK, HOLDER = "lock.json", "scheduler.json"
 _NUMBER = re.compile(r"[0-9]{4,9}")
 """Names of trials' directories; not `str.isdigit`, which takes ² for a digit."""
 
@@ -28,7 +32,7 @@ class TrialPaths:
     @property
     def config(self) -> Path:
         """The immutable `TrialConfig` as JSON; written by the scheduler before the first attempt."""
-        return self.root / "config.json"
+        return self.root / TRIAL_CONFIG
 
     @property
     def state(self) -> Path:
@@ -59,7 +63,7 @@ class TrialPaths:
     def evaluation(self) -> Path:
         """Per hold-out example and per latent, from the last evaluation: squared_error (N, float32, original space),
         l0 (N, int32), firing (dict_size, int64: examples on which the latent fired); safetensors."""
-        return self.root / "evaluation.safetensors"
+        return self.root / EVALUATION
 
 
 @dataclass(frozen=True)
@@ -80,7 +84,7 @@ class SweepPaths:
     @property
     def lock(self) -> Path:
         """The resolved spec, d_in, revisions, versions, git commit, tracking URI and run id, as JSON."""
-        return self.root / "lock.json"
+        return self.root / LOCK
 
     @property
     def holder_lock(self) -> Path:
@@ -90,7 +94,7 @@ class SweepPaths:
     @property
     def holder(self) -> Path:
         """Who holds it: pid, host, start time."""
-        return self.root / "scheduler.json"
+        return self.root / HOLDER
 
     @property
     def journal(self) -> Path:
@@ -162,3 +166,8 @@ def cache_dir(given: str | Path | None = None) -> Path:
         return (Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "saebench").absolute()
     except RuntimeError:
         raise PreflightError("embedding cache: no home directory; set SAEBENCH_CACHE or give --cache-dir") from None
+
+
+def embeddings_dir(cache: Path) -> Path:
+    """The folder of the cache's entries, one folder each, named by its cache key."""
+    return cache / "embeddings"

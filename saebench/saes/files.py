@@ -16,6 +16,7 @@ from torch import Tensor
 from saebench.config import AnySAEConfig, SAEConfig
 from saebench.errors import UserError
 from saebench.runs.durable import replacing, write_json
+from saebench.runs.paths import SAE_CONFIG, SAE_WEIGHTS
 from saebench.saes.base import SAE, SAE_TYPES
 
 FORMAT = "saebench.sae"
@@ -41,10 +42,10 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     # One key of metadata: safetensors writes several in no fixed order, and equal SAEs should be equal files.
-    with replacing(folder / "sae.safetensors") as new:
+    with replacing(folder / SAE_WEIGHTS) as new:
         save_file(tensors, new.file.name, metadata={"format": f"{FORMAT}/{FORMAT_VERSION}"})
     write_json(
-        folder / "sae.json",
+        folder / SAE_CONFIG,
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
@@ -65,11 +66,11 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     of a newer format, does not match the other, or holds NaN or infinity, and for a device that is not there.
     """
     folder = _folder(folder)
-    path = folder / "sae.json"
+    path = folder / SAE_CONFIG
     about = _read_json(path)
     with torch.device("meta"):  # what the JSON asks for may be larger than any memory
         expected = _empty(about, path).state_dict()
-    tensors = _read_tensors(folder / "sae.safetensors", expected)
+    tensors = _read_tensors(folder / SAE_WEIGHTS, expected)
     sae = _empty(about, path)
     sae.load_state_dict(tensors)
     try:
@@ -86,7 +87,7 @@ def _folder(given: str | Path) -> Path:
     folder = Path(given)
     if folder.is_file():
         folder = folder.parent
-    return folder / "sae" if not (folder / "sae.json").exists() and (folder / "sae" / "sae.json").exists() else folder
+    return folder / "sae" if not (folder / SAE_CONFIG).exists() and (folder / "sae" / SAE_CONFIG).exists() else folder
 
 
 def _read_json(path: Path) -> dict[str, Any]:

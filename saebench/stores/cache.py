@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.runs.durable import replacing, write_json
+from saebench.runs.paths import embeddings_dir
 from saebench.stores import keys, neighbours, own
 from saebench.stores.build import Build
 from saebench.stores.entry import (
@@ -53,7 +54,7 @@ def find(data: DataConfig, cache_dir: Path, cache_key: str | None = None) -> Cac
     """Return the complete entry for `data`, or None; `gc` does not remove it while the result lives. With `cache_key`
     the data files are not looked at, so that they may have changed since. Raises DataError if a local data file is
     missing."""
-    folder = entry_folder(data, cache_dir) if cache_key is None else cache_dir / "embeddings" / cache_key
+    folder = entry_folder(data, cache_dir) if cache_key is None else embeddings_dir(cache_dir) / cache_key
     if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
         return None
     hold = Hold(beside(folder, ".used"))  # before looking, so that gc cannot come between
@@ -118,7 +119,7 @@ def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: On
 
 def entry_folder(data: DataConfig, cache_dir: Path) -> Path:
     """Return the folder of the entry for `data`."""
-    return cache_dir / "embeddings" / keys.cache_key(keys.identity_of(data, cache_dir))
+    return embeddings_dir(cache_dir) / keys.cache_key(keys.identity_of(data, cache_dir))
 
 
 def _changed(folder: Path) -> NoReturn:

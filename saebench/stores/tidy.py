@@ -15,6 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from saebench.errors import DataError
+from saebench.runs.paths import embeddings_dir
 from saebench.stores.cache import remember
 from saebench.stores.entry import MANIFEST, Manifest, beside, has_content, has_size
 from saebench.stores.in_use import nobody_holds
@@ -44,7 +45,7 @@ class Listed:
 
 def entries(cache_dir: Path) -> list[Listed]:
     """Return the entries of the cache, most recently used first."""
-    root = cache_dir / "embeddings"
+    root = embeddings_dir(cache_dir)
     found: list[Listed] = []
     for folder in [p for p in root.iterdir() if p.is_dir()] if root.is_dir() else []:
         with contextlib.suppress(FileNotFoundError):  # removed by another process meanwhile

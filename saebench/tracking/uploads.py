@@ -8,9 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from saebench.runs.paths import SAE_CONFIG, SAE_WEIGHTS
 from saebench.runs.secrets import mask
 
-SAE_FILES = ("sae.safetensors", "sae.json")
+SAE_FILES = (SAE_WEIGHTS, SAE_CONFIG)
 """The only files copied from an SAE's folder: a killed worker may have left temporary files there."""
 _TEXT = (".json", ".yaml", ".txt", ".log")
 

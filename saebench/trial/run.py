@@ -27,7 +27,7 @@ from saebench import stores
 from saebench.config import TrialConfig, marks
 from saebench.runs.durable import remove_temporary, replacing, sync
 from saebench.runs.events import Event, Verdict, read
-from saebench.runs.paths import TrialPaths
+from saebench.runs.paths import SAE_CONFIG, TrialPaths
 from saebench.saes import save_sae
 from saebench.trial import checkpoint
 from saebench.trial.evaluation import Measurement, Part
@@ -72,7 +72,7 @@ def run_trial(
     """
     recorded = [event for event, _ in read(paths.events)]
     end = recorded_end(recorded)
-    if end is not None and (paths.sae / "sae.json").exists():
+    if end is not None and (paths.sae / SAE_CONFIG).exists():
         report(end)
         return
     if device == "cpu":
