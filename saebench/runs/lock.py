@@ -165,7 +165,10 @@ def is_per_start(key: str) -> bool:
     return any(key == name or key.startswith(f"{name}[") for name in PER_START)
 
 
-_LOCATIONS = ("data.model", "data.dataset.path", "data.dataset.data_files")
+_LOCATIONS = (
+    "data.model", "data.dataset.path", "data.dataset.data_files",
+    "data.embeddings", "data.texts", "data.ids", "data.labels",
+)  # fmt: skip
 """Keys that hold names of files and folders."""
 
 

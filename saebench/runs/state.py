@@ -168,7 +168,8 @@ def _without_folders(config: TrialConfig) -> dict[str, Any]:
     found = config.model_dump(mode="json")
     data, dataset = found["data"], found["data"]["dataset"]
     files = dataset["data_files"]
-    data["model"] = PurePath(data["model"]).name
+    for key in ("model", "embeddings", "texts", "ids", "labels"):
+        data[key] = PurePath(data[key]).name if data[key] is not None else None
     dataset["path"] = PurePath(dataset["path"]).name
     dataset["data_files"] = [PurePath(file).name for file in ([files] if isinstance(files, str) else files or ())]
     return found

@@ -14,11 +14,14 @@ from typing import Any
 
 import psutil
 import pytest
+from fakes import trial_config
 
+from saebench.config import TrialConfig
 from saebench.errors import LockedError, PreflightError, SpecError
 from saebench.runs.holder import describe, hold_sweep_dir, holder
 from saebench.runs.lock import check_unchanged, differences, git, is_extension, is_moved, provenance, read_lock
 from saebench.runs.paths import SweepPaths
+from saebench.runs.state import same_trial
 
 SPEC: dict[str, Any] = {
     "name": "x",
@@ -52,6 +55,7 @@ import sys, time
 from pathlib import Path
 from saebench.runs.holder import Holder
 from saebench.runs.paths import SweepPaths
+from saebench.runs.state import same_trial
 held = Holder(SweepPaths(Path(sys.argv[1]))).acquire()
 print("held", flush=True)
 time.sleep(60)
@@ -259,6 +263,10 @@ def test_a_lock_file_that_cannot_be_read_is_said(paths: SweepPaths) -> None:
         ("data.dataset.data_files", "/a/t.csv", "/b/t.csv", True),
         ("data.dataset.path", "/a/texts", "/b/texts", True),
         ("data.model", "/a/model", "/b/model", True),
+        ("data.embeddings", "/a/x.npy", "/b/x.npy", True),
+        ("data.labels", "/a/labels.json", "/b/labels.json", True),
+        ("data.labels", "group", "kind", False),  # columns
+        ("data.embeddings", "/a/x.npy", "/a/y.npy", False),
         ("data.dataset.data_files", "/a/t.csv", "/a/u.csv", False),
         ("data.dataset.data_files", ["/a/t.csv"], ["/a/t.csv", "/b/t.csv"], False),
         ("data.model", "org/model", "other/model", False),
@@ -270,6 +278,17 @@ def test_a_lock_file_that_cannot_be_read_is_said(paths: SweepPaths) -> None:
 def test_a_project_that_moved_has_the_same_files(key: str, old: Any, new: Any, moved: bool) -> None:
     assert is_moved(key, old, new) == moved
     assert not moved or not is_moved(key, old, "/elsewhere/other")
+
+
+def test_trials_on_embeddings_that_moved_are_the_same() -> None:
+    one = trial_config(0)
+
+    def at(folder: str, name: str = "x.npy") -> TrialConfig:
+        places = {"embeddings": f"{folder}/{name}", "texts": f"{folder}/t.txt", "labels": f"{folder}/l.json"}
+        return one.model_copy(update={"data": one.data.model_copy(update=places)})
+
+    assert same_trial(at("/a"), at("/b"))
+    assert not same_trial(at("/a"), at("/a", "y.npy"))
 
 
 def test_git_runs_nothing_that_a_folder_says(tmp_path: Path) -> None:
