@@ -157,7 +157,7 @@ def usable(trials: DataFrame, metric: str) -> Series[bool]:
 def choose(trials: DataFrame, seeds: set[int], objective: str, maximize: bool) -> tuple[DataFrame, str]:
     """Return the complete trials that measure the best point of one cell (runs/choice.py), and how it was chosen."""
     there = trials[usable(trials, objective)]
-    rows = there[["point", "seed", objective, "role", "choice"]].itertuples(index=False)
+    rows = there.reindex(columns=["point", "seed", objective, "role", "choice"]).itertuples(index=False)
     tried = [Tried(str(p), int(s), float(v), str(r), int(c)) for p, s, v, r, c in rows]
     found = choice.choose(tried, seeds, maximize=maximize)
     mine = there.iloc[list(found.trials)]

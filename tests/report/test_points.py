@@ -45,6 +45,15 @@ def test_a_point_without_a_value_is_not_chosen() -> None:
     assert how == "no complete trial"
 
 
+def test_a_sweep_stopped_before_its_first_mark_has_no_metric_and_no_best_point() -> None:
+    base = simulate(arms={"topk": 1.0}, levels=(16,), widths=(1536,), points=1, seeds=(0,))[0]
+    frame = points.annotate(frame_of([{**base, "state": "interrupted", "metrics": {}}]))
+    assert "eval/fvu" not in frame
+    best, how = points.choose(frame, {0}, "eval/fvu", False)
+    assert best.empty
+    assert how in ("no complete trial", "only point")
+
+
 def test_maximize_turns_it_round() -> None:
     frame = points.annotate(frame_of(simulate(arms={"topk": 1.0}, levels=(16,), widths=(1536,), seeds=(0,))))
     low, _ = points.choose(frame, {0}, "eval/fvu", False)
