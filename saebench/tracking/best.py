@@ -1,4 +1,4 @@
-"""Which trials of a sweep are the best ones, read off their directories."""
+"""Find the best trials of a sweep from their directories."""
 
 from __future__ import annotations
 
