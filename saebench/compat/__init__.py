@@ -1,6 +1,6 @@
-"""The surfaces of other SAE packages, served by the numerics of this one.
+"""The interfaces and file layouts of other SAE packages, implemented with saebench's SAEs.
 
-Here: SAEs from one flat dictionary, for sentence embeddings.
+This module: SAEs configured by one flat dictionary, for sentence embeddings.
 
     cfg = get_default_cfg()
     cfg.update({"sae_type": "batchtopk", "act_size": 384, "dict_size": 3072, "top_k": 16})
@@ -8,8 +8,8 @@ Here: SAEs from one flat dictionary, for sentence embeddings.
     sae = sae_classes[cfg["sae_type"]](cfg)
     train_sae(sae, ActivationsStoreSBERT(model=sbert, cfg=cfg), sbert, cfg)
 
-compat/settings.py says what the keys mean, compat/modules.py what the modules do. Further: compat/overcomplete.py (a
-BatchTopK module with concepts and a dictionary layer), compat/saelens.py and compat/dictionary_learning.py (files).
+compat/settings.py documents the keys, compat/modules.py the modules. See also compat/overcomplete.py (a BatchTopK
+module with concepts and a dictionary layer), compat/saelens.py and compat/dictionary_learning.py (files).
 """
 
 from __future__ import annotations

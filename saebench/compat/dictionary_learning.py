@@ -1,14 +1,14 @@
-"""SAEs by the key names of dictionary_learning: ae.safetensors beside config.json.
+"""SAEs in the layout of dictionary_learning: ae.safetensors beside config.json.
 
-That project keeps its weights in `ae.pt`, which is a pickle; saebench neither writes nor reads those. What is exported
-is the same state dict, key for key, as safetensors. `load_dictionary` there does not open it; two lines do, with the
-class that config.json names under trainer.dict_class:
+That project keeps its weights in `ae.pt`, a pickle, which saebench neither writes nor reads. `export` writes the same
+state dict, key for key, as safetensors. Its `load_dictionary` does not open that file; load it with these two lines,
+using the class that config.json names under trainer.dict_class:
 
     ae = AutoEncoderTopK(activation_dim, dict_size, k)
     ae.load_state_dict(safetensors.torch.load_file("ae.safetensors"))
 
-(AutoEncoder, GatedAutoEncoder and JumpReluAutoEncoder take no k; MatryoshkaBatchTopKSAE takes k and group_sizes.) And
-for a dictionary trained there to be imported here:
+(AutoEncoder, GatedAutoEncoder and JumpReluAutoEncoder take no k; MatryoshkaBatchTopKSAE takes k and group_sizes.) To
+import a dictionary that was trained with dictionary_learning, convert its file first:
 
     state = torch.load("ae.pt", weights_only=True)
     safetensors.torch.save_file({k: v.contiguous() for k, v in state.items()}, "ae.safetensors")
@@ -48,11 +48,11 @@ TENSORS: dict[str, set[str]] = {
     "JumpReluAutoEncoder": {*_MATRICES, "threshold"},
     "GatedAutoEncoder": {"encoder.weight", "decoder.weight", "decoder_bias", "r_mag", "gate_bias", "mag_bias"},
 }
-"""Class there -> names of its tensors."""
+"""Class in dictionary_learning -> names of its tensors."""
 
 
 def export_dictionary_learning(sae: SAE, folder: str | Path) -> list[Path]:
-    """Write `sae` to `folder` (made if missing); returns the files.
+    """Write `sae` to `folder` (created if missing); return the files.
 
     Raises LayoutError for preprocess unit and layer_norm, NotCalibratedError for a threshold never calibrated.
     """
@@ -70,12 +70,12 @@ def export_dictionary_learning(sae: SAE, folder: str | Path) -> list[Path]:
 
 
 def export(folder: Path, to: Path) -> list[Path]:
-    """The SAE that saebench saved in `folder`, in this layout in `to`: what `saebench export` calls."""
+    """Convert the SAE that saebench saved in `folder` to this layout in `to`; `saebench export` calls this."""
     return export_dictionary_learning(load_sae(folder), to)
 
 
 def _state(sae: SAE, form: Plain) -> tuple[str, dict[str, Tensor]]:
-    """(class there, its state dict)."""
+    """Return (class in dictionary_learning, its state dict)."""
     linear = {"encoder.weight": form.W_enc.t(), "encoder.bias": form.b_enc, "decoder.weight": form.W_dec.t()}
     matrices = {"W_enc": form.W_enc, "b_enc": form.b_enc, "W_dec": form.W_dec, "b_dec": form.b_dec}
     if form.rule == "relu":
@@ -106,13 +106,13 @@ def _state(sae: SAE, form: Plain) -> tuple[str, dict[str, Tensor]]:
         sizes = torch.tensor([high - low for low, high in pairwise((0, *sae.levels))])
         return "MatryoshkaBatchTopKSAE", {**matrices, **one, "group_sizes": sizes}
     assert form.threshold is not None
-    outside = form.b_enc - form.b_dec @ form.W_enc  # this class does not take b_dec from its input
+    outside = form.b_enc - form.b_dec @ form.W_enc  # this class does not subtract b_dec from its input
     return "JumpReluAutoEncoder", {**matrices, "b_enc": outside, "threshold": form.threshold}
 
 
 def import_dictionary_learning(folder: str | Path) -> SAE:
-    """The SAE in a folder of this layout, ready to encode. A threshold that was never set there (-1) is one that is
-    not calibrated here. Raises FileNotFoundError, or LayoutError for what is not this layout."""
+    """Return the SAE in a folder of this layout, ready to encode. A threshold of -1 (never set) is imported as not
+    calibrated. Raises FileNotFoundError, or LayoutError for files that are not this layout."""
     folder = Path(folder)
     if (folder / PICKLE).is_file() and not (folder / WEIGHTS).is_file():
         raise LayoutError(
@@ -140,7 +140,7 @@ def import_dictionary_learning(folder: str | Path) -> SAE:
 
 
 def _linear(name: str, tensors: dict[str, Tensor], k: int) -> SAE:
-    """The classes whose weights are torch.nn.Linear's, transposed."""
+    """Return an SAE of a class whose weights are those of torch.nn.Linear, transposed."""
     W_enc, W_dec = tensors["encoder.weight"].t(), tensors["decoder.weight"].t()
     d_in, dict_size = W_enc.shape
     if name == "GatedAutoEncoder":
@@ -159,7 +159,7 @@ def _linear(name: str, tensors: dict[str, Tensor], k: int) -> SAE:
 
 def _with_threshold(form: Plain, tensors: dict[str, Tensor]) -> Plain:
     threshold = tensors.get("threshold", torch.tensor(-1.0, dtype=torch.float32))
-    never = torch.nan if threshold.ndim == 0 else 0.0  # a threshold per latent below 0 is one of 0: there is a ReLU too
+    never = torch.nan if threshold.ndim == 0 else 0.0  # a negative threshold per latent acts as 0, because of the ReLU
     return replace(form, threshold=torch.where(threshold < 0, never, threshold))
 
 
@@ -171,7 +171,7 @@ def _dict_class(path: Path) -> str:
 
 
 def _k(path: Path, tensors: dict[str, Tensor]) -> int:
-    """From the weights, or, where they lack it, from config.json."""
+    """Return k from the weights, or from config.json if the weights lack it."""
     found = tensors["k"].tolist() if "k" in tensors else _trainer(path).get("k")
     if not isinstance(found, int) or found < 1:
         raise LayoutError(f"{path}: trainer.k: {found!r}, expected a whole number above 0")

@@ -1,7 +1,7 @@
 """An SAE as an MLflow model: texts or embeddings in, latents or reconstructions out.
 
-MLflow runs this file where the model is served ("models from code": nothing is pickled); the SAE and the trial's
-configuration lie beside it as artifacts. So this is no module to import, and it needs saebench where it runs:
+MLflow runs this file on the machine that serves the model ("models from code": nothing is pickled); the SAE and the
+trial's config are artifacts beside it. Do not import this module; saebench must be installed on that machine:
 
     model = mlflow.pyfunc.load_model("models:/<name>/1")
     model.predict(["A sentence."])                                      # (1, dict_size) latents
@@ -25,7 +25,7 @@ Rows = npt.NDArray[Any]
 
 
 class SAEModel(PythonModel):
-    """Loads the SAE once, and the encoder only when the first text comes."""
+    """Loads the SAE once, and the encoder at the first text."""
 
     def load_context(self, context: PythonModelContext) -> None:
         from saebench.config import DataConfig
@@ -41,9 +41,9 @@ class SAEModel(PythonModel):
         model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,
     ) -> Rows:
-        """(N, dict_size) latents, or with `output: reconstruction` (N, d_in), both float32, of N texts or of
-        embeddings (N, d_in): a frame, as MLflow's server makes one, an array or a list. (MLflow reads the annotation,
-        and checks or warns about most others.) Raises ValueError for anything else."""
+        """Return latents (N, dict_size), or reconstructions (N, d_in) with `output: reconstruction`, both float32, of N
+        texts or of embeddings (N, d_in): a frame, as MLflow's server passes one, an array or a list. (MLflow reads the
+        annotation, and warns about most others.) Raises ValueError for anything else."""
         import torch
 
         output = (params or {}).get("output", "latents")

@@ -1,4 +1,4 @@
-"""SAEs as one torch module that makes its own loss, for a loop of one's own.
+"""SAEs as torch modules that compute their own loss, for the user's own training loop.
 
     sae = sae_classes[cfg["sae_type"]](cfg)
     optimizer = torch.optim.Adam(sae.parameters(), lr=cfg["lr"])
@@ -10,14 +10,15 @@
         optimizer.zero_grad()
     sae.eval()
 
-Inside is an SAE of saebench (`.sae`), with its losses. From `cfg` they come in units of the mean squared error per
-element, so that `l1_coeff` weighs what it says; with `input_unit_norm` the error is that of the layer-normed input,
-of variance 1 per element. Codes (`feature_acts`, `encode`) are saebench's: with `input_unit_norm` an input has length 1
-and not sqrt(act_size), and so codes are smaller by that factor.
+`.sae` is the saebench SAE inside, and the losses are its losses. With a `cfg` they are in units of the mean squared
+error per element, so that `l1_coeff` is the weight of the L1 term beside that error; with `input_unit_norm` the error
+is that of the layer-normed input, whose variance is 1 per element. Codes (`feature_acts`, `encode`) are saebench's:
+with `input_unit_norm` an input has length 1 instead of sqrt(act_size), so codes are smaller by that factor.
 
-The first training batch sets what depends on data: variance, b_dec, starting biases and thresholds (`start` takes more
-rows for it). BatchTopK needs a threshold at inference: training keeps a running estimate of the smallest activation
-that the batch lets through, and `calibrate(rows)` sets it exactly; evaluating before either raises NotCalibratedError.
+The first training batch sets everything that depends on data: variance, b_dec, starting biases and thresholds (call
+`start` to use more rows). BatchTopK needs a threshold at inference: training keeps a running average of the smallest
+activation selected in a batch, and `calibrate(rows)` sets the threshold exactly; evaluating before either raises
+NotCalibratedError.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ from saebench.saes.initial import unit_rows
 from saebench.saes.sparse import DenseCodes
 
 _MEMORY = 100
-"""Batches over which the running threshold averages."""
+"""Time constant of the running threshold, in batches."""
 _COEFFICIENT = {"vanilla": "l1_coeff", "jumprelu": "l0_coeff"}
-"""Type -> field of its typed config that weighs the penalty."""
+"""Type -> field of its typed config that holds the penalty's coefficient."""
 
 
 class TrainableSAE(nn.Module, ABC):
@@ -58,7 +59,7 @@ class TrainableSAE(nn.Module, ABC):
     TopKSAE(cfg)                                             # cfg: see compat/settings.py; its sae_type is not read
     TopKSAE(TopKConfig(dict_size=6144, k=32), d_in=384)      # saebench's own fields and units (FVU)
 
-    Raises SettingsError, a ValueError, for a cfg that makes no sense.
+    Raises SettingsError, a ValueError, for an invalid cfg.
     """
 
     kind: ClassVar[str]
@@ -93,47 +94,50 @@ class TrainableSAE(nn.Module, ABC):
             self.sae.W_enc.copy_(self.sae.W_dec.t())
         try:
             self.to(device)
-        except (AssertionError, RuntimeError) as error:  # torch's for a device that is not here, or that is none
+        except (AssertionError, RuntimeError) as error:  # torch raises these for an unknown or missing device
             raise SettingsError(f"cfg: device: {device}: {str(error).splitlines()[0]}") from error
 
     @staticmethod
     @abstractmethod
     def typed(settings: Settings) -> SAEConfig:
-        """The typed config of these settings; a penalty's coefficient is put into FVU units once the data is known."""
+        """Return the typed config of these settings; a penalty's coefficient is converted to FVU units at the first
+        batch."""
 
     # --- use ---
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """x (B, d_in) to sae_out (B, d_in) in the original space, feature_acts (B, dict_size) and scalars: loss (what
-        to minimise), its terms l2_loss, l1_loss and, for topk and batchtopk, aux_loss; l0_norm, l1_norm (per example),
-        num_dead_features.
+        """Return, for x (B, d_in), sae_out (B, d_in) in the original space, feature_acts (B, dict_size) and scalars:
+        loss (to minimise), its terms l2_loss, l1_loss and, for topk and batchtopk, aux_loss; l0_norm, l1_norm (per
+        example), num_dead_features.
 
-        While training, by the rule of training; it counts dead latents. Gradients are on loss, sae_out and
-        feature_acts. After `eval()`, by the rule of inference: an example's code is its own, and nothing changes;
-        l1_loss is 0 there for a typed config with target_l0, whose weight is the trainer's.
+        In training mode, use the training rule and count dead latents; loss, sae_out and feature_acts carry gradients.
+        After `eval()`, use the inference rule: an example's code does not depend on its batch, and no state changes;
+        l1_loss is then 0 for a typed config with target_l0, whose coefficient is set by the trainer.
         """
         return self._trained(x) if self.training else self._inferred(x)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Embeddings (B, d_in) to latents (B, dict_size), by the rule of inference."""
+        """Return latents (B, dict_size) of embeddings (B, d_in), by the inference rule."""
         return self.sae.encode(x)
 
     def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, dict_size) to embeddings (B, d_in); see `SAE.decode` for what input_unit_norm means here."""
+        """Return embeddings (B, d_in) from latents (B, dict_size); see `SAE.decode` for the effect of
+        input_unit_norm."""
         return self.sae.decode(latents)
 
     def calibrate(self, rows: Tensor) -> None:
-        """Set the threshold of inference from embeddings `rows` (N, d_in), where the type has one."""
+        """Set the inference threshold from embeddings `rows` (N, d_in), if the type has one."""
         self.sae.calibrate(rows)
 
     def make_decoder_weights_and_grad_unit_norm(self) -> None:
-        """Between `backward` and the optimiser's step: decoder rows of length 1, and no gradient along them."""
+        """Normalize decoder rows to length 1 and remove the gradient along them; call it between `backward` and the
+        optimiser's step."""
         self.sae.constrain()
         self.sae.project_gradient()
 
     def start(self, rows: Tensor) -> Self:
-        """Set from training rows (N, d_in), N >= 2, what depends on data: with a `cfg` all but the directions of W_enc
-        and W_dec, with a typed config these too, as it says."""
+        """Initialise from training rows (N, d_in), N >= 2, everything that depends on data: with a `cfg` all but the
+        directions of W_enc and W_dec, with a typed config these too, by its `start`."""
         fresh = make_sae(self.sae.config, self.sae.d_in, rows, self.seed).state_dict()
         stay = () if self.settings is None else ("W_enc", "W_dec")
         self.sae.load_state_dict({n: t for n, t in fresh.items() if n not in stay}, strict=False)
@@ -141,7 +145,7 @@ class TrainableSAE(nn.Module, ABC):
         return self
 
     def to_saebench(self) -> SAE:
-        """The SAE inside, for `save_sae` and the exports: decoder rows of length 1, its config in FVU units."""
+        """Return the SAE inside, for `save_sae` and the exports: decoder rows of length 1, its config in FVU units."""
         self.sae.constrain()
         if self.settings is not None and (name := _COEFFICIENT.get(self.kind)):
             self.sae.config = self.sae.config.model_copy(update={name: float(self.coeff())})
@@ -150,13 +154,13 @@ class TrainableSAE(nn.Module, ABC):
     # --- units ---
 
     def scale(self) -> Tensor | float:
-        """What a mean squared error per element is of the FVU: the variance, per element."""
+        """Return the factor from FVU to mean squared error per element: the variance per element."""
         if self.settings is None:
             return 1.0
         return self.sae.variance if self.settings.input_unit_norm else self.sae.variance / self.sae.d_in
 
     def coeff(self) -> Tensor | float:
-        """Weight of the penalty beside the FVU."""
+        """Return the coefficient of the penalty beside the FVU."""
         if (name := _COEFFICIENT.get(self.kind)) is None:
             return 0.0
         if self.settings is None:

@@ -1,16 +1,16 @@
-"""BatchTopK as overcomplete has it: concepts, a dictionary layer, any encoder module, and a loop of one's own.
+"""BatchTopK with overcomplete's interface: concepts, a dictionary layer, any encoder module, the user's own loop.
 
     sae = BatchTopKSAE(input_shape=768, nb_concepts=6144, top_k=32 * batch_size)
     z_pre, z, x_hat = sae(x)
     (x - x_hat).square().mean().backward()
 
-`top_k` counts the codes kept in the *whole batch* here; everywhere else in saebench k is per example. So top_k divided
-by the batch size is the L0, and a last batch that is shorter is denser: drop it, or evaluate.
+Here `top_k` counts the codes kept in the *whole batch*; everywhere else in saebench k is per example. So the L0 is
+top_k divided by the batch size, and a shorter last batch is denser: drop it, or use it for evaluation only.
 
-Kept as they are there: one threshold for the batch while training, its running average in evaluation, no decoder bias.
-Different: the threshold is a buffer, so that it is in the state dict and survives saving and loading; of codes that tie
-at the threshold while training the first ones are kept, so that top_k are kept and not more; the dictionary in
-evaluation is that of the weights at hand, also after loading others; `mlp_*_1` has one hidden layer.
+As in overcomplete: one threshold per batch in training, its running average in evaluation, no decoder bias.
+Different: the threshold is a buffer, so that the state dict holds it; of codes that tie at the threshold in training
+the first ones are kept, so that exactly top_k are kept; in evaluation the dictionary follows the current weights, also
+after load_state_dict; `mlp_*_1` has one hidden layer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from saebench.saes.base import NotCalibratedError
 
 
 class Output(NamedTuple):
-    """What the module gives for N examples."""
+    """The module's output for N examples."""
 
     z_pre: Tensor
     """(N, nb_concepts): before the activation."""
@@ -54,7 +54,7 @@ NORMALIZATIONS: dict[str, Normalization] = {
     "max_l1": _by_norm(1, only_longer=True),
     "identity": lambda weights: weights,
 }
-"""Name -> what is done to each row of the dictionary: length 1, or at most 1, or as it is."""
+"""Name -> normalization of each row of the dictionary: to length 1, to at most 1, or none."""
 
 
 class DictionaryLayer(nn.Module):
@@ -68,8 +68,8 @@ class DictionaryLayer(nn.Module):
         initializer: Tensor | None = None,
         use_multiplier: bool = False,
     ) -> None:
-        """`initializer`: rows to start from, (nb_concepts, in_dimensions); else Xavier's, from torch's random numbers.
-        `use_multiplier`: learn one factor for all rows. Raises ValueError for another shape or an unknown name."""
+        """`initializer`: initial rows (nb_concepts, in_dimensions); by default Xavier's, from torch's global generator.
+        `use_multiplier`: learn one factor for all rows. Raises ValueError for a wrong shape or an unknown name."""
         super().__init__()
         shape = (nb_concepts, in_dimensions)
         if isinstance(normalization, str) and normalization not in NORMALIZATIONS:
@@ -86,7 +86,7 @@ class DictionaryLayer(nn.Module):
         self.multiplier = nn.Parameter(torch.zeros((), dtype=torch.float32), requires_grad=use_multiplier)
 
     def forward(self) -> Tensor:
-        """The dictionary (nb_concepts, in_dimensions). In training the weights themselves are put back to the norm."""
+        """Return the dictionary (nb_concepts, in_dimensions). In training, normalize the weights in place first."""
         if self.training:
             self.weights.data = self.normalization(self.weights.detach())
             return self.weights * self.multiplier.exp()
@@ -94,14 +94,14 @@ class DictionaryLayer(nn.Module):
 
 
 class Identity(nn.Module):
-    """The input is the code."""
+    """Returns its input as the code."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return x, x
 
 
 class MLP(nn.Module):
-    """`hidden` blocks of linear, norm and ReLU, then a linear layer (with the norm too, where there is one)."""
+    """`hidden` blocks of linear, norm and ReLU, then a linear layer, followed by the norm too, if there is one."""
 
     def __init__(self, d_in: int, nb_concepts: int, hidden: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*blocks, nn.Linear(d_in, nb_concepts), norm(nb_concepts))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x (N, d_in) to (before, after the ReLU), both (N, nb_concepts)."""
+        """Return (before, after the ReLU), both (N, nb_concepts), for x (N, d_in)."""
         pre: Tensor = self.layers(x)
         return pre, pre.relu()
 
@@ -141,12 +141,13 @@ class BatchTopKSAE(nn.Module):
         dictionary_params: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        """`input_shape`: d, or (tokens, d), or (d, height, width) with a module of one's own that makes
-        (N, nb_concepts) of it. `top_k`: per batch; None: a tenth of nb_concepts. `encoder_module`: a name of ENCODERS,
+        """`input_shape`: d, or (tokens, d) or (d, height, width) with a custom module that maps it to
+        (N, nb_concepts). `top_k`: per batch; None: a tenth of nb_concepts. `encoder_module`: a name of ENCODERS,
         a module that returns (before, after the activation), or None for "linear". `dictionary_params`: see
         DictionaryLayer.
 
-        Raises ValueError for a top_k below 1, a momentum outside [0, 1], an unknown name, or a shape without encoder.
+        Raises ValueError for a top_k below 1, a momentum outside [0, 1], an unknown name, or an input_shape that needs
+        a custom module.
         """
         super().__init__()
         self.nb_concepts = nb_concepts
@@ -163,17 +164,17 @@ class BatchTopKSAE(nn.Module):
 
     @property
     def running_threshold(self) -> Tensor | None:
-        """Running average of the smallest code that was kept; None before the first training batch."""
+        """Return the running average of the smallest kept code; None before the first training batch."""
         return None if self.threshold.isnan() else self.threshold
 
     def forward(self, x: Tensor) -> Output:
-        """x (N, d) to (z_pre, z, x_hat)."""
+        """Return (z_pre, z, x_hat) for x (N, d)."""
         z_pre, z = self.encode(x)
         return Output(z_pre, z, self.decode(z))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(z_pre, z), both (N, nb_concepts). A training batch moves the running threshold. Raises ValueError for a
-        training batch with fewer codes than top_k, and for NaN or inf, which the threshold would keep;
+        """Return (z_pre, z), both (N, nb_concepts). A training batch updates the running threshold. Raises ValueError
+        for a training batch with fewer codes than top_k, and for NaN or inf, which would stay in the running threshold;
         NotCalibratedError in evaluation before any training."""
         if not x.isfinite().all():
             raise ValueError("the batch holds NaN or inf")
@@ -185,17 +186,17 @@ class BatchTopKSAE(nn.Module):
         return z_pre, codes * (codes >= self.threshold)
 
     def decode(self, z: Tensor) -> Tensor:
-        """Codes (N, nb_concepts) to reconstructions (N, d)."""
+        """Return reconstructions (N, d) from codes (N, nb_concepts)."""
         return z @ self.get_dictionary()
 
     def get_dictionary(self) -> Tensor:
-        """(nb_concepts, d)."""
+        """Return the dictionary (nb_concepts, d)."""
         dictionary: Tensor = self.dictionary()
         return dictionary
 
     @torch.no_grad()
     def _largest(self, codes: Tensor) -> Tensor:
-        """Mask of the top_k largest codes, the first ones of those that tie; updates the running threshold."""
+        """Return a mask of the top_k largest codes, with ties broken by position; update the running threshold."""
         if codes.numel() < self.top_k:
             raise ValueError(f"top_k {self.top_k} of a batch with {codes.numel()} codes (top_k is for the whole batch)")
         flat = codes.flatten()
@@ -218,7 +219,7 @@ def _encoder(module: str | nn.Module | None, input_shape: int | tuple[int, ...],
 
 
 def _width(input_shape: int | tuple[int, ...]) -> int:
-    """d of d, (tokens, d) and (d, height, width)."""
+    """Return d from d, (tokens, d) or (d, height, width)."""
     if isinstance(input_shape, int):
         return input_shape
     if len(input_shape) not in (2, 3):

@@ -1,4 +1,4 @@
-"""Pursuits as overcomplete has them: a dictionary without an encoder, for a loop of one's own.
+"""Pursuits with overcomplete's interface: a dictionary without an encoder, for the user's own training loop.
 
     sae = OMPSAE(input_shape=768, nb_concepts=6144, k=32)
     residual, z, x_hat = sae(x)
@@ -7,10 +7,10 @@
 OMPSAE solves for the non-negative values of all picks after every pick, and no gradient flows through the codes; MpSAE
 takes the product with the pick as its value and may pick a concept again, with the gradient unrolled.
 
-Kept as they are there: codes of the input as it is (no bias is taken from it), the residual in the place of the codes
-before the activation, `dropout` of concepts while training, which `eval()` switches off for good. Different: least
-squares by coordinate descent, `max_iter` sweeps after each pick (there: as many steps of projected gradient), so that
-codes agree to the tolerance of their solver; `codes` keep the dtype and device of x.
+As in overcomplete: no bias is subtracted from the input, the residual is returned in place of the codes before the
+activation, and `dropout` drops concepts in training until the first `eval()`, which turns it off permanently.
+Different: least squares by coordinate descent, `max_iter` sweeps after each pick (overcomplete: as many steps of
+projected gradient), so codes agree to the tolerance of overcomplete's solver; `codes` keep the dtype and device of x.
 """
 
 from __future__ import annotations
@@ -47,31 +47,31 @@ class _PursuitSAE(nn.Module):
         self.to(device)
 
     def forward(self, x: Tensor) -> Output:
-        """x (N, d) to (residual (N, d), z (N, nb_concepts), x_hat (N, d))."""
+        """Return (residual (N, d), z (N, nb_concepts), x_hat (N, d)) for x (N, d)."""
         residual, z = self.encode(x)
         return Output(residual, z, self.decode(z))
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(residual, z)."""
+        """Return (residual, z)."""
         raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
-        """Codes (N, nb_concepts) to reconstructions (N, d)."""
+        """Return reconstructions (N, d) from codes (N, nb_concepts)."""
         return z @ self.get_dictionary()
 
     def get_dictionary(self) -> Tensor:
-        """(nb_concepts, d)."""
+        """Return the dictionary (nb_concepts, d)."""
         dictionary: Tensor = self.dictionary()
         return dictionary
 
     def train(self, mode: bool = True) -> Self:
-        """As torch's; evaluation switches dropout off for good."""
+        """Set the mode, as torch does; evaluation mode turns dropout off permanently."""
         if not mode:
             self.dropout = None
         return super().train(mode)
 
     def _rows(self) -> Tensor:
-        """The dictionary, with concepts dropped."""
+        """Return the dictionary, with dropped concepts set to 0."""
         rows = self.get_dictionary()
         if self.dropout is None:
             return rows
@@ -91,12 +91,13 @@ class MpSAE(_PursuitSAE):
         dictionary_params: Mapping[str, Any] | None = None,
         device: str | torch.device = "cpu",
     ) -> None:
-        """`k`: picks of an example. Raises ValueError for a k, a dropout or a shape that cannot be, or an encoder."""
+        """`k`: picks per example. Raises ValueError for an invalid k, dropout or shape, or for an encoder."""
         _refuse(encoder_module)
         super().__init__(input_shape, nb_concepts, k, dropout, dictionary_params, device)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(residual, z): k times the concept with the largest product, whatever its sign, picked again where it is."""
+        """Return (residual, z): pick the concept with the largest absolute product k times; a concept may be picked
+        again."""
         rows, residual = self._rows(), x
         z = x.new_zeros(len(x), self.nb_concepts)
         for _ in range(self.k):
@@ -127,7 +128,7 @@ class OMPSAE(_PursuitSAE):
 
     @torch.no_grad()
     def encode(self, x: Tensor, k: int | None = None, max_iter: int | None = None) -> tuple[Tensor, Tensor]:
-        """(residual, z), constants both; `k` and `max_iter` for this call."""
+        """Return (residual, z), both without gradient; `k` and `max_iter` apply to this call."""
         k, sweeps = _whole(k or self.k, "k"), _whole(max_iter or self.max_iter, "max_iter")
         rows = self._rows()
         picks = torch.zeros(len(x), k, dtype=torch.int64, device=x.device)

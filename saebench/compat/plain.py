@@ -1,12 +1,12 @@
-"""The form in which an SAE travels: plain matrices in the embedding space and one rule of inference.
+"""The common form of all exports: plain matrices in the embedding space and one inference rule.
 
     pre = (x - b_dec) W_enc + b_enc,  x_hat = codes W_dec + b_dec
     relu: codes = relu(pre)            topk: relu of the k largest of a row
     threshold: pre where pre > threshold, else 0
     gated: relu((pre - b_enc) exp(r_mag) + b_mag) where pre > 0, else 0
 
-Codes are those of saebench, number for number; so with `center_scale`, where the embeddings' scale has to go somewhere,
-it is in the weights, and the rows of W_dec are as long as that scale instead of 1.
+Codes equal saebench's number for number. So with `center_scale` the embeddings' scale is folded into the weights, and
+the rows of W_dec have that scale as their length instead of 1.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ _WHOLE = frozenset({"k", "group_sizes"})
 
 
 class LayoutError(UserError, ValueError):
-    """An SAE that another project's layout cannot hold, or files that are not such a layout."""
+    """Raised for an SAE that another project's layout cannot hold, and for files that are not of that layout."""
 
 
 def read_json(path: Path) -> Any:
-    """What a layout's JSON file holds. Raises FileNotFoundError, or LayoutError where it is not whole."""
+    """Return the content of a layout's JSON file. Raises FileNotFoundError, or LayoutError for invalid JSON."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -55,7 +55,7 @@ def read_json(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class Plain:
-    """See the module. Tensors are float32, on the CPU, contiguous."""
+    """Weights and inference rule (see the module). Tensors are float32, on the CPU, contiguous."""
 
     rule: Rule
     W_enc: Tensor
@@ -73,7 +73,7 @@ class Plain:
 
 @torch.no_grad()
 def plain(sae: SAE) -> Plain:
-    """`sae` by its rule of inference, preprocessing, offset and thresholds folded in.
+    """Return `sae` by its inference rule, with preprocessing, offset and thresholds folded in.
 
     Raises LayoutError for an architecture without this form and for preprocessing per example, NotCalibratedError for a
     threshold that was never set.
@@ -110,7 +110,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _rule(sae: SAE) -> dict[str, Any]:
-    """The encoder's bias and what makes the rule."""
+    """Return the encoder's bias and the parameters of the inference rule."""
     if isinstance(sae, TopKSAE):
         return {"b_enc": sae.b_enc, "rule": "topk", "k": sae.config.k}
     if isinstance(sae, BatchSparseSAE):
@@ -127,7 +127,7 @@ def _rule(sae: SAE) -> dict[str, Any]:
 
 
 def from_plain(plain: Plain) -> SAE:
-    """The SAE with these weights, number for number, without preprocessing, ready to encode.
+    """Return the SAE with exactly these weights, without preprocessing, ready to encode.
 
     Its training is unknown: a penalty's coefficient is 0 and `variance` is 1. The rows of W_dec keep their length.
     """
@@ -146,7 +146,7 @@ def from_plain(plain: Plain) -> SAE:
 
 @torch.no_grad()
 def filled(config: SAEConfig, d_in: int, plain: Plain) -> SAE:
-    """An SAE of `config` with the tensors of `plain`; LayoutError where they do not fit."""
+    """Return an SAE of `config` with the tensors of `plain`; raise LayoutError if their shapes differ."""
     try:
         sae = SAE_TYPES[config.type](config, d_in)
     except ValueError as error:
@@ -162,9 +162,9 @@ def filled(config: SAEConfig, d_in: int, plain: Plain) -> SAE:
 
 
 def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozenset()) -> dict[str, Tensor]:
-    """The named tensors of a safetensors file, as float32 but for those that are whole numbers there. Raises
-    FileNotFoundError, or LayoutError for a file that is not whole, a name that is missing, or one that is neither in
-    `names` nor `optional`, a shape or type that cannot be, NaN or infinity."""
+    """Return the named tensors of a safetensors file, as float32 except those of whole numbers. Raises
+    FileNotFoundError, or LayoutError for a damaged file, a missing name, a name that is neither in `names` nor in
+    `optional`, a wrong shape or type, NaN or infinity."""
     tensors = whole_tensors(path, LayoutError)
     for name in sorted(names - tensors.keys()):
         raise LayoutError(f"{path}: {name}: missing")

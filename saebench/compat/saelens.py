@@ -1,11 +1,11 @@
 """SAEs in the layout of SAELens 6: cfg.json beside sae_weights.safetensors.
 
-    export_saelens(sae, folder)           # then there: sae_lens.SAE.load_from_disk(folder)
+    export_saelens(sae, folder)           # then in SAELens: sae_lens.SAE.load_from_disk(folder)
     sae = import_saelens(folder)          # a saebench SAE
 
 vanilla and p_anneal become `standard`; topk and gated are `topk` and `gated`; jumprelu, and batchtopk and matryoshka
 with their one calibrated threshold, become `jumprelu`. Codes and reconstructions are those of saebench: preprocessing
-is folded into the weights (compat/plain.py), or refused where it is per example.
+is folded into the weights (compat/plain.py); preprocessing per example raises LayoutError.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from saebench.saes import SAE, load_sae
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LAYOUT = "6.0.0"
-"""The release whose layout this is; without it SAELens reads cfg.json as one from before 6."""
+"""The release that defines this layout; without it SAELens reads cfg.json as one from before release 6."""
 ARCHITECTURES: dict[Rule, str] = {"relu": "standard", "topk": "topk", "threshold": "jumprelu", "gated": "gated"}
 TENSORS: dict[str, set[str]] = {
     "standard": {"W_enc", "b_enc", "W_dec", "b_dec"},
@@ -34,7 +34,7 @@ TENSORS: dict[str, set[str]] = {
 
 
 def export_saelens(sae: SAE, folder: str | Path) -> list[Path]:
-    """Write `sae` to `folder` (made if missing); returns the files.
+    """Write `sae` to `folder` (created if missing); return the files.
 
     Raises LayoutError for preprocess unit and layer_norm, NotCalibratedError for a threshold never calibrated.
     """
@@ -62,15 +62,16 @@ def export_saelens(sae: SAE, folder: str | Path) -> list[Path]:
 
 
 def export(folder: Path, to: Path) -> list[Path]:
-    """The SAE that saebench saved in `folder`, in this layout in `to`: what `saebench export` calls."""
+    """Convert the SAE that saebench saved in `folder` to this layout in `to`; `saebench export` calls this."""
     return export_saelens(load_sae(folder), to)
 
 
 def import_saelens(folder: str | Path) -> SAE:
-    """The SAE in a folder of this layout, ready to encode; jumprelu comes as a JumpReLUSAE whatever trained it.
+    """Return the SAE in a folder of this layout, ready to encode; jumprelu becomes a JumpReLUSAE, also if the SAE was
+    trained as another type.
 
     Raises FileNotFoundError, or LayoutError for an architecture, an activation function, or a normalisation of the
-    input that has no counterpart here, and for tensors that are missing or unknown.
+    input that has no counterpart in saebench, and for tensors that are missing or unknown.
     """
     folder = Path(folder)
     config = _config(folder / CONFIG)
@@ -79,11 +80,11 @@ def import_saelens(folder: str | Path) -> SAE:
     W_enc, W_dec, b_dec = tensors["W_enc"], tensors["W_dec"], tensors["b_dec"]
     b_enc = tensors["b_gate"] if architecture == "gated" else tensors["b_enc"]
     b_mag, r_mag = tensors.get("b_mag"), tensors.get("r_mag")
-    if not config.get("apply_b_dec_to_input", True):  # here b_dec is always taken from the input
+    if not config.get("apply_b_dec_to_input", True):  # saebench always subtracts b_dec from the input
         moved = b_dec @ W_enc
         b_enc = b_enc + moved
         b_mag = None if b_mag is None or r_mag is None else b_mag + moved * r_mag.exp()
-    if config.get("rescale_acts_by_decoder_norm"):  # there the winners are chosen as if the rows had length 1
+    if config.get("rescale_acts_by_decoder_norm"):  # SAELens then selects as if the rows had length 1
         norms = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms[:, None].clamp_min(1e-30)
     rule: Rule = next(rule for rule, name in ARCHITECTURES.items() if name == architecture)

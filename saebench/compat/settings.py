@@ -1,11 +1,11 @@
-"""The flat dictionary `cfg` that one line of SAE code for sentence embeddings is configured by.
+"""The flat dictionary `cfg` that configures some SAE code for sentence embeddings.
 
     cfg = get_default_cfg()
     cfg.update({"sae_type": "batchtopk", "top_k": 16, "act_size": 384, ...})
     cfg = post_init_cfg(cfg)
 
-One dictionary serves every type, the activation store and `train_sae`; keys that a type does not use are ignored, and
-so are keys that nobody here knows. `Settings` says what the keys mean.
+One dictionary serves every type, the activation store and `train_sae`; keys that a type does not use, and unknown keys,
+are ignored. `Settings` documents the keys.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 class SettingsError(UserError, ValueError):
-    """A cfg with a value that makes no sense: one line per key."""
+    """Raised for a cfg with invalid values: one line per key."""
 
 
 class Settings(BaseModel):
-    """Every key, its default, and what it means here."""
+    """Every key, its default and its meaning in saebench."""
 
     model_config = ConfigDict(
         frozen=True, extra="ignore", use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
@@ -37,7 +37,7 @@ class Settings(BaseModel):
     seed: Annotated[int, Field(ge=0)] = 49
     """Fixes the decoder's directions; no global random number is touched."""
     model_name: str = "sentence-transformers/paraphrase-mpnet-base-v2"
-    """Said in names and records; the store gets the model itself."""
+    """Used in run names and records; the store gets the model itself."""
     dataset_path: str = "UniverseTBD/arxiv-bit-flip-cs.LG"
     """For the store: `datasets.load_dataset(dataset_path, streaming=True)`."""
     act_size: PositiveInt = 768
@@ -45,10 +45,10 @@ class Settings(BaseModel):
     dict_size: PositiveInt = 6144
     """Number of latents."""
     device: str = "auto"
-    """Where the SAE lives; `get_default_cfg` puts cuda:0 or cpu, whichever is there."""
+    """Device of the SAE; `get_default_cfg` sets cuda:0 if there is one, else cpu."""
     input_unit_norm: bool = True
-    """Each embedding minus its mean over the dimensions, divided by the length of what remains (a layer norm,
-    whatever the key says), and put back in `sae_out`; false: embeddings as they are."""
+    """Subtract from each embedding its mean over the dimensions and divide by the length of the result (a layer norm,
+    despite the key's name), undone in `sae_out`; false: embeddings unchanged."""
     batch_size: PositiveInt = 32
     """Embeddings per step; for the store and `train_sae`."""
     num_examples: PositiveInt = 100_000
@@ -56,7 +56,7 @@ class Settings(BaseModel):
     model_batch_size: PositiveInt = 256
     """Texts per call of the encoder; for the store."""
     num_batches_in_buffer: PositiveInt = 4
-    """Such calls that are mixed; for the store."""
+    """Number of such calls whose embeddings are shuffled together; for the store."""
     lr: PositiveFloat = 3e-4
     """Learning rate of `train_sae`."""
     beta1: Share = 0.9
@@ -66,13 +66,13 @@ class Settings(BaseModel):
     max_grad_norm: PositiveFloat = 1.0
     """Largest norm of the gradient in `train_sae`."""
     l1_coeff: Coefficient = 0.0
-    """vanilla: weight of sum_i |f_i|; jumprelu: weight of the L0. Beside a mean squared error per element."""
+    """vanilla: weight of sum_i |f_i|; jumprelu: weight of the L0; relative to the mean squared error per element."""
     top_k: PositiveFloat = 32
     """topk: latents per example; batchtopk: the same on average over the batch, may be fractional."""
     top_k_aux: PositiveInt = 512
-    """topk, batchtopk: dead latents that rebuild the residual."""
+    """topk, batchtopk: number of dead latents that reconstruct the residual (AuxK)."""
     aux_penalty: Coefficient = 1 / 32
-    """topk, batchtopk: weight of that, as a share of the residual's variance; 0: off."""
+    """topk, batchtopk: weight of the AuxK loss, which is a share of the residual's variance; 0: off."""
     n_batches_to_dead: PositiveInt = 5
     """Training batches without firing after which a latent is dead."""
     bandwidth: PositiveFloat = 0.1
@@ -82,20 +82,20 @@ class Settings(BaseModel):
     wandb_project: str | None = None
     """Project in Weights & Biases that `train_sae` mirrors the run to; needs the extra [wandb]."""
     name: str = ""
-    """Of the run; `post_init_cfg` fills it in."""
+    """Name of the run; `post_init_cfg` sets it."""
 
 
 def get_default_cfg() -> dict[str, Any]:
-    """All keys with their defaults; a dictionary to update."""
+    """Return all keys with their defaults, as a dictionary to update."""
     cfg = Settings().model_dump()
     cfg["device"] = resolve_device("auto")
     return cfg
 
 
 def post_init_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Check `cfg` and put `name` into it, which tells apart runs that differ; returns the same dictionary.
+    """Check `cfg` and set its `name`, which differs between runs with different settings; return the same dictionary.
 
-    Raises SettingsError, a ValueError, with one line per value that makes no sense.
+    Raises SettingsError, a ValueError, with one line per invalid value.
     """
     settings = read_settings(cfg)
     sparsity = f"k{settings.top_k:g}" if "topk" in settings.sae_type else f"c{settings.l1_coeff:g}"
@@ -106,7 +106,7 @@ def post_init_cfg(cfg: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(cfg: Mapping[str, Any]) -> Settings:
-    """`cfg`, checked. Raises SettingsError."""
+    """Return `cfg` as checked settings. Raises SettingsError."""
     try:
         settings = Settings.model_validate(dict(cfg))
     except ValidationError as error:
@@ -122,7 +122,7 @@ def read_settings(cfg: Mapping[str, Any]) -> Settings:
 
 
 def resolve_device(device: str) -> str:
-    """`auto` to cuda:0 where there is one, else cpu."""
+    """Resolve `auto` to cuda:0 if there is one, else cpu."""
     import torch
 
     return device if device != "auto" else "cuda:0" if torch.cuda.is_available() else "cpu"

@@ -16,7 +16,7 @@ from saebench.trial.evaluation import evaluate
 from saebench.trial.trainer import SAMPLE_ROWS, Training, calibration_rows, train
 
 Record = Callable[[int, Mapping[str, float]], None]
-"""Takes examples seen and metrics."""
+"""Called with the number of examples seen and the metrics."""
 
 
 def train_sae(
@@ -25,12 +25,12 @@ def train_sae(
     model: Any,  # noqa: ARG001 - callers pass the encoder; the store has it already
     cfg: Mapping[str, Any],
 ) -> dict[str, float]:
-    """Train `sae` in place on `num_examples` embeddings of `store` (all it has left, where it is one pass and has
-    fewer), with saebench's trainer: learning rate with warm-up and decay, decoder constrained after every step,
-    thresholds calibrated at the end on rows that were set aside. Returns the last metrics, with those on the validation
-    part where the store has one; with `wandb_project` the run is mirrored there.
+    """Train `sae` in place on `num_examples` embeddings of `store` (on all that remain, if the store makes one pass and
+    has fewer), with saebench's trainer: learning rate with warm-up and decay, decoder constrained after every step,
+    thresholds calibrated at the end on held-back training rows. Return the last metrics, with those on the validation
+    part if the store has one; with `wandb_project`, mirror the run to Weights & Biases.
 
-    Raises DataError where the store has no batch left, SettingsError for a cfg that makes no sense.
+    Raises DataError if the store has no batch left, SettingsError for an invalid cfg.
     """
     settings = read_settings({**cfg, "sae_type": sae.kind})
     training = _training(sae, store, settings)
@@ -76,8 +76,8 @@ def _training(sae: TrainableSAE, store: ActivationsStoreSBERT, settings: Setting
 
 @contextmanager
 def mirrored(project: str | None, name: str, cfg: Mapping[str, Any]) -> Iterator[Record]:
-    """A run in Weights & Biases for as long as the context lasts (WANDB_MODE=offline writes it to disk only). Nowhere
-    without a project, or where wandb is not installed, which one line on stderr says."""
+    """Open a run in Weights & Biases inside the context (WANDB_MODE=offline writes it to disk only). Without a project
+    nothing is recorded, nor if wandb is not installed, which one line on stderr reports."""
     if project is None:
         yield lambda _samples, _values: None
         return
