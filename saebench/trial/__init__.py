@@ -1,1 +1,1 @@
-"""What a worker process executes: `run_trial`, and the training, metrics and checkpoints it needs."""
+"""The code that a worker process executes: `run_trial`, with training, metrics and checkpoints."""

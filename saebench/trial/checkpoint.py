@@ -1,7 +1,8 @@
-"""Checkpoints of a trial: named after the examples seen, whole or absent, the newest two kept.
+"""Checkpoints of a trial: named after the examples seen, written atomically, the newest two kept.
 
-One is a folder with tensors.safetensors and state.json, which holds the checksum of the tensors and its own. It is
-written aside, made durable, then renamed. One that is damaged all the same is removed and the one before it serves.
+A checkpoint is a folder with tensors.safetensors and state.json, which holds the checksum of the tensors and its own.
+It is written under a temporary name, synced, then renamed. `load` removes a damaged one and falls back to the one
+before it.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ from torch import Tensor
 from saebench.runs.durable import new_folder, remove_temporary
 
 KEPT = 2
-"""The second is for the day the first cannot be read."""
+"""Number of checkpoints kept; the older one is used if the newest is damaged."""
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
-"""Tensors on the CPU, and whatever else as JSON."""
+"""Tensors on the CPU, and everything else as JSON."""
 
 
 def save(folder: Path, samples: int, state: State) -> Path:
-    """Write the checkpoint of `samples`, durably, and drop all but the newest two; returns its folder.
+    """Write the checkpoint of `samples`, synced, and remove all but the newest two; return its folder.
 
-    One that is there already holds the same state and is left alone.
+    If a checkpoint of `samples` exists already, it holds the same state and is kept.
     """
     tensors, values = state
     place = folder / f"{samples:012d}"
@@ -54,8 +55,8 @@ def save(folder: Path, samples: int, state: State) -> Path:
 
 
 def load(folder: Path, usable: Callable[[dict[str, Any]], bool] = lambda _: True) -> tuple[State, Path] | None:
-    """The newest checkpoint that is whole and whose JSON is `usable`, and its folder; those before it are told of and
-    removed."""
+    """Return the newest checkpoint that is undamaged and whose JSON is `usable`, and its folder; remove newer ones,
+    with a warning each."""
     for place in _newest_first(folder):
         try:
             state = _read(place)
@@ -91,14 +92,14 @@ def _checksum(data: bytes) -> str:
 
 
 def seed_generators(seed: int) -> None:
-    """The global generators of torch, numpy and Python; nothing of ours draws from them, but what it calls may."""
+    """Seed the global generators of torch, numpy and Python: saebench does not draw from them, but libraries may."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
 
 def generator_state(device: torch.device) -> State:
-    """Where the global generators stand."""
+    """Return the states of the global generators."""
     tensors = {"rng.torch": torch.get_rng_state()}
     if device.type == "cuda":
         tensors["rng.cuda"] = torch.cuda.get_rng_state(device)
@@ -107,7 +108,7 @@ def generator_state(device: torch.device) -> State:
 
 
 def restore_generators(tensors: dict[str, Tensor], values: dict[str, Any], device: torch.device) -> None:
-    """Undo what was drawn since `generator_state`."""
+    """Restore the global generators to a state from `generator_state`."""
     torch.set_rng_state(tensors["rng.torch"])
     if device.type == "cuda" and "rng.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["rng.cuda"], device)

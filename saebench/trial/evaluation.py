@@ -1,4 +1,4 @@
-"""The evaluation of an SAE: what every one has, and the metrics that are asked for beside it."""
+"""The evaluation of an SAE: the metrics that every evaluation has, and those that `eval.metrics` adds."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from saebench.trial.stability import CodeStability
 from saebench.trial.trainer import SAMPLE_ROWS, Store, calibration_places
 
 Part = Literal["validation", "test"]
-"""Which texts an evaluation is made on."""
+"""The texts on which an evaluation is made."""
 TRAIN_ROWS = 4096
-"""Training rows at most that `train_sample/fvu` is measured on."""
+"""Maximum number of training rows on which `train_sample/fvu` is measured."""
 
 
 def evaluate(sae: SAE, store: Store, extra: Sequence[str] = (), part: Part = "validation") -> Evaluation:
-    """Metrics on a whole part, by the rule of inference, in the original space; changes nothing in `sae`. Keys begin
+    """Return metrics on a whole part, by the inference rule, in the original space; `sae` is not changed. Keys begin
     with `eval/` for validation and with `test/` for test; the latter has `train_sample/fvu` too. A metric of `extra`
-    that cannot be had is left out, and named in `left_out`."""
+    that cannot be measured is left out and named in `left_out`."""
     return Measurement(sae, store, extra, part).complete()
 
 
 class Measurement:
-    """An evaluation in two parts, so that an SAE can be saved before metrics are measured that may take much memory:
-    `basic` is there at once, `complete()` adds the others."""
+    """An evaluation in two steps, so that an SAE can be saved before metrics that may run out of memory: the
+    constructor measures `basic`, `complete()` adds the others."""
 
     @torch.no_grad()
     def __init__(self, sae: SAE, store: Store, extra: Sequence[str], part: Part) -> None:
@@ -51,7 +51,7 @@ class Measurement:
 
     @torch.no_grad()
     def complete(self) -> Evaluation:
-        """The evaluation with the metrics that were asked for."""
+        """Return the evaluation with the metrics of `extra`."""
         found = self.basic
         _attempt("code_stability", lambda: found.values.update(self._stable.values()), found)
         for name in self._examples.names:
@@ -71,8 +71,8 @@ class Measurement:
 
 
 def _attempt(name: str, measure: Callable[[], None], evaluation: Evaluation) -> None:
-    """Measure, or note why not: whatever goes wrong in a metric that is asked for beside the others, the SAE and the
-    others are good."""
+    """Run `measure`; if it raises, record the error in `left_out`: a failed extra metric must not cost the SAE or the
+    other metrics."""
     try:
         measure()
     except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
@@ -80,7 +80,7 @@ def _attempt(name: str, measure: Callable[[], None], evaluation: Evaluation) -> 
 
 
 def on_training_rows(sae: SAE, store: Store) -> dict[str, float]:
-    """FVU on rows that the SAE was trained on: how much it knows by heart, beside the FVU of the other parts."""
+    """Return the FVU on rows that the SAE was trained on; the gap to the FVU of the other parts shows memorisation."""
     sample = store.sample(SAMPLE_ROWS)
     trained = torch.ones(len(sample), dtype=torch.bool)
     trained[calibration_places(len(sample), store.num_train)] = False
@@ -91,7 +91,7 @@ def on_training_rows(sae: SAE, store: Store) -> dict[str, float]:
 
 
 def probe(sae: SAE, store: Store, part: Part = "validation") -> dict[str, float]:
-    """k-sparse probing of the codes, of the raw embeddings and of their principal components; empty without labels."""
+    """Run k-sparse probing on the codes, the raw embeddings and their principal components; {} without labels."""
     here = store.sample(probing.TRAIN_ROWS)
     train_labels = store.train_labels(probing.TRAIN_ROWS)
     test_labels = store.test_labels() if part == "test" else store.validation_labels()

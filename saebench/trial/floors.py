@@ -1,4 +1,4 @@
-"""Floors: what the scores of an SAE are without training, on the same texts at the same k.
+"""Floors: the scores of dictionaries without training, on the same texts at the same k.
 
     pca      the k first principal components of the training rows; at every width the same
     data     dict_size training rows, k-means centres of them, or random directions, all of length 1 about the mean;
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TRAIN_ROWS = 16_384
-"""Training rows that dictionaries are made of."""
+"""Training rows from which dictionaries are built."""
 WIDEST_GRAM = 8_192
-"""Directions whose products with each other are kept (256 MiB)."""
+"""Most directions for which the Gram matrix is kept (256 MiB)."""
 _PART = 2_048
-"""Rows at a time."""
+"""Rows per chunk."""
 
 
 def start(
     data: DataConfig, cache_dir: Path, cache_key: str, sizes: Iterable[tuple[int, int]], to: Path
 ) -> subprocess.Popen[str]:
-    """A process that writes the floors of these (k, dict_size) to the file `to`, when it has all of them."""
+    """Start a process that writes the floors of these (k, dict_size) to the file `to` once it has all of them."""
     request = {
         "data": data.model_dump(mode="json"),
         "cache_dir": str(cache_dir),
@@ -75,7 +75,7 @@ def start(
 
 
 def main() -> None:
-    """Read a request, write the floors; what is in the cache is not computed again."""
+    """Read a request from stdin and write the floors, from the cache if they are there."""
     telemetry.disable()
     if hasattr(os, "nice"):
         os.nice(10)
@@ -93,7 +93,7 @@ def main() -> None:
 
 
 def measured(file: Path) -> set[tuple[int, int]]:
-    """The (k, dict_size) whose floors are in the file; none if it cannot be read."""
+    """Return the (k, dict_size) whose floors are in the file; empty if the file cannot be read."""
     try:
         return {(floor["k"], floor["dict_size"]) for floor in json.loads(file.read_text("utf-8"))["floors"]}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
@@ -101,7 +101,7 @@ def measured(file: Path) -> set[tuple[int, int]]:
 
 
 def cached(entry: CacheEntry, data: DataConfig, k: int, dict_size: int, cache_dir: Path) -> list[dict[str, Any]]:
-    """The floors at (k, dict_size) out of the cache, or computed and put there."""
+    """Return the floors at (k, dict_size) from the cache; compute and cache them if missing."""
     about = [FORMAT, entry.cache_key, data.num_examples, data.model_dump(mode="json"), k, dict_size]
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
     file = cache_dir / "floors" / f"{name}.json"
@@ -122,11 +122,11 @@ class Floor:
 
     name: str
     encode: Callable[[Tensor], tuple[Tensor, Tensor]]
-    """Rows (n, d) to (codes (n, width) of either sign, reconstruction (n, d))."""
+    """Maps rows (n, d) to (codes (n, width) of either sign, reconstruction (n, d))."""
 
 
 def compute(entry: CacheEntry, k: int, dict_size: int) -> list[dict[str, Any]]:
-    """A record per floor: floor, k, dict_size, values by metric key, left_out by name."""
+    """Return a record per floor: floor, k, dict_size, values by metric key, left_out by name."""
     import torch
 
     rows = torch.from_numpy(entry.read(entry.sample_index(TRAIN_ROWS)))
@@ -192,7 +192,7 @@ Encode = Callable[["Tensor"], tuple["Tensor", "Tensor"]]
 
 
 def _pca(rows: Tensor, k: int, _dict_size: int) -> Encode:
-    """The k strongest components, all of them in every code."""
+    """Encode with the k strongest components, all of them in every code."""
     import torch
 
     mean = rows.double().mean(0)
@@ -237,7 +237,7 @@ def _random(rows: Tensor, k: int, dict_size: int) -> Encode:
 
 
 def _pursuit(directions: Tensor, mean: Tensor, k: int) -> Encode:
-    """k picks among directions (F, d) and their opposites: a value of either sign on each."""
+    """Encode by k picks among directions (F, d) and their negatives: a direction's value has either sign."""
     import torch
 
     from saebench.saes.pursuit import pursue

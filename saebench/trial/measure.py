@@ -1,6 +1,6 @@
-"""How long a training step takes on this machine, measured on random rows: what `saebench plan` reckons with.
+"""Time a training step on this machine, on random rows; `saebench plan` estimates a sweep's duration from it.
 
-`measure` runs `python -m saebench.trial.measure`, so that the caller never imports torch.
+`measure` runs `python -m saebench.trial.measure`, so that the calling process does not import torch.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from saebench import telemetry
 from saebench.config import TrialConfig
 
 SECONDS = 0.5
-"""Of steps that are timed, for each configuration."""
+"""Seconds of timed steps per configuration."""
 WARM_UP = 2
-"""Steps before that: the first ones allocate memory and choose kernels."""
+"""Steps before the timed ones: the first allocate memory and choose kernels."""
 ROWS = 8192
-"""Random rows that training starts from and draws its batches from."""
+"""Number of random rows from which training is initialised and batches are drawn."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +31,16 @@ class Measured:
     """Seconds."""
 
     examples: list[float]
-    """Of one training example, for each configuration."""
+    """Seconds per training example, for each configuration."""
     text: float | None
-    """Of encoding one text; None without texts."""
+    """Seconds to encode one text; None without texts."""
 
 
 def measure(
     configs: Sequence[TrialConfig], d_in: int, device: str, threads: int, texts: Sequence[str] = ()
 ) -> Measured | None:
-    """Time training steps of each configuration and the encoding of `texts`; None if that failed (no memory, say)."""
+    """Time training steps of each configuration and the encoding of `texts`; return None if the child failed (out of
+    memory, for example)."""
     request = {
         "configs": [config.model_dump(mode="json") for config in configs],
         "d_in": d_in,
@@ -66,8 +67,8 @@ def measure(
 
 
 def seconds_per_example(config: TrialConfig, d_in: int, device: str) -> float:
-    """Train on random rows for about SECONDS and take the fastest step: others had to share the machine. Runs in the
-    child."""
+    """Train on random rows for about SECONDS and return the time of the fastest step, which is the least disturbed by
+    other processes. Runs in the child."""
     import torch
 
     from saebench.trial.trainer import Training
@@ -88,7 +89,7 @@ def seconds_per_example(config: TrialConfig, d_in: int, device: str) -> float:
 
 
 def seconds_per_text(config: TrialConfig, device: str, texts: Sequence[str]) -> float:
-    """Encode `texts` twice and time the second; runs in the child."""
+    """Encode `texts` twice and time the second pass; runs in the child."""
     from saebench.stores.sentence_encoder import SentenceEncoder
 
     encoder = SentenceEncoder(config.data, device)

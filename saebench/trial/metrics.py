@@ -1,8 +1,8 @@
-"""What a reconstruction is worth, as running float64 sums and one division at the end.
+"""Metrics of reconstructions, as running float64 sums and one division at the end.
 
-All of it in the space the reconstructions are in (for an evaluation: the original embedding space), over the whole
-split: fvu = sum ||x - x_hat||^2 / sum ||x - mean||^2 with the mean of that same split, explained variance = 1 - fvu.
-A ratio per batch or per example, averaged, is another number and a wrong one; so is a variance about zero.
+All metrics are computed in the space of the reconstructions (for an evaluation: the original embedding space), over
+the whole split: fvu = sum ||x - x_hat||^2 / sum ||x - mean||^2 with the mean of that same split, explained variance =
+1 - fvu. An average of ratios per batch or per example is a different, wrong number; so is a variance about zero.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from torch import Tensor
 from saebench.metrics import EVAL
 
 KNN_EXAMPLES = 5_000
-"""Hold-out examples (the first) among which neighbours are looked for."""
+"""Neighbours are searched among this many examples of the part, the first ones."""
 FEWEST = 100
-"""Examples below which these metrics say nothing: chance alone is a tenth."""
+"""Fewest examples for these metrics: with fewer, the overlap by chance alone is a tenth."""
 PAIRS = 50_000
-"""Pairs of hold-out examples whose similarities are ranked."""
+"""Maximum number of pairs of examples whose similarities are ranked."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The result for N examples."""
+    """The metrics of N examples."""
 
     values: dict[str, float]
     """Metric key -> value."""
     per_text: dict[str, Tensor]
     """squared_error (N,) float32: ||x - x_hat||^2 of each example; cosine (N,) float32; l0 (N,) int32: latents that
-    fire on it; knn_overlap_at_10 of the first `KNN_EXAMPLES` where it was measured."""
+    fire on it; knn_overlap_at_10 of the first `KNN_EXAMPLES` if it was measured."""
     firing: Tensor
     """(dict_size,) int64: examples on which each latent fires."""
     left_out: dict[str, str] = field(default_factory=dict)
-    """Metrics that could not be had, and why."""
+    """Metric that could not be measured -> reason."""
 
     def on(self, prefix: str) -> Evaluation:
-        """The same with keys that begin with `prefix` instead of `eval/`."""
+        """Return the same evaluation with keys that begin with `prefix` instead of `eval/`."""
         return replace(self, values={prefix + key.removeprefix(EVAL): value for key, value in self.values.items()})
 
 
@@ -55,7 +55,7 @@ class Sums:
         self._l0: list[Tensor] = []
 
     def update(self, x: Tensor, x_hat: Tensor, latents: Tensor) -> Self:
-        """Add a batch: x and x_hat (B, d_in), latents (B, dict_size); a latent fires where it is not 0."""
+        """Add a batch: x and x_hat (B, d_in), latents (B, dict_size); a latent fires if it is not 0."""
         if x.shape != x_hat.shape or len(latents) != len(x) or x.ndim != 2 or latents.ndim != 2:
             raise ValueError(
                 f"x {tuple(x.shape)}, x_hat {tuple(x_hat.shape)}, latents {tuple(latents.shape)}: "
@@ -73,14 +73,14 @@ class Sums:
         return self
 
     def _start(self, x: Tensor, dict_size: int) -> Tensor:
-        # Sums of x about a point near the mean: sums about 0 lose digits where the mean is large.
+        # Sum x about a point near the mean: sums about 0 lose digits if the mean is large.
         self._pivot = pivot = x.mean(0) if len(x) else x.new_zeros(x.shape[1])
         self._away, self._away_squared = torch.zeros_like(pivot), x.new_zeros(())
         self._firing = torch.zeros(dict_size, dtype=torch.int64, device=x.device)
         return pivot
 
     def result(self) -> Evaluation:
-        """Raises ValueError where no example, or no variance, came by."""
+        """Return the metrics. Raises ValueError if there were no examples, or all are equal (variance 0)."""
         squared_error = torch.cat(self._squared_error) if self._squared_error else torch.empty(0, dtype=torch.float32)
         n = len(squared_error)
         if n == 0 or self._pivot is None:
@@ -110,13 +110,13 @@ class Sums:
 
 
 def quantiles(values: Tensor, *shares: float) -> list[float]:
-    """Linearly between neighbours, as torch.quantile, which refuses more than 16 million values (N,)."""
+    """Return quantiles, interpolated linearly, of values (N,); torch.quantile rejects more than 16 million of them."""
     found: list[float] = np.quantile(values.numpy(), shares).tolist()
     return found
 
 
 def _precise(x: Tensor) -> Tensor:
-    """x in float64, on the CPU where the device has none."""
+    """Return x in float64, on the CPU if the device has no float64."""
     x = x.detach()
     return (x.cpu() if x.device.type == "mps" else x).double()
 
@@ -125,8 +125,8 @@ def _precise(x: Tensor) -> Tensor:
 
 
 def knn_overlap_per_text(x: Tensor, x_hat: Tensor, k: int = 10, chunk: int = 512) -> Tensor:
-    """(N,) share of the k nearest neighbours (by cosine, the example itself left out) that x and x_hat (N, d) have in
-    common; exact, in float64, a chunk of rows at a time. By chance it is k / (N - 1)."""
+    """Return (N,) the share of the k nearest neighbours (by cosine, without the example itself) that x and x_hat (N, d)
+    have in common; exact, in float64, a chunk of rows at a time. By chance it is k / (N - 1)."""
     n = len(x)
     if n <= k + 1:
         raise ValueError(f"{n} examples: {k} nearest neighbours need more than {k + 1}")
@@ -139,7 +139,7 @@ def knn_overlap_per_text(x: Tensor, x_hat: Tensor, k: int = 10, chunk: int = 512
 
 
 def knn_overlap(x: Tensor, x_hat: Tensor, k: int = 10) -> float:
-    """Mean of `knn_overlap_per_text`."""
+    """Return the mean of `knn_overlap_per_text`."""
     return float(knn_overlap_per_text(x, x_hat, k).mean())
 
 
@@ -151,10 +151,11 @@ def _neighbours(unit: Tensor, start: int, stop: int, k: int) -> Tensor:
 
 
 def similarity_rank_correlation(x: Tensor, x_hat: Tensor, pairs: int = PAIRS) -> float:
-    """Spearman's correlation, over pairs of different examples, between their cosine before and after reconstruction.
+    """Return Spearman's correlation, over pairs of different examples, between their cosines before and after
+    reconstruction.
 
-    All pairs where there are no more than `pairs`, else that many drawn with a generator of its own, always the same.
-    0 where all cosines are the same on one side, as when every reconstruction is the mean: nothing is in order then.
+    Uses all pairs if there are at most `pairs`, else that many, drawn with a fixed seed. Returns 0 if all cosines on
+    one side are equal, as when every reconstruction is the mean: there is no order to preserve then.
     """
     n = len(x)
     if n < 3:
@@ -167,14 +168,14 @@ def similarity_rank_correlation(x: Tensor, x_hat: Tensor, pairs: int = PAIRS) ->
 
 
 def _cosines(x: Tensor, left: Tensor, right: Tensor) -> NDArray[np.float64]:
-    """Of pairs of rows, in float64, some at a time."""
+    """Return the cosines of pairs of rows, in float64, a chunk at a time."""
     parts = zip(torch.split(left, 4096), torch.split(right, 4096), strict=True)
     found = [torch.nn.functional.cosine_similarity(x[i].double(), x[j].double(), dim=1) for i, j in parts]
     return torch.cat(found).numpy()
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Place of each value in their order; equal ones share the mean of theirs."""
+    """Return the rank of each value; equal values share the mean of their ranks."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return np.asarray((count.cumsum() - (count - 1) / 2)[place])
 
@@ -199,7 +200,7 @@ class Extras:
         self._pairs: list[tuple[Tensor, Tensor]] = []
 
     def update(self, x: Tensor, x_hat: Tensor) -> None:
-        """Add a batch; what is beyond the cap is not kept."""
+        """Add a batch; examples beyond `KNN_EXAMPLES` are dropped."""
         room = KNN_EXAMPLES - sum(len(x) for x, _ in self._pairs)
         if self.names and room > 0:
             self._pairs.append((x[:room], x_hat[:room]))

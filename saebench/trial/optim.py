@@ -13,19 +13,19 @@ from saebench.saes.kernels import on_host
 
 
 def schedule(before: float, after: float, train: TrainConfig) -> float:
-    """Factor of the learning rate for the step that takes the run from share `before` to `after`: a rise from 0 that
-    the first step is part of, and a fall to 0 that the last step is part of; neither is ever 0."""
+    """Return the factor of the learning rate for the step from share `before` to share `after` of the run: a linear
+    rise from 0, then a fall to 0. The factor is above 0 in the first and the last step, too."""
     rise = min(1.0, after / train.warmup) if train.warmup else 1.0
     fall = min(1.0, (1 - before) / train.decay) if train.decay else 1.0
     return rise * fall
 
 
 class Adam:
-    """torch.optim.Adam over named parameters, fused where there is such a kernel.
+    """torch.optim.Adam over named parameters, fused if the device has such a kernel.
 
-    The optimiser sees a transposed parameter the way it lies in memory: its fused kernel copies what is not contiguous,
-    and takes seven times as long. A parameter's learning rate is multiplied by its factor (1 where `factors` does not
-    name it). State goes in and out in the parameters' own shapes.
+    Adam gets a transposed parameter in its memory layout: the fused kernel copies tensors that are not contiguous, and
+    then takes seven times as long. A parameter's learning rate is multiplied by its factor (1 if `factors` does not
+    name it). `state_dict` and `load_state_dict` use the parameters' own shapes.
     """
 
     def __init__(
@@ -52,13 +52,13 @@ class Adam:
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """As torch's, one per factor."""
+        """Return torch's param_groups, one per factor."""
         return self._adam.param_groups
 
     @torch.no_grad()
     def step(self, lr: Tensor | float, clip: float) -> None:
-        """One step at learning rate `lr`, a number or a float32 tensor () on the parameters' device, by the parameters'
-        gradients, scaled down to a norm of `clip` together."""
+        """Make one step at learning rate `lr` (a number, or a float32 tensor () on the parameters' device), after
+        clipping the gradients to a total norm of `clip`."""
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
             self._seen[name].grad = None if gradient is None else self._as_it_lies(name, gradient).contiguous()
@@ -66,10 +66,10 @@ class Adam:
         for group in self._adam.param_groups:
             group["lr"] = lr * group["factor"]
         self._adam.step()
-        self._adam.zero_grad()  # the gradients' memory is the parameters' to give away
+        self._adam.zero_grad()  # so that the parameters' gradients hold the last references to their memory
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Step and moments by "parameter.key"."""
+        """Return step and moments by "parameter.key"."""
         return {
             f"{name}.{key}": self._as_it_lies(name, value)
             for name, seen in self._seen.items()
@@ -78,7 +78,7 @@ class Adam:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Load a state that `state_dict` returned."""
         for name, seen in self._seen.items():
             self._adam.state[seen] = {
                 key.removeprefix(f"{name}."): self._as_it_lies(name, value).to(seen.device, copy=True).contiguous()
@@ -87,12 +87,12 @@ class Adam:
             }
 
     def _as_it_lies(self, name: str, tensor: Tensor) -> Tensor:
-        """From a parameter's shape to that of its memory, and back."""
+        """Convert between a parameter's shape and its memory layout (the same transposition both ways)."""
         return tensor.t() if name in self._turned and tensor.ndim == 2 else tensor
 
 
 def clip_gradients(gradients: list[Tensor], most: float) -> None:
-    """As torch's clip_grad_norm_; a factor of 1 is not applied where the host need not wait to know it."""
+    """Clip as torch's clip_grad_norm_ does; skip a factor of 1 if reading it does not make the host wait."""
     norms = [torch.linalg.vector_norm(gradient) for gradient in gradients]
     factor = (most / (torch.linalg.vector_norm(torch.stack(norms)) + 1e-6)).clamp_max(1.0)
     if not on_host(factor) or float(factor) != 1.0:

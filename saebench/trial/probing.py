@@ -1,4 +1,4 @@
-"""k-sparse probing: how much of a label can be read off k latents, beside k raw dimensions and k principal components.
+"""k-sparse probing: how well k latents predict a label, compared with k raw dimensions and k principal components.
 
 Per class (the most common ones, one against the rest): choose on training rows the k features whose means differ most
 between the class and the rest, and fit a logistic regression on them that weighs both sides the same. On the hold-out,
@@ -19,16 +19,16 @@ from torch import Tensor
 
 KS = (1, 5, 20)
 CLASSES = 8
-"""Classes at most."""
+"""Maximum number of classes."""
 FEWEST = 10
-"""Examples a class, and the rest, need in either part."""
+"""Fewest examples of a class, and of the rest, in each part."""
 TRAIN_ROWS, TEST_ROWS = 4_000, 2_000
 RAW, PCA = "_raw", "_pca"
 """Suffixes of the baselines' keys."""
 
 Array = np.ndarray[Any, Any]
 Features = Tensor | Callable[[], Iterable[Tensor]]
-"""(N, width), or a function that gives it from its beginning, some rows at a time."""
+"""(N, width), or a function that iterates over it in chunks of rows, from the first row at each call."""
 
 
 def probing(
@@ -37,12 +37,12 @@ def probing(
     test: Mapping[str, Features],
     test_labels: Sequence[Any],
 ) -> dict[str, float]:
-    """`eval/probing_auc_k{k}{suffix}` and `eval/probing_accuracy_k{k}{suffix}` for k in 1, 5, 20 and each suffix ->
-    features (N, width) of train and test; `..._all_raw` for a probe on every raw dimension.
+    """Return `eval/probing_auc_k{k}{suffix}` and `eval/probing_accuracy_k{k}{suffix}` for k in 1, 5, 20 and each
+    suffix -> features (N, width) of train and test; `..._all_raw` for a probe on every raw dimension.
 
-    Rows without a label count for nothing. Empty where fewer than two classes have examples enough in both parts.
-    Raises ValueError for labels that are lists. Of features given in chunks only class means and the columns that some
-    probe reads are ever in memory.
+    Rows without a label are ignored. Returns {} if fewer than two classes have enough examples in both parts. Raises
+    ValueError for labels that are lists. Of features in chunks, only class means and the columns that some probe reads
+    are kept in memory.
     """
     known, test_known = _known(train_labels), _known(test_labels)
     labels, truth = np.array(train_labels, dtype=object)[known], np.array(test_labels, dtype=object)[test_known]
@@ -70,7 +70,7 @@ def probing(
 
 
 def _places(labels: Array, classes: list[Any], known: Array) -> Array:
-    """(classes, N) bool: rows of each class; a last row for those without a label."""
+    """Return a mask (classes + 1, N) bool of the rows of each class; the last one is that of rows without a label."""
     found = np.zeros((len(classes) + 1, len(known)), dtype=bool)
     found[:-1, known] = np.array([labels == c for c in classes])
     found[-1] = ~known
@@ -82,13 +82,13 @@ def _chunks(features: Features) -> Iterable[Tensor]:
 
 
 def _columns(features: Features, columns: Array) -> Array:
-    """(N, len(columns)) float64 of some columns."""
+    """Return the given columns as (N, len(columns)) float64."""
     index = torch.from_numpy(columns)
     return np.concatenate([chunk[:, index.to(chunk.device)].cpu().double().numpy() for chunk in _chunks(features)])
 
 
 def principal_components(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
-    """Scores of both on the principal components of train (N, d), the strongest first."""
+    """Return the scores of both on the principal components of train (N, d), the strongest first."""
     mean = train.double().mean(0)
     centred = train.double() - mean
     directions = torch.linalg.eigh(centred.t() @ centred).eigenvectors.flip(1)[:, : len(train)]
@@ -96,8 +96,8 @@ def principal_components(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def class_gaps(features: Features, places: Array) -> Array:
-    """(classes, width) float64: how much the mean of each feature differs between a class and the other labelled rows.
-    places (classes + 1, N): rows of each class; the last ones have no label and count for nothing."""
+    """Return (classes, width) float64: how much the mean of each feature differs between a class and the other labelled
+    rows. places (classes + 1, N): mask of each class; the last one, of rows without a label, is ignored."""
     masks, start, sums = torch.from_numpy(places[:-1]), 0, None
     labelled = torch.from_numpy(~places[-1])
     masks = torch.cat([masks, labelled[None]])
@@ -115,7 +115,7 @@ def class_gaps(features: Features, places: Array) -> Array:
 
 
 def strongest(gaps: Array, k: int) -> Array:
-    """(classes, k) columns with the largest gaps (classes, width); lower columns first among equals."""
+    """Return (classes, k) the columns with the largest gaps (classes, width); of equal gaps, lower columns first."""
     return np.argsort(-gaps, axis=1, kind="stable")[:, :k]
 
 
@@ -125,13 +125,13 @@ def _probe(train: Array, positive: Array, test: Array, truth: Array) -> tuple[fl
     weights = _fitted((train - mean) / spread, positive)
     score = (test - mean) / spread @ weights[:-1] + weights[-1]
     yes, no = score[truth], np.sort(score[~truth])
-    above = np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")  # a tie is half an order
+    above = np.searchsorted(no, yes, "left") + np.searchsorted(no, yes, "right")  # a tie counts half
     return float(above.mean() / (2 * len(no))), float(((yes > 0).mean() + (no <= 0).mean()) / 2)
 
 
 def _fitted(x: Array, positive: Array) -> Array:
-    """Weights (k + 1, the intercept last) of the logistic regression of x (N, k): both sides weigh N / 2 in the loss,
-    and half the squared weights are added to it, without the intercept's."""
+    """Return the weights (k + 1, the intercept last) of the logistic regression on x (N, k): both sides have a total
+    weight of N / 2 in the loss, plus an L2 penalty of half the squared weights without the intercept."""
     from scipy.optimize import minimize
 
     n, sign, ones = len(x), np.where(positive, 1.0, -1.0), np.ones((len(x), 1))
@@ -149,7 +149,7 @@ def _fitted(x: Array, positive: Array) -> Array:
 
 
 def _known(labels: Sequence[Any]) -> Array:
-    """Which of these are labels: neither None nor NaN."""
+    """Return a mask of the labels that are neither None nor NaN. Raises ValueError for a label that is a list."""
     several = next((label for label in labels if isinstance(label, list | dict | np.ndarray)), None)
     if several is not None:
         raise ValueError(f"label {several!r}: probing needs one class per text")

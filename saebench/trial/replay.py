@@ -1,7 +1,7 @@
-"""The same work again and again on a GPU, recorded once as a CUDA graph and replayed.
+"""Record a repeated GPU step once as a CUDA graph and replay it.
 
-A training step of these sizes is a hundred short kernels: the GPU is done with each before the host has launched the
-next. A replay launches them all at once, and the host is free.
+A training step of these sizes is a hundred short kernels: the GPU finishes each before the host has launched the next.
+A replay launches them all with one call.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from torch import Tensor
 
 Metrics = dict[str, Tensor | float]
 Step = Callable[[Tensor, Tensor], Metrics]
-"""Takes a batch and a few numbers (n,) float64, both on the device; changes tensors in place."""
+"""Takes a batch and a few numbers (n,) float64, both on the device; modifies tensors in place."""
 WARM_UP = 3
-"""Calls of a kind that are made as they are before one is recorded: libraries and the optimiser set themselves up."""
+"""Unrecorded calls of a kind before one is recorded: libraries and the optimiser initialise lazily in them."""
 
 
 class Recorder(Protocol):
-    """How work becomes something to replay (`CudaRecorder`)."""
+    """Turns work into a callable that replays it (`CudaRecorder`)."""
 
     def aside(self) -> contextlib.AbstractContextManager[None]:
-        """In it work runs where it would be recorded, and in order with what is before and after."""
+        """Return a context in which work runs on the recording stream, ordered with the work before and after it."""
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        """Do not run `work`, but keep what it asks the device to do; calling the result does that."""
+        """Record the device operations of `work` without running them; return a function that runs them."""
 
 
 class CudaRecorder:
-    """CUDA graphs on one stream, in memory that they share: they never run side by side."""
+    """CUDA graphs on one stream, in a shared memory pool: they never run concurrently."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -52,7 +52,8 @@ class CudaRecorder:
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         before = torch.cuda.current_stream(self._stream.device)
-        # Other threads (a store that reads ahead) go on copying. A recording that fails may leave its stream set.
+        # Thread-local: other threads (a store that prefetches) may copy meanwhile. A failed recording may leave its
+        # stream current.
         with (
             torch.cuda.stream(before),
             torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"),
@@ -63,7 +64,7 @@ class CudaRecorder:
 
 @dataclass(frozen=True)
 class _Recording:
-    """Work that reads `batch` and `numbers` and leaves its metrics in `values` (len(names),) float64."""
+    """Recorded work that reads `batch` and `numbers` and writes its metrics to `values` (len(names),) float64."""
 
     batch: Tensor
     numbers: Tensor
@@ -76,27 +77,27 @@ class _Recording:
         self.batch.copy_(x)
         self.numbers.copy_(numbers, non_blocking=True)
         self.replay()
-        values = self.values.clone()  # the next replay writes over them
+        values = self.values.clone()  # the next replay overwrites them
         return dict(zip(self.names, values.unbind(), strict=True)) | self.constants
 
 
 class Replay:
-    """Runs a step: the first `WARM_UP` calls of a kind as they are, the next is recorded, later ones are replayed.
+    """Runs a step: the first `WARM_UP` calls of a kind directly, the next is recorded, later ones are replayed.
 
-    The step must be a function of its arguments and of tensors that stay where they are in memory, wait for no number,
-    and keep nothing in Python; what of that differs from call to call is its kind. `forget` what was recorded when such
-    a tensor is put elsewhere. Where recording fails, the step runs as it is from then on, and a warning says why.
+    The step must depend only on its arguments and on tensors that keep their address, must not sync with the host, and
+    must keep no state in Python; calls that differ in any of this need a different kind. Call `forget` after such a
+    tensor was moved. If recording fails, the step runs directly from then on, with one warning that gives the reason.
     """
 
     def __init__(self, step: Step, recorder: Recorder, device: torch.device, prepare: Callable[[], None]) -> None:
-        """prepare: called before a recording and after one that failed, to release the gradients' memory."""
+        """prepare: called before a recording and after a failed one, to release the gradients' memory."""
         self._step, self._recorder, self._device, self._prepare = step, recorder, device, prepare
         self._seen: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recording] = {}
         self._failed = False
 
     def __call__(self, kind: Hashable, x: Tensor, numbers: tuple[float, ...]) -> Metrics:
-        """One step on x (B, d_in); calls of the same kind are alike but for the values of x and numbers."""
+        """Run one step on x (B, d_in); calls of the same kind may differ only in the values of x and numbers."""
         kind, asked = (kind, x.shape), torch.tensor(numbers, dtype=torch.float64)
         if kind not in self._recorded and not self._failed and self._seen.get(kind, 0) >= WARM_UP:
             self._record(kind, x, asked)
@@ -107,7 +108,7 @@ class Replay:
             return self._step(x, asked.to(self._device, non_blocking=True))
 
     def forget(self) -> None:
-        """What the step reads has moved."""
+        """Discard the recordings: call it after a tensor that the step reads was moved."""
         self._seen.clear()
         self._recorded.clear()
 
@@ -124,10 +125,10 @@ class Replay:
         self._prepare()
         try:
             replay = self._recorder.record(work)
-        except RuntimeError as error:  # out of memory too: without recordings there may be enough
+        except RuntimeError as error:  # includes out of memory: it may suffice without recordings
             self._failed = True
             self._prepare()
-            reason = str(error.__context__ or error).partition("\n")[0]  # ending a failed recording fails as well
+            reason = str(error.__context__ or error).partition("\n")[0]  # ending a failed recording raises, too
             warnings.warn(f"no CUDA graph of the training step, which is slower without: {reason}", stacklevel=2)
             return
         names, values, constants = made[0]

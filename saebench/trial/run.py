@@ -1,8 +1,8 @@
-"""One trial, from its config to a saved SAE: the function that a worker executes, wherever the worker is.
+"""One trial, from its config to a saved SAE: the function that every worker executes.
 
-It knows nothing of other trials, of Optuna or of MLflow. It reports events, may be told to stop, and goes on from its
-newest checkpoint so that every number is the one an undisturbed run would have given: to the last bit on the CPU (with
-the number of threads of its first attempt, which it therefore keeps) and on CUDA with `deterministic: true`.
+It does not depend on other trials, Optuna or MLflow. It reports events, obeys verdicts to stop, and resumes from its
+newest checkpoint with the same numbers as an uninterrupted run: bit for bit on the CPU (for which it keeps the number
+of threads of its first attempt) and on CUDA with `deterministic: true`.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 Report = Callable[[Event], Verdict]
 CHECKPOINT_SECONDS = 10.0
-"""Unless the config says how often, an evaluation is followed by a checkpoint when the last one is older than this."""
+"""Without `checkpoint_every`, an evaluation is followed by a checkpoint if the last one is older than this."""
 
 
 def go_on() -> Verdict:
-    """What is asked of a trial that nobody steers."""
+    """Return the verdict for a trial that runs without a scheduler."""
     return Verdict.GO
 
 
 def warm_up() -> None:
-    """Import what a trial imports on its way; called in the process that workers are forked from, so no CUDA."""
+    """Import the modules that a trial imports later; runs in the process from which workers are forked, so no CUDA."""
     import torch._dynamo  # noqa: F401 (torch.optim does at its first step: 2 s)
 
     stores.open_store  # noqa: B018 (importing it is the point)
@@ -65,10 +65,10 @@ def run_trial(
     attempt: int = 1,
     pending: Callable[[], Verdict] = go_on,
 ) -> None:
-    """Train, evaluate at every mark, save; returns after a `done` or a `left` event, raises what went wrong.
+    """Train, evaluate at every mark, save; return after a `done` or a `left` event, raise any error.
 
-    report: takes every event and returns the verdict on an `eval`. pending: what is asked of the trial right now,
-    looked at after every step. A trial whose end is on record already says it again and does nothing else.
+    report: receives every event and returns the verdict on an `eval`. pending: returns the scheduler's current request,
+    polled after every step. If the trial's record already has an end, report that event again and do nothing else.
     """
     recorded = [event for event, _ in read(paths.events)]
     end = recorded_end(recorded)
@@ -93,25 +93,25 @@ def run_trial(
 
 
 def recorded_end(events: Sequence[Event]) -> Event | None:
-    """The `done`, or the `left` for pruning, that a trial's record ends with."""
+    """Return the `done`, or the `left` for pruning, that ends a trial's record; None if the record has no such end."""
     done = next((event for event in events if event.type == "done"), None)
     pruned = events[-1] if events and events[-1].type == "left" and events[-1].info.get("why") == "prune" else None
     return done or pruned
 
 
 def recorded_threads(events: Iterable[Event]) -> int | None:
-    """Threads of the first attempt: sums are split by threads, and their last bits depend on it."""
+    """Return the number of threads of the first attempt: the last bits of sums depend on it."""
     return next((event.info["threads"] for event in events if event.type == "start" and "threads" in event.info), None)
 
 
 @contextlib.contextmanager
 def exact(config: TrialConfig, device: str) -> Iterator[None]:
-    """Only kernels that give the same bits every time: always on the CPU, on CUDA where the config asks for it."""
+    """Use only deterministic kernels inside the context: always on the CPU, on CUDA if `deterministic` is set."""
     memory: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
     if device == "cpu" or config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True), less 2 s of imports
+        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without 2 s of imports
         memory.fill_uninitialized_memory = False  # we read no uninitialised memory
     try:
         yield
@@ -177,7 +177,7 @@ class _Trial:
         return evaluated and time.monotonic() - self.saved_at > CHECKPOINT_SECONDS
 
     def _log(self, metrics: dict[str, Tensor | float]) -> None:
-        """Reading the metrics waits for the device; this is the only place in a step that does."""
+        """Log the metrics. Reading them waits for the device; nothing else in a step does."""
         self.training.check()
         values = numbers(metrics)
         values["system/samples_per_second"] = self.speed(self.training.samples)
@@ -185,7 +185,7 @@ class _Trial:
         self.report(Event("step", self.training.samples, finite(values, self.training.samples)))
 
     def _evaluate(self, passed: list[int]) -> Verdict:
-        """One evaluation, on record for every mark that the step passed (several, where a batch is that large)."""
+        """Evaluate once and record it for every mark that the step passed (a large batch may pass several)."""
         values = self._measured(self._measurement(()).complete()).values
         verdicts = [self.report(Event("eval", mark, values)) for mark in passed]
         return next((verdict for verdict in verdicts if verdict is not Verdict.GO), Verdict.GO)
@@ -200,7 +200,7 @@ class _Trial:
         return measurement
 
     def _measured(self, evaluation: Evaluation) -> Evaluation:
-        """The same without what is no number, and a line in the log for each metric that is left out."""
+        """Move values that are not finite to `left_out`, and print a warning for each metric that is left out."""
         for key in [key for key, value in evaluation.values.items() if not isfinite(value)]:
             evaluation.left_out[key] = f"is {evaluation.values.pop(key)}"
         for name, reason in evaluation.left_out.items():
@@ -208,8 +208,8 @@ class _Trial:
         return evaluation
 
     def _finish(self, passed: list[int]) -> None:
-        """The last verdict changes nothing: the budget is spent. The SAE is saved before any metric that was asked for
-        is measured, so that none of them can cost it."""
+        """Evaluate, save and report `done`; the last verdict is ignored, since the budget is spent. Save the SAE before
+        measuring `eval.metrics`, so that a failing metric cannot lose it."""
         measurement = self._measurement(self.config.extra_metrics)
         self._save_sae()
         begin = time.monotonic()
@@ -231,13 +231,13 @@ class _Trial:
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 
     def _save_sae(self) -> None:
-        """And remove what an attempt that was killed here has left beside it."""
+        """Save the SAE and remove temporary files of an attempt that was killed while saving."""
         save_sae(self.training.sae, self.paths.sae)
         for folder in (self.paths.sae, self.paths.root):
             remove_temporary(folder)
 
     def _save(self, measurement: Measurement) -> Evaluation:
-        """The completed evaluation, with what it has per text and latent in evaluation.safetensors."""
+        """Complete the evaluation, write its arrays per text and latent to evaluation.safetensors, and return it."""
         evaluation = self._measured(measurement.complete())
         tensors = {**evaluation.per_text, "firing": evaluation.firing.long()}
         with replacing(self.paths.evaluation) as new:
@@ -261,11 +261,12 @@ class _Trial:
         self.speed.pause(self.saved_at - begin)
 
     def _recorded(self) -> int:
-        """Bytes of the record."""
+        """Return the size of the record in bytes."""
         return self.paths.events.stat().st_size if self.paths.events.exists() else 0
 
     def _resume(self) -> str | None:
-        """Go on from the newest checkpoint; its name. One that is ahead of the record would leave a hole in that."""
+        """Load the newest checkpoint and return its name. Skip one that is ahead of the record: resuming from it would
+        leave a gap in the record."""
         recorded = self._recorded()
         found = checkpoint.load(self.paths.checkpoint, lambda values: bool(values["record"] <= recorded))
         if found is None:
@@ -299,7 +300,7 @@ class _Trial:
 
 
 def numbers(metrics: dict[str, Tensor | float]) -> dict[str, float]:
-    """Metrics as floats, with one transfer for all that are on a device."""
+    """Return metrics as floats, with a single transfer for all that are on a device."""
     on_device = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
     read_off = torch.stack([_wide(value) for value in on_device.values()]).tolist() if on_device else []
     known = dict(zip(on_device, read_off, strict=True))
@@ -307,12 +308,12 @@ def numbers(metrics: dict[str, Tensor | float]) -> dict[str, float]:
 
 
 def _wide(value: Tensor) -> Tensor:
-    """A type that all metrics go into; MPS has no float64."""
+    """Convert to the widest floating type of the device: float64, or float32 on MPS."""
     return value.detach().float() if value.device.type == "mps" else value.detach().double()
 
 
 def finite(values: dict[str, float], samples: int) -> dict[str, float]:
-    """`values`; FloatingPointError where one is NaN or infinite."""
+    """Return `values`; raise FloatingPointError if one is NaN or infinite."""
     for key, value in values.items():
         if not isfinite(value):
             raise FloatingPointError(f"{key} is {value} at {samples} samples")

@@ -10,21 +10,21 @@ from torch import Tensor
 NOISE = 0.1
 """Length of the noise, in units of the embedding's length."""
 LARGEST = 1 / 8
-"""Share of an example's active latents (rounded up) that `largest` looks at."""
+"""Share of an example's active latents (rounded up) that `largest` counts."""
 EXAMPLES = 1_000
-"""Examples (the first) that get noise."""
+"""Noise is added to this many examples, the first ones."""
 ALIKE = 0.95
 """Cosine above which two examples are near-duplicates."""
 AMONG = 5_000
-"""Examples (the first) among which near-duplicates are looked for."""
+"""Near-duplicates are searched among this many examples, the first ones."""
 PAIRS = 2_000
-"""Pairs of near-duplicates that are compared at most."""
+"""Maximum number of pairs of near-duplicates that are compared."""
 FEWEST_PAIRS = 20
-"""With fewer pairs nothing is said about near-duplicates."""
+"""With fewer pairs, the metrics of near-duplicates are left out."""
 
 
 class Kept:
-    """Running sums of latents that are active and stay so."""
+    """Running counts of active latents, and of those that stay active."""
 
     def __init__(self) -> None:
         self.active = self.kept = self.large = self.large_kept = 0
@@ -42,7 +42,7 @@ class Kept:
         self.large_kept += int((large & fires_after.gather(1, order)).sum())
 
     def values(self, name: str) -> dict[str, float]:
-        """Shares by metric key; where no latent is active, none is kept."""
+        """Return shares by metric key; 0 if no latent is active."""
         return {
             f"eval/{name}": self.kept / self.active if self.active else 0.0,
             f"eval/{name}_largest": self.large_kept / self.large if self.large else 0.0,
@@ -50,7 +50,7 @@ class Kept:
 
 
 def with_noise(x: Tensor, seed: int = 0) -> Tensor:
-    """x (N, d) plus isotropic noise of `NOISE` times each row's length; the same for the same seed."""
+    """Return x (N, d) plus isotropic noise of `NOISE` times each row's length; deterministic for a seed."""
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
     noise = torch.nn.functional.normalize(noise, dim=1).to(x)
     noisy: Tensor = x + NOISE * torch.linalg.vector_norm(x, dim=1, keepdim=True) * noise
@@ -58,7 +58,7 @@ def with_noise(x: Tensor, seed: int = 0) -> Tensor:
 
 
 def near_duplicates(x: Tensor, chunk: int = 1024) -> Tensor:
-    """Pairs of rows (P, 2) of x (N, d) whose cosine is above `ALIKE`, each once, the first `PAIRS` of them."""
+    """Return the first `PAIRS` pairs of rows (P, 2) of x (N, d) whose cosine is above `ALIKE`, each pair once."""
     unit = torch.nn.functional.normalize(x.float(), dim=1)
     found, count = [torch.zeros(0, 2, dtype=torch.int64, device=x.device)], 0
     for start in range(0, len(x), chunk):
@@ -89,7 +89,7 @@ class CodeStability:
         self._seen += len(x)
 
     def values(self) -> dict[str, float]:
-        """Metric key -> value; without near-duplicates where they are few."""
+        """Return metric key -> value; without near-duplicates if there are too few pairs."""
         return self._noise.values("code_stability") | self._between_duplicates()
 
     def _between_duplicates(self) -> dict[str, float]:

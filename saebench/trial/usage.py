@@ -1,4 +1,4 @@
-"""What a trial takes of its machine, and how fast it is: its GPU's load by NVML, its process's memory and CPU time."""
+"""Resource use and speed of a trial: its GPU's load by NVML, its process's memory and CPU time."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ import psutil
 import torch
 
 EVERY = 10.0
-"""Seconds between two looks: as often as MLflow itself looks where it is asked to. Each is two to four points more in
-the trial's record."""
+"""Seconds between two samples, as in MLflow's own system metrics. Each sample adds two to four points to the trial's
+record."""
 _MEGABYTE = 1e6
 
 
 class Usage:
-    """Looks at this process and at one GPU, not at the whole machine: the trials beside it are others' business."""
+    """Samples this process and one GPU, not the whole machine: other trials sample their own."""
 
     def __init__(self, uuid: str | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """`uuid`: of the GPU (or MIG slice) that the trial was given; None on a CPU."""
+        """`uuid`: UUID of the GPU (or MIG slice) on which the trial runs; None on a CPU."""
         self._process, self._clock, self._looked = psutil.Process(), clock, -math.inf
         self._uuid = uuid
 
     def __call__(self, *, now: bool = False) -> dict[str, float]:
-        """`system/...` metrics; empty where the last look was less than EVERY seconds ago, unless `now`.
+        """Return `system/...` metrics; {} if the last sample was less than EVERY seconds ago, unless `now`.
 
-        What cannot be had is left out: without a driver, without nvidia-ml-py, and a MIG slice has no utilisation."""
+        Metrics that are unavailable are left out: the GPU's without a driver or nvidia-ml-py, and a MIG slice's
+        utilisation."""
         if not now and self._clock() - self._looked < EVERY:
             return {}
         self._looked = self._clock()
@@ -42,7 +43,8 @@ class Usage:
 
 
 def _gpu(uuid: str) -> dict[str, float]:
-    """Of the whole GPU, whoever uses it: percent of the last second in which a kernel ran, and memory in use."""
+    """Return the load of the whole GPU, all processes included: percent of the last second in which a kernel ran, and
+    memory in use."""
     try:
         import pynvml
     except ImportError:
@@ -57,7 +59,7 @@ def _gpu(uuid: str) -> dict[str, float]:
 
 
 def gpu_uuid(device: torch.device) -> str | None:
-    """As NVML names the GPU, or the slice of one, that is `device`; None where it is none, or does not say."""
+    """Return NVML's UUID of the GPU or MIG slice `device`; None if it is not a GPU or its UUID is unknown."""
     if device.type != "cuda":
         return None
     leased = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[device.index or 0 :][:1]
@@ -68,7 +70,7 @@ def gpu_uuid(device: torch.device) -> str | None:
 
 
 class Speed:
-    """Examples per second since the last question, evaluations and checkpoints not counted."""
+    """Examples per second since the last call, without the time of evaluations and checkpoints."""
 
     def __init__(self, samples: int) -> None:
         self._samples, self._since = samples, time.monotonic()
