@@ -1,4 +1,4 @@
-"""Which devices there are, and their division into slots; without torch, and without ever starting CUDA."""
+"""Find devices and divide them into slots; without importing torch and without initialising CUDA."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from saebench.sweep_config import RunConfig
 
 CORES_PER_CPU_SLOT = 2
 USABLE_MEMORY = 0.95
-"""Share of a GPU's memory that trials may divide among them; the rest is for CUDA contexts."""
+"""Share of a GPU's memory that its trials share; the rest is for CUDA contexts."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """A place where one trial can run: a device, or a share of one."""
+    """A device, or a share of one, on which one trial runs at a time."""
 
     id: int
     device: str
     """cpu | cuda:<uuid> | mps; inside the worker a CUDA device is always cuda:0."""
     name: str
-    """For people: "cpu 0", "cuda 1: NVIDIA H200"."""
+    """Name for display: "cpu 0", "cuda 1: NVIDIA H200"."""
     threads: int = 1
     """Cores that the worker may use."""
     memory_fraction: float | None = None
-    """Largest share of the device's memory, where it is shared."""
+    """Largest share of the device's memory, if trials share it."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,13 @@ class Gpu:
     """A GPU, or a slice (MIG) of one."""
 
     index: str
-    """Place in the order of PCI bus ids; "0:1" for slice 1 of GPU 0."""
+    """Position in the order of PCI bus ids; "0:1" for slice 1 of GPU 0."""
     uuid: str
     name: str
 
 
 def make_slots(run: RunConfig) -> tuple[Slot, ...]:
-    """The slots that `run.devices` and `run.per_device` ask for; PreflightError for a device that is not there."""
+    """Return the slots of `run.devices` and `run.per_device`; raise PreflightError for a device that does not exist."""
     cores = count_cores()
     devices = find_devices(run.devices)
     on_cpu = devices == [("cpu", "cpu")]
@@ -65,7 +65,7 @@ def make_slots(run: RunConfig) -> tuple[Slot, ...]:
 
 
 def find_devices(wanted: str | Sequence[int | str]) -> list[tuple[str, str]]:
-    """(device, name) of each device asked for; `auto` takes all GPUs, else MPS, else the CPU."""
+    """Return (device, name) of each requested device; `auto` means all GPUs, else MPS, else the CPU."""
     if wanted == "cpu":
         return [("cpu", "cpu")]
     if wanted == "mps":
@@ -94,8 +94,8 @@ def find_devices(wanted: str | Sequence[int | str]) -> list[tuple[str, str]]:
 
 
 def torch_has_cuda() -> bool:
-    """Whether the installed torch was built for CUDA: a GPU is of no use to one that was not. It is read off torch's
-    version file, because torch is not imported here."""
+    """Return whether the installed torch was built with CUDA; without, it cannot use a GPU. Reads torch's version file,
+    since this module does not import torch."""
     found = importlib.util.find_spec("torch")
     try:
         text = Path(found.origin).with_name("version.py").read_text("utf-8") if found and found.origin else ""
@@ -109,7 +109,7 @@ def _named(gpu: Gpu) -> tuple[str, str]:
 
 
 def _pick(gpus: Sequence[Gpu], wanted: int | str) -> Gpu:
-    """By position among the visible ones, or by UUID or the beginning of one, as CUDA itself does."""
+    """Return the GPU at a position among the visible ones, or with a UUID or prefix of one, as CUDA resolves them."""
     if str(wanted).isdigit() and int(wanted) < len(gpus):
         return gpus[int(wanted)]
     found = [] if str(wanted).isdigit() else [gpu for gpu in gpus if gpu.uuid.startswith(str(wanted))]
@@ -128,11 +128,11 @@ def _what_there_is() -> str:
 
 
 def visible_gpus(environment: Mapping[str, str] | None = None) -> list[Gpu]:
-    """GPUs that an inherited CUDA_VISIBLE_DEVICES (Slurm, containers) leaves visible, in its order.
+    """Return the GPUs that an inherited CUDA_VISIBLE_DEVICES (Slurm, containers) leaves visible, in its order.
 
-    Entries are indices in PCI order, UUIDs or beginnings of UUIDs; like CUDA, everything after the first entry that
-    names nothing is ignored, and the index of a sliced GPU means its first slice. A UUID that no tool lists (a slice
-    that only CUDA sees) is believed.
+    Entries are indices in PCI order, UUIDs or prefixes of UUIDs. As in CUDA, an entry that matches no GPU and all
+    entries after it are ignored, and the index of a sliced GPU means its first slice. A UUID that neither nvidia-smi
+    nor NVML lists (a slice that only CUDA sees) is accepted.
     """
     mask = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
     if mask is not None and mask.strip() in ("", "-1", "none", "NoDevFiles", "void"):
@@ -154,7 +154,8 @@ def visible_gpus(environment: Mapping[str, str] | None = None) -> list[Gpu]:
 
 
 def all_gpus() -> list[Gpu]:
-    """Every GPU of this machine in PCI order, by nvidia-smi, else by NVML; a sliced GPU is replaced by its slices."""
+    """Return every GPU of this machine in PCI order, by nvidia-smi, else by NVML; a sliced GPU is replaced by its
+    slices."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return _gpus_by_nvml()
@@ -166,7 +167,7 @@ def all_gpus() -> list[Gpu]:
 
 
 def parse_listing(listing: str) -> list[Gpu]:
-    """GPUs in the output of `nvidia-smi -L`."""
+    """Return the GPUs in the output of `nvidia-smi -L`."""
     gpus: list[Gpu] = []
     for line in listing.splitlines():
         whole = re.match(r"GPU (\d+): (.+) \(UUID: (\S+)\)", line)
@@ -196,7 +197,7 @@ def _gpus_by_nvml() -> list[Gpu]:
 
 
 def _one_by_nvml(pynvml: Any, index: int) -> list[Gpu]:
-    """The GPU, or its slices; nothing where it has fallen off the bus."""
+    """Return the GPU, or its slices; [] if the GPU has fallen off the bus."""
     try:
         handle = pynvml.nvmlDeviceGetHandleByIndex(index)
         name = _text(pynvml.nvmlDeviceGetName(handle))
@@ -204,21 +205,21 @@ def _one_by_nvml(pynvml: Any, index: int) -> list[Gpu]:
     except pynvml.NVMLError:
         return []
     slices = []
-    with contextlib.suppress(pynvml.NVMLError):  # one that cannot be sliced says so in this way
+    with contextlib.suppress(pynvml.NVMLError):  # raised by a GPU without MIG support
         for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-            with contextlib.suppress(pynvml.NVMLError):  # a place without a slice
+            with contextlib.suppress(pynvml.NVMLError):  # no slice at this position
                 part = pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
                 slices.append(Gpu(f"{index}:{number}", _text(pynvml.nvmlDeviceGetUUID(part)), f"{name} MIG"))
     return slices or [whole]
 
 
 def _text(found: str | bytes) -> str:
-    """Older bindings of NVML return bytes."""
+    """Decode bytes, which older bindings of NVML return."""
     return found.decode() if isinstance(found, bytes) else found
 
 
 def uses_gpu(pid: int, device: str) -> bool:
-    """Whether NVML still counts memory of process `pid` on `device`; False where NVML is not there to ask."""
+    """Return whether NVML still reports memory of process `pid` on `device`; False without NVML."""
     if not device.startswith("cuda:"):
         return False
     try:
@@ -234,5 +235,5 @@ def uses_gpu(pid: int, device: str) -> bool:
 
 
 def has_mps() -> bool:
-    """Whether this is a Mac whose GPU torch can use."""
+    """Return whether this is a Mac whose GPU torch can use."""
     return sys.platform == "darwin" and platform.machine() == "arm64"

@@ -1,4 +1,4 @@
-"""Sparse autoencoders: one file per architecture, on what base.py gives all of them."""
+"""Sparse autoencoders: one file per architecture, on top of base.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saebench.saes.files import SAEFileError as SAEFileError
 from saebench.saes.files import load_sae as load_sae
 from saebench.saes.files import save_sae as save_sae
 
-for _name, _config in SAE_CONFIGS.items():  # each fills its row of SAE_TYPES
+for _name, _config in SAE_CONFIGS.items():  # each module registers its class in SAE_TYPES
     if _config.__module__ == SAEConfig.__module__:
         import_module(f"saebench.saes.{_name}")
 
@@ -26,8 +26,8 @@ __all__ = ["SAE", "SAE_TYPES", "Dead", "Loss", "Moment", "NotCalibratedError", "
 
 
 def make_sae(config: SAEConfig, d_in: int, sample: Tensor, seed: int) -> SAE:
-    """A new SAE on the CPU, started from training rows `sample` (N, d_in). `seed` fixes the decoder's directions,
-    through a generator of its own: the same on every machine, and nobody else's random numbers change."""
+    """Return a new SAE on the CPU, initialised from training rows `sample` (N, d_in). `seed` fixes the decoder's
+    directions, through a separate generator: the same on every machine, and global random state does not change."""
     sae = SAE_TYPES[config.type](config, d_in)
     sae.initialise(sample.cpu(), torch.Generator().manual_seed(seed))
     return sae

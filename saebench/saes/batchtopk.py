@@ -14,10 +14,10 @@ from saebench.saes.sparse import SparseCodes
 
 
 class BatchSparseSAE(KSparseSAE):
-    """Training keeps the round(k * B) largest positive pre-activations of the batch, one at least; inference keeps
-    those above a threshold, so that an example's code does not depend on its batch-mates.
+    """Training keeps the round(k * B) largest positive pre-activations of the batch, at least one; inference keeps
+    those above a threshold, so that an example's code does not depend on the rest of its batch.
 
-    The threshold is a saved buffer, at least 0, read off training rows after training (`calibrate`); NaN until then.
+    The threshold is a saved buffer, at least 0, set from training rows after training (`calibrate`); NaN until then.
     """
 
     config: KSparseConfig

@@ -1,4 +1,4 @@
-"""Thresholds read off training rows: exact, and in memory that does not grow with their number."""
+"""Thresholds set from training rows: exact, and in memory that does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     from saebench.saes.base import SAE
 
 _CHUNK = 1 << 23
-"""Pre-activations looked at together (32 MiB)."""
+"""Pre-activations per chunk (32 MiB)."""
 
 
 def rows_per_chunk(dict_size: int) -> int:
-    """Examples whose pre-activations fill a chunk."""
+    """Return the number of examples whose pre-activations fill a chunk."""
     return max(1, _CHUNK // dict_size)
 
 
 @torch.no_grad()
 def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> float:
-    """The value that exactly `count` of the numbers above `floor` in the chunks exceed (float32).
+    """Return the value that exactly `count` of the numbers above `floor` in the chunks exceed (float32).
 
-    It lies halfway between the count-th largest and the next one; where there are fewer it is `floor`, or, without one
-    (-inf), just below them all; where equal numbers straddle the place, they are all left out. Keeps at most 2 * count
-    numbers and one chunk.
+    It is halfway between the count-th largest number and the next one. If there are not more than `count` numbers, it
+    is `floor`, or just below all of them if `floor` is -inf. If the count-th and the next one are equal, all numbers
+    equal to them are excluded. Keeps at most 2 * count numbers and one chunk in memory.
     """
     if count < 1:
         raise ValueError(f"a threshold that {count} values exceed: at least 1")
@@ -45,28 +45,28 @@ def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> f
 
 
 def _below(values: Tensor) -> float:
-    """The next smaller number than all of them; 0 where there are none."""
+    """Return the next float below all values; 0 if there are no values."""
     return float(torch.nextafter(values.min(), values.new_tensor(-torch.inf))) if len(values) else 0.0
 
 
 @torch.no_grad()
 def sample_pre_activations(sae: SAE, z: Tensor) -> Tensor:
-    """Pre-activations of some thousand rows of z at most, as many as fit a chunk."""
+    """Return the pre-activations of as many rows of z as fit one chunk, a few thousand at most."""
     return sae.pre_activations(z[: min(2048, rows_per_chunk(sae.dict_size))])
 
 
 def activation_quantile(pre: Tensor, l0: float) -> float:
-    """The threshold above which, on average, `l0` entries of a row of pre (B, F) lie; at least 0."""
+    """Return the threshold, at least 0, that on average `l0` entries per row of pre (B, F) exceed."""
     return threshold_for([pre], max(1, round(min(l0, 0.5 * pre.shape[1]) * len(pre))))
 
 
 def starting_l0(sae: SAE) -> float:
-    """Latents per example that a penalised SAE starts with: three times the target, or d_in / 4 where none is given."""
+    """Return the L0 with which a penalised SAE starts: three times `target_l0`, or d_in / 4 if that is null."""
     return 3 * sae.target_l0 if sae.target_l0 else sae.d_in / 4
 
 
 @torch.no_grad()
 def start_sparse(sae: SAE, z: Tensor) -> None:
-    """Lower the encoder's bias until the L0 on rows z (N, d_in) is `starting_l0`: ReLUs at random directions would
-    start with half the dictionary, and a reconstruction several times too long."""
+    """Lower the encoder's bias until the L0 on rows z (N, d_in) is `starting_l0`: without this, half the latents would
+    fire at the start, and the reconstruction would be several times too long."""
     sae.b_enc.sub_(activation_quantile(sample_pre_activations(sae, z), starting_l0(sae)))

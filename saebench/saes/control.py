@@ -1,9 +1,9 @@
-"""Controls: SAEs with a part that stays at its random start (arXiv 2602.14111). A score is worth what it has above
-theirs.
+"""Controls: SAEs of which a part stays at its random start (arXiv 2602.14111). Only the amount by which a trained SAE's
+score exceeds its control's is evidence of learning.
 
 frozen_decoder: W_dec does not move. frozen_encoder: W_enc does not move, its biases and thresholds do. soft_decoder:
-every row of W_dec stays within a cosine of `COSINE` of its start. The start is random, whatever `start` says: rows of
-the data would already know something.
+every row of W_dec keeps a cosine of at least `COSINE` with its start. The start is random even if the config's `start`
+is not: training rows as a start would already carry information.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ COSINE = 0.8
 
 @torch.no_grad()
 def keep_near(rows: Tensor, start: Tensor) -> None:
-    """Turn unit rows (F, d), in place, back to the nearest direction whose cosine with `start` (F, d) is COSINE."""
+    """Rotate unit rows (F, d), in place, to the nearest directions with a cosine to `start` (F, d) of at least COSINE,
+    if theirs is smaller."""
     for part in blocks(len(rows), rows.shape[1], rows.device):
         now, then = rows[part], start[part]
         cosine = (now * then).sum(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""An SAE on disk: sae.safetensors (every parameter and buffer) beside sae.json (what they belong to). No pickles."""
+"""An SAE on disk: sae.safetensors (every parameter and buffer) beside sae.json (config and shapes). No pickles."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _CONFIG: TypeAdapter[SAEConfig] = TypeAdapter(AnySAEConfig)
 
 
 class SAEFileError(UserError, ValueError):
-    """A folder that does not hold an SAE this version can read."""
+    """Raised for a folder that does not hold an SAE that this version can read."""
 
 
 def save_sae(sae: SAE, folder: str | Path) -> Path:
-    """Write `sae` to `folder` (made if missing), bit-exactly; returns the folder.
+    """Write `sae` to `folder` (created if missing), bit-exactly; return the folder.
 
-    Each file is written aside and renamed, the JSON last: where it is, the tensors are whole. Raises TypeError for a
-    module that only holds an SAE, as those of saebench.compat do, and for weights that are not float32.
+    Each file is written under a temporary name and renamed, the JSON last: if the JSON exists, so do the tensors.
+    Raises TypeError for a module that wraps an SAE, as those of saebench.compat do, and for weights not in float32.
     """
     if not isinstance(sae, SAE):
         raise TypeError(f"{type(sae).__name__} is no SAE; one of saebench.compat holds it: to_saebench()")
@@ -41,7 +41,7 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
             raise TypeError(f"{name} is {tensor.dtype}: an SAE is saved in float32: sae.float()")
     folder = Path(folder)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
-    # One key of metadata: safetensors writes several in no fixed order, and equal SAEs should be equal files.
+    # One metadata key only: safetensors writes several in random order, and equal SAEs should give equal files.
     with replacing(folder / SAE_WEIGHTS) as new:
         save_file(tensors, new.file.name, metadata={"format": f"{FORMAT}/{FORMAT_VERSION}"})
     write_json(
@@ -59,28 +59,28 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
 
 
 def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
-    """The SAE in `folder`, every number as it was saved, ready to encode. A trial's folder and a file of an SAE's will
-    do, too.
+    """Load the SAE in `folder`, bit-exactly, ready to encode. `folder` may also be a trial's folder, or one of the two
+    files of an SAE.
 
-    Raises FileNotFoundError where a file is missing and SAEFileError, a ValueError, where one is truncated, foreign,
-    of a newer format, does not match the other, or holds NaN or infinity, and for a device that is not there.
+    Raises FileNotFoundError for a missing file, and SAEFileError, a ValueError, for a file that is truncated, not
+    saebench's, of a newer format, inconsistent with the other, or holds NaN or infinity, and for an unavailable device.
     """
     folder = _folder(folder)
     path = folder / SAE_CONFIG
     about = _read_json(path)
-    with torch.device("meta"):  # what the JSON asks for may be larger than any memory
+    with torch.device("meta"):  # the sizes in the JSON may exceed any memory
         expected = _empty(about, path).state_dict()
     tensors = _read_tensors(folder / SAE_WEIGHTS, expected)
     sae = _empty(about, path)
     sae.load_state_dict(tensors)
     try:
         return sae.to(device).requires_grad_(False).eval()
-    except (AssertionError, RuntimeError) as error:  # torch's for a device that is not there, or is none
+    except (AssertionError, RuntimeError) as error:  # torch raises these for a missing or unknown device
         raise SAEFileError(f"device {str(device)!r}: {str(error).splitlines()[0]}") from error
 
 
 def _folder(given: str | Path) -> Path:
-    """The folder that holds sae.json."""
+    """Return the folder that holds sae.json."""
     if str(given).startswith(("runs:/", "models:/", "mlflow-artifacts:/")):
         fetch = f"mlflow.artifacts.download_artifacts({str(given)!r})"
         raise SAEFileError(f"{given}: an address in MLflow; load the folder that {fetch} returns")
@@ -109,7 +109,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def whole_tensors(path: Path, damaged: type[UserError]) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises FileNotFoundError, or `damaged` where it is not whole."""
+    """Return all tensors of a safetensors file. Raises FileNotFoundError, or `damaged` if the file is damaged."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
@@ -145,7 +145,7 @@ def _empty(about: dict[str, Any], path: Path) -> SAE:
         first = error.errors()[0]
         place = ".".join(["config", *map(str, first["loc"])])
         raise SAEFileError(f"{path}: {place}: {first['msg']}") from error
-    except (TypeError, ValueError, RuntimeError) as error:  # torch's for sizes no machine has, or the architecture's
+    except (TypeError, ValueError, RuntimeError) as error:  # from torch for impossible sizes, or from the architecture
         raise SAEFileError(f"{path}: config: {str(error).splitlines()[0]}") from error
 
 

@@ -15,8 +15,8 @@ class GatedSAE(SAE):
     """gate = (z - b_dec) W_enc + b_enc, magnitude = (z - b_dec) W_enc * exp(r_mag) + b_mag,
     latents = relu(magnitude) where gate > 0, else 0.
 
-    loss = FVU + coeff * L1(relu(gate)) + FVU of relu(gate) decoded by a frozen copy of the decoder. The gate learns
-    from the last two terms alone, the step function has no gradient.
+    loss = FVU + coeff * L1(relu(gate)) + FVU of relu(gate) decoded by a frozen copy of the decoder. The gate gets its
+    gradient only from the last two terms: the step function has no gradient.
     """
 
     config: GatedConfig
@@ -33,11 +33,11 @@ class GatedSAE(SAE):
         return torch.relu(self.magnitude(pre)) * (pre > self.offset)
 
     def margins(self, pre: Tensor) -> Tensor:
-        """The latent fires where both paths are positive; a closed magnitude path is closed for every offset."""
+        """Return the gate's margins, -inf if the magnitude path is not positive: no offset makes such a latent fire."""
         return pre.masked_fill(self.magnitude(pre) <= 0, -torch.inf)
 
     def magnitude(self, gate: Tensor) -> Tensor:
-        """The magnitude path shares the gate's directions: gate (B, dict_size) rescaled, with its own bias."""
+        """Return the magnitudes: gate (B, dict_size) rescaled per latent, with the magnitude path's bias."""
         return torch.addcmul(self.b_mag, gate - self.b_enc, self.r_mag.exp())
 
     def loss(self, x: Tensor, moment: Moment) -> Loss:

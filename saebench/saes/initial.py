@@ -1,4 +1,4 @@
-"""Starting values that come from the data or a generator of one's own."""
+"""Initial values computed from the data or from a given generator."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ _MEDIAN_ROWS = 8192
 
 
 def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Tensor:
-    """The point (d,) with the least sum of distances to the rows of x (N, d), float64.
+    """Return the point (d,) with the smallest sum of distances to the rows of x (N, d), float64.
 
-    Weiszfeld's iteration as Vardi and Zhang (2000) complete it, so that a row that equals the guess divides nothing
-    by zero. Ends when a step is shorter than `tolerance` times the mean distance; looks at 8192 rows at most.
+    Weiszfeld's iteration with the correction of Vardi and Zhang (2000), so that a row equal to the current estimate
+    causes no division by zero. Stops when a step is shorter than `tolerance` times the mean distance; uses at most 8192
+    rows.
     """
     x = x[:_MEDIAN_ROWS].double()
     guess = x.mean(0)
@@ -35,13 +36,13 @@ def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Te
 
 
 def unit_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Directions (rows, columns), uniform on the sphere."""
+    """Return directions (rows, columns), uniform on the sphere."""
     return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator, dtype=torch.float32), dim=1)
 
 
 def data_rows(rows: int, z: Tensor, centre: Tensor, generator: torch.Generator) -> Tensor:
-    """Unit directions (rows, d) of training rows z (N, d) seen from `centre` (d,), in random order, each at most once;
-    random ones where there are too few, or where a row equals the centre."""
+    """Return the unit directions (rows, d) from `centre` (d,) to training rows z (N, d), in random order, each row used
+    at most once; random directions if there are too few rows, or for a row that equals the centre."""
     chosen = z[torch.randperm(len(z), generator=generator)[:rows]] - centre
     length = torch.linalg.vector_norm(chosen, dim=1, keepdim=True)
     found = unit_rows(rows, z.shape[1], generator)

@@ -18,10 +18,10 @@ SMALLEST = 1e-6
 class JumpReLU(torch.autograd.Function):
     """(pre, threshold, bandwidth (), rows) -> (pre where pre > threshold else 0, number that fire / rows).
 
-    pre is (B, F) with threshold (F,), or pairs (P,) of it with the threshold of each, all of them that lie within
-    half a bandwidth of their threshold or above. Backward is the paper's straight-through estimator with a rectangular
-    kernel K of width eps = bandwidth: d latent / d threshold = -(threshold / eps) K((pre - threshold) / eps),
-    d fires / d threshold = -(1 / eps) K(...). Both look at pre-activations, not at the latents that the jump has cut.
+    pre is (B, F) with threshold (F,), or pairs (P,) of it with the threshold of each; the pairs must include all
+    entries above their threshold minus half a bandwidth. Backward is the paper's straight-through estimator with a
+    rectangular kernel K of width eps = bandwidth: d latent / d threshold = -(threshold / eps) K((pre - threshold) /
+    eps), d fires / d threshold = -(1 / eps) K(...). Both depend on pre-activations, not on the thresholded latents.
     """
 
     @staticmethod
@@ -43,10 +43,10 @@ class JumpReLU(torch.autograd.Function):
 class JumpReLUSAE(SAE):
     """latents = pre where pre > threshold, else 0; loss = FVU + coeff * mean L0.
 
-    The threshold is a raw float32 parameter (a logarithm moves by its learning rate times itself under Adam and so
-    stands still), started where the L0 on training rows is the target. Started at three times that, as the other
-    penalised types are, a tenth of the latents falls silent while the thresholds rise and, without a gradient, stays so
-    (experiments/LOG.md).
+    The threshold is a raw float32 parameter (with a logarithm, Adam's step would be the learning rate times the
+    threshold: almost nothing), initialised so that the L0 on training rows is the target. If it starts at three times
+    the target, as in the other penalised types, a tenth of the latents dies while the thresholds rise and, without a
+    gradient, stays dead (experiments/LOG.md).
     """
 
     config: JumpReLUConfig
@@ -64,7 +64,8 @@ class JumpReLUSAE(SAE):
         self.constrain()
 
     def default_lr(self, batch_size: int) -> float:
-        """Two thirds of the others': a latent that falls silent while thresholds move has no AuxK to bring it back."""
+        """Return two thirds of the others' learning rate: there is no AuxK to revive latents that die while thresholds
+        move."""
         return super().default_lr(batch_size) * 2 / 3
 
     def learning_rate_factors(self) -> dict[str, float]:

@@ -1,8 +1,8 @@
-"""Matrix products by the fastest library at hand.
+"""Matrix products by the fastest available library.
 
-On a CPU torch gives float32 products to MKL, which on other makers' processors reaches half of what oneDNN does with
-the same data; both come with torch. Elsewhere (CUDA, MPS, builds without oneDNN) this is plain `addmm`. The choice
-depends on the build and the shapes alone, never on a timing, so that a resumed run computes the same bits.
+On a CPU torch computes float32 products with MKL, which on processors not made by Intel is half as fast as oneDNN; both
+come with torch. Elsewhere (CUDA, MPS, builds without oneDNN) this is plain `addmm`. The choice depends only on the
+build and the shapes, never on a timing, so that a resumed run computes the same bits.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _STASHED, _DEFERRED = "_lent_gradient", "_later_gradients"
 
 
 def on_host(tensor: Tensor) -> bool:
-    """Whether the host may look at the numbers of this tensor without waiting for a device. Where it may not, no shape
-    in a training step depends on a number, and nothing is copied to or from the host: a step can be recorded."""
+    """Return whether the host can read this tensor without waiting for a device. If not, a training step must not have
+    shapes that depend on values, nor copies to or from the host, so that it can be recorded as a CUDA graph."""
     return tensor.device.type == "cpu"
 
 
 def _onednn() -> bool:
-    """Whether oneDNN's dense-in, dense-out linear is there and right (checked on a product of integers)."""
+    """Return whether oneDNN's dense-in, dense-out linear exists and is correct (checked on a product of integers)."""
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return False
     try:
@@ -40,7 +40,7 @@ _ONEDNN = _onednn()
 
 
 def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a (n, m) @ b (m, p) + bias (p,), without a gradient; operands may be transposed views."""
+    """Return a (n, m) @ b (m, p) + bias (p,), without a gradient; operands may be transposed views."""
     fits = a.device.type == "cpu" and a.dtype == b.dtype == torch.float32 and a.numel() and b.numel()
     if _ONEDNN and fits and not torch.compiler.is_compiling():  # inductor lowers constant weights only
         result: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), bias, "none", [], "")
@@ -49,8 +49,8 @@ def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def blocks(rows: int, width: int, device: torch.device) -> list[slice]:
-    """Rows of a (rows, width) tensor, so many at a time that what is made of them stays in a processor's cache, and in
-    memory that is used again: pages fresh from the system cost ten times as much as what is written to them."""
+    """Return slices of the rows of a (rows, width) tensor, small enough that results per slice stay in the processor's
+    cache and in memory that is reused: a page fresh from the system costs ten times as much as writing to it."""
     size = max(1, _BLOCK // max(1, width)) if device.type == "cpu" else max(1, rows)
     return [slice(low, min(low + size, rows)) for low in range(0, rows, size)]
 
@@ -64,7 +64,7 @@ def stash_gradients(parameters: Iterable[Tensor]) -> None:
 
 
 def add_deferred_gradients(parameters: Iterable[Tensor]) -> None:
-    """Add to the parameters' gradients those of some latents alone, which the backward pass has deferred."""
+    """Add the gradients that `latents_of` deferred in the backward pass to the parameters' gradients."""
     for parameter in parameters:
         vars(parameter).pop(_STASHED, None)
         for index, gradient, dim in vars(parameter).pop(_DEFERRED, ()):
@@ -88,8 +88,8 @@ def gradient_buffer(weight: Tensor) -> Tensor:
 
 
 def latents_of(weight: Tensor, index: Tensor, dim: int) -> Tensor:
-    """`weight` at some latents (M,), which lie along `dim` (0 or 1) of it; laid out as `weight` is. The gradient is
-    summed over M latents, not over all, where `stash_gradients` was called."""
+    """Return `weight` at some latents (M,) along `dim` (0 or 1), in the memory layout of `weight`. The gradient is
+    summed over M latents, not over all, if `stash_gradients` was called."""
     result: Tensor = _LatentsOf.apply(weight, index, dim)  # type: ignore[no-untyped-call]
     return result
 
@@ -115,14 +115,14 @@ class _LatentsOf(torch.autograd.Function):
 
 
 def affine_no_grad(x: Tensor, weight: Tensor, bias: Tensor, precision: Precision = "float32") -> Tensor:
-    """x (n, d) @ weight (d, p) + bias (p,) as float32; `precision` is that of the product alone."""
+    """Return x (n, d) @ weight (d, p) + bias (p,) as float32; `precision` applies to the product only."""
     if precision == "float32":
         return product(x, weight, bias)
     return product(x.bfloat16(), weight.bfloat16()).float().add_(bias)
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor, precision: Precision = "float32") -> Tensor:
-    """`affine_no_grad` with gradients (computed in float32) to all three."""
+    """Return `affine_no_grad` with gradients (computed in float32) to all three."""
     result: Tensor = _Affine.apply(x, weight, bias, precision)  # type: ignore[no-untyped-call]
     return result
 
@@ -147,5 +147,5 @@ class _Affine(torch.autograd.Function):
 
 
 def _outer(x: Tensor, grad: Tensor, weight: Tensor) -> Tensor:
-    """x^T grad (d, p), laid out in memory as `weight` is, so that autograd keeps it without a copy."""
+    """Return x^T grad (d, p) in the memory layout of `weight`, so that autograd keeps it without a copy."""
     return product(x.t(), grad) if weight.is_contiguous() else product(grad.t(), x).t()

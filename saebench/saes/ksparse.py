@@ -1,4 +1,4 @@
-"""What the k-sparse architectures share: training through (values, indices), AuxK for dead latents."""
+"""The base class of the k-sparse architectures: training through (values, indices), AuxK for dead latents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from saebench.saes.sparse import SparseCodes
 
 
 def default_k_aux(d_in: int) -> int:
-    """The power of two nearest d_in / 2, on the scale of exponents (Gao et al. 2024, A.2)."""
+    """Return the power of two nearest to d_in / 2 on a log scale (Gao et al. 2024, A.2)."""
     half = max(1, d_in // 2)
     low = 1 << (half.bit_length() - 1)
     return low if half * half <= 2 * low * low else 2 * low
@@ -35,11 +35,11 @@ class KSparseSAE(SAE):
 
     @abstractmethod
     def select(self, centred: Tensor, precision: Precision = "float32", k: float | None = None) -> SparseCodes:
-        """Training codes of centred = z - b_dec (B, d_in), with k latents per example; None: the config's k."""
+        """Return training codes of centred = z - b_dec (B, d_in), with k latents per example; None: the config's k."""
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
-        """(reconstruction term of the loss, FVU by all codes, residual z - z_hat (B, d_in) by all codes); the last two
-        are detached."""
+        """Return (reconstruction term of the loss, FVU with all codes, residual z - z_hat (B, d_in) with all codes);
+        the last two are detached."""
         if self.config.training_sweeps:
             return self._refined_errors(z, codes)
         residual = z - sparse.decode(codes, self.W_dec, self.b_dec)
@@ -47,8 +47,8 @@ class KSparseSAE(SAE):
         return fvu, fvu.detach(), residual.detach()
 
     def _refined_errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
-        """The same of refined values, from which the decoder learns; to it the FVU of the values as they are is added,
-        from which the encoder learns. A gradient through refined values diverges (experiments/pursuit)."""
+        """Return `errors` with refined values, which train the decoder, plus the FVU of the unrefined values, which
+        trains the encoder. A gradient through refined values diverges (experiments/pursuit)."""
         as_they_are = self.share(z - sparse.decode(codes, self.W_dec.detach(), self.b_dec.detach()))
         width = codes.indices.numel() // codes.rows if isinstance(self.config.k, int) else None
         better = refit(z - self.b_dec.detach(), self.W_dec, codes, self.config.training_sweeps, width)
@@ -72,19 +72,19 @@ class KSparseSAE(SAE):
         return Loss.of(total, fvu, codes, parts)
 
     def multi(self, z: Tensor, centred: Tensor, precision: Precision = "float32") -> Tensor:
-        """The reconstruction term at `multi_factor` times k, on the first `multi_share` of the batch alone: as many
-        pairs as the first loss has, where share times factor is 1."""
+        """Return the reconstruction term at `multi_factor` times k, on the first `multi_share` of the batch only: as
+        many pairs as in the main loss if share times factor is 1."""
         rows = max(1, round(len(z) * self.config.multi_share))
         k = min(self.config.k * self.config.multi_factor, self.dict_size)
         return self.errors(z[:rows], self.select(centred[:rows], precision, k))[0]
 
     def auxk(self, centred: Tensor, residual: Tensor, dead: Dead, precision: Precision = "float32") -> Tensor:
-        """Share of the residual's variance that the k_aux strongest dead latents leave unexplained.
+        """Return the share of the residual's variance that the k_aux strongest dead latents leave unexplained.
 
-        The residual (B, d_in) is a constant; dead latents rebuild it without b_dec, from pre-activations of their own,
-        so that the gradient reaches their encoder columns. They enter with their sign: a latent whose pre-activation
-        is negative everywhere would otherwise get no gradient and never come back. 0 where no latent is dead, or the
-        residual has no variance (a batch of one).
+        The residual (B, d_in) is a constant; dead latents reconstruct it without b_dec, from their own pre-activations,
+        so that the gradient reaches their encoder columns. Negative pre-activations count, too: a latent that is
+        negative on every example would otherwise get no gradient and never revive. Returns 0 if no latent is dead, or
+        the residual has no variance (a batch of one).
         """
         if dead.index.numel() == 0:
             return residual.new_zeros(())

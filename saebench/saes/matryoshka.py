@@ -14,8 +14,8 @@ from saebench.saes.sparse import SparseCodes
 
 
 class MatryoshkaSAE(BatchSparseSAE):
-    """Latents are chosen from the whole dictionary as BatchTopK does; the loss is the mean, over the nested prefixes
-    of the dictionary, of the FVU of the reconstruction by the latents in the prefix, plus AuxK on the full one."""
+    """Latents are selected from the whole dictionary as in BatchTopK; the loss is the mean, over the nested prefixes
+    of the dictionary, of the FVU of the reconstruction from the prefix's latents, plus AuxK on the full one."""
 
     config: MatryoshkaConfig
     level_starts: Tensor

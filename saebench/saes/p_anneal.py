@@ -28,14 +28,14 @@ class PAnnealSAE(SAE):
         start_sparse(self, z)
 
     def default_encoder_decay(self) -> float:
-        """None: under an L1 penalty it costs 2% over many epochs (experiments/recipe)."""
+        """Return 0: with an L1 penalty the decay costs 2% of the FVU over many epochs (experiments/recipe)."""
         return 0.0
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre - self.offset)
 
     def exponent(self, progress: Tensor | float) -> Tensor | float:
-        """p at this share of the run."""
+        """Return p at this share of the run."""
         start = self.config.anneal_start
         return 1 - (1 - self.config.p_end) * ramp(progress - start, max(1 - start, 1e-9))
 
@@ -50,7 +50,7 @@ class PAnnealSAE(SAE):
         return Loss.of(fvu + moment.coeff * penalty, fvu, codes, parts)
 
     def lp(self, codes: Codes, p: Tensor | float) -> Tensor:
-        """Mean over examples of sum_i ((f_i + s)^p - s^p), f_i in standard deviations of the training rows."""
+        """Return the mean over examples of sum_i ((f_i + s)^p - s^p), f_i in standard deviations of training rows."""
         weighted = codes.values * codes.spread(torch.linalg.vector_norm(self.W_dec, dim=1) / self.variance.sqrt())
         lp: Tensor = ((weighted + _SMOOTHING).pow(p) - _SMOOTHING**p).sum() / codes.rows
         return lp

@@ -16,14 +16,14 @@ _MEMORY = 0.01
 _RESPONSE = 0.03
 """Time the integral takes to correct an error, as a share of the run."""
 _TRAVEL = 0.06
-"""And at least the steps in which a parameter can move this far; z has length 1, pre-activations spread over 0.05."""
+"""The integral takes at least the steps in which a parameter can move this far; pre-activations spread over 0.05."""
 _DAMPING = 2.0
 """Proportional part, in units of 1 / elasticity."""
 _NO_PENALTY = Penalty("l1", fixed=0.0, target_l0=None, warmup=0.0)
 
 
 def ramp(progress: Tensor | float, length: float) -> Tensor | float:
-    """Rises evenly from 0 to 1 over the first `length` of the run, both as shares of it."""
+    """Return a linear rise from 0 to 1 over the first `length` of the run; both arguments are shares of the run."""
     if not length:
         return 1.0
     done = progress / length
@@ -31,15 +31,15 @@ def ramp(progress: Tensor | float, length: float) -> Tensor | float:
 
 
 class SparsityControl:
-    """coeff() before a step, update(l0) after it; its state lives on the device and nothing waits for it.
+    """Call coeff() before a step, update(l0) after it; the state stays on the device and needs no sync.
 
-    With a fixed coefficient it rises evenly over `sparsity_warmup` and stays. With `target_l0` the set point falls
-    from the first batch's L0 to the target over `sparsity_warmup`, and a proportional-integral law on the logarithm of
-    the coefficient follows it: log coeff = I + p * e, dI = e / response, e = log(average L0 / set point).
+    A fixed coefficient rises linearly over `sparsity_warmup`, then stays constant. With `target_l0` the set point falls
+    from the first batch's L0 to the target over `sparsity_warmup`, and a proportional-integral controller follows it
+    with the logarithm of the coefficient: log coeff = I + p * e, dI = e / response, e = log(average L0 / set point).
 
-    It steers the L0 of training batches, as BatchTopK's k is that of training batches; `SAE.calibrate` then sees to the
-    L0 on rows that were not trained on. Steering by the latter was tried: at the same held-out L0 the error was 1 to 3%
-    higher, because an SAE that knows its rows by heart had to give up latents on them.
+    It controls the L0 of training batches, which is also what BatchTopK's k sets; `SAE.calibrate` then sets the L0 on
+    rows that were not trained on. Controlling the latter was tried: at the same held-out L0 the error was 1 to 3%
+    higher, because an SAE that has memorised its training rows then gets too few latents on them.
     """
 
     def __init__(self, config: SAEConfig, steps: int, lr: float, device: torch.device | str) -> None:
@@ -56,14 +56,14 @@ class SparsityControl:
         self.first = torch.zeros((), device=device, dtype=torch.float32)
 
     def coeff(self, progress: Tensor | float) -> Tensor | float:
-        """The weight for the step at this share of the run."""
+        """Return the weight for the step at this share of the run."""
         if not self.steers:
             return (self.fixed or 0.0) * ramp(progress, self.warmup)
         return (self.integral + _DAMPING / _ELASTICITY * self.error).exp()
 
     @torch.no_grad()
     def update(self, l0: Tensor, progress: Tensor | float, authority: Tensor | float = 1.0) -> None:
-        """Take in the L0 of a batch that was trained on with coeff(progress)."""
+        """Update the controller with the L0 of a batch that was trained on with coeff(progress)."""
         if not self.steers:
             return
         now = l0.clamp_min(1e-3).log()

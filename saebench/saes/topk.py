@@ -14,12 +14,12 @@ from saebench.saes.sparse import SparseCodes
 
 
 class TopKSAE(KSparseSAE):
-    """latents = relu of the k largest pre-activations of each example (fewer where fewer are positive)."""
+    """latents = relu of the k largest pre-activations of each example (fewer if fewer are positive)."""
 
     config: TopKConfig
 
     def activate(self, pre: Tensor) -> Tensor:
-        _, indices = topk_of(pre.detach().float(), self.config.k)  # of equal values the ones that training takes
+        _, indices = topk_of(pre.detach().float(), self.config.k)  # breaks ties as training does
         return torch.zeros_like(pre).scatter(1, indices, pre.gather(1, indices).relu())
 
     def select(self, centred: Tensor, precision: Precision = "float32", k: float | None = None) -> SparseCodes:
