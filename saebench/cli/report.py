@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 FORMATS = ("table", "csv", "markdown", "json", "html", "latex", "parquet")
 SUFFIXES = {".csv": "csv", ".md": "markdown", ".markdown": "markdown", ".json": "json", ".html": "html", ".htm": "html",
             ".tex": "latex", ".latex": "latex", ".parquet": "parquet", ".txt": "table"}  # fmt: skip
-NAMES = ("metrics", "verdict", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "seeds",
-         "effects", "importances", "lost", "trials")  # fmt: skip
+NAMES = ("metrics", "verdict", "strata", "arms", "pareto", "best", "floors", "fidelity", "probing", "stability",
+         "texts", "seeds", "effects", "importances", "lost", "trials")  # fmt: skip
 """report.TABLES, spelled out so that --help needs no pandas; a test compares."""
 PLOTS = ("pareto", "curves", "dead", "density", "l0", "parallel")
 """report.charts.CHARTS, likewise."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -28,6 +29,8 @@ def about(descriptions: Mapping[str, str], frame: DataFrame) -> list[str]:
 
 def _data(frame: DataFrame) -> str:
     model, dataset = _one(frame, "data.model", "{}"), _one(frame, "data.dataset", "{}")
+    if dataset and PurePath(model).name == dataset:  # embeddings of one's own stand for both
+        return f"embeddings of {dataset}"
     texts = dataset + _one(frame, "data.split", " [{}]") if dataset else ""
     return " on ".join(part for part in (model, texts) if part)
 

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING
 
 from saebench.report.points import FINAL, cells, usable
 from saebench.report.table import number_of
+from saebench.report.verdict import is_control
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from saebench.report.document import Report
 
 FEWEST_TEXTS = 1000
@@ -74,7 +77,7 @@ def _search(report: Report) -> Iterator[Check]:
 
 
 def _memory(report: Report) -> Iterator[Check]:
-    best, key = report.chosen, "train_sample/fvu"
+    best, key = _own(report.chosen), "train_sample/fvu"
     if key in best.columns and best[key].notna().any():
         ratio = (best[f"{FINAL}fvu"] / best[key].astype(float)).groupby(best["arm"]).mean().dropna()
         if len(ratio):
@@ -102,7 +105,8 @@ def _early(report: Report) -> tuple[int, int] | None:
 
 
 def _dead(report: Report) -> Iterator[Check]:
-    dead = report.chosen.loc[usable(report.chosen, f"{FINAL}dead_fraction")]
+    own = _own(report.chosen)
+    dead = own.loc[usable(own, f"{FINAL}dead_fraction")]
     if len(dead):
         by_arm = dead.groupby("arm")[f"{FINAL}dead_fraction"].max()
         said = f"up to {100 * by_arm.max():.0f}% fire on no test text ({by_arm.idxmax()})"
@@ -112,7 +116,7 @@ def _dead(report: Report) -> Iterator[Check]:
 
 def _probing(report: Report) -> Iterator[Check]:
     ours, theirs = f"{FINAL}probing_auc_k5", f"{FINAL}probing_auc_k5_pca"
-    best = report.chosen
+    best = _own(report.chosen)
     if not {ours, theirs} <= set(best.columns):
         return
     both = best[best[ours].notna() & best[theirs].notna()]
@@ -126,7 +130,7 @@ def _probing(report: Report) -> Iterator[Check]:
 
 
 def _stability(report: Report) -> Iterator[Check]:
-    frame = report.quick_stability.frame
+    frame = _own(report.quick_stability.frame)
     if not len(frame) or "same_share" not in frame.columns:
         return
     lost = 1 - frame.groupby("arm")["same_share"].mean()
@@ -174,7 +178,8 @@ def _leaks(report: Report) -> Iterator[Check]:
 
 
 def _sparsity(report: Report) -> Iterator[Check]:
-    best = report.chosen[report.chosen["level"].notna() & report.chosen["level_name"].isin(["k", "target_l0"])]
+    own = _own(report.chosen)
+    best = own[own["level"].notna() & own["level_name"].isin(["k", "target_l0"])]
     best = best[usable(best, f"{FINAL}l0")]
     if len(best):
         off = (best[f"{FINAL}l0"] / best["level"] - 1).abs().groupby(best["arm"]).max()
@@ -207,6 +212,12 @@ def _failed(report: Report) -> Iterator[Check]:
 _CHECKS: tuple[Callable[[Report], Iterator[Check]], ...] = (
     _finished, _edges, _search, _memory, _stability, _probing, _dead, _texts, _leaks, _sparsity, _budgets, _failed,
 )  # fmt: skip
+
+
+def _own(rows: DataFrame) -> DataFrame:
+    """The rows of arms that somebody may want to use: no controls, unless there is nothing else."""
+    own = rows[[not is_control(str(arm)) for arm in rows["arm"]]] if "arm" in rows.columns else rows
+    return own if len(own) else rows
 
 
 def _few(names: list[str], most: int = 3) -> str:

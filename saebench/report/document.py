@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
-from saebench.report import effects, embedding, points, tables
+from saebench.report import effects, embedding, floors, points, tables
 from saebench.report.about import about
 from saebench.report.checks import Check, checks
 from saebench.report.compare import Comparison, compare, runs_of
+from saebench.report.floors import Floors
 from saebench.report.judge import Judged, judge
 from saebench.report.read import Record, evaluations, histories, read
 from saebench.report.search_error import Cell, CellSearch, cell_searches
 from saebench.report.sources import find
 from saebench.report.stability import stability
 from saebench.report.table import Table, counted, number_of, trial_counts
+from saebench.report.texts import texts
 from saebench.report.verdict import paragraph, sentence
 
 if TYPE_CHECKING:
@@ -61,8 +63,13 @@ class Report:
         return points.chosen(self.frame, self.record.objective, self.record.maximize)
 
     @cached_property
+    def floors(self) -> Floors:
+        """Scores without training, where the sweeps have measured them."""
+        return floors.read(self.record.sources)
+
+    @cached_property
     def strata(self) -> Table:
-        return tables.strata(self.frame, self.chosen)
+        return tables.strata(self.frame, self.chosen, self.floors)
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, np.ndarray]]:
@@ -116,9 +123,15 @@ class Report:
     def verdict(self) -> str:
         """The report in a paragraph."""
         if self.judged:
-            return paragraph(self.judged, self.primary)
+            return f"{paragraph(self.judged, self.primary)}{self._above_floors()}"
         arms = points.arms(self.frame)
         return f"One arm ({arms[0]}): nothing to compare." if arms else "No trials: nothing to compare."
+
+    def _above_floors(self) -> str:
+        """What the verdict says of floors; nothing while the sweep runs, nor of sweeps without a test part."""
+        if self.progress or not self.tested:
+            return ""
+        return f" {floors.sentence(self.floors, self.frame, self.chosen)}"
 
     @cached_property
     def checks(self) -> list[Check]:
@@ -176,9 +189,11 @@ TABLES: dict[str, Callable[[Report], Table]] = {
     "arms": lambda r: tables.arms(r.frame, r.comparisons),
     "pareto": lambda r: tables.pareto(r.strata),
     "best": lambda r: tables.best(r.frame, r.chosen, r.searched, r.record.objective, r.record.maximize),
+    "floors": lambda r: floors.table(r.floors),
     "fidelity": lambda r: embedding.fidelity(r.frame, r.chosen),
     "probing": lambda r: embedding.probing(r.frame, r.chosen),
     "stability": lambda r: r.stability,
+    "texts": lambda r: texts(r.record.sources),
     "seeds": lambda r: tables.seeds(r.frame, r.searched),
     "effects": lambda r: effects.effects(r.frame, r.searched, r.record.objective, r.record.maximize),
     "importances": lambda r: effects.importances(r.record, r.frame),

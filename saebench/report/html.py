@@ -20,9 +20,9 @@ from saebench.report.table import Column, Row, Table
 if TYPE_CHECKING:
     from saebench.report.document import Report
 
-ORDER = ("chart:pareto", "strata", "metrics", "arms", "chart:curves", "pareto", "best", "fidelity", "probing",
-         "stability", "verdict", "seeds", "chart:dead", "chart:density", "chart:l0", "chart:parallel", "effects",
-         "importances", "lost", "trials")  # fmt: skip
+ORDER = ("chart:pareto", "strata", "metrics", "arms", "chart:curves", "pareto", "best", "floors", "fidelity",
+         "probing", "stability", "texts", "verdict", "seeds", "chart:dead", "chart:density", "chart:l0",
+         "chart:parallel", "effects", "importances", "lost", "trials")  # fmt: skip
 """Sections of the page, top to bottom."""
 _OPEN = ("strata",)
 """Tables that begin open; the page shows the verdict, the front and one table."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.report import statistics
 from saebench.report.compare import FVU, L0, Comparison, Stratum
+from saebench.report.floors import Floors, beside
 from saebench.report.judge import Judged, label
 from saebench.report.points import cells, usable
 from saebench.report.table import (
@@ -57,8 +58,8 @@ FVU_MEAN = Column("fvu", "FVU ± 95%", plus_minus("fvu", "fvu_high"))
 # --- strata ----------------------------------------------------------------------------------------------------------
 
 
-def strata(frame: DataFrame, best: DataFrame) -> Table:
-    """A row per arm, sparsity and width: its best point over seeds, and all that was tried."""
+def strata(frame: DataFrame, best: DataFrame, floors: Floors) -> Table:
+    """A row per arm, sparsity and width: its best point over seeds, the best floor, and all that was tried."""
     rows = []
     for key, trials in cells(frame):
         group, arm, level, width = key
@@ -68,18 +69,21 @@ def strata(frame: DataFrame, best: DataFrame) -> Table:
             | {"stratum": trials["stratum"].iloc[0], "point": mine["point"].iloc[0] if len(mine) else None}
             | {"chosen_by": mine["chosen_by"].iloc[0] if len(mine) else "no complete trial"}
             | over_seeds(mine)
+            | beside(floors, trials)
             | {"points": trials["point"].nunique()}
             | counted(trials["state"])
         )
     columns = [
-        _GROUP, _ARM, _LEVEL, _WIDTH, Column("seeds", "seeds"), FVU_MEAN,
-        Column("fvu_std", "std", decimals("fvu_std", 4), spare=2), Column("l0", "L0", decimals("l0", 1)),
+        _GROUP, _ARM, _LEVEL, _WIDTH, Column("seeds", "seeds", spare=1), FVU_MEAN,
+        Column("floor_fvu", "best floor", decimals("floor_fvu", 4)), Column("floor", "by", spare=4),
+        Column("fvu_std", "std", decimals("fvu_std", 4), spare=3), Column("l0", "L0", decimals("l0", 1)),
         Column("explained_variance", "expl. var.", decimals("explained_variance", 4), spare=4),
-        Column("dead_fraction", "dead", lambda r: percentage(r["dead_fraction"]), spare=1), COUNTS,
+        Column("dead_fraction", "dead", lambda r: percentage(r["dead_fraction"]), spare=2), COUNTS,
         Column("chosen_by", "point chosen as", spare=5),
     ]  # fmt: skip
     note = (
-        "Best point of each stratum on the hold-out: mean, standard deviation and t interval over its seeds. "
+        "Best point of each stratum on test texts: mean, standard deviation and t interval over its seeds. "
+        "best floor: the least FVU without training at the same size (--table floors). "
         "c/p/f: trials that are complete, pruned and failed, and (+n) unfinished ones."
     )
     return make("strata", "Strata", rows, columns, note)

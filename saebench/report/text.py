@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from saebench.report.judge import label
 from saebench.report.table import Column, Table
+from saebench.report.verdict import is_of_interest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
     from saebench.report.document import Report
 
-ALL = ("metrics", "strata", "arms", "pareto", "best", "fidelity", "probing", "stability", "lost")
+ALL = ("metrics", "strata", "arms", "pareto", "best", "floors", "fidelity", "probing", "stability", "texts", "lost")
 """Tables of `--all`; the others on request."""
 FEW = 30
 """Rows up to which a table of trials is shown with `--all`."""
@@ -49,7 +50,7 @@ def show(report: Report, console: Console, tables: Sequence[Table] | None = None
         ):
             line(note, "dim")
     if tables is None and not everything:
-        line("\nmore: --all, --table NAME (--help lists them), --out report.html", "dim")
+        line("more: --all, --table NAME (--help lists them), --out report.html", "dim")
     for note in report.record.notes:
         line(f"note: {note}", _OPEN)
 
@@ -63,7 +64,8 @@ def _metrics(report: Report, console: Console) -> None:
     several = len({row["pair"] for row in rows}) > 1
     names = [f"{row['pair']}, {label(row['metric'])}" if several else label(row["metric"]) for row in rows]
     if several:  # the first metric of every pair; the rest is one --table away
-        kept = [i for i, row in enumerate(rows) if row["metric"] == report.primary[0]]
+        first = report.primary[0]
+        kept = [i for i, row in enumerate(rows) if row["metric"] == first and is_of_interest(row["a"], row["b"])]
         rows, names = [rows[i] for i in kept], [rows[i]["pair"] for i in kept]
     if len(rows) < 2:
         return
@@ -119,10 +121,11 @@ def _chosen(report: Report, tables: Sequence[Table] | None, everything: bool) ->
 
 
 def _short(table: Table) -> Table:
-    """The first rows of a table, and how many more there are."""
+    """The first rows of a table, and how many more there are; not the column whose words wrap every row."""
     left = len(table.frame) - _LINES
     note = f"{left} more rows: --table {table.name}" if left > 0 else ""
-    return replace(table, frame=table.frame.head(_LINES), note=note)
+    columns = tuple(column for column in table.columns if column.key != "chosen_by")
+    return replace(table, frame=table.frame.head(_LINES), columns=columns, note=note)
 
 
 def _show_table(table: Table, console: Console) -> None:

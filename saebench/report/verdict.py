@@ -289,9 +289,17 @@ def _wins(c: Comparison, arm: str) -> bool:
     return c.outcome == ("better" if c.a == arm else "worse")
 
 
+def is_of_interest(a: str, b: str) -> bool:
+    """Are these two arms, or an arm and its own control? Other pairs are in the tables alone."""
+    return not (is_control(a) or is_control(b)) or _is_of(a, b) or _is_of(b, a)
+
+
 def _is_of(control: str, arm: str) -> bool:
     """Is `control` the control of `arm`?"""
     return is_control(control) and not is_control(arm) and control.partition(" (")[0] == arm.partition(" ")[0]
+
+
+_DECIDED = ("better", "worse", "equal", "small", "same")
 
 
 def _against_control(found: Judged) -> str:
@@ -302,12 +310,17 @@ def _against_control(found: Judged) -> str:
         return ""
     beats = [f"{label(n)} ({difference_text(one, one.mean if one.a == arm else -one.mean)})"
              for n, one in found.items() if _wins(one, arm)]  # fmt: skip
-    fails = [label(n) for n, one in found.items() if not _wins(one, arm) and one.outcome != "not compared"]
-    name = next(name for name in CONTROLS.values() if f"({name})" in control)
-    if not beats:
-        return f"{arm} does not beat its control ({name}) in any metric"
-    return f"{arm} beats its control ({name}) in {_list(beats)}{f', not in {_list(fails)}' * bool(fails)}"
+    open_ = [label(n) for n, one in found.items() if one.outcome == "undecided"]
+    fails = [label(n) for n, one in found.items() if not _wins(one, arm) and one.outcome in _DECIDED]
+    its = f"its control ({next(name for name in CONTROLS.values() if f'({name})' in control)})"
+    rest = f", not in {_list(fails)}" * bool(fails) + f"; undecided in {_list(open_)}" * bool(open_)
+    if beats:
+        return f"{arm} beats {its} in {_list(beats)}{rest}"
+    if not open_:
+        return f"{arm} does not beat {its} in any metric"
+    why = f": {what_would_decide(c)}" if c.outcome == "undecided" else ""
+    return f"{arm} is not shown to beat {its} in any metric{why}"
 
 
 def _list(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return "".join(names) if len(names) < 2 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -36,3 +36,8 @@ def test_what_no_trial_has_is_left_out() -> None:
     frame = _frame(seed=[None], **{"data.model": [None], "eval/examples": [float("nan")]})
     assert about({"a": "  "}, frame) == []
     assert about({"a": ""}, _frame(seed=list(range(9)))) == ["seeds 0, 1, 2, 3, 4, 5, ..."]
+
+
+def test_embeddings_of_ones_own_have_no_model_and_no_dataset() -> None:
+    params = {"data.model": "/some/where/vectors.npy", "data.dataset": "vectors.npy", "data.split": "train"}
+    assert about({}, pd.DataFrame([params])) == ["embeddings of vectors.npy"]

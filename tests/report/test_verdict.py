@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -278,3 +279,31 @@ def test_all_prints_every_table() -> None:
     show(report(simulate_search()), make_console(out, width=160), everything=True)
     assert "Arms side by side at equal L0" in out.getvalue()
     assert "What is left of similarities" in out.getvalue()
+
+
+def test_a_control_fails_no_check() -> None:
+    """Nobody uses it: a frozen decoder has dead latents and is found by no other seed."""
+    trials = simulate_search(arms={"topk": 1.0, "topk/frozen_decoder": 1.3})
+    for trial in trials:
+        if trial["params"].get("control"):
+            trial["metrics"]["test/dead_fraction"] = 0.4
+    assert set(failed(report(trials))) == {"classes"}
+
+
+def test_an_undecided_control_is_not_called_beaten_or_unbeaten() -> None:
+    """FVU is 23% lower than the control's, but the best point lies at the edge of its range."""
+    trials = simulate_search(arms={"topk": 1.0, "topk/frozen_decoder": 1.3}, about={"edge": ["lr"]})
+    text = report(trials).verdict
+    assert "topk is not shown to beat its control (frozen decoder) in any metric: a best point lies at the edge" in text
+    trials = simulate_search(arms={"topk": 1.0, "topk/frozen_decoder": 1.3})
+    text = report(trials).verdict
+    assert re.search(r"topk beats its control \(frozen decoder\) in FVU \(2.*; undecided in .*probing", text)
+
+
+def test_the_screen_has_no_pair_of_an_arm_and_another_ones_control() -> None:
+    arms = {"topk": 1.0, "batchtopk": 0.97, "topk/frozen_decoder": 1.3}
+    out = io.StringIO()
+    show(report(simulate_search(arms=arms)), make_console(out))
+    text = out.getvalue()
+    assert "topk vs topk (frozen decoder)" in text
+    assert "batchtopk vs topk (frozen decoder)" not in text

@@ -1,0 +1,167 @@
+"""Floors: what scores are without training, on the same test texts, as the sweeps have measured them (floors.json)."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from saebench.errors import UserError
+from saebench.metrics import METRICS, TEST
+from saebench.report import artifacts
+from saebench.report.judge import label
+from saebench.report.points import FINAL, arms, cells
+from saebench.report.sources import Source
+from saebench.report.table import Column, Row, Table, decimals, make
+from saebench.report.verdict import is_control
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+NAMES = {
+    "pca": "principal components",
+    "data": "data rows",
+    "kmeans": "k-means centres",
+    "random": "random directions",
+}
+"""What floors are called; all but the first are dictionaries whose codes are picked by matching pursuit."""
+COMPARED = ("fvu", "knn_overlap_at_10", "probing_auc_k5")
+"""Metrics in which arms are compared with their floors."""
+KS = (1, 5, 20)
+"""Latents that a class is read off."""
+Size = tuple[str, int, int]
+"""sweep, k, dict_size."""
+
+
+class Floors:
+    """The floors of some sweeps, by size."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)
+        self._by_size: dict[Size, list[Row]] = {}
+        for row in self.rows:
+            self._by_size.setdefault((row["sweep"], row["k"], row["dict_size"]), []).append(row)
+
+    def best(self, sweep: str, level: float, width: float, metric: str) -> tuple[str, float] | None:
+        """The floor that is best in `metric` at a size, and its value; None if none was measured."""
+        if not (math.isfinite(level) and math.isfinite(width)):
+            return None
+        size = (sweep, max(1, round(level)), round(width))
+        there = {str(row["floor"]): row[metric] for row in self._by_size.get(size, ()) if metric in row}
+        if not there:
+            return None
+        name = (max if METRICS[metric].direction == "maximize" else min)(there, key=there.__getitem__)
+        return name, there[name]
+
+
+def read(sources: Iterable[Source]) -> Floors:
+    """The floors in the sweeps' directories; of a sweep that has none here, those that MLflow has."""
+    return Floors([row for source in sources for row in _rows(source.name, _content(source))])
+
+
+def _content(source: Source) -> Any:
+    try:
+        if source.paths is not None:
+            return json.loads(source.paths.floors.read_text("utf-8"))
+        from mlflow.exceptions import MlflowException
+
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                file = artifacts.download(source, source.run_id, "floors.json", Path(folder))
+            except (MlflowException, UserError):
+                return None
+            return json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _rows(sweep: str, content: Any) -> list[Row]:
+    """A row per floor that is whole: sweep, floor, k, dict_size, finite values by the metric's name, left_out."""
+    found = content.get("floors") if isinstance(content, dict) else None
+    rows = []
+    for floor in found if isinstance(found, list) else ():
+        if not (isinstance(floor, dict) and isinstance(floor.get("values"), dict) and floor.get("floor") in NAMES):
+            continue
+        if type(floor.get("k")) is not int or type(floor.get("dict_size")) is not int:
+            continue
+        values = {str(key).removeprefix(TEST): value for key, value in floor["values"].items()}
+        numbers = {k: float(v) for k, v in values.items() if isinstance(v, int | float) and math.isfinite(v)}
+        left_out = floor.get("left_out")
+        why = "; ".join(f"{k}: {v}" for k, v in left_out.items()) if isinstance(left_out, dict) else ""
+        own = {"sweep": sweep, "floor": floor["floor"], "k": floor["k"], "dict_size": floor["dict_size"]}
+        rows.append(numbers | own | {"left_out": why})
+    return rows
+
+
+def table(floors: Floors) -> Table:
+    """A row per size and floor."""
+    columns = [
+        Column("sweep", "sweep", spare=3), Column("k", "k"), Column("dict_size", "latents"),
+        Column("floor", "floor", lambda row: NAMES[row["floor"]]), Column("fvu", "FVU", decimals("fvu", 4)),
+        Column("cosine", "cosine", decimals("cosine", 4), spare=2),
+        Column("knn_overlap_at_10", label("knn_overlap_at_10"), decimals("knn_overlap_at_10", 4)),
+        *(Column(key, f"AUC k={k}", decimals(key, 3), spare=k != 5) for k in KS for key in [f"probing_auc_k{k}"]),
+        Column("left_out", "not measured", lambda row: row["left_out"], spare=1),
+    ]  # fmt: skip
+    note = (
+        "Scores without training, on the same test texts at the same k: k principal components, and k picks by "
+        "matching pursuit among data rows, k-means centres and random directions. Their codes may be negative."
+    )
+    rows = sorted(
+        floors.rows, key=lambda row: (row["sweep"], row["dict_size"], row["k"], list(NAMES).index(row["floor"]))
+    )
+    return make("floors", "Floors", rows, columns, note if rows else "None were measured.")
+
+
+def beside(floors: Floors, trials: DataFrame) -> Row:
+    """What a row of strata has of its floors: the best one's name and FVU."""
+    first = trials.iloc[0]
+    found = floors.best(str(first["sweep"]), float(first["level"]), float(first["dict_size"]), "fvu")
+    return {"floor": found[0] if found else "", "floor_fvu": found[1] if found else math.nan}
+
+
+def sentence(floors: Floors, frame: DataFrame, best: DataFrame) -> str:
+    """In which strata every seed of an arm's best point is better than the best floor, metric by metric; of arms that
+    are no controls."""
+    if not floors.rows:
+        return "No floors were measured: what these scores are without training is not known."
+    found = {arm: counts for arm, counts in beaten(floors, frame, best).items() if not is_control(arm)}
+    said: dict[str, list[str]] = {}
+    for metric in COMPARED:
+        mine = {arm: counts[metric] for arm, counts in found.items() if metric in counts}
+        if mine:
+            said.setdefault(_who(mine), []).append(label(metric))
+    if not said:
+        return "Floors were measured, at no size that these arms have."
+    parts = "; ".join(f"in {' and '.join(names)} {who}" for who, names in said.items())
+    return f"Above every floor (scores without training): {parts}."
+
+
+def _who(counts: Mapping[str, tuple[int, int]]) -> str:
+    """For example topk in 1 of 2 strata, batchtopk in 2 of 2; every arm in all strata; no arm."""
+    if all(above == of for above, of in counts.values()):
+        return f"{'every arm' if len(counts) > 1 else next(iter(counts))} in all strata"
+    if not any(above for above, _ in counts.values()):
+        return "no arm"
+    first, *rest = (f"{arm} in {above} of {of}" for arm, (above, of) in counts.items())
+    return ", ".join([f"{first} strata", *rest])
+
+
+def beaten(floors: Floors, frame: DataFrame, best: DataFrame) -> Mapping[str, Mapping[str, tuple[int, int]]]:
+    """{arm: {metric: (strata in which every seed is better than the best floor, strata with a floor)}}."""
+    found: dict[str, dict[str, tuple[int, int]]] = {arm: {} for arm in arms(frame)}
+    for (_, arm, level, width), trials in cells(best):
+        for metric in COMPARED:
+            floor = floors.best(str(trials["sweep"].iloc[0]), float(level), float(width), metric)
+            key = f"{FINAL}{metric}"
+            if floor is None or key not in trials.columns or trials[key].isna().all():
+                continue
+            values = trials[key].dropna()
+            more = METRICS[metric].direction == "maximize"
+            above, of = found[str(arm)].get(metric, (0, 0))
+            better = all(value > floor[1] if more else value < floor[1] for value in values)
+            found[str(arm)][metric] = (above + better, of + 1)
+    return found
