@@ -23,6 +23,7 @@ class RowsStore:
         self._test = self._validation[:100] + 0.01
         self._batch_size, self._seed, self._device = batch_size, seed, device
         self._epoch = self._at = 0
+        self._served = torch.arange(rows)
 
     d_in = property(lambda self: self._train.shape[1])
     num_train = property(lambda self: len(self._train))
@@ -30,9 +31,8 @@ class RowsStore:
     num_test = property(lambda self: len(self._test))
 
     def _order(self) -> Tensor:
-        return torch.randperm(
-            len(self._train), generator=torch.Generator().manual_seed(self._seed * 1000 + self._epoch)
-        )
+        generator = torch.Generator().manual_seed(self._seed * 1000 + self._epoch)
+        return self._served[torch.randperm(len(self._served), generator=generator)]
 
     def next_batch(self) -> Tensor:
         parts: list[Tensor] = []
@@ -42,12 +42,16 @@ class RowsStore:
             parts.append(self._train[part])
             missing -= len(part)
             self._at += len(part)
-            if self._at == len(self._train):
+            if self._at == len(self._served):
                 self._epoch, self._at = self._epoch + 1, 0
         return torch.cat(parts).to(self._device)
 
     def sample(self, n: int) -> Tensor:
         return self._train[:n].to(self._device)
+
+    def set_aside(self, _: int, places: Tensor) -> None:
+        rest = torch.ones(len(self._train), dtype=torch.bool).index_fill(0, places, False)
+        self._served = rest.nonzero().squeeze(1)
 
     def validation(self, batch_size: int = 8192) -> Iterator[Tensor]:
         yield from self._validation.to(self._device).split(batch_size)

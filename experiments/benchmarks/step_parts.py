@@ -26,10 +26,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "clipping": ("saebench.trial.optim:clip_gradients",),
     "Adam": ("torch.optim:Adam.step",),
     "decoder norm": ("saebench.saes.base:SAE.constrain",),
-    "bookkeeping": (
-        "saebench.trial.trainer:Training._remember",
-        "saebench.trial.trainer:Training._without_calibration",
-    ),
+    "bookkeeping": ("saebench.trial.trainer:Training._remember",),
 }
 """Functions whose time is a part's, without that of the functions of other parts that they call."""
 REST = "the rest"

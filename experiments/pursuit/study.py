@@ -66,12 +66,13 @@ class Rows:
 
     def __post_init__(self) -> None:
         self.d_in, self.num_train = self.rows.shape[1], len(self.rows)
+        self._served = torch.arange(self.num_train)
         self._batches = self._all()
 
     def _all(self) -> Iterator[Tensor]:
         generator = torch.Generator().manual_seed(self.seed)
         while True:
-            order = torch.randperm(self.num_train, generator=generator)
+            order = self._served[torch.randperm(len(self._served), generator=generator)]
             yield from (self.rows[part] for part in order.split(self.batch) if len(part) == self.batch)
 
     def next_batch(self) -> Tensor:
@@ -79,6 +80,11 @@ class Rows:
 
     def sample(self, n: int) -> Tensor:
         return self.rows[:n]
+
+    def set_aside(self, n: int, places: Tensor) -> None:
+        del n  # the sample is the first rows
+        rest = torch.ones(self.num_train, dtype=torch.bool).index_fill(0, places, False)
+        self._served = rest.nonzero().squeeze(1)
 
     def train_labels(self, n: int) -> list[Any] | None:
         return self.labels[:n] if self.labels else None

@@ -54,15 +54,22 @@ class Rows:
         self._generator = torch.Generator().manual_seed(1000 + seed)
         self._order = torch.empty(0, dtype=torch.int64)
         self.d_in, self.num_train = corpus.train.shape[1], len(corpus.train)
+        self._served = torch.arange(self.num_train)
 
     def next_batch(self) -> Tensor:
         while len(self._order) < self._batch_size:
-            self._order = torch.cat([self._order, torch.randperm(self.num_train, generator=self._generator)])
+            mixed = torch.randperm(len(self._served), generator=self._generator)
+            self._order = torch.cat([self._order, self._served[mixed]])
         index, self._order = self._order[: self._batch_size], self._order[self._batch_size :]
         return self._corpus.train[index]
 
     def sample(self, n: int) -> Tensor:
         return self._corpus.train[:n]
+
+    def set_aside(self, n: int, places: Tensor) -> None:
+        del n  # the sample is the first rows
+        rest = torch.ones(self.num_train, dtype=torch.bool).index_fill(0, places, False)
+        self._served = rest.nonzero().squeeze(1)
 
     def validation(self, batch_size: int = 8192) -> Iterator[Tensor]:
         return iter(torch.split(self._corpus.holdout, batch_size))

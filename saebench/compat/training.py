@@ -13,7 +13,7 @@ from saebench.config import DataConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.stores.sbert import ActivationsStoreSBERT
 from saebench.trial.evaluation import evaluate
-from saebench.trial.trainer import SAMPLE_ROWS, Training, calibration_rows, train
+from saebench.trial.trainer import SAMPLE_ROWS, Training, set_aside, train
 
 Record = Callable[[int, Mapping[str, float]], None]
 """Called with the number of examples seen and the metrics."""
@@ -71,7 +71,7 @@ def _training(sae: TrainableSAE, store: ActivationsStoreSBERT, settings: Setting
         dead_after=settings.n_batches_to_dead * settings.batch_size,
         log_every=settings.perf_log_freq * settings.batch_size,
     )
-    return Training(train, inner, store.num_train, calibration_rows(sample, store.num_train).to(inner.b_dec.device))
+    return Training(train, inner, store.num_train, set_aside(store, sample).to(inner.b_dec.device))
 
 
 @contextmanager

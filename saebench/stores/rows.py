@@ -1,8 +1,9 @@
 """Mini-batches out of a cache entry: a permutation per epoch, a memory map (or the GPU) underneath.
 
-What is served is a function of (entry, num_examples, holdout, deduplicate, seed, batch_size, position) and nothing
-else: not of the device, the number of workers, or what was read before. Inside a batch, the rows of an epoch stand in
-the order of the stream, which reads the file once from front to back; the permutation decides which rows are in it.
+What is served is a function of (entry, num_examples, holdout, deduplicate, seed, batch_size, position), of the rows set
+aside, and of nothing else: not of the device, the number of workers, or what was read before. Inside a batch, the rows
+of an epoch stand in the order of the stream, which reads the file once from front to back; the permutation decides
+which rows are in it.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ class CachedRows:
         self.d_in, self.num_train = entry.d_in, entry.num_train
         self.num_validation, self.num_test = entry.num_validation, entry.num_test
         self._shards = entry.rows()
-        self._epoch: tuple[int, Index] | None = None
+        self._served: Index = np.arange(self.num_train)
+        self._epoch: tuple[int, Index, Index] | None = None
         self._order: tuple[int, Tensor] | None = None
         self._position = 0
         fits = self._fits()
@@ -65,6 +67,13 @@ class CachedRows:
     def sample(self, n: int) -> Tensor:
         """(min(n, num_train), d_in) training rows: those of the lowest text hashes, in the order of the stream."""
         return self._gather(self.entry.sample_index(n)).to(self.device)
+
+    def set_aside(self, n: int, places: Tensor) -> None:
+        """`next_batch` no longer serves these rows of `sample(n)`, unless there are no others."""
+        held = self.entry.sample_index(n)[places.numpy(force=True)]
+        free = np.flatnonzero(~np.isin(self.entry.train_index, held))
+        self._served = free if len(free) else np.arange(self.num_train)
+        self._order = self._coming = None
 
     def sample_labels(self, n: int) -> list[Any] | None:
         """Labels of the rows of `sample(n)`."""
@@ -119,19 +128,20 @@ class CachedRows:
         """(epoch, places in its permutation) of each part of the batch at `position`."""
         missing = self.batch_size
         while missing:
-            epoch, offset = divmod(position, self.num_train)
-            count = min(missing, self.num_train - offset)
+            epoch, offset = divmod(position, len(self._served))
+            count = min(missing, len(self._served) - offset)
             yield epoch, slice(offset, offset + count)
             position += count
             missing -= count
 
     def _permutation(self, epoch: int) -> Index:
-        """A function of the seed, the epoch and num_train."""
-        kept = self._epoch
-        if kept is None or kept[0] != epoch:
+        """A function of the seed, the epoch and the rows that are served. A thread that still reads ahead from before
+        `set_aside` may call this, too."""
+        kept, served = self._epoch, self._served
+        if kept is None or kept[0] != epoch or kept[1] is not served:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            kept = self._epoch = epoch, generator.permutation(self.num_train)
-        return kept[1]
+            kept = self._epoch = epoch, served, served[generator.permutation(len(served))]
+        return kept[2]
 
     # --- where from --------------------------------------------------------------------------------------------------
 

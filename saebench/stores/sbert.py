@@ -170,6 +170,11 @@ class ActivationsStoreSBERT:
         """(min(n, num_train), d_in) training rows, always the same: a function of the data, not of the seed."""
         return self._rows.sample(n)
 
+    def set_aside(self, n: int, places: Tensor) -> None:
+        """From now on `next_batch` serves none of these rows of `sample(n)`, unless there are no others. An epoch out
+        of the cache is shorter by them; a stream serves the text before each of them in its place."""
+        self._rows.set_aside(n, places)
+
     def train_labels(self, n: int) -> list[Any] | None:
         """Labels of the rows of `sample(n)`; None without a label column."""
         return self._rows.sample_labels(n)

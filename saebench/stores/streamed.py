@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import torch
@@ -72,6 +72,7 @@ class StreamedRows:
         self._survey: _Survey | None = None
         self._held: dict[Part, Tensor] = {}
         self._width: int | None = None
+        self._aside: frozenset[int] = frozenset()
         self._begin(Block(0, 0, 0), Block(0, 0, 0), 0)
 
     def _begin(self, before: Block, current: Block, offset: int) -> None:
@@ -174,6 +175,17 @@ class StreamedRows:
         """(min(n, num_train), d_in) training rows: those of the lowest text hashes, in the order of the stream."""
         return self._embed_all(self._surveyed(n).sample).to(self.device)
 
+    def set_aside(self, n: int, places: Tensor) -> None:
+        """`next_batch` no longer serves these rows of `sample(n)`, unless there are no others; see `_training`."""
+        sample = self._surveyed(n).sample
+        aside = frozenset(sample[place].hash for place in places.tolist())
+        if aside == self._aside:
+            return
+        self._aside, at = aside, self._at
+        self._begin(*self._blocks, self._offset)
+        if at.epoch >= 0:
+            self._open(at.epoch, at.start + at.count)
+
     def sample_labels(self, n: int) -> list[Any] | None:
         return _labels(self._surveyed(n).sample)
 
@@ -205,11 +217,29 @@ class StreamedRows:
 
     def _open(self, epoch: int, skip: int) -> None:
         """Start a pass over the training texts, `skip` of them behind us."""
-        self._stream = (text for text in self._texts() if self._division.part(text.hash) == "train")
+        self._stream = self._training()
         found = sum(1 for _ in islice(self._stream, skip))
         if found < skip:
             raise DataError(f"the dataset has {found:,} training texts, but {skip:,} had been read before")
         self._at = Block(epoch, skip, 0)
+
+    def _training(self) -> Iterator[Text]:
+        """The training texts of a pass. In the place of each that is set aside comes the last one before it that is
+        not (at the start: the first that is not), so that every text stays at its number."""
+        free: Text | None = None
+        waiting: list[Text] = []
+        for text in self._texts():
+            if self._division.part(text.hash) != "train":
+                continue
+            if text.hash not in self._aside:
+                free = text
+                yield from repeat(free, len(waiting) + 1)
+                waiting.clear()
+            elif free is not None:
+                yield free
+            else:
+                waiting.append(text)
+        yield from waiting  # there are no others
 
     def _again(self, block: Block) -> Tensor:
         """The rows of a block that was served before."""

@@ -115,6 +115,9 @@ class _RandomRows:
     def sample(self, n: int) -> Any:
         return self._rows[:n]
 
+    def set_aside(self, n: int, places: Any) -> None:
+        """Only the time of a step is asked for."""
+
     def train_labels(self, n: int) -> None:  # noqa: ARG002 - a store's signature
         return None
 

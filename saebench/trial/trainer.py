@@ -29,7 +29,7 @@ from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 
 SAMPLE_ROWS = 16_384
 """Training rows that preprocessing, b_dec and thresholds start from."""
-STATE_VERSION = 3
+STATE_VERSION = 4
 """Of the checkpoint and of the recipe: a run is resumed by the rules it began with, or not at all."""
 COLLAPSE = 2.5
 """Training FVU at the end, over the least that it has been, above which the training has fallen apart."""
@@ -37,10 +37,6 @@ _FVU_WEIGHT, _STEPS_TO_COLLAPSE = 0.1, 50
 """Of one step in the running average; steps before which nothing is said."""
 SHORTEST_LIST = 64
 """Least length of a list of dead latents on a GPU, where it is not empty; others are powers of two."""
-KEY_COLUMNS = 64
-"""Columns of a row that its fingerprint is made of."""
-_ODD = 0x1E3779B97F4A7C15
-"""Spreads the bits of a row over its fingerprint."""
 
 
 class Store(Protocol):
@@ -52,6 +48,9 @@ class Store(Protocol):
     def num_train(self) -> int: ...
     def next_batch(self) -> Tensor: ...
     def sample(self, n: int) -> Tensor: ...
+    def set_aside(self, n: int, places: Tensor) -> None:
+        """From now on `next_batch` serves none of these rows of `sample(n)`."""
+
     def train_labels(self, n: int) -> list[Any] | None: ...
     def validation(self, batch_size: int = 8192) -> Iterator[Tensor]: ...
     def validation_labels(self) -> list[Any] | None: ...
@@ -126,9 +125,7 @@ class Training:
         self._bad = torch.full((2,), -1, device=self.device)
         # running average of the FVU, the least that it has been
         self._fvu = torch.full((2,), torch.inf, device=self.device, dtype=torch.float32)
-        self._key_weights = torch.arange(1, min(KEY_COLUMNS, sae.d_in) + 1, device=self.device) * _ODD | 1
         self.calibration = calibration
-        self._held = _row_keys(calibration, self._key_weights).sort().values
         self._revives = sae.config.revives
         self._lists: dict[int, Tensor] = {}
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and train.cuda_graph else None
@@ -149,10 +146,12 @@ class Training:
     def start(
         cls, sae: SAEConfig, train: TrainConfig, seed: int, store: Store, device: str | torch.device = "cpu"
     ) -> Self:
-        """A new training of a new SAE, from the seed and the store's training rows."""
+        """A new training of a new SAE, from the seed and the store's training rows; the store sets some of them aside
+        for calibration."""
         sample = store.sample(SAMPLE_ROWS)
+        calibration = set_aside(store, sample).to(device)
         made = make_sae(sae, store.d_in, without_calibration(sample, store.num_train), seed).to(device)
-        return cls(train, made, store.num_train, calibration_rows(sample, store.num_train).to(device))
+        return cls(train, made, store.num_train, calibration)
 
     def advance(self, x: Tensor) -> Metrics:
         """One optimiser step on embeddings x (B, d_in); returns the training metrics, unread."""
@@ -173,7 +172,7 @@ class Training:
         """What of a step happens on the device. It may be recorded: it changes tensors in place, and on a GPU waits for
         no number."""
         moment = Moment(now.progress, self.control.coeff(now.progress), self._dead(), self.train.precision)
-        loss = self.sae.loss(self._without_calibration(x), moment)
+        loss = self.sae.loss(x, moment)
         self._descend(loss.total, now.lr)
         self._remember(loss, x, now)
         return self._metrics(loss, moment)
@@ -219,17 +218,6 @@ class Training:
         latents = self.dead_index.clamp_max(self.sae.dict_size - 1)
         listed = self.dead_index < self.sae.dict_size
         return Dead(latents, listed & (self.since_fired[latents] >= self.dead_after))
-
-    @torch.no_grad()
-    def _without_calibration(self, x: Tensor) -> Tensor:
-        """x with each row that is set aside for calibration replaced by the row before it that is not (a batch
-        of such rows alone stays as it is)."""
-        if len(x) == 0:
-            return x
-        keys = _row_keys(x, self._key_weights)
-        held = self._held[torch.searchsorted(self._held, keys).clamp_max(len(self._held) - 1)] == keys
-        place = torch.arange(len(x), device=x.device).masked_fill(held, -1).cummax(0).values
-        return x[torch.where(place < 0, held.int().argmin(), place)]
 
     def _metrics(self, loss: Loss, moment: Moment) -> Metrics:
         metrics: Metrics = {
@@ -347,6 +335,12 @@ def calibration_places(count: int, num_train: int) -> Tensor:
     return torch.arange(held) * count // held
 
 
+def set_aside(store: Store, sample: Tensor) -> Tensor:
+    """Keep calibration rows out of the batches of the store; those rows. `sample` is store.sample(SAMPLE_ROWS)."""
+    store.set_aside(SAMPLE_ROWS, calibration_places(len(sample), store.num_train))
+    return calibration_rows(sample, store.num_train)
+
+
 def calibration_rows(sample: Tensor, num_train: int) -> Tensor:
     """Those rows of the store's sample."""
     return sample[calibration_places(len(sample), num_train).to(sample.device)]
@@ -358,9 +352,3 @@ def without_calibration(sample: Tensor, num_train: int) -> Tensor:
     rest = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
     rest[calibration_places(len(sample), num_train).to(sample.device)] = False
     return sample[rest] if rest.sum() >= 2 else sample
-
-
-def _row_keys(x: Tensor, weights: Tensor) -> Tensor:
-    """(B,) int64: a fingerprint of each row's bits; weights (columns,) odd numbers for its first columns."""
-    bits = x[:, : len(weights)].float().contiguous().view(torch.int32).long()
-    return (bits * weights).sum(1)

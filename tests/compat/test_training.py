@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from saebench import ActivationsStoreSBERT, VanillaSAE, get_default_cfg, post_in
 from saebench.compat.training import mirrored
 from saebench.config import VanillaConfig
 from saebench.errors import DataError
+from saebench.saes import SAE
 
 TYPES = ("vanilla", "topk", "batchtopk", "jumprelu")
 
@@ -62,6 +64,26 @@ def test_one_cfg_feeds_the_store_the_sae_and_the_training(texts: str, kind: str)
         assert output["l0_norm"] == pytest.approx(4, rel=0.1)
     with pytest.raises(DataError, match="has served every text"):
         train_sae(sae, store, sbert, cfg)
+
+
+@pytest.mark.parametrize("before", [0, 3])
+def test_rows_set_aside_for_calibration_are_never_trained_on(
+    texts: str, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """One pass: as many rows as before, though those set aside are none of them."""
+    cfg = small(texts, "topk")
+    store = ActivationsStoreSBERT(model=Letters(), cfg=cfg)
+    for _ in range(before):
+        store.next_batch()
+    served, held, next_batch, calibrate = list[Tensor](), list[Tensor](), store.next_batch, SAE.calibrate
+    monkeypatch.setattr(store, "next_batch", lambda: served.append(next_batch()) or served[-1])
+    monkeypatch.setattr(SAE, "calibrate", lambda sae, rows: held.append(rows) or calibrate(sae, rows))
+    train_sae(sae_classes["topk"](cfg), store, None, cfg)
+    assert store.examples_used == 1000
+    everywhere = Counter(tuple(row) for row in store.sample(1000).tolist())
+    aside = {row for row in map(tuple, held[0].tolist()) if everywhere[row] == 1}  # some texts have the same letters
+    assert len(aside) > 100
+    assert not aside & {tuple(row) for row in torch.cat(served).tolist()}
 
 
 def test_a_holdout_is_evaluated_on(texts: str) -> None:

@@ -24,13 +24,17 @@ class Glosses:
     def __init__(self, rows: Tensor, batch_size: int) -> None:
         self.train, self.rows, self.batch_size = rows[HOLDOUT:], rows[:HOLDOUT], batch_size
         self.d_in, self.num_train = rows.shape[1], len(rows) - HOLDOUT
+        self.served = self.train
         self.generator = torch.Generator().manual_seed(0)
 
     def next_batch(self) -> Tensor:
-        return self.train[torch.randint(self.num_train, (self.batch_size,), generator=self.generator)]
+        return self.served[torch.randint(len(self.served), (self.batch_size,), generator=self.generator)]
 
     def sample(self, n: int) -> Tensor:
         return self.train[:n]
+
+    def set_aside(self, n: int, places: Tensor) -> None:  # noqa: ARG002 - a store's signature
+        self.served = self.train[torch.ones(self.num_train, dtype=torch.bool).index_fill(0, places, False)]
 
     def train_labels(self, n: int) -> list[Any] | None:  # noqa: ARG002 - a store's signature
         return None

@@ -17,11 +17,12 @@ import torch
 from corpora import HashModel, sentences, write_jsonl
 from torch import Tensor
 
-from saebench.config import DataConfig
+from saebench.config import DataConfig, TopKConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.stores import ActivationsStoreSBERT, DataExhausted, cache, open_store, tidy
 from saebench.stores.rows import PREFETCH, CachedRows
 from saebench.stores.texts import Division, hash_text, threshold
+from saebench.trial.trainer import Training, train
 
 Corpus = Callable[..., DataConfig]
 
@@ -219,6 +220,81 @@ def test_resuming_is_exact(opened: Callable[..., Any], taken: int) -> None:
         assert torch.equal(again.next_batch(), batch)
 
 
+PLACES = torch.tensor([0, 1, 7, 40, 99])
+"""Of the sample of 100 rows, the first and the last among them."""
+
+
+@pytest.mark.parametrize("before", [0, 1, 9, 13])
+def test_rows_set_aside_are_never_served_and_all_others_are(opened: Callable[..., Any], before: int) -> None:
+    """However many batches were served before, whole epochs among them."""
+    store = opened()
+    held = {tuple(row) for row in store.sample(100)[PLACES].tolist()}
+    everything = {tuple(row) for row in store.sample(1000).tolist()}
+    assert held < everything
+    for _ in range(before):
+        store.next_batch()
+    store.set_aside(100, PLACES)
+    served = [store.next_batch() for _ in range(40)]
+    assert {len(batch) for batch in served} == {32}
+    assert {tuple(row) for row in torch.cat(served).tolist()} == everything - held
+    assert len(store.sample(100)) == 100, "they are sampled as before"
+
+
+@pytest.mark.parametrize("taken", [0, 1, 5, 9, 28])
+def test_resuming_with_rows_set_aside_is_exact(opened: Callable[..., Any], taken: int) -> None:
+    """In whichever order the two are told the new store."""
+    store = opened()
+    store.set_aside(100, PLACES)
+    for _ in range(taken):
+        store.next_batch()
+    state = json.loads(json.dumps(store.state_dict()))
+    ahead = [store.next_batch() for _ in range(15)]
+    for first in ("aside", "state"):
+        again = opened()
+        again.next_batch()
+        if first == "state":
+            again.load_state_dict(state)
+        again.set_aside(100, PLACES)
+        if first == "aside":
+            again.load_state_dict(state)
+        assert all(torch.equal(again.next_batch(), batch) for batch in ahead)
+
+
+def test_a_store_that_has_no_other_rows_serves_those_set_aside(opened: Callable[..., Any]) -> None:
+    store = opened()
+    everything = rows_set(store.sample(1000))
+    store.set_aside(1000, torch.arange(store.num_train))
+    assert set(rows_set(torch.cat([store.next_batch() for _ in range(40)]))) == set(everything)
+
+
+def test_an_sae_is_never_trained_on_the_rows_it_is_calibrated_with(
+    opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = opened()
+    training = Training.start(TopKConfig(k=2, dict_size=16), TrainConfig(samples=1500, batch_size=32), 0, store)
+    trained, loss = list[Tensor](), training.sae.loss
+    monkeypatch.setattr(training.sae, "loss", lambda x, moment: trained.append(x) or loss(x, moment))
+    assert list(train(training, store))
+    held = set(rows_set(training.calibration))
+    assert len(held) == store.num_train // 5
+    assert set(rows_set(torch.cat(trained))) == set(rows_set(store.sample(1000))) - held
+
+
+def test_texts_beside_the_batches_go_on_where_they_were(opened: Callable[..., Any]) -> None:
+    texts = [text for text in sentences(300) if hash_text(text) >= threshold(0.1)]
+    lowest = sorted(texts, key=hash_text)[:100]
+    store, aside = opened(), {text for text in texts if text in lowest}
+    assert store.get_batch_tokens() == texts[:2]
+    store.set_aside(100, torch.arange(100))
+    seen = [text for _ in range(20) for text in store.get_batch_tokens()]
+    if store.entry is not None:  # these are not what is served
+        assert seen == texts[2:42]
+        return
+    assert not aside & set(seen)
+    assert [text for text in seen if seen.count(text) == 1 or text in texts[2:42]] == seen
+    assert all(new == old for new, old in zip(seen, texts[2:42], strict=True) if old not in aside)
+
+
 def test_a_state_of_other_settings_is_refused(opened: Callable[..., Any]) -> None:
     state = opened(seed=1).state_dict()
     with pytest.raises(DataError, match=r"saved position: seed: 1, but this store has 0"):
@@ -408,6 +484,11 @@ def test_a_gpu_gets_the_same_batches(
     ahead = list(islice(iter(on_gpu.next_batch, None), 3))
     on_gpu.load_state_dict(state)
     assert all(torch.equal(on_gpu.next_batch(), batch) for batch in ahead)
+    on_cpu.load_state_dict(on_gpu.state_dict())
+    for store in (on_cpu, on_gpu):
+        store.set_aside(100, PLACES)
+    for _ in range(12):
+        assert torch.equal(on_gpu.next_batch().cpu(), on_cpu.next_batch())
 
 
 # --- a GPU, faked: that its paths are taken and serve the same rows ---------------------------------------------------
@@ -508,6 +589,14 @@ def test_rows_stay_on_the_gpu_where_they_fit_and_come_through_pinned_memory_wher
     ahead = [on_gpu.next_batch() for _ in range(3)]
     on_gpu.load_state_dict(state)
     assert all(torch.equal(on_gpu.next_batch(), batch) for batch in ahead), "what was prefetched is thrown away"
+    held = set(rows_set(on_cpu.sample(100)[PLACES]))
+    on_cpu.load_state_dict(on_gpu.state_dict())
+    for store in (on_cpu, on_gpu):
+        store.set_aside(100, PLACES)
+    for _ in range(12):
+        batch = on_gpu.next_batch()
+        assert torch.equal(batch, on_cpu.next_batch()), "neither the order nor what was prefetched is an old one"
+        assert not held & set(rows_set(batch))
 
 
 # --- what `datasets` is asked for ------------------------------------------------------------------------------------
