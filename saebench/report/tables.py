@@ -273,7 +273,7 @@ def best(frame: DataFrame, chosen: DataFrame, searched: Sequence[str], objective
     shown = [Column(key, key) for key in searched]
     columns = [
         _GROUP, _ARM, _LEVEL, _WIDTH, *shown, FVU_MEAN, Column("l0", "L0", decimals("l0", 1)),
-        Column("seeds", "seeds"), Column("best_trial", "best trial", best_trial), COUNTS,
+        Column("seeds", "seeds", spare=1), Column("best_trial", "best trial", best_trial), COUNTS,
     ]  # fmt: skip
     return make("best", "Best per arm and sparsity", rows, columns, f"By {objective}, mean over seeds.")
 
