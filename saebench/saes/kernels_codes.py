@@ -16,14 +16,13 @@ from torch.nn.functional import embedding_bag
 from saebench.saes.kernels import blocks, on_host, product
 
 MOST_PAIRS = 1 / 24
-"""Share of the latents above which, on a CPU, pairs cost more than dense products."""
+"""Share of nonzero latents above which pairs cost more than dense products on a CPU."""
 DENSE_ELEMENTS = 1 << 21
-"""Where pairs are more than that (AuxK has hundreds of a few hundred latents), so much of the codes is made dense at a
-time: 8 MiB."""
+"""Elements made dense at a time (8 MiB) above that share (AuxK selects hundreds out of a few hundred latents)."""
 LONGEST_SUM = 64
-"""Pairs that one thread of a GPU adds up, one after the other."""
+"""Most pairs that one thread of a GPU sums sequentially."""
 _SUM = 0
-"""embedding_bag's number for it."""
+"""embedding_bag's code for mode="sum"."""
 
 
 class ByLatent(NamedTuple):
@@ -58,7 +57,7 @@ class SparseCodes:
 
     @property
     def rows(self) -> int:
-        """Examples in the batch."""
+        """Number of examples in the batch."""
         return self.offsets.numel() - 1
 
     @cached_property
@@ -69,34 +68,35 @@ class SparseCodes:
 
     @cached_property
     def by_latent(self) -> ByLatent:
-        """The same pairs column by column; computed once for both gradients."""
+        """Return the same pairs sorted by latent; computed once for both gradients."""
         latents, order = self.indices.sort(stable=True)
         every = torch.arange(self.dict_size + 1, device=latents.device)
         return ByLatent(order, torch.searchsorted(latents, every), self.row_of_pair.index_select(0, order))
 
     @cached_property
     def pieces(self) -> Pieces:
-        """Their latents' pairs in pieces of at most LONGEST_SUM; computed once for both gradients."""
+        """Return the pairs by latent in pieces of at most LONGEST_SUM; computed once for both gradients."""
         bounds, count = self.by_latent.bounds, self.indices.numel()
         cuts = torch.cat([bounds, torch.arange(0, count, LONGEST_SUM, device=bounds.device)]).sort().values
         first = torch.searchsorted(cuts, bounds)
-        first[-1:].fill_(len(cuts) - 1)  # what is behind the last pair is empty
+        first[-1:].fill_(len(cuts) - 1)  # pieces after the last pair are empty
         return Pieces(cuts, torch.arange(len(cuts) - 1, device=bounds.device), first)
 
     @property
     def crowded(self) -> bool:
-        """Whether dense products are the faster way to sum over the pairs."""
+        """Whether dense products are faster than sums over the pairs."""
         most = MOST_PAIRS * self.rows * self.dict_size
         return on_host(self.indices) and self.indices.numel() > most
 
     def with_values(self, values: Tensor) -> SparseCodes:
-        """The same pairs with other values; what was computed about the pairs is kept."""
+        """Return the same pairs with other values; cached properties of the pairs are kept."""
         codes = SparseCodes(values, self.indices, self.offsets, self.dict_size)
         return self._shared_with(codes, "row_of_pair", "by_latent", "pieces")
 
     def cut(self, starts: Tensor) -> SparseCodes:
-        """The same pairs as codes of rows * levels: level i of a row has its latents from starts[i] to starts[i + 1],
-        the last those to the end; starts (levels,) int64, the first 0. A row's pairs must be in order of latent."""
+        """Return the same pairs as codes of rows * levels: level i of a row has its latents from starts[i] to
+        starts[i + 1], the last one those to the end; starts (levels,) int64, the first 0. A row's pairs must be in
+        order of latent."""
         rows = torch.arange(self.rows + 1, device=starts.device).unsqueeze(1) * self.dict_size
         places = self.row_of_pair * self.dict_size + self.indices
         offsets = torch.searchsorted(places, (rows + starts).flatten()[: 1 - len(starts) or None])
@@ -107,12 +107,12 @@ class SparseCodes:
         return self._shared_with(codes, "pieces")
 
     def _shared_with(self, codes: SparseCodes, *names: str) -> SparseCodes:
-        """`codes`, with what was computed about these pairs under `names`."""
+        """Copy the cached properties `names` of these pairs to `codes`; return `codes`."""
         codes.__dict__.update({name: self.__dict__[name] for name in names if name in self.__dict__})
         return codes
 
     def spread(self, per_latent: Tensor) -> Tensor:
-        """A number per latent (dict_size,) as a number per pair (pairs,)."""
+        """Return a number per latent (dict_size,) as a number per pair (pairs,)."""
         return per_latent.index_select(0, self.indices)
 
     def l0(self) -> Tensor:
@@ -127,7 +127,7 @@ class SparseCodes:
         return counts.index_add_(0, self.indices, (self.values.detach() != 0).float())
 
     def dense(self) -> Tensor:
-        """(rows, dict_size), differentiable; for inspection, the training step never needs it."""
+        """Return (rows, dict_size), differentiable; for inspection only, the training step does not use it."""
         flat = torch.zeros(self.rows * self.dict_size, dtype=self.values.dtype, device=self.values.device)
         return flat.index_add(0, self.row_of_pair * self.dict_size + self.indices, self.values).view(
             self.rows, self.dict_size
@@ -136,7 +136,7 @@ class SparseCodes:
 
 @dataclass(frozen=True, eq=False)
 class DenseCodes:
-    """What `encode_above` gives where pairs would be too many: every pre-activation, under the same methods."""
+    """The result of `encode_above` if there would be too many pairs: every pre-activation, with the same methods."""
 
     values: Tensor
     """(rows, dict_size) float32."""
@@ -153,7 +153,7 @@ class DenseCodes:
         return DenseCodes(values)
 
     def spread(self, per_latent: Tensor) -> Tensor:
-        """(dict_size,) as it is: it broadcasts over the rows."""
+        """Return `per_latent` (dict_size,) unchanged: it broadcasts over the rows."""
         return per_latent
 
     def l0(self) -> Tensor:
@@ -170,8 +170,8 @@ Codes = SparseCodes | DenseCodes
 
 
 def _sampled_product() -> bool:
-    """Whether torch computes single entries of a product on the CPU (checked on a product of integers). It says once
-    that this is new; it says so here."""
+    """Return whether torch computes single entries of a product on the CPU (checked on a product of integers). Torch
+    warns once that this is a beta feature; that warning is suppressed here."""
     bounds, columns = torch.tensor([0, 1, 3]), torch.tensor([2, 0, 1])
     a, b = torch.arange(4.0).view(2, 2), torch.arange(6.0).view(2, 3)
     try:
@@ -190,19 +190,19 @@ _SAMPLED = _sampled_product()
 
 
 def sum_by_latent(per_pair: Tensor, codes: SparseCodes) -> Tensor:
-    """(pairs,) to (dict_size,)."""
+    """Return the sums (dict_size,) of values (pairs,)."""
     return per_pair.new_zeros(codes.dict_size).index_add_(0, codes.indices, per_pair)
 
 
 def combine(codes: SparseCodes, weights: Tensor, vectors: Tensor) -> Tensor:
-    """(rows, d): for each row, its pairs' weights times the vectors (dict_size, d) of their latents."""
+    """Return (rows, d): for each row, its pairs' weights times the vectors (dict_size, d) of their latents."""
     if not codes.crowded:
         return _bags(codes.indices, vectors, codes.offsets, weights)
     return torch.cat([product(part.dense(weights), vectors) for part in _parts(codes)])
 
 
 def dots(codes: SparseCodes, rows: Tensor, vectors: Tensor) -> Tensor:
-    """(pairs,): for each pair, its row of (rows, d) times the vector (dict_size, d) of its latent."""
+    """Return (pairs,): for each pair, its row of (rows, d) times the vector (dict_size, d) of its latent."""
     if codes.crowded:
         return torch.cat([product(rows[p.rows], vectors.t()).flatten()[p.places] for p in _parts(codes)])
     if _SAMPLED and on_host(rows):
@@ -219,7 +219,7 @@ def dots(codes: SparseCodes, rows: Tensor, vectors: Tensor) -> Tensor:
 
 
 def collect(codes: SparseCodes, weights: Tensor, rows: Tensor, into: Tensor) -> Tensor:
-    """`into` (dict_size, d), overwritten: for each latent, its pairs' weights times their rows of (rows, d)."""
+    """Overwrite and return `into` (dict_size, d): for each latent, its pairs' weights times their rows of (rows, d)."""
     if codes.crowded:
         into.zero_()
         for part in _parts(codes):
@@ -237,13 +237,13 @@ def collect(codes: SparseCodes, weights: Tensor, rows: Tensor, into: Tensor) -> 
 
 
 def _bags(pairs: Tensor, rows: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
-    """Weighted sums of `rows[pairs]`, one per bag of pairs."""
+    """Return weighted sums of `rows[pairs]`, one per bag of pairs."""
     return embedding_bag(pairs, rows, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True)
 
 
 def _sums_in_two(codes: SparseCodes, rows: Tensor, weights: Tensor) -> Tensor:
-    """`_bags` by latent on a GPU, where one thread adds a bag up: a latent that fires on every row would keep all
-    others waiting. No sum is longer than LONGEST_SUM; a second pass adds the pieces of a bag up."""
+    """Return `_bags` by latent on a GPU, where one thread sums a bag: a latent that fires on every row would delay all
+    others. So no sum is longer than LONGEST_SUM; a second pass sums the pieces of a bag."""
     pieces = codes.pieces
     sums = _bags(codes.by_latent.rows, rows, pieces.bounds, weights)
     return embedding_bag(pieces.every, sums, pieces.first, mode="sum", include_last_offset=True)
@@ -255,7 +255,7 @@ class _Part(NamedTuple):
     rows: slice
     pairs: slice
     places: Tensor
-    """Of its pairs, in its flattened dense form."""
+    """Index of each pair in the flattened dense form."""
     shape: tuple[int, int]
 
     def dense(self, weights: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
-"""Which pairs of (row, latent) a k-sparse code keeps: exact choices, one chunk of pre-activations at a time.
+"""Select the pairs of (row, latent) that a k-sparse code keeps: exactly, one chunk of pre-activations at a time.
 
 Latents are cut into groups. The k best pairs lie in the k groups with the best maxima, because a pair outside of them
 has k better ones, one in each. So a pass over the chunk for the maxima and small choices replace one choice among all
 of it. Choices are made among int64 keys that order like (value, lower place first): no two are equal, so the result
 does not depend on algorithm, thread count, chunking or device.
 
-On a CPU the maxima give a bound that the k best reach (for a batch, a guess at one), and all that reach it are looked
-at. Groups are wide there, so that little is left to look at, or, of a small dictionary, small and of latents that lie
-apart: either way the maxima are taken by whole vectors. A GPU would have to wait for the number of candidates: there,
-groups of adjacent latents are chosen by their keys, and nothing waits except `above`.
-Nothing here has a gradient.
+On a CPU the maxima give a lower bound of the k best (for a batch, an estimate of one), and all values that reach it are
+examined. Groups are wide there, so that few values remain, or, for a small dictionary, small with members at a stride:
+in both cases the maxima are vectorised. On a GPU the number of candidates would need a sync: there, groups of adjacent
+latents are selected by their keys, and only `above` needs a sync.
+No function here has a gradient.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from torch.nn.functional import max_pool1d
 from saebench.saes.kernels import Precision, affine_no_grad, on_host
 
 CHUNK_ROWS = 256
-"""Rows whose pre-activations exist at a time, halved until a chunk holds at most CHUNK_ELEMENTS of them."""
+"""Rows per chunk, halved until a chunk holds at most CHUNK_ELEMENTS pre-activations."""
 CHUNK_ELEMENTS = {"cpu": 1 << 23, "cuda": 1 << 28}
 """32 MiB of float32 on a CPU, where a chunk should stay in the cache; on a GPU, few large launches."""
 TILE_ELEMENTS = 1 << 22
-"""16 MiB: what is larger the system's allocator may take fresh each time, which costs as much as the choice."""
+"""16 MiB: larger blocks may be mapped afresh by the system's allocator each time, which costs as much as selection."""
 _LANES = 32
 """Most latents between two members of a group: the maxima of that many groups are taken together, two vectors wide."""
 _GROUP = 8
@@ -36,9 +36,9 @@ _GROUP = 8
 _WIDE = (32, 64)
 """Least and most members of a group of adjacent latents: with fewer, torch takes the maxima one by one."""
 _SMALLEST = 2.0**-149
-"""The smallest positive float32: what reaches it is positive, or NaN."""
+"""The smallest positive float32: a value that is not below it is positive or NaN."""
 _SAMPLE = 300
-"""Numbers above the guess among those that it is read off: more make it surer and dearer."""
+"""Number of sampled values above the estimate: more make it more precise and more expensive."""
 
 
 def keys_of(values: Tensor, places: Tensor, signed: bool = False) -> Tensor:
@@ -56,7 +56,7 @@ def places_of(keys: Tensor) -> Tensor:
 
 
 def _group_size(dict_size: int, k: float) -> int:
-    """A power of two that divides dict_size and balances the number of groups with the number of their members."""
+    """Return a power of two that divides dict_size and balances the number of groups with their size."""
     size = 1
     while k > 0 and dict_size % (2 * size) == 0 and 2 * k * (2 * size) ** 2 <= 3 * dict_size:
         size *= 2
@@ -79,8 +79,8 @@ class _Groups(NamedTuple):
 
     @classmethod
     def of(cls, dict_size: int, least: float) -> _Groups:
-        """At least `least` groups, where `dict_size` can be cut so. Wide ones twice that: a row's best are read with
-        all that is in their groups, which should be few of all."""
+        """Return at least `least` groups if `dict_size` can be divided so; twice that many if they are wide, because
+        all members of the selected groups are read, which should be a small share."""
         most = dict_size // max(1, int(least))
         wide = _two_power(dict_size, min(_WIDE[1], most // 2))
         if wide >= _WIDE[0]:
@@ -89,15 +89,15 @@ class _Groups(NamedTuple):
         return cls(size, _two_power(dict_size // size, _LANES))
 
     def maxima(self, pre: Tensor) -> Tensor:
-        """(rows, dict_size) to (rows, groups)."""
+        """Return the maxima (rows, groups) of (rows, dict_size)."""
         return pre.view(pre.shape[0], -1, self.size, self.lanes).amax(2).flatten(1)
 
     def first(self, group: Tensor) -> Tensor:
-        """Place in the flat chunk of the first member of each group, given by its place in the flat maxima."""
+        """Return the index in the flat chunk of the first member of each group, given its index in the flat maxima."""
         return group + group // self.lanes * (self.lanes * (self.size - 1))
 
     def read(self, pre: Tensor, group: Tensor) -> Tensor:
-        """(groups, size): the members of these groups of a chunk."""
+        """Return (groups, size): the members of these groups of a chunk."""
         if self.lanes == 1:
             return pre.view(-1, self.size).index_select(0, group)
         places = self.first(group).unsqueeze(1) + torch.arange(0, self.size * self.lanes, self.lanes)
@@ -105,7 +105,7 @@ class _Groups(NamedTuple):
 
 
 def _two_power(number: int, most: int) -> int:
-    """The largest power of two that divides `number` and is at most `most`, or 1."""
+    """Return the largest power of two that divides `number` and is at most `most`, or 1."""
     power = 1
     while 2 * power <= most and number % (2 * power) == 0:
         power *= 2
@@ -122,7 +122,7 @@ class _Chunk:
 
     @classmethod
     def of(cls, x: Tensor, W_enc: Tensor, b_enc: Tensor, precision: Precision, groups: _Groups) -> _Chunk:
-        """As many tiles as keep each below TILE_ELEMENTS; their number and size depend on the shapes alone."""
+        """Compute a chunk in tiles of at most TILE_ELEMENTS; their number and size depend only on the shapes."""
         dict_size, unit = W_enc.shape[1], groups.size * groups.lanes
         count = -(-x.shape[0] * dict_size // TILE_ELEMENTS)
         width = -(-dict_size // (count * unit)) * unit
@@ -133,8 +133,8 @@ class _Chunk:
         return cls(tiles, groups, maxima)
 
     def reaching(self, bound: Tensor, most: float) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Values, rows and latents of what is not below `bound` (rows, 1) or (); None where more than `most` groups
-        hold some."""
+        """Return values, rows and latents of the entries that are not below `bound` (rows, 1) or (); None if more than
+        `most` groups have such entries."""
         found, first, count, size = [], 0, 0, self.groups.size
         for tile, maxima in zip(self.tiles, self.maxima, strict=True):
             group = (maxima < bound).logical_not_().flatten().nonzero().squeeze(1)
@@ -154,11 +154,11 @@ class _Chunk:
         return values, rows, latents
 
 
-# Each chunk is handed straight to a function, so that it is gone before the next one is computed.
+# Each chunk is passed directly to a function, so that it is freed before the next one is computed.
 
 
 def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, signed: bool) -> tuple[Tensor, Tensor]:
-    """Values (rows, k) and latents (rows, k)."""
+    """Return values (rows, k) and latents (rows, k)."""
     parts, dict_size = chunks(x, W_enc.shape[1]), W_enc.shape[1]
     groups = _Groups.of(dict_size, 2 * k)
     if not on_host(x) or groups.size < 4:
@@ -175,7 +175,7 @@ def topk(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision, 
 
 
 def _near_topk(chunk: _Chunk, k: int, signed: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Values, rows and latents of at least the k best of each row of a chunk, and few more."""
+    """Return values, rows and latents of the k best entries of each row of a chunk, and a few more."""
     maxima = torch.cat(chunk.maxima, 1)
     rows, groups = maxima.shape
     coarse = _two_power(groups, groups // (2 * k))
@@ -188,7 +188,7 @@ def _near_topk(chunk: _Chunk, k: int, signed: bool) -> tuple[Tensor, Tensor, Ten
 
 
 def topk_of(pre: Tensor, k: int, signed: bool = False) -> tuple[Tensor, Tensor]:
-    """Values (rows, k) and latents (rows, k) of pre-activations (rows, dict_size)."""
+    """Return values (rows, k) and latents (rows, k) of pre-activations (rows, dict_size)."""
     size = _group_size(pre.shape[1], k)
     latents = torch.arange(pre.shape[1] // size, device=pre.device).expand(pre.shape[0], -1)
     if k == pre.shape[1]:
@@ -202,7 +202,7 @@ def topk_of(pre: Tensor, k: int, signed: bool = False) -> tuple[Tensor, Tensor]:
 
 
 def batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor:
-    """Keys of the best pairs of the batch, by place = row * dict_size + latent."""
+    """Return the keys of the best pairs of the batch, with place = row * dict_size + latent."""
     if on_host(x):
         keys = _above_a_guess(x, W_enc, b_enc, pairs, precision)
         if keys is not None:
@@ -225,7 +225,8 @@ def _batchtopk_of(pre: Tensor, pairs: int, first: int) -> Tensor:
 
 
 def _maxima(pre: Tensor, size: int) -> Tensor:
-    """Of groups of adjacent latents, (rows, width) to (rows, width / size). Pooling keeps the places too on a GPU."""
+    """Return the maxima (rows, width / size) of groups of adjacent latents. On a GPU max_pool1d would compute indices,
+    too."""
     if on_host(pre) and len(pre):
         return max_pool1d(pre, size)
     return pre.view(pre.shape[0], pre.shape[1] // size, size).amax(2)
@@ -236,8 +237,8 @@ def _best(keys: Tensor, count: int) -> Tensor:
 
 
 def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor | None:
-    """The same keys from the pairs that reach a threshold which the first chunk suggests; None where that is too
-    high, or so low that it helps nobody."""
+    """Return the same keys from the pairs that reach a threshold estimated on the first chunk; None if the estimate is
+    too high, or too low to save work."""
     dict_size, guess, found = W_enc.shape[1], torch.tensor(-1.0, dtype=torch.float32), []
     groups = _Groups.of(dict_size, 2 * pairs / x.shape[0])
     for number, part in enumerate(parts := chunks(x, dict_size)):
@@ -255,7 +256,7 @@ def _above_a_guess(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precisio
 
 
 def _quantile(tiles: list[Tensor], share: float) -> Tensor:
-    """A positive value that about `share` of the tiles exceeds, from some of each at equal distances."""
+    """Return a positive value that about `share` of the tiles' entries exceed, from a sample of each at a stride."""
     step = max(1, int(sum(tile.numel() for tile in tiles) * share / _SAMPLE))
     sample = torch.cat([tile.flatten()[:: step | 1] for tile in tiles])
     rank = min(sample.numel(), int(share * sample.numel()) + 1)
@@ -265,8 +266,8 @@ def _quantile(tiles: list[Tensor], share: float) -> Tensor:
 def above(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: Tensor, most: float, precision: Precision
 ) -> tuple[Tensor, Tensor] | None:
-    """Pre-activations above `floor` (dict_size,) or (), and their places = row * dict_size + latent, in order; None
-    where they are more than the share `most` of a chunk."""
+    """Return pre-activations above `floor` (dict_size,) or (), and their places = row * dict_size + latent, in order;
+    None if they are more than the share `most` of a chunk."""
     values, places, first = [], [], 0
     for chunk in chunks(x, W_enc.shape[1]):
         fresh, place = _above_of(affine_no_grad(chunk, W_enc, b_enc, precision), floor)
@@ -284,7 +285,7 @@ def _above_of(pre: Tensor, floor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _places(mask: Tensor) -> Tensor:
-    """Where a mask (n,) is true, in order; where that is seldom, eight at a time."""
+    """Return the indices at which a mask (n,) is true, in order, testing eight entries at a time: most are false."""
     if mask.numel() % 8:
         return mask.nonzero().squeeze(1)
     words = mask.view(torch.int64)

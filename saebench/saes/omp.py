@@ -1,8 +1,8 @@
 """Non-negative orthogonal matching pursuit as the encoder of its own dictionary.
 
-Trained end to end: the pursuit chooses codes with the dictionary as it is, and the dictionary follows the error that
-they leave. Given its picks, a code is close to the optimum of the error, so that by the envelope theorem the codes need
-no gradient: d FVU / d W_dec[f] = -2 a_f r / (B variance), with r the residual. There is no W_enc and no b_enc.
+Trained end to end: the pursuit computes codes with the current dictionary, and the dictionary descends the gradient of
+the error. Given its picks, a code is close to the least-squares optimum, so by the envelope theorem the codes need no
+gradient: d FVU / d W_dec[f] = -2 a_f r / (B variance), with r the residual. There is no W_enc and no b_enc.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from saebench.saes.pursuit import Pursuit, pursue
 from saebench.saes.sparse import SparseCodes
 
 GRAM_WIDTH = 16_384
-"""Latents whose products with each other are kept: 1 GiB; beyond, picks are made among candidates."""
+"""Largest dict_size for which the Gram matrix is kept (1 GiB); above it, picks are made among candidates."""
 GRAM_EVERY = 8
-"""Training steps on a CPU between two computations of these products at most: one costs half a step. A GPU computes
-them in every step, which is then the same work each time."""
+"""Maximum number of training steps on a CPU between two computations of the Gram matrix, which costs half a step. A GPU
+computes it in every step, so that all steps are the same work and can be recorded."""
 GRAM_MOVED = 0.02
-"""Mean squared distance that the decoder's rows have moved, above which they are computed earlier. Picks by old
-products make errors, errors make large steps, and large steps make the products old: at a high lr a training fell apart
-by that (experiments/pursuit)."""
+"""Mean squared distance of the decoder's rows from those of the Gram matrix above which it is recomputed earlier. A
+stale Gram matrix gives wrong picks, these cause large steps, and large steps make it more stale: at a high lr a
+training diverged that way (experiments/pursuit)."""
 MOST_PICKS = 4.0
-"""With target_l0: picks of one example at most, in units of the target."""
+"""With target_l0: maximum number of picks per example, in units of the target."""
 _GAIN = 0.3
-"""With target_l0: what log(threshold) moves by per step and share that L0 is off the target."""
+"""With target_l0: change of log(threshold) per step, per relative deviation of L0 from the target."""
 _START_ROWS = 1024
 LR = 0.016
 """Peak learning rate at 1,536 latents and batches of 1,024 (experiments/pursuit)."""
 
 
 class GramMemoryError(UserError, MemoryError):
-    """The products of all latents with each other do not fit the memory that is free."""
+    """Raised if the Gram matrix of all latents does not fit the free memory."""
 
 
 class OMPSAE(SAE):
-    """latents = the pursuit's values, at most k; with target_l0, as many as have a product with the residual above a
-    threshold, which a controller steers in training and `calibrate` sets to the mean L0 exactly."""
+    """latents = the pursuit's values, at most k; with target_l0, picks continue while the largest product with the
+    residual exceeds a threshold, which a controller adjusts in training and `calibrate` sets for the mean L0."""
 
     config: OMPConfig
     threshold: Tensor
@@ -66,13 +66,13 @@ class OMPSAE(SAE):
         self._age = 0
 
     def make_encoder(self) -> None:
-        """None: the dictionary is its own encoder."""
+        """Create no parameters: the dictionary is its own encoder."""
 
     def start_encoder(self) -> None:
         pass
 
     def decay_encoder(self, share: Tensor | float) -> None:
-        """Nothing: no encoder."""
+        """Do nothing: there is no encoder."""
 
     def initialise_from(self, z: Tensor) -> None:
         if self.config.target_l0 is not None:
@@ -84,7 +84,7 @@ class OMPSAE(SAE):
         raise TypeError("a pursuit needs the embedding, not its pre-activations alone: call encode(x)")
 
     def pre_activations(self, z: Tensor, precision: Precision = "float32") -> Tensor:
-        """Products of z - b_dec (B, d_in) with the decoder's rows: what the first pick is the largest of."""
+        """Return the products of z - b_dec (B, d_in) with the decoder's rows; the first pick is the largest."""
         return affine(z - self.b_dec, self.W_dec.t(), self.W_dec.new_zeros(self.dict_size), precision)
 
     def latents_of(self, z: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ class OMPSAE(SAE):
 
     @torch.no_grad()
     def pursue(self, centred: Tensor) -> Pursuit:
-        """The pursuit of centred = z - b_dec (B, d_in) by the rule of inference."""
+        """Return the pursuit of centred = z - b_dec (B, d_in) by the inference rule."""
         if not self.threshold >= 0:
             raise NotCalibratedError("OMPSAE: the threshold is not calibrated, call calibrate(rows)")
         return self._pursue(centred, self.gram(), self.threshold)
@@ -108,8 +108,8 @@ class OMPSAE(SAE):
 
     @torch.no_grad()
     def gram(self) -> Tensor | None:
-        """Products of the decoder's rows (dict_size, dict_size), computed once per state of the decoder; None for a
-        dictionary that is too wide."""
+        """Return the Gram matrix of the decoder's rows (dict_size, dict_size), computed once per state of the decoder;
+        None if the dictionary is too wide."""
         state = (self.W_dec.data_ptr(), None if self.W_dec.is_inference() else self.W_dec._version)
         if self._gram is None or self._gram_of != state:
             self._gram, self._gram_of = _products(self.W_dec), state
@@ -130,7 +130,7 @@ class OMPSAE(SAE):
         return loss
 
     def _gram_in_training(self) -> Tensor | None:
-        """On a CPU of the decoder as it was some steps ago; the sweeps on the residual correct what has changed."""
+        """Return the Gram matrix; on a CPU it may be some steps old, and the sweeps on the residual correct for that."""
         if self.dict_size > GRAM_WIDTH:
             return None
         if not on_host(self.W_dec):
@@ -147,7 +147,7 @@ class OMPSAE(SAE):
         return sum(float((self.W_dec[rows] - since[rows]).square().sum()) for rows in parts) / self.dict_size
 
     def default_lr(self, batch_size: int) -> float:
-        """0.016 sqrt(batch / 1024) (dict_size / 1536)^(-1/4)."""
+        """Return 0.016 sqrt(batch / 1024) (dict_size / 1536)^(-1/4)."""
         return float(LR * (batch_size / 1024) ** 0.5 * (1536 / self.dict_size) ** 0.25)
 
     def training_state(self) -> dict[str, Tensor]:
@@ -162,7 +162,7 @@ class OMPSAE(SAE):
     @torch.no_grad()
     def calibrate(self, rows: Tensor) -> None:
         """With target_l0: set the threshold so that the pursuit of training rows (N, d_in) makes target_l0 picks on
-        average, exactly but for those that refits drop. The same rows give the same threshold."""
+        average, exactly except for picks that refits drop. The same rows give the same threshold."""
         if self.config.target_l0 is None:
             return
         if len(rows) == 0:
@@ -171,7 +171,7 @@ class OMPSAE(SAE):
         self.threshold.fill_(self._threshold_for(z - self.b_dec))
 
     def _threshold_for(self, centred: Tensor) -> float:
-        """A pick is made where its product and those of all picks before it exceed the threshold."""
+        """Return the threshold. A pick is made if its product and those of all earlier picks exceed the threshold."""
         found = self._pursue(centred, self.gram(), 0.0)
         count = max(1, round((self.config.target_l0 or 0) * len(centred)))
         return threshold_for([found.gains.cummin(1).values], count)
@@ -181,7 +181,7 @@ class OMPSAE(SAE):
 
 
 def _codes(found: Pursuit, dict_size: int) -> SparseCodes:
-    """As pairs; without the padding where the host may count it."""
+    """Return the codes as pairs, without padding if the host can count them without a sync."""
     rows, k = found.values.shape
     if not on_host(found.values):
         offsets = torch.arange(rows + 1, device=found.values.device) * k
@@ -200,8 +200,7 @@ def _products(rows: Tensor) -> Tensor | None:
 
 
 def check_memory(dict_size: int, device: torch.device) -> None:
-    """Raise GramMemoryError where the products of `dict_size` latents with each other do not fit the memory that is
-    free."""
+    """Raise GramMemoryError if the Gram matrix of `dict_size` latents does not fit the free memory."""
     needed = 4 * dict_size**2
     free = _free(device) if needed > 1 << 26 else None
     if free is not None and needed > free:

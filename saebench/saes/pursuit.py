@@ -4,14 +4,14 @@
 
 c holds the product of every row of the dictionary with the residual. A pick is the row with the largest c; its value is
 that c. After every `refit_every`-th pick and the last one, sweeps of non-negative coordinate descent move all values
-chosen so far towards their least-squares optimum; two sweeps on the residual itself end the pursuit. It stops where no
-row has a positive product with the residual left, or none above `least`.
+chosen so far towards their least-squares optimum; two sweeps on the residual itself end the pursuit. It stops early if
+no row has a product with the residual above `least` (at least 0).
 
-c follows the picks by rows of `gram`. Where that (F, F) matrix is too large (`gram=None`), c is computed anew from the
-residual before each group of `refit_every` picks, and a group picks among its `CANDIDATES` largest entries.
+c is updated after each pick with rows of `gram`. If that (F, F) matrix is too large (`gram=None`), c is recomputed from
+the residual before each group of `refit_every` picks, and a group picks among its `CANDIDATES` largest entries.
 
-Three versions compute the same: kernels compiled by numba, one row at a time, on a CPU; batched torch that waits for no
-number, elsewhere; and the same torch where numba is missing. They differ by the order in which a dot product is summed.
+There are two implementations: kernels compiled by numba, one row at a time, on a CPU; batched torch without syncs
+elsewhere, and on a CPU without numba. They differ only by the order in which a dot product is summed.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from saebench.saes.kernels import Precision, affine_no_grad, on_host, product
 from saebench.saes.kernels_codes import SparseCodes
 
 CANDIDATES = 128
-"""Rows among which a group of picks chooses, without a Gram matrix."""
+"""Number of rows among which a group picks, without a Gram matrix."""
 ROUNDING = 1e-4
 """A product below this share of the example's length ends a pursuit: it would explain 1e-8 of it."""
 _CHUNK = {"cpu": 1 << 23, "cuda": 1 << 28}
-"""Entries of c that exist at a time: 32 MiB of float32 on a CPU."""
+"""Entries of c per chunk: 32 MiB of float32 on a CPU."""
 _CHUNK_GATHERED = {"cpu": 1 << 22, "cuda": 1 << 27}
 """The same for the candidates' rows (N, CANDIDATES, d)."""
 _GROUP_SWEEPS, _LAST_SWEEPS, _EXACT_SWEEPS = 2, 1, 2
@@ -45,25 +45,25 @@ _GROUP_SWEEPS, _LAST_SWEEPS, _EXACT_SWEEPS = 2, 1, 2
 
 @dataclass(frozen=True, eq=False)
 class Pursuit:
-    """The codes of N examples, and what they leave."""
+    """The codes and residuals of N examples."""
 
     values: Tensor
-    """(N, k) >= 0, in order of picking; 0 where the pursuit had stopped, or a refit has dropped the pick."""
+    """(N, k) >= 0, in order of picking; 0 after the pursuit has stopped, and for picks that a refit has dropped."""
     indices: Tensor
-    """(N, k) int64: rows of the dictionary; 0 where the pursuit had stopped."""
+    """(N, k) int64: rows of the dictionary; 0 after the pursuit has stopped."""
     gains: Tensor
-    """(N, k): product of the residual with the pick at the time; 0 where the pursuit had stopped."""
+    """(N, k): product of the pick with the residual at that time; 0 after the pursuit has stopped."""
     residual: Tensor
     """(N, d): x minus the reconstruction."""
 
     @classmethod
     def empty(cls, x: Tensor, k: int) -> Pursuit:
-        """Nothing picked yet for x (N, d)."""
+        """Return a pursuit of x (N, d) without picks."""
         zeros = x.new_zeros(len(x), k)
         return cls(zeros, torch.zeros_like(zeros, dtype=torch.int64), zeros.clone(), x.clone())
 
     def part(self, rows: slice) -> Pursuit:
-        """Views of some examples."""
+        """Return views of some examples."""
         return Pursuit(self.values[rows], self.indices[rows], self.gains[rows], self.residual[rows])
 
 
@@ -79,9 +79,10 @@ def pursue(
     *,
     together: bool = False,
 ) -> Pursuit:
-    """Codes of x (N, d) in `rows` (F, d), float32, of length 1: at most k per example, picks above `least` (scalar).
-    `precision` is that of the first product alone, which the picks follow; values are refitted in float32.
-    `together`: the `refit_every` picks between two refits are the largest products at once, valued by the refit."""
+    """Return codes of x (N, d) in `rows` (F, d), float32, of length 1: at most k per example, picks with a product
+    above `least` (scalar). `precision` applies only to the first product, which determines the picks; values are
+    refitted in float32. `together`: take the `refit_every` largest products between two refits at once; the refit sets
+    their values."""
     _check(x, rows, gram, k, refit_every)
     x, rows = x.contiguous(), rows.detach().contiguous()
     floors = torch.linalg.vector_norm(x, dim=1).mul_(ROUNDING).clamp_min_(least)
@@ -132,8 +133,8 @@ def _kernels(x: Tensor) -> ModuleType | None:
 
 
 def _on_threads(work: Callable[[slice], None], rows: int) -> None:
-    """`work` on slices of the rows, on as many threads as torch uses. Rows do not depend on each other, so neither does
-    the result on the number of threads."""
+    """Run `work` on slices of the rows, on as many threads as torch uses. Rows are independent, so the result does not
+    depend on the number of threads."""
     threads = min(torch.get_num_threads(), rows)
     if threads <= 1:
         work(slice(0, rows))
@@ -164,13 +165,13 @@ def _with_gram(
 
 
 def _picks(c: Tensor, gram: Tensor, every: int, together: bool, floors: Tensor, found: Pursuit) -> None:
-    """Fill values, indices and gains of `found`; c (N, F) is used up."""
+    """Fill values, indices and gains of `found`; overwrites c (N, F)."""
     count, k = found.values.shape
     values, indices = found.values, found.indices
     among = c.new_zeros(count, k, k)  # products of the picks with each other
     left = c.new_zeros(count, k)  # c of the picks
     alive = torch.ones_like(floors, dtype=torch.bool)
-    known = torch.zeros_like(values)  # the values that c has followed
+    known = torch.zeros_like(values)  # the values that c accounts for
     for n in range(k):
         gain, pick = c.max(1)
         alive = alive & ~(gain <= floors)
@@ -203,7 +204,7 @@ def _picks(c: Tensor, gram: Tensor, every: int, together: bool, floors: Tensor, 
 
 
 def _sweep(values: Tensor, left: Tensor, among: Tensor, n: int, alive: Tensor) -> None:
-    """One pass of coordinate descent over the first n picks of the examples still `alive`, in place."""
+    """Make one pass of coordinate descent over the first n picks of the examples still `alive`, in place."""
     for i in range(n):
         change = torch.where(alive, torch.maximum(-values[:, i], left[:, i]), 0.0)
         values[:, i] += change
@@ -211,7 +212,7 @@ def _sweep(values: Tensor, left: Tensor, among: Tensor, n: int, alive: Tensor) -
 
 
 def _finish(rows: Tensor, found: Pursuit) -> None:
-    """The residual of the values, and sweeps on it."""
+    """Compute the residual of the values, then sweep on it."""
     chosen = found.gains != 0
     for i in range(found.values.shape[1]):
         found.residual.sub_(found.values[:, i, None] * rows.index_select(0, found.indices[:, i]))
@@ -245,7 +246,7 @@ def _without_gram(c: Tensor, rows: Tensor, every: int, together: bool, floors: T
         gains, candidates = c.topk(among, dim=1)
         if kernels is None:
             _group(rows, candidates, gains, floors, alive, found, slice(first, stop), together)
-            chosen = (found.gains != 0) & alive.unsqueeze(1)  # those that had stopped before are done
+            chosen = (found.gains != 0) & alive.unsqueeze(1)  # examples that stopped earlier are done
             alive = alive & (found.gains[:, stop - 1] != 0)
             ended = ~alive.unsqueeze(1) | (stop == k)
             _exact_sweeps(rows, found, chosen, stop, _GROUP_SWEEPS)
@@ -278,7 +279,7 @@ def _group(
     picks: slice,
     together: bool,
 ) -> None:
-    """These picks of the examples `alive` among candidates (N, M); `gains`: their products with the residual."""
+    """Make these picks among candidates (N, M) for the examples `alive`; `gains`: their products with the residual."""
     theirs = rows[candidates]  # (N, M, d)
     taken = torch.where(gains == -torch.inf, gains, 0.0)
     for n in range(picks.start, picks.stop):
@@ -303,9 +304,9 @@ def _group(
 
 @torch.no_grad()
 def refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int, width: int | None = None) -> Tensor:
-    """Values (pairs,) of codes >= 0 of x (N, d), moved by `times` sweeps of non-negative coordinate descent towards the
-    best ones for the latents that fire. None is added: what is 0 stays 0. `width`: most pairs of an example, where that
-    is known (a device need not be asked)."""
+    """Return the values (pairs,) of codes >= 0 of x (N, d) after `times` sweeps of non-negative coordinate descent
+    towards the least-squares optimum of the latents that fire. Zeros stay 0. `width`: the most pairs of any example, if
+    known, which avoids a device-to-host sync."""
     x, rows, start = x.contiguous(), rows.detach().contiguous(), codes.values.detach().contiguous()
     kernels = _kernels(x)
     if kernels is None:

@@ -1,10 +1,10 @@
 """The pursuit's kernels for CPUs, compiled by numba: one example at a time, its products in the cache.
 
-No reduction is reordered but the dot product's, and that by the compiler, once: on one machine the same input gives the
-same bits, on any number of threads. Functions take whole arrays and the number of a row: to make a view of a row costs
-as much as the work on it.
+Only the dot product is a reordered reduction, with an order that the compiler fixes: on one machine the same input
+gives the same bits, with any number of threads. Functions take whole arrays and a row number, because creating a view
+of a row costs as much as the work on it.
 
-Compiled code is kept beside this module, or in the user's cache where that cannot be written, and then compiled once.
+Compiled code is cached beside this module, or in the user's cache if that folder is read-only.
 """
 
 # mypy: disable-error-code="assignment, no-untyped-def, untyped-decorator, no-any-return, no-untyped-call, misc"
@@ -22,8 +22,7 @@ _NONE = np.float32(0)
 
 
 def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """numba.njit that lets other threads run. Where no folder for compiled code can be written, it is compiled in every
-    process."""
+    """Apply numba.njit with the GIL released. If no cache folder is writable, every process compiles again."""
 
     def compile_(function: Callable[..., Any]) -> Any:
         try:
@@ -39,15 +38,15 @@ def _largest_in(bits, b, start, stop):
     largest = np.int32(0)
     for j in range(start, stop):
         value = bits[b, j]
-        if value > largest:  # of this the compiler makes a maximum of vectors, of max() it does not
+        if value > largest:  # the compiler vectorises this, but not max()
             largest = value
     return largest
 
 
 @_compiled()
 def _largest(bits, b):
-    """The first place of the largest positive number of row b, given as the bits of float32 (those of positive numbers
-    order as integers, and integers have no NaN to be careful about); past the end where there is none."""
+    """Return the first index of the largest positive number of row b, given as the bits of float32 (bits of positive
+    floats order as integers, and integers have no NaN); the row's length if no number is positive."""
     largest, where, end = np.int32(0), uintp(0), uintp(bits.shape[1])
     found, start = False, uintp(0)
     while start < end:
@@ -120,7 +119,7 @@ def _exact_sweeps(rows, b, n, times, values, indices, residual):
 
 @_compiled()
 def with_gram(c, gram, rows, every, together, floors, values, indices, gains, residual):
-    """pursuit._with_gram for some rows; fills the last four, uses up c."""
+    """Do pursuit._with_gram for some rows; fills the last four arguments and overwrites c."""
     k, every, width = uintp(values.shape[1]), uintp(every), uintp(c.shape[1])
     among, left, known = np.zeros((k, k), np.float32), np.zeros(k, np.float32), np.zeros(k, np.float32)
     bits = c.view(np.int32)
@@ -164,8 +163,8 @@ def with_gram(c, gram, rows, every, together, floors, values, indices, gains, re
 
 @_compiled()
 def group(rows, stop, together, candidates, products, floors, count, values, indices, gains, residual):
-    """pursuit._group and the sweeps after it for some rows: picks up to `stop`. `count` has the picks so far, and is -1
-    once a row has stopped."""
+    """Do pursuit._group and the sweeps after it for some rows: picks up to `stop`. `count` is the number of picks so
+    far, or -1 once a row has stopped."""
     end, k = uintp(stop), uintp(values.shape[1])
     for b in range(uintp(len(floors))):
         if count[b] < 0:
@@ -195,7 +194,7 @@ def group(rows, stop, together, candidates, products, floors, count, values, ind
 
 @_compiled()
 def refit(rows, start, values, indices, offsets, residual, first, last, times):
-    """pursuit.refit for rows first to last - 1, in place in `values`."""
+    """Do pursuit.refit for rows first to last - 1, in place in `values`."""
     for b in range(uintp(first), uintp(last)):
         low, high = uintp(offsets[b]), uintp(offsets[b + _ONE])
         for i in range(low, high):

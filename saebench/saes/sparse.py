@@ -4,13 +4,13 @@
     codes = encode_batchtopk(x, W_enc, b_enc, k)       # round(k * rows) latents in the whole batch
     x_hat = decode(codes, W_dec, b_dec)                # (rows, d_in)
 
-`codes.values` carries the gradient to x, W_enc and b_enc; it flows through the selected pairs alone. No dense codes
-are kept: pre-activations are computed for one chunk of rows at a time and forgotten, and `decode`, its backward and the
-encoder's backward touch the selected pairs only (on a CPU, where these are a large share of the latents, they are made
-dense for a few rows at a time).
+`codes.values` carries the gradient to x, W_enc and b_enc, through the selected pairs only. No dense codes are kept:
+pre-activations are computed for one chunk of rows at a time and discarded, and `decode`, its backward and the encoder's
+backward read only the selected pairs (on a CPU, if these are a large share of the latents, they are made dense for a
+few rows at a time).
 
 Selection is exact: the set a full sort would give. Only positive pre-activations count (`signed=True` keeps negative
-ones, for AuxK); where a row or batch has fewer, the rest of `values` is 0 and has no gradient. Equal values: the lower
+ones, for AuxK); if a row or batch has fewer, the rest of `values` is 0 and has no gradient. Equal values: the lower
 latent wins in a row, the lower row and then the lower latent in a batch. NaN sorts above everything, so that it
 reaches the loss.
 
@@ -44,10 +44,10 @@ def encode_topk(
     among: Tensor | None = None,
     signed: bool = False,
 ) -> SparseCodes:
-    """The k largest pre-activations x @ W_enc + b_enc of every row; x (rows, d_in).
+    """Return the k largest pre-activations x @ W_enc + b_enc of every row; x (rows, d_in).
 
-    `among` (dict_size,) bool restricts the choice, to the dead latents in AuxK; a row then has min(k, allowed) pairs
-    on the CPU, and k pairs, the rest 0, on a GPU, where counting would stall it.
+    `among` (dict_size,) bool restricts the selection (AuxK: to the dead latents); a row then has min(k, allowed) pairs
+    on the CPU, and k pairs, padded with 0, on a GPU, where counting would need a sync.
     """
     _check(x, W_enc, b_enc)
     if not 1 <= k <= W_enc.shape[1]:
@@ -71,7 +71,7 @@ def encode_topk(
 def encode_batchtopk(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, k: float, precision: Precision = "float32"
 ) -> SparseCodes:
-    """The round(k * rows) largest pre-activations of the whole batch, in order of row and latent."""
+    """Return the round(k * rows) largest pre-activations of the whole batch, in order of row and latent."""
     _check(x, W_enc, b_enc)
     pairs = round(k * x.shape[0])
     if not 1 <= pairs <= x.shape[0] * W_enc.shape[1]:
@@ -91,11 +91,11 @@ def encode_batchtopk(
 def encode_above(
     x: Tensor, W_enc: Tensor, b_enc: Tensor, floor: Tensor | float = 0.0, precision: Precision = "float32"
 ) -> Codes:
-    """The pre-activations x @ W_enc + b_enc above `floor`, a scalar or one per latent (dict_size,), for architectures
-    with a threshold: a loss that is 0 at and below it, and so is its gradient, needs no others.
+    """Return the pre-activations x @ W_enc + b_enc above `floor`, a scalar or one per latent (dict_size,). This
+    suffices for architectures with a threshold whose loss and gradient are 0 at and below it.
 
-    Dense codes hold every pre-activation, those below the floor too: apply the threshold to `values` either way.
-    They come where pairs would cost more, and on a GPU, which would have to wait for their number.
+    Returns dense codes if pairs would cost more, and on a GPU, where counting pairs would need a sync. Dense codes hold
+    every pre-activation, also those below the floor: apply the threshold to `values` in both cases.
     """
     _check(x, W_enc, b_enc)
     found = None
@@ -111,7 +111,7 @@ def encode_above(
 
 
 def decode(codes: Codes, W_dec: Tensor, b_dec: Tensor | None = None) -> Tensor:
-    """(rows, d_in): the decoder's rows summed with the codes as weights; W_dec (dict_size, d_in)."""
+    """Return (rows, d_in): the decoder's rows summed with the codes as weights; W_dec (dict_size, d_in)."""
     if W_dec.shape[0] != codes.dict_size:
         raise ValueError(f"W_dec has {W_dec.shape[0]} rows, the codes have {codes.dict_size} latents")
     if isinstance(codes, DenseCodes):
