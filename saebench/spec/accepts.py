@@ -1,4 +1,4 @@
-"""What the type of a field accepts, in code and in words."""
+"""The values that a field's type accepts, as a check and as a sentence for messages."""
 
 from __future__ import annotations
 
@@ -17,25 +17,25 @@ from saebench.spec.nodes import Leaf, Node, plain_value
 
 
 class Bad:
-    """Marks a value that could not be read; its problem is on the list."""
+    """Marks a value that could not be read; the list of problems has the reason."""
 
 
 BAD: Final = Bad()
 LARGEST = 2**53
-"""Largest whole number that every reader of JSON keeps exact."""
+"""Largest whole number that every JSON parser keeps exact."""
 _TRUE, _FALSE = frozenset({"true", "yes", "on"}), frozenset({"false", "no", "off"})
 
 
 @dataclass(frozen=True)
 class Accepts:
-    """The shape of a field's type, as far as YAML can tell shapes apart."""
+    """The kinds of YAML values that a field's type accepts."""
 
     kinds: frozenset[type] = frozenset()
     """bool, int, float, str, NoneType."""
     words: tuple[str, ...] = ()
-    """The words of a Literal."""
+    """The values of a Literal."""
     item: Any = None
-    """Type of the items, of a list."""
+    """Type of the items of a list."""
     model: type[Config] | None = None
 
     @property
@@ -48,7 +48,7 @@ class Accepts:
         return bool(self.kinds & {int, float})
 
     def scalar(self, leaf: Leaf) -> Any:
-        """The leaf as one of the accepted types, before constraints; BAD where it is none."""
+        """Return the leaf as one of the accepted types, before constraints; BAD if it is of no accepted type."""
         value = leaf.value
         if value is None:
             return None if type(None) in self.kinds else BAD
@@ -64,7 +64,8 @@ class Accepts:
         return text if text in self.words or (str in self.kinds and isinstance(text, str)) else BAD
 
     def _as_loaded(self, text: str) -> Any:
-        """Text from Python: a number where only that will do, because `yaml.safe_load` gives "3e-4" for 3e-4."""
+        """Return text from Python, as a number if the field accepts only numbers: `yaml.safe_load` reads 3e-4 as
+        "3e-4"."""
         if not self.numeric or str in self.kinds or text in self.words:
             return text
         value = plain_value(text)
@@ -78,7 +79,7 @@ class Accepts:
         return int(value) if value == int(value) and abs(value) <= LARGEST else BAD
 
     def rule(self, node: Node) -> str:
-        """What the field accepts, in words; with a suggestion where the value is a misspelt word."""
+        """Return what the field accepts as a sentence, with a suggestion if the value is a misspelt word."""
         value = node.value if isinstance(node, Leaf) else None
         if isinstance(value, int | float) and not isinstance(value, bool) and self.numeric:
             if not math.isfinite(value) or abs(value) >= 1e300:
@@ -102,7 +103,7 @@ _IN_WORDS: dict[type, str] = {int: "a whole number", float: "a number", bool: "o
 
 
 def _words(leaf: Leaf) -> tuple[str, ...]:
-    """The spellings of the leaf's text that YAML 1.1 knows as booleans: on, On, ON."""
+    """Return the spellings of the leaf's text that YAML 1.1 reads as booleans: on, On, ON."""
     text = leaf.text or ""
     return (text,) if text.lower() in _TRUE | _FALSE and text in (text.lower(), text.upper(), text.capitalize()) else ()
 
@@ -113,7 +114,7 @@ def _one_of(words: tuple[str, ...]) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`did you mean "k"?`, or nothing."""
+    """Return `did you mean "k"?`, or "" if no known name is close."""
     known = list(known)
     close = get_close_matches(name.lower(), known, 1, 0.6) if len(name) <= 40 else []
     if not close and len(name) == 2 and name[0] == name[1] and name[0] in known:
@@ -122,7 +123,7 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def field_type(model: type[Config], name: str) -> Any:
-    """The type of a field with its constraints."""
+    """Return the type of a field with its constraints."""
     field = model.model_fields[name]
     metadata = tuple(field.metadata)
     return Annotated[field.annotation, *metadata] if metadata else field.annotation
@@ -130,7 +131,7 @@ def field_type(model: type[Config], name: str) -> Any:
 
 @lru_cache(maxsize=512)
 def accepts(annotation: Any) -> Accepts:
-    """The shape of a type."""
+    """Return the kinds of values that a type accepts."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return accepts(get_args(annotation)[0])
@@ -156,7 +157,7 @@ def _union(parts: list[Accepts]) -> Accepts:
 
 @lru_cache(maxsize=512)
 def adapter(annotation: Any) -> TypeAdapter[Any]:
-    """pydantic's check of a type."""
+    """Return pydantic's validator of a type."""
     return TypeAdapter(annotation)
 
 
@@ -170,7 +171,7 @@ _RULES = {
 
 
 def rule_of(error: ValidationError) -> str:
-    """pydantic's first complaint as a rule of ours."""
+    """Return pydantic's first error in the wording of our rules."""
     first = error.errors(include_url=False, include_input=False)[0]
     rule = _RULES.get(first["type"])
     return rule.format(**first.get("ctx", {})) if rule else first["msg"][:1].lower() + first["msg"][1:]

@@ -17,7 +17,7 @@ MAX_TRIALS = 100_000
 
 
 def _widths(draft: Draft) -> Found:
-    """A code must be sparse: what sets its sparsity lies below the width."""
+    """A code must be sparse: the sparsity parameter must be below the width."""
     for i, arm in draft.arms:
         value = arm.options(arm.width)
         width = min((_dict_size(arm.width, w, draft.d_in) for w in given(arm.width, value)), default=math.inf)
@@ -36,7 +36,7 @@ def _widths(draft: Draft) -> Found:
 
 
 def _levels(draft: Draft) -> Found:
-    """Each nested level of a matryoshka SAE has latents of its own."""
+    """Each nested level of a matryoshka SAE must add at least one latent."""
     for i, arm in draft.arms:
         widths = [w for w in given(arm.width, arm.options(arm.width)) if arm.type == "matryoshka"]
         for groups in options("groups", arm.options("groups")) if widths else ():
@@ -70,7 +70,7 @@ def _nulls(draft: Draft) -> Found:
 
 
 def _axes(draft: Draft) -> Found:
-    """search.strata names fields that there are and that have levels."""
+    """search.strata must name fields that exist and that have levels."""
     named = draft.get("search", "strata")
     fields = {name for _, arm in draft.arms for name in SAE_CONFIGS[arm.type].model_fields}
     known = sorted(fields | TrainConfig.model_fields.keys() - FIXED_TRAIN_FIELDS)
@@ -93,7 +93,7 @@ _INSTEAD = "; to search it, leave it out of search.strata"
 
 
 def _searched(draft: Draft, axes: bool) -> Iterator[tuple[str, str, Value]]:
-    """(key, field, value) of what the spec gives as an axis, or as what is searched inside a stratum."""
+    """Yield (key, field, value) of the fields that are axes (`axes`), or of those that are searched in a stratum."""
     for i, arm in draft.arms:
         names = strata.axis_names(draft.spec, arm)
         yield from ((f"sae[{i}].{n}", n, v) for n, v in arm.params.items() if (n in names) == axes)
@@ -102,7 +102,7 @@ def _searched(draft: Draft, axes: bool) -> Iterator[tuple[str, str, Value]]:
 
 
 def _sampler(draft: Draft) -> Found:
-    """What each sampler can draw."""
+    """Each searched field must be one that the sampler can draw."""
     sampler = draft.get("search", "sampler")
     for key, name, value in _searched(draft, axes=False):
         listed = choices(name, value)
@@ -122,7 +122,7 @@ def _sampler(draft: Draft) -> Found:
 
 
 def _size(draft: Draft) -> Found:
-    """Nobody means a sweep of a million trials; a list too many does."""
+    """Limit the number of strata and trials: a sweep of a million trials is a list too many, not an intention."""
     n_strata = sum(strata.count(draft.spec, arm) for _, arm in draft.arms)
     if n_strata > MAX_STRATA:
         yield "sae", f"the axes cross to {n_strata:,} strata; at most {MAX_STRATA:,}"
@@ -140,7 +140,7 @@ def _size(draft: Draft) -> Found:
 
 
 def _same_stratum(draft: Draft) -> Found:
-    """Two arms that meet in one stratum would be two searches in one study."""
+    """Two arms must not share a stratum: they would be two searches in one study."""
     if sum(strata.count(draft.spec, arm) for _, arm in draft.arms) > MAX_STRATA:
         return
     seen: dict[str, tuple[int, Arm]] = {}

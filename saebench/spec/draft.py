@@ -1,4 +1,4 @@
-"""A spec as far as it could be read, which is what the rules look at."""
+"""The readable part of a spec, which the rules check."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from saebench.spec.grammar import Arm, SweepSpec, Value, options
 
 @dataclass(frozen=True)
 class Draft:
-    """A spec as far as it could be read; `arms` with their place in the list."""
+    """The readable part of a spec; `arms` with their index in the list."""
 
     spec: SweepSpec
     arms: tuple[tuple[int, Arm], ...]
     d_in: int | None = None
-    """Width of the embeddings, where it is known without loading the model."""
+    """Width of the embeddings, if known without loading the model."""
     unread: frozenset[str] = frozenset()
-    """Keys with problems: defaults may stand in their place, and mean nothing."""
+    """Keys with problems: their values here may be defaults, which rules must not check."""
 
     def get(self, *path: str) -> Any:
-        """A value of the spec; None where it was not read."""
+        """Return a value of the spec; None if it could not be read."""
         key = ".".join(path)
         if any(bad == key or bad.startswith((f"{key}.", f"{key}[")) for bad in self.unread) and len(path) > 1:
             return None
@@ -32,11 +32,11 @@ class Draft:
         return found
 
     def train(self, name: str) -> tuple[Any, ...]:
-        """Every value that a field of `train` can take, nulls and unread ones left out."""
+        """Return every value that a field of `train` can take, without nulls and unreadable values."""
         if name in self.spec.train or any(bad.startswith(f"train.{name}") for bad in self.unread):
             return given(name, self.get("train", name))
         if any(bad.startswith("train.") and bad[6:] not in TrainConfig.model_fields for bad in self.unread):
-            return ()  # this field may be what a misspelt key means
+            return ()  # a misspelt key may mean this field
         return given(name, TrainConfig.model_fields[name].default)
 
 
@@ -44,10 +44,10 @@ Found = Iterator[tuple[str, str]]
 
 
 def given(name: str, value: Value) -> tuple[Any, ...]:
-    """Every value that a field can take, nulls left out."""
+    """Return every value that a field can take, without nulls."""
     return tuple(option for option in options(name, value) if option is not None)
 
 
 def at(key: str, value: Value, option: Any) -> str:
-    """The key of one choice."""
+    """Return the key of one choice."""
     return f"{key}[{value.index(option)}]" if isinstance(value, tuple) and option in value else key

@@ -1,4 +1,4 @@
-"""What a spec is once it is read: arms, values, ranges, and the sections of config.py around them."""
+"""The types of a parsed spec: arms, values and ranges, around the sections of config.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from saebench.config import SAE_CONFIGS, Config, DataConfig
 from saebench.sweep_config import BudgetConfig, EvalConfig, PruneConfig, RunConfig, SearchConfig, TrackingConfig
 
 Scalar = bool | int | float | str | tuple[float, ...] | None
-"""One value of a field; the tuple is for `groups`, the one field that is a list itself."""
+"""One value of a field; the tuple is for `groups`, the only field whose value is a list."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Range:
 
     @property
     def integer(self) -> bool:
-        """Whether only whole numbers are meant."""
+        """Whether the range contains only whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
 
@@ -37,7 +37,7 @@ Value = Scalar | Choices | Range
 
 
 class Arm(Config):
-    """One entry of `sae:`. `params` has only the fields of SAE_CONFIGS[type] that the spec gives."""
+    """One entry of `sae:`. `params` has only those fields of SAE_CONFIGS[type] that the spec sets."""
 
     type: str
     """Architecture."""
@@ -46,16 +46,16 @@ class Arm(Config):
 
     @property
     def sparsity(self) -> str | None:
-        """The parameter that sets its sparsity."""
+        """The parameter that sets the arm's sparsity."""
         return next((name for name in SAE_CONFIGS[self.type].sparsity if self.params.get(name) is not None), None)
 
     @property
     def width(self) -> str:
-        """The parameter that sets its width."""
+        """The parameter that sets the arm's width."""
         return "dict_size" if self.params.get("dict_size") is not None else "expansion_factor"
 
     def options(self, name: str) -> Value:
-        """The value of a parameter; a field that the spec does not give has its default."""
+        """Return the value of a parameter; the default if the spec does not set it."""
         return self.params[name] if name in self.params else SAE_CONFIGS[self.type].model_fields[name].default
 
 
@@ -91,7 +91,7 @@ class SweepSpec(Config):
     """Limits after which the sweep ends cleanly."""
 
     def plain(self) -> dict[str, Any]:
-        """The spec as YAML would have it (JSON-able), with every default written out; `parse_spec` reads it back."""
+        """Return the spec as plain data (JSON-able), with every default written out; `parse_spec` reads it back."""
         found: dict[str, Any] = {}
         for name in type(self).model_fields:
             value = getattr(self, name)
@@ -122,14 +122,14 @@ LIST_FIELDS = frozenset({"groups"})
 
 
 def choices(name: str, value: Value) -> Choices | None:
-    """The choices of a field, None where its value is fixed or a range."""
+    """Return the choices of a field; None if its value is fixed or a range."""
     if not isinstance(value, tuple):
         return None
     return value if name not in LIST_FIELDS or isinstance(value[0], tuple) else None
 
 
 def options(name: str, value: Value) -> tuple[Any, ...]:
-    """Every value that the field can take; of a range, its two ends."""
+    """Return every value that the field can take; of a range, its two ends."""
     if isinstance(value, Range):
         return (value.low, value.high)
     return choices(name, value) or (value,)

@@ -1,4 +1,4 @@
-"""The spec file, read and checked: every problem at once, each with its place."""
+"""Read and check a spec file: report all problems at once, each with its position."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from saebench.sweep_config import SearchConfig
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
-    """The spec of a file, with `KEY=VALUE` overrides applied. Relative files in it are meant from its folder.
+    """Return the spec of a file, with `KEY=VALUE` overrides applied. Relative paths in it start at its folder.
 
     Raises SpecError: one line per problem, `file:line:column: key: value: rule`.
     """
@@ -44,7 +44,7 @@ def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
 
 
 def load_text(text: str, path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
-    """`load_spec` of what `read_text` found at `path`; a pipe can be read only once."""
+    """Do `load_spec` on the text that `read_text` returned for `path`; a pipe can be read only once."""
     root, problems = compose(text, "stdin" if str(path) == "-" else str(path))
     for setting in overrides:
         root = override(root, setting)
@@ -52,7 +52,7 @@ def load_text(text: str, path: str | Path, overrides: Sequence[str] = ()) -> Swe
 
 
 def folder_of(path: str | Path) -> Path:
-    """The folder of a spec's file; of a pipe or the standard input, which have none, the working directory."""
+    """Return the folder of a spec's file; for a pipe or the standard input, the working directory."""
     path = Path(path)
     return path.absolute().parent if path.is_file() else Path.cwd()
 
@@ -60,8 +60,8 @@ def folder_of(path: str | Path) -> Path:
 def parse_spec(
     values: Mapping[str, Any], overrides: Sequence[str] = (), folder: str | Path | None = None, label: str = "spec"
 ) -> SweepSpec:
-    """The same from a mapping as YAML would give it: strings, numbers, lists, {low, high}. Relative files are meant
-    from `folder`, by default the working directory; `label` stands where messages name the file."""
+    """Return the spec from a mapping as YAML would give it: strings, numbers, lists, {low, high}. Relative paths start
+    at `folder`, by default the working directory; messages name `label` in place of the file."""
     root = from_python(values, label)
     if not isinstance(root, Table):
         raise complaint([Problem(root.place, "", "a spec is a mapping")])
@@ -105,7 +105,7 @@ def _rules(reader: Reader, values: dict[str, Any], arms: Sequence[tuple[int, Arm
 
 
 def _moved_hint(name: str) -> str:
-    """Where a key belongs that stands at the top by mistake."""
+    """Return a hint about the section of a key that was given at the top level by mistake."""
     if name in TrainConfig.model_fields:
         return f"did you mean train.{name}?"
     if any(name in config.model_fields for config in SAE_CONFIGS.values()):
@@ -173,7 +173,7 @@ def _arm_hint(field: str, name: str) -> str:
 
 
 def _whole(reader: Reader, model: type[Config], params: Mapping[str, Value], place: Place, key: str) -> None:
-    """The rules between the fields of one type, asked with one value of each."""
+    """Check the rules between the fields of one type, with one value of each."""
     try:
         model(**{name: options(name, value)[0] for name, value in params.items()})
     except ValidationError as error:
@@ -216,7 +216,7 @@ def _search(reader: Reader, root: Table, arms: Sequence[Arm]) -> SearchConfig:
 
 
 def _enqueue(reader: Reader, node: Node, arms: Sequence[Arm]) -> tuple[dict[str, Any], ...]:
-    """Known-good points: a key is a field of an arm of this sweep or of `train`, its value one that the field takes."""
+    """Read known-good points: each key is a field of one of the arms or of `train`, each value one that it accepts."""
     reader.nodes["search.enqueue"] = node
     if not isinstance(node, Items):
         reader.refuse(node, "search.enqueue", "must be a list of points, such as [{lr: 1e-3}]")
@@ -239,7 +239,7 @@ def _enqueue(reader: Reader, node: Node, arms: Sequence[Arm]) -> tuple[dict[str,
 
 
 def _by_any(reader: Reader, models: Sequence[type[Config]], name: str, node: Node, key: str) -> Any:
-    """The value as the first model that takes it reads it: k = 2.5 is one of batchtopk, though not of topk."""
+    """Return the value as read by the first model that accepts it: k = 2.5 is valid for batchtopk, not for topk."""
     attempts = [Reader(node) for _ in models]
     for attempt, model in zip(attempts, models, strict=True):
         value = attempt.field(model, name, node, key)
@@ -253,7 +253,7 @@ def _by_any(reader: Reader, models: Sequence[type[Config]], name: str, node: Nod
 
 
 def _resolved(data: DataConfig, folder: Path) -> DataConfig:
-    """Relative files and folders made absolute, from the spec's folder; names of hub models and datasets stay."""
+    """Make relative files and folders absolute, from the spec's folder; keep names of hub models and datasets."""
     update: dict[str, Any] = {}
     model, dataset = getattr(data, "model", None), getattr(data, "dataset", None)
     own = {key: getattr(data, key, None) for key in ("embeddings", "texts", "ids", "labels")}
@@ -261,7 +261,7 @@ def _resolved(data: DataConfig, folder: Path) -> DataConfig:
         found: dict[str, Any] = {
             key: _beside(value, folder, key) for key, value in own.items() if isinstance(value, str)
         }
-        with contextlib.suppress(DataError):  # a rule says what is wrong with them
+        with contextlib.suppress(DataError):  # a rule reports the problem
             found["num_examples"] = min(data.num_examples, open_embeddings(found["embeddings"]).count)
         return data.model_copy(update={**found, **_named_after(found["embeddings"], own["embeddings"], data)})
     if isinstance(model, str):
@@ -278,20 +278,20 @@ def _resolved(data: DataConfig, folder: Path) -> DataConfig:
 
 
 def _beside(name: str, folder: Path, key: str) -> str:
-    """The path from the spec's folder; a name that is no file is the column of a Parquet file."""
+    """Return the path from the spec's folder; if there is no such file, the name is a column of a Parquet file."""
     path = os.path.normpath(os.path.join(folder, os.path.expanduser(name)))
     return path if key == "embeddings" or os.path.exists(path) else name
 
 
 def _named_after(path: str, as_given: str, data: DataConfig) -> dict[str, Any]:
-    """Model and dataset, if they are called after the embeddings, called after their resolved path."""
+    """Return model and dataset named after the resolved path, if they were named after the embeddings' path."""
     dataset = data.dataset.model_copy(update={"data_files": path})
     found: dict[str, Any] = {"dataset": dataset} if data.dataset.data_files in (as_given, path) else {}
     return found | ({"model": path} if data.model in (as_given, path) else {})
 
 
 def _local(name: str, folder: Path) -> str:
-    """`name` made absolute where it is a folder or file that is there."""
+    """Return `name`, made absolute if it is an existing file or folder."""
     path = os.path.join(folder, os.path.expanduser(name))
     return os.path.normpath(path) if name and os.path.exists(path) else name
 

@@ -1,4 +1,4 @@
-"""Nodes that know where they stand, and problems that say it."""
+"""Nodes of a spec's tree with their positions, and problems that name the position."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 
 @dataclass(frozen=True)
 class Place:
-    """Where something stands; lines and columns count from 1, 0 where there are none (an override, a dict)."""
+    """A position; lines and columns count from 1, and are 0 for an override or a dict."""
 
     file: str
     line: int = 0
@@ -37,7 +37,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: `place: key: value: rule`."""
+    """One problem of a spec: `place: key: value: rule`."""
 
     place: Place
     key: str
@@ -49,7 +49,7 @@ class Problem:
 
 
 def complaint(problems: Sequence[Problem]) -> SpecError:
-    """One error with all of them, in the order of the file."""
+    """Return one error that lists all problems, in the order of the file."""
     found = sorted(set(problems), key=lambda p: (p.place.line, p.place.column, p.key, p.rule))
     lines = [str(problem) for problem in found[:MAX_SHOWN]]
     if len(found) > MAX_SHOWN:
@@ -59,14 +59,14 @@ def complaint(problems: Sequence[Problem]) -> SpecError:
 
 @dataclass(frozen=True)
 class Leaf:
-    """A scalar. `value` is None, a number or text (from Python also a bool); a plain word stays text."""
+    """A scalar. `value` is None, a number or text (from Python also a bool); an unquoted word stays text."""
 
     place: Place
     value: Any
     text: str | None = None
-    """As it was written; None where it comes from Python."""
+    """The text as written; None if the value comes from Python."""
     plain: bool = True
-    """Without quotes."""
+    """Whether it was written without quotes."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ Node = Leaf | Items | Table
 
 
 def shown(node: Node, limit: int = 60) -> str:
-    """The value as one short line."""
+    """Return the value as one short line."""
     if isinstance(node, Table):
         text = "{" + ", ".join(node.entries) + "}"
     elif isinstance(node, Items):
@@ -102,19 +102,20 @@ def shown(node: Node, limit: int = 60) -> str:
 
 
 def short(text: str, limit: int) -> str:
-    """One printable line of at most `limit` characters."""
+    """Return one printable line of at most `limit` characters."""
     text = "".join(c if c.isprintable() else "?" for c in text[: limit + 1])
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def join(key: str, name: str) -> str:
-    """The dotted key of an entry of `key`."""
+    """Return the dotted key of an entry of `key`."""
     name = name if name.isidentifier() and len(name) <= 60 else shown(Leaf(Place(""), name), 60)
     return f"{key}.{name}" if key else name
 
 
 def plain_value(text: str) -> Any:
-    """None, a number or the text itself: `010` is ten, `1_000` a thousand, `1e-3` a number, `1:30` and `on` text."""
+    """Return None, a number or the text itself: `010` is ten, `1_000` a thousand, `1e-3` a number, `1:30` and `on`
+    text."""
     if text in _NULL:
         return None
     if _INT.fullmatch(text):
@@ -126,15 +127,15 @@ def plain_value(text: str) -> Any:
 
 
 def forbidden_character(text: str) -> str:
-    """Say which character of `text` no spec may hold (a control character, one half of a surrogate pair); "" if none.
-    They would steer terminals, and reorder what a person reads, wherever a name or description is shown."""
+    """Return a message about the first forbidden character in `text` (a control character, half of a surrogate pair),
+    else "". Such characters could control a terminal, or reorder text, wherever a name or description is shown."""
     found = _FORBIDDEN.search(text)
     return f"character U+{ord(found[0]):04X} is not allowed: remove it" if found else ""
 
 
 def from_python(value: Any, label: str, depth: int = 1, key: str = "") -> Node:
-    """Plain Python data as nodes, for a spec that is written in Python. NumPy's scalars and arrays, ranges and paths
-    are what they mean. Raises SpecError with the key of what is none of these."""
+    """Return plain Python data as nodes, for a spec written in Python. NumPy's scalars and arrays, ranges and paths are
+    converted. Raises SpecError with the key of a value of any other type."""
     place = Place(label)
     if depth > MAX_DEPTH:
         raise SpecError(f"{place}: nested more than {MAX_DEPTH} deep")
@@ -159,7 +160,7 @@ def from_python(value: Any, label: str, depth: int = 1, key: str = "") -> Node:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as YAML would have it: NumPy's and pandas' scalars and arrays by their `tolist`, ranges, paths."""
+    """Return `value` as plain data: convert NumPy's and pandas' scalars and arrays by `tolist`, ranges and paths."""
     if isinstance(value, PurePath):
         return str(value)
     if isinstance(value, range):

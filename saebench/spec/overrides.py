@@ -1,4 +1,4 @@
-"""`--set KEY=VALUE`: a value put into the tree, in the place of one or beside others."""
+"""`--set KEY=VALUE`: replace a value in the tree, or add one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _STEP = re.compile(rf"({_NAME})|\[([0-9]+)\]")
 
 
 def override(root: Table, setting: str) -> Table:
-    """`root` with `a.b[0].c=value` applied; the value is YAML. Raises SpecError that names the override."""
+    """Return `root` with `a.b[0].c=value` applied; the value is YAML. Raises SpecError that names the override."""
     place = Place(f"--set {short(setting, 80)}")
     key, equals, text = setting.partition("=")
     if not equals:

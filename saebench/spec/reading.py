@@ -1,7 +1,7 @@
-"""Nodes -> typed values, field by field of config.py: what a field accepts and what it refuses is declared there once.
+"""Convert nodes to typed values by the fields of config.py, the only declaration of what a field accepts.
 
-The type of the field decides what a plain word means: `off` is False for `cache` and text for `prompt`, `1e5` is a
-hundred thousand for `samples` and a commit for `revision`. Every function appends to `problems` and goes on.
+The field's type determines how an unquoted word is read: `off` is False for `cache` and text for `prompt`, `1e5` is a
+hundred thousand for `samples` and a commit for `revision`. Functions append to `problems` and continue.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Reader:
         return BAD
 
     def refuse(self, node: Node, key: str, rule: str) -> Bad:
-        """`complain` about a value, which is shown."""
+        """Do `complain` about a node, and show its value."""
         return self.complain(node.place, key, rule, shown(node))
 
     # --- mappings ----------------------------------------------------------------------------------------------------
 
     def table(self, node: Node, key: str) -> Table | None:
-        """The node if it is a mapping; null, as a section whose lines are all commented out, is an empty one."""
+        """Return the node if it is a mapping; read null (a section with all lines commented out) as an empty one."""
         self.nodes[key] = node
         if isinstance(node, Table):
             return node
@@ -46,7 +46,7 @@ class Reader:
         return None
 
     def broken(self, key: str, rule: str) -> None:
-        """Complain by key, at its value; at what it lies in, where it is not written out."""
+        """Complain about a key at the position of its value, or of the enclosing section if it is not written out."""
         inside = key
         while inside not in self.nodes:
             inside = inside[: max(inside.rfind("."), inside.rfind("["), 0)]
@@ -59,8 +59,8 @@ class Reader:
         self.complain(place, join(key, name), "unknown key" + (f" ({hint})" if hint else ""))
 
     def section(self, model: type[Config], node: Node, key: str, skip: Iterable[str] = ()) -> Any:
-        """An instance of `model`. Where something is wrong, what could be read, with defaults for the rest: enough to
-        look for further problems, no more."""
+        """Return an instance of `model`. If there are problems, it has the readable values, and defaults for the rest:
+        only good for finding further problems."""
         before = len(self.problems)
         table = self.table(node, key)
         values: dict[str, Any] = {}
@@ -92,7 +92,7 @@ class Reader:
             self.complain(table.place, join(key, name), "is missing")
 
     def field(self, model: type[Config], name: str, node: Node, key: str) -> Any:
-        """One value for one field."""
+        """Return one value for one field."""
         annotation = field_type(model, name)
         takes = accepts(annotation)
         if takes.model is not None and (isinstance(node, Table) or not takes.kinds):
@@ -102,7 +102,7 @@ class Reader:
     # --- values ------------------------------------------------------------------------------------------------------
 
     def value(self, annotation: Any, node: Node, key: str) -> Any:
-        """The node as a value of this type that meets its constraints; BAD otherwise."""
+        """Return the node as a value of this type that meets its constraints; BAD otherwise."""
         takes = accepts(annotation)
         self.nodes[key] = node
         if isinstance(node, Items) and takes.item is not None:
@@ -120,7 +120,7 @@ class Reader:
             return self.refuse(node, key, rule_of(error))
 
     def searchable(self, model: type[Config], name: str, node: Node, key: str) -> Value | Bad:
-        """A fixed value, a list of choices or a range, each value checked against the field."""
+        """Return a fixed value, a list of choices or a range, each value checked against the field."""
         annotation = field_type(model, name)
         takes = accepts(annotation)
         self.nodes[key] = node
@@ -166,7 +166,7 @@ class Reader:
         return self.refuse(node, key, rule) if rule else found
 
     def _bound(self, annotation: Any, node: Node, key: str) -> Any:
-        """An end of a range: a number, even where the field takes null, and one that the field takes."""
+        """Return an end of a range: a number that the field accepts, never null."""
         read = self.value(accepts(annotation).bound, node, key)
         return read if read is BAD else self.value(annotation, node, key)
 
@@ -176,7 +176,7 @@ def _is_null(node: Node) -> bool:
 
 
 def _range_rule(found: Range) -> str | None:
-    """What is wrong with the range as a whole."""
+    """Return the rule that the range as a whole breaks; None if it is valid."""
     low, high, step = found.low, found.high, found.step
     if low >= high:
         return f"low must be below high, but {low:g} >= {high:g}"

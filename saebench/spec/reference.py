@@ -17,7 +17,7 @@ _TOP = ("sae", "train")
 
 
 def reference() -> str:
-    """Markdown: a table per section of a spec, a row per key."""
+    """Return Markdown: a table per section of a spec, a row per key."""
     return "\n\n".join(_parts()) + "\n"
 
 
@@ -46,7 +46,7 @@ def _section(name: str, model: type[Config]) -> Iterator[str]:
 
 
 def _first(model: type[Config]) -> str:
-    """The first paragraph of a class's docstring, on one line."""
+    """Return the first paragraph of a class's docstring, on one line."""
     return " ".join((model.__doc__ or "").split("\n\n")[0].split())
 
 
@@ -60,7 +60,7 @@ def _table(model: type[Config], only: Container[str] | None = None) -> str:
 
 
 def _kind(annotation: Any) -> str:
-    """What a field takes, in words."""
+    """Return a description of the values that a field accepts."""
     takes = accepts(annotation)
     if takes.model is not None and not takes.kinds:
         return "a section"

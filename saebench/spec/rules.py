@@ -1,6 +1,6 @@
-"""Rules that hold between the fields of a spec. Each yields (key, rule); all are asked, whatever was wrong before.
+"""Rules between the fields of a spec. Each yields (key, rule) per problem; all run, even after earlier problems.
 
-A draft may lack what could not be read: then the rules about it say nothing.
+A draft may lack values that could not be read: rules about these yield nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def check(draft: Draft) -> list[tuple[str, str]]:
-    """All that is wrong."""
+    """Return all problems as (key, rule)."""
     return [found for rule in (*SECTION_RULES, *ARM_RULES) for found in rule(draft)]
 
 
@@ -94,7 +94,7 @@ def _near_duplicates(draft: Draft) -> Found:
 
 
 def _dataset(draft: Draft) -> Found:
-    """data_files with a misspelt format would be looked for in a dataset of that name on the hub."""
+    """Check the format of data_files: a misspelt one would be taken for the name of a dataset on the hub."""
     path, files = draft.get("data", "dataset", "path"), draft.get("data", "dataset", "data_files")
     if isinstance(path, str) and files and path not in FILE_FORMATS and not re.search(r"[/\\.]", path):
         hint = 'use "json", which reads JSON lines too' if "json" in path else did_you_mean(path, sorted(FILE_FORMATS))
@@ -200,8 +200,8 @@ def _tracking(draft: Draft) -> Found:
 
 
 def _enqueue(draft: Draft) -> Found:
-    """Every point belongs to a stratum: to an arm that has its parameters, searches them or fixes them at its values,
-    and takes its value of an axis as a level."""
+    """Every point must belong to a stratum: some arm must have its parameters, search them or fix them at its values,
+    and have its value of each axis as a level."""
     points = draft.get("search", "enqueue") or ()
     if not draft.arms or any(key.startswith(("sae", "train", "search.enqueue")) for key in draft.unread):
         return

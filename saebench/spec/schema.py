@@ -1,6 +1,6 @@
 """The grammar of a spec as JSON Schema, for editors. Everything in it comes from the fields of config.py.
 
-Editors read YAML 1.2, in which `1_000` and `off` are text; so a number may be written as such a text, a switch too.
+Editors read YAML 1.2, in which `1_000` and `off` are text; so the schema accepts such text for numbers and switches.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SWITCH = ["on", "off", "yes", "no", "On", "Off", "Yes", "No", "ON", "OFF", "YES"
 
 
 def schema() -> Schema:
-    """The schema of a whole spec file."""
+    """Return the schema of a whole spec file."""
     definitions: Schema = {}
     properties: Schema = {}
     for name, field in SweepSpec.model_fields.items():
@@ -66,7 +66,7 @@ def _arm(name: str, definitions: Schema) -> Schema:
 
 
 def _searchable(model: type[Config], definitions: Schema) -> Schema:
-    """A mapping whose fields take a value, a list of choices or a range."""
+    """Return the schema of a mapping whose fields accept a value, a list of choices or a range."""
     properties = {}
     for name, field in model.model_fields.items():
         one = _field(model, name, definitions)
@@ -102,7 +102,7 @@ def _is_number(one: Schema) -> bool:
 
 
 def _field(model: type[Config], name: str, definitions: Schema) -> Schema:
-    """pydantic's schema of one field, without its title and description."""
+    """Return pydantic's schema of one field, without its title and description."""
     whole = _schema_of(model)
     for key, definition in whole.get("$defs", {}).items():
         definitions[key] = _relaxed(definition)
@@ -129,7 +129,7 @@ def _schema_of(model: type[Config]) -> Schema:
 
 
 def _relaxed(value: Any) -> Any:
-    """The schema with numbers and switches as YAML 1.2 may read them."""
+    """Return the schema with numbers and switches as YAML 1.2 may read them."""
     if isinstance(value, list):
         return [_relaxed(item) for item in value]
     if not isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""YAML as a tree of nodes that know where they stand.
+"""Parse YAML into a tree of nodes with positions.
 
-Only the events of PyYAML's parser are used: nothing is resolved by tag and no Python object is ever constructed. A
-plain scalar keeps its text, because what `on`, `1e-3` or `0755` mean depends on the field it is given for (reading.py).
-Size, depth and aliases are bounded, so that no file takes longer than a moment.
+Only the events of PyYAML's parser are used: no tag is resolved and no Python object is constructed. A plain scalar
+keeps its text, because the meaning of `on`, `1e-3` or `0755` depends on the field (reading.py). Size, depth and aliases
+are limited, so that every file is read within a second.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _NO_CHARACTER = re.compile(r"\\U(?!000[0-9A-Fa-f]|0010)[0-9A-Fa-f]{8}")
 
 
 def read_text(path: Path) -> str:
-    """What stands in a spec's file, in a pipe, or (-) in the standard input. Raises SpecError: no file, not UTF-8, too
-    large."""
+    """Return the text of a spec's file, of a pipe, or (-) of the standard input. Raises SpecError for a missing file,
+    one that is not UTF-8, or too large."""
     try:
         if str(path) == "-":
             data = sys.stdin.buffer.read(MAX_BYTES + 1)
@@ -59,8 +59,8 @@ def read_text(path: Path) -> str:
 
 
 def compose(text: str, file: str) -> tuple[Table, list[Problem]]:
-    """The tree of a spec's text and what is wrong with keys in it. Raises SpecError where there is no tree: not YAML,
-    too deep, empty. `file` stands where messages name it."""
+    """Return the tree of a spec's text and the problems of its keys. Raises SpecError for text that has no tree: not
+    YAML, too deep, empty. `file` is the name in messages."""
     node, problems = Composer(text, file).document()
     if node is None or (isinstance(node, Leaf) and node.value is None):
         raise SpecError(f"{file}: the file is empty: a spec needs at least name, data, sae and train")
@@ -70,7 +70,7 @@ def compose(text: str, file: str) -> tuple[Table, list[Problem]]:
 
 
 class Composer:
-    """Events -> nodes, with every bound kept while it goes."""
+    """Builds nodes from events, and checks the limits while it does."""
 
     def __init__(self, text: str, file: str) -> None:
         self._file = file
@@ -195,7 +195,7 @@ class Composer:
         return Table(self._place(event), entries)
 
     def _merge(self, entries: dict[str, tuple[Place, Node]], node: Node, key: str) -> None:
-        """`<<: *base`: keys of its own win over those of the base."""
+        """Apply `<<: *base`: the mapping's own keys win over those of the base."""
         for base in node.items if isinstance(node, Items) else (node,):
             if isinstance(base, Table):
                 for name, entry in base.entries.items():

@@ -1,4 +1,4 @@
-"""Strata: the levels at which trials may fairly be compared, crossed exhaustively."""
+"""Strata: all combinations of the levels at which trials may be compared fairly."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ _LABELS = {"k": "k", "dict_size": "n", "expansion_factor": "x", "target_l0": "l0
 
 
 def axis_names(spec: SweepSpec, arm: Arm) -> tuple[str, ...]:
-    """The axes of an arm beside its type. By default the sparsity parameter and the width; else those of
-    `search.strata` that the arm has, `dict_size` and `expansion_factor` both standing for the one it gives."""
+    """Return the axes of an arm besides its type. By default the sparsity parameter and the width; else those of
+    `search.strata` that the arm has, where `dict_size` and `expansion_factor` both mean the one that it sets."""
     if spec.search.strata is None:
         wanted: tuple[str | None, ...] = (arm.sparsity, arm.width, "control")
     else:
@@ -27,14 +27,14 @@ def axis_names(spec: SweepSpec, arm: Arm) -> tuple[str, ...]:
 
 
 def setting(spec: SweepSpec, arm: Arm, name: str) -> Value:
-    """What the spec says of a field of the arm or of `train`; the field's default where it says nothing."""
+    """Return the spec's value of a field of the arm or of `train`; the default if the spec does not set it."""
     if name in SAE_CONFIGS[arm.type].model_fields:
         return arm.options(name)
     return spec.train[name] if name in spec.train else TrainConfig.model_fields[name].default
 
 
 def levels(name: str, value: Value) -> tuple[Scalar, ...]:
-    """The levels of an axis. A range has none (rules.py refuses it)."""
+    """Return the levels of an axis. A range has no levels (rules.py refuses it)."""
     if isinstance(value, Range):
         return ()
     found: tuple[Any, ...] = choices(name, value) or (value,)
@@ -95,12 +95,12 @@ def _is_searched(spec: SweepSpec, arm: Arm, name: str, axes: Mapping[str, Scalar
 
 
 def count(spec: SweepSpec, arm: Arm) -> int:
-    """How many strata the arm has, without listing them."""
+    """Return the number of strata of the arm, without listing them."""
     return math.prod(len(levels(name, setting(spec, arm, name))) for name in axis_names(spec, arm))
 
 
 def cross(spec: SweepSpec, arm: Arm, d_in: int | None = None) -> Iterator[dict[str, Scalar]]:
-    """The axes of every stratum of an arm; the width as dict_size where `d_in` allows it."""
+    """Yield the axes of every stratum of an arm; the width as dict_size if `d_in` is known."""
     names = axis_names(spec, arm)
     for combination in itertools.product(*(levels(name, setting(spec, arm, name)) for name in names)):
         axes: dict[str, Scalar] = {"type": arm.type, **dict(zip(names, combination, strict=True))}
@@ -112,14 +112,14 @@ def cross(spec: SweepSpec, arm: Arm, d_in: int | None = None) -> Iterator[dict[s
 
 
 def stratum_id(axes: dict[str, Scalar]) -> str:
-    """ "topk-k16-n3072": fit for file names, study names and tags."""
+    """Return an id such as "topk-k16-n3072", valid in file names, study names and tags."""
     parts = [str(axes["type"])]
     parts += [f"{_LABELS.get(k, k + '_')}{label(v)}" for k, v in axes.items() if k != "type"]
     return "-".join(parts)
 
 
 def label(value: Scalar) -> str:
-    """A value as short text: 16.0 is 16, True is on."""
+    """Return a value as short text: 16.0 is 16, True is on."""
     if value is None:
         return "null"
     if isinstance(value, bool):

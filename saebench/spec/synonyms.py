@@ -1,4 +1,4 @@
-"""Words of other tools and papers for keys of a spec."""
+"""Names from other tools and papers for keys of a spec."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ MEANT = {
     "trials": "search.points",
     "n_trials": "search.points",
 }
-"""A word that is no key here -> the key that means it."""
+"""An unknown key -> the key of a spec with that meaning."""
 
 
 def meant(name: str) -> str:
-    """A hint for an unknown key, or nothing."""
+    """Return a hint for an unknown key, or ""."""
     key = MEANT.get(name.lower())
     return f"here that is {key}" if key else ""
