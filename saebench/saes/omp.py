@@ -130,7 +130,7 @@ class OMPSAE(SAE):
         return loss
 
     def _gram_in_training(self) -> Tensor | None:
-        """Return the Gram matrix; on a CPU it may be some steps old, and the sweeps on the residual correct for that."""
+        """Return the Gram matrix. On a CPU it may be some steps old; the sweeps on the residual correct for that."""
         if self.dict_size > GRAM_WIDTH:
             return None
         if not on_host(self.W_dec):

@@ -33,12 +33,12 @@ from saebench.stores.pending import Pending
 
 
 class DiskActivationStore(ActivationStore):
-    """`store[i]` is (n_components, n_neurons). Examples are written in shards of `max_cache_size`; those that are not
-    written yet are in memory and can be read. `extend` returns at once; its Future is done when the rows are stored.
+    """`store[i]` is (n_components, n_neurons). Examples are written in shards of `max_cache_size`; until then they are
+    in memory and can be read. `extend` returns at once; its Future is done when the rows are stored.
 
-    One process writes (LockedError for a second), any number reads. Close it, or use it as a context manager: what is
-    in memory is written then. `seed` fixes `shuffle`, which reorders reading and moves nothing on the disk.
-    Raises DataError where `storage_path` holds a store of another shape or type, or a damaged one.
+    One process may write (a second one gets LockedError), any number may read. Close the store, or use it as a context
+    manager, to write the examples in memory. `seed` fixes `shuffle`, which changes the reading order and does not move
+    data on the disk. Raises DataError if `storage_path` holds a store of another shape or type, or a damaged one.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DiskActivationStore(ActivationStore):
             self._open()
 
     def __reduce__(self) -> tuple[Callable[..., DiskActivationStore], tuple[Any, ...]]:
-        """A copy opens the directory anew: what is in memory is written first. It reads in the same order."""
+        """Pickle the store by its directory: write the examples in memory first; a copy reads in the same order."""
         self.flush()
         n_components, n_neurons = self._shape
         given = {"max_items": self.max_items, "dtype": self._dtype, "seed": self._seed}
@@ -90,7 +90,8 @@ class DiskActivationStore(ActivationStore):
         return self.extend(item.unsqueeze(0), component_idx)
 
     def extend(self, batch: Tensor, component_idx: int = 0) -> Future[None]:
-        """Store (rows, n_neurons), in the background: all, or none and StoreFullError (raised here, not later)."""
+        """Store (rows, n_neurons), in the background. If they do not all fit, store none and raise StoreFullError
+        here, not in the Future."""
         check_rows(batch, self._shape[1], component_idx, self._shape[0])
         rows = batch.detach().to("cpu", self._dtype, copy=True)
         with self._lock:
@@ -110,7 +111,7 @@ class DiskActivationStore(ActivationStore):
                 self._write_shard(self._paired())
 
     def empty(self) -> None:
-        """Forget all rows and delete their files."""
+        """Remove all rows and delete their files."""
         self._wait_for_writes()
         with self._lock:
             self._acquire_lock()
@@ -119,7 +120,7 @@ class DiskActivationStore(ActivationStore):
             remove_strays(self.storage_path, [])
 
     def close(self) -> None:
-        """Write what is in memory and release the directory."""
+        """Write the examples in memory and release the lock on the directory."""
         if self._writer is None:
             return
         try:
@@ -135,7 +136,7 @@ class DiskActivationStore(ActivationStore):
         self.close()
 
     def _start_writing(self) -> None:
-        """Become the writer, after reading what another writer added since this store was opened."""
+        """Take the write lock, then read what another writer has added since this store was opened."""
         if self._writer is not None:
             return
         self._acquire_lock()
@@ -186,7 +187,7 @@ class DiskActivationStore(ActivationStore):
         self._files.write(self.storage_path, self._layout())
 
     def _write_ahead(self) -> None:
-        """Write rows of components that are longer than others to a file of their own."""
+        """Write the excess rows of components that have more rows than others to a separate file."""
         waiting = {str(c): pending.rows for c, pending in enumerate(self._memory) if len(pending)}
         before, new = (
             self._files,
@@ -211,8 +212,8 @@ class DiskActivationStore(ActivationStore):
         return min(self._counts)
 
     def __getitem__(self, index: Any) -> Tensor:
-        """An int gives (n_components, n_neurons), anything that indexes rows (n, n_components, n_neurons); a tuple
-        indexes components and neurons too. IndexError beyond what is stored."""
+        """Return (n_components, n_neurons) for an int, (n, n_components, n_neurons) for a slice or index array; a tuple
+        indexes components and neurons, too. Raises IndexError beyond the stored examples."""
         if isinstance(index, tuple):
             rows = self[index[0]]
             return rows[index[1:] if rows.ndim == 2 else (slice(None), *index[1:])]
@@ -227,11 +228,11 @@ class DiskActivationStore(ActivationStore):
         return rows if places.ndim else rows[0]
 
     def shuffle(self) -> None:
-        """A random order of the present examples; examples that come later follow them."""
+        """Shuffle the reading order of the current examples; examples added later follow them."""
         self._order = self._generator.permutation(len(self))
 
     def verify(self) -> list[str]:
-        """Names of the files whose content is not what was written; reads everything."""
+        """Return the names of the files whose checksum differs; reads everything."""
         return [file.name for file in self._files.files if not has_content(self.storage_path, file)]
 
     def _read(self, places: npt.NDArray[np.int64]) -> Tensor:
@@ -261,7 +262,7 @@ class DiskActivationStore(ActivationStore):
         return self._files.count
 
     def _paired(self) -> int:
-        """Examples that are in memory only."""
+        """Number of examples that are only in memory."""
         return min(map(len, self._memory))
 
     def _wait_for_writes(self) -> None:
@@ -296,9 +297,9 @@ class DiskActivationStore(ActivationStore):
     # --- forks -------------------------------------------------------------------------------------------------------
 
     def before_fork(self) -> None:
-        """Let the background finish, and keep the lock (see forks.py)."""
+        """Wait for the background thread, and keep the lock (see forks.py)."""
         while True:
-            with contextlib.suppress(Exception):  # raised again when the rows are used
+            with contextlib.suppress(Exception):  # the next use of the rows raises it again
                 self._wait_for_writes()
             self._lock.acquire()
             if self._last is None or self._last.done():

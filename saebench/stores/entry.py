@@ -1,16 +1,16 @@
 """An entry of the embedding cache: its files, its manifest, and reading it. No torch.
 
     <cache>/embeddings/<key>/
-        manifest.json                       what is there; replaced by rename, so it is always one whole truth
+        manifest.json                       lists the files; replaced by rename, so it is never partly written
         00000-texts-<sha>.parquet           texts (and labels) of rows 0 to 65,535, in the order of the stream
         00000-hashes-<sha>.npy              uint64 hash of each text
         00000-rows-<sha>.npy                (rows, d_in) embeddings
         parts/                              while it is being encoded: pieces of 1,024 rows, each with its digest
     <cache>/embeddings/<key>.lock           held while the entry is being built
-    <cache>/embeddings/<key>.verified       which files were read against their checksum since the machine started
-    <cache>/embeddings/<key>.twins          near and equal rows of different parts, as far as they were counted
-    <cache>/embeddings/<key>.keep-*.npy     which of the first N texts `data.deduplicate` keeps
-    <cache>/embeddings/<key>.used           its time is that of the last use; locked (shared) by who reads the entry
+    <cache>/embeddings/<key>.verified       files whose checksums were verified since the machine started
+    <cache>/embeddings/<key>.twins          counts of near and equal rows of different parts
+    <cache>/embeddings/<key>.keep-*.npy     mask of the first N texts that `data.deduplicate` keeps
+    <cache>/embeddings/<key>.used           mtime: last use; every reader of the entry holds a shared lock on it
 
 Files carry (the start of) the SHA-256 of their content in their name and are never changed, only replaced by others.
 """
@@ -43,7 +43,7 @@ ROWS_PER_SHARD = 65_536
 ROWS_PER_PART = 1_024
 MANIFEST = "manifest.json"
 SAME_ROWS = 1_000
-"""Rows of a part that are looked at to see whether all its rows are the same."""
+"""Number of rows of a part compared to find out whether all its rows are equal."""
 
 Rows = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
@@ -58,7 +58,7 @@ class File(Config):
 
 
 class Shard(Config):
-    """Up to 65,536 consecutive texts, and as many of their embeddings as are there."""
+    """Up to 65,536 consecutive texts, and those of their embeddings that exist."""
 
     count: int
     texts: File
@@ -66,41 +66,41 @@ class Shard(Config):
     encoded: int = 0
     rows: File | None = None
     encoded_digest: str = ""
-    """Which texts the rows are of (see `digest_of`)."""
+    """Digest of the texts that the rows belong to (see `digest_of`)."""
     truncated: int = 0
-    """Encoded texts that are longer than the model's limit: it saw their beginning only."""
+    """Number of encoded texts longer than the model's limit: only their beginning was encoded."""
 
     def files(self) -> list[File]:
         return [self.texts, self.hashes] + ([self.rows] if self.rows else [])
 
 
 class Manifest(Config):
-    """What an entry holds."""
+    """The manifest of an entry: its identity, shards and counts."""
 
     identity: dict[str, Any]
-    """All that decides what the rows are (see keys.py)."""
+    """Everything that determines the rows (see keys.py)."""
     named: dict[str, str]
     """Names of model and dataset, for messages: the identity may hold only checksums of them."""
     label_column: str | None
     cap: int
-    """num_examples when the texts were read."""
+    """`num_examples` with which the texts were read."""
     counts: dict[str, int]
     """Rows read, kept and left out, by reason (see texts.Counts)."""
     d_in: int | None = None
     encoder: dict[str, Any] = Field(default_factory=dict)
-    """max_seq_length and versions that the rows were encoded with."""
+    """max_seq_length and library versions used for encoding."""
     fingerprint: tuple[float, ...] = ()
-    """Beginning of the embedding of a fixed text by the model that the rows are of."""
+    """First values of the model's embedding of a fixed text, to detect another model of the same name."""
     shards: tuple[Shard, ...] = ()
 
     @property
     def count(self) -> int:
-        """Distinct texts."""
+        """Number of distinct texts."""
         return sum(shard.count for shard in self.shards)
 
     @property
     def encoded(self) -> int:
-        """Rows from the first on without a gap."""
+        """Number of rows from the first on without a gap."""
         total = 0
         for shard in self.shards:
             total += shard.encoded
@@ -116,7 +116,7 @@ class Manifest(Config):
         return min(data.num_examples, self.count)
 
     def names(self) -> set[str]:
-        """Files that belong to the entry."""
+        """Return the names of the entry's files."""
         return {MANIFEST, *(file.name for shard in self.shards for file in shard.files())}
 
     @classmethod
@@ -141,13 +141,13 @@ class CacheEntry:
     num_validation: int
     num_test: int
     info: dict[str, Any]
-    """Counts of the rows read (kept, duplicate, empty, non_string; of the entry, which may be longer), the model, the
-    dataset, what it was encoded with."""
+    """Counts of the rows read (kept, duplicate, empty, non_string; for the whole entry, which may be longer), model,
+    dataset, and the settings of the encoding."""
     manifest: Manifest
     count: int
     division: Division
     keep: npt.NDArray[np.bool_] | None = field(default=None, repr=False, compare=False)
-    """(count,) False for texts that are nearly the same as an earlier one; None where all are used."""
+    """(count,) False for near-duplicates of an earlier text; None if all texts are used."""
     hold: Hold | None = field(default=None, repr=False, compare=False)
 
     @classmethod
@@ -191,7 +191,7 @@ class CacheEntry:
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """Those that hold the first `count` rows."""
+        """The shards that hold the first `count` rows."""
         return self.manifest.shards[: -(-self.count // ROWS_PER_SHARD)]
 
     @cached_property
@@ -216,8 +216,8 @@ class CacheEntry:
         return self._where(self.hashes < np.uint64(self.division.test_below))
 
     def check(self, data: DataConfig) -> None:
-        """Raise DataError for what no SAE can be trained or judged on: a part without texts, or one whose rows are all
-        the same."""
+        """Raise DataError if no SAE can be trained or evaluated on the entry: a part has no texts, or only equal
+        rows."""
         check_counts(data, self.num_train, self.num_validation, self.num_test)
         for part in ("train", *EVALUATED):
             rows = self.read(self.index_of(part)[:SAME_ROWS])
@@ -229,7 +229,7 @@ class CacheEntry:
                 )
 
     def index_of(self, part: Part) -> Index:
-        """Row numbers of a part."""
+        """Return the row numbers of a part."""
         index: Index = getattr(self, f"{part}_index")
         return index
 
@@ -237,19 +237,20 @@ class CacheEntry:
         return np.flatnonzero(chosen if self.keep is None else chosen & self.keep)
 
     def sample_index(self, n: int) -> Index:
-        """Row numbers of min(n, num_train) training texts: those of the lowest hashes, so a function of the data."""
+        """Return the row numbers of min(n, num_train) training texts: those of the lowest hashes, so that the sample
+        depends only on the data."""
         if n >= self.num_train:
             return self.train_index
         lowest = np.argpartition(self.hashes[self.train_index], n)[:n]
         return np.sort(self.train_index[lowest])
 
     def rows(self) -> list[Rows]:
-        """Per shard, its (rows, d_in) embeddings, memory-mapped and read-only."""
+        """Return the (rows, d_in) embeddings of each shard, memory-mapped and read-only."""
         names = [shard.rows.name for shard in self.shards if shard.rows]
         return [np.asarray(np.load(self.directory / name, mmap_mode="r")) for name in names]
 
     def read(self, index: Index) -> npt.NDArray[np.float32]:
-        """(len(index), d_in) rows of these numbers, ascending."""
+        """Return (len(index), d_in) the rows with these numbers, which must be ascending."""
         out = np.empty((len(index), self.d_in), np.float32)
         shards = self.rows()
         cuts = np.searchsorted(index, np.arange(len(shards) + 1) * ROWS_PER_SHARD)
@@ -259,7 +260,7 @@ class CacheEntry:
         return out
 
     def texts(self) -> Iterator[Text]:
-        """All `count` texts in the order of the stream, also those that `deduplicate` leaves out: text i is row i."""
+        """Yield all `count` texts in the stream's order, also those that `deduplicate` leaves out: text i is row i."""
         import pyarrow.parquet
 
         left = self.count
@@ -274,8 +275,8 @@ class CacheEntry:
                 yield Text(text, None if label is None else json.loads(label), hash_, row)
 
     def row_numbers(self, index: Index) -> list[int]:
-        """Return the numbers that these rows have in the dataset (from 0), to join results to a table of one's own; of
-        equal texts it is the first."""
+        """Return the row numbers in the dataset (from 0) of these rows, to join results to the user's own table; for
+        equal texts, that of the first."""
         column = self._column("row")
         return [column[i] for i in index.tolist()]
 
@@ -294,7 +295,7 @@ class CacheEntry:
 
 
 def check_counts(data: DataConfig, train: int, validation: int, test: int) -> None:
-    """Raise DataError for a part that got no text: shares are shares of hashes, and of few texts none may be there."""
+    """Raise DataError if a part is empty: parts are chosen by hash, so with few texts a part may get none."""
     for part, count in (("validation", validation), ("test", test)):
         if count == 0:
             share = getattr(data.parts, part)
@@ -305,12 +306,12 @@ def check_counts(data: DataConfig, train: int, validation: int, test: int) -> No
 
 
 def keep_file(folder: Path, hashes: npt.NDArray[np.uint64], above: float) -> Path:
-    """The file that says which of these texts are not nearly the same as an earlier one."""
+    """Return the path of the mask of those texts that are not near-duplicates of an earlier one."""
     return beside(folder, f".keep-{digest_of(hashes)}-{above:g}.npy")
 
 
 def read_keep(path: Path, count: int) -> npt.NDArray[np.bool_] | None:
-    """(count,) bool; None where that was not found out yet, or the file is damaged."""
+    """Return the mask (count,) bool; None if it was not computed yet, or the file is damaged."""
     try:
         keep: npt.NDArray[np.bool_] = np.load(path)
     except (OSError, ValueError, EOFError):
@@ -319,12 +320,12 @@ def read_keep(path: Path, count: int) -> npt.NDArray[np.bool_] | None:
 
 
 def name_of(hashes: npt.NDArray[np.uint64], division: Division) -> str:
-    """Stands for texts and the parts they are divided into."""
+    """Return a key that identifies texts and their division into parts."""
     return f"{digest_of(hashes)}-{division.validation:g}-{division.test:g}"
 
 
 def read_twins(folder: Path) -> dict[str, dict[str, Any]]:
-    """Texts and parts (see `name_of`) -> how many have a twin in another part; empty where nothing was counted."""
+    """Return texts and parts (see `name_of`) -> number of texts with a twin in another part; {} if not counted yet."""
     try:
         found = json.loads(beside(folder, ".twins").read_text("utf-8"))
         return {str(name): dict(counts) for name, counts in found.items()}
@@ -356,18 +357,18 @@ def digest_of(hashes: npt.NDArray[np.uint64]) -> str:
 
 
 def part_name(job: dict[str, Any], truncated: int | str) -> str:
-    """Which rows of which texts a part holds (a part of other texts never passes for this one), and how many of the
-    texts are longer than the model's limit; "*" for a pattern of any number."""
+    """Return the name of a part file: the rows, a digest of their texts (so that parts of other texts do not match),
+    and the number of texts longer than the model's limit; pass "*" for a glob pattern over that number."""
     return f"{job['shard']:05d}-{job['start']:05d}-{job['stop']:05d}-{job['digest']}-cut{truncated}"
 
 
 def truncated_in(part: str) -> int:
-    """How many texts of a part are longer than the model's limit, from its name."""
+    """Return the number of texts longer than the model's limit, from the name of a part file."""
     return int(part.split("-")[4].removeprefix("cut"))
 
 
 def write_file(folder: Path, stem: str, suffix: str, write: Callable[[BufferedRandom], object]) -> File:
-    """Have `write` fill a new file in `folder`, durably; its name holds the beginning of its content's checksum."""
+    """Write a new file in `folder` with `write` and sync it; its name contains the start of its checksum."""
     with replacing(folder / f"{stem}{suffix}") as new:
         write(new.file)
         new.file.seek(0)

@@ -1,9 +1,9 @@
-"""Mini-batches straight from a stream of texts: read, encode, mix, serve.
+"""Serve mini-batches directly from a stream of texts: read, encode, shuffle.
 
-The training texts come in blocks. Each block is split at random in two: one half is served now, shuffled together with
-the half that the block before left behind; the other half waits for the next block. So rows of neighbouring blocks
-mix, no row waits longer than one block, and where a store stands is told by two blocks and an offset: resuming encodes
-at most these two again, and is exact.
+The training texts are processed in blocks. Each block is split at random in two: one half is served now, shuffled with
+the half kept from the block before; the other half is kept for the next block. So rows of neighbouring blocks mix, no
+row waits longer than one block, and two blocks and an offset are the whole position of a store: resuming encodes at
+most these two blocks again, and is exact.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from saebench.stores.tensor import TensorActivationStore
 from saebench.stores.texts import EVALUATED, Division, Part, Text
 
 PART_LIMIT = 65_536
-"""Rows of a part that is evaluated on, kept in memory: those of the lowest hashes, where the part is larger."""
+"""Most rows of the validation or test part kept in memory; of a larger part, those of the lowest hashes."""
 
 
 class DataExhausted(RuntimeError):  # noqa: N818 - a state of the stream, like StopIteration
-    """Every text has been served: the dataset ended, or the cap on examples is reached."""
+    """Raised when every text has been served: the dataset ended, or the cap on examples is reached."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Block:
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """How a stream is cut up and mixed."""
+    """How a stream is divided into blocks and shuffled."""
 
     validation: float
     """Share of the texts."""
@@ -76,7 +76,7 @@ class StreamedRows:
         self._begin(Block(0, 0, 0), Block(0, 0, 0), 0)
 
     def _begin(self, before: Block, current: Block, offset: int) -> None:
-        """Stand at row `offset` of the pool that `current` and the half that `before` left make up."""
+        """Set the position to row `offset` of the pool that consists of `current` and the half kept from `before`."""
         self._stream: Iterator[Text] = iter(())
         self._at = Block(-1, 0, 0)
         self._blocks = before, current
@@ -87,7 +87,7 @@ class StreamedRows:
             self._later = self._split(before)[1] if before.count else self._later
             self._pool = self._mix(current)
 
-    # --- what a trial asks for ---------------------------------------------------------------------------------------
+    # --- the store of a trial ----------------------------------------------------------------------------------------
 
     @property
     def d_in(self) -> int:
@@ -97,21 +97,22 @@ class StreamedRows:
 
     @property
     def num_train(self) -> int:
-        """Training texts; takes a pass over the texts (not the encoder) the first time."""
+        """Number of training texts; the first call reads all texts, without encoding them."""
         return self._surveyed().train
 
     @property
     def num_validation(self) -> int:
-        """Validation texts that are kept; takes a pass over the texts the first time."""
+        """Number of validation texts kept; the first call reads all texts."""
         return len(self._surveyed().held["validation"])
 
     @property
     def num_test(self) -> int:
-        """Test texts that are kept; takes a pass over the texts the first time."""
+        """Number of test texts kept; the first call reads all texts."""
         return len(self._surveyed().held["test"])
 
     def next_batch(self) -> Tensor:
-        """(batch_size, d_in) float32. At the end of a stream that is not endless: what is left, then DataExhausted."""
+        """Return (batch_size, d_in) float32. At the end of a stream that does not repeat, return the remaining rows,
+        then raise DataExhausted."""
         parts: list[Tensor] = []
         missing = self.settings.batch_size
         while missing:
@@ -128,7 +129,7 @@ class StreamedRows:
         return torch.cat(parts).to(self.device)
 
     def next_pool(self) -> Tensor:
-        """The next shuffled pool of rows, which `next_batch` then serves; it drops what is left of the present one."""
+        """Return the next shuffled pool of rows, which `next_batch` then serves; drop the rest of the current pool."""
         before = self._blocks[1]
         while True:
             start = self._at
@@ -162,7 +163,7 @@ class StreamedRows:
         return self._embed(texts)
 
     def next_texts(self) -> list[str]:
-        """Up to encode_batch training texts, in the order of the stream. Raises DataExhausted at its end."""
+        """Return up to encode_batch training texts, in the order of the stream. Raises DataExhausted at its end."""
         if self._at.epoch < 0:
             self._open(0, 0)
         texts = [text.text for text in islice(self._stream, self.settings.encode_batch)]
@@ -172,7 +173,7 @@ class StreamedRows:
         return texts
 
     def sample(self, n: int) -> Tensor:
-        """(min(n, num_train), d_in) training rows: those of the lowest text hashes, in the order of the stream."""
+        """Return (min(n, num_train), d_in) training rows: those of the lowest text hashes, in the stream's order."""
         return self._embed_all(self._surveyed(n).sample).to(self.device)
 
     def set_aside(self, n: int, places: Tensor) -> None:
@@ -190,24 +191,25 @@ class StreamedRows:
         return _labels(self._surveyed(n).sample)
 
     def part(self, part: Part, batch_size: int) -> Iterator[Tensor]:
-        """The rows of validation or test (at most PART_LIMIT), encoded once."""
+        """Yield the rows of validation or test (at most PART_LIMIT), which are encoded once."""
         if part not in self._held:
             self._held[part] = self._embed_all(self._surveyed().held[part])
         for start in range(0, len(self._held[part]), batch_size):
             yield self._held[part][start : start + batch_size].to(self.device)
 
     def labels(self, part: Part) -> list[Any] | None:
-        """Labels in the order of `part()`."""
+        """Return the labels in the order of `part()`."""
         return _labels(self._surveyed().held[part])
 
     def state_dict(self) -> dict[str, Any]:
-        """Two blocks and an offset; JSON."""
+        """Return the position, two blocks and an offset, as JSON-able values."""
         before, current = self._blocks
         blocks = {"before": asdict(before), "current": asdict(current)}
         return {"kind": "streamed", **asdict(self.settings), **blocks, "offset": self._offset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Reads the texts again up to there, and encodes at most two blocks. DataError where settings differ."""
+        """Restore a position: read the texts again up to it and encode at most two blocks. Raises DataError if settings
+        or texts differ."""
         for key, value in {"kind": "streamed", **asdict(self.settings)}.items():
             if state.get(key) != value:
                 raise DataError(f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}")
@@ -216,7 +218,7 @@ class StreamedRows:
     # --- blocks ------------------------------------------------------------------------------------------------------
 
     def _open(self, epoch: int, skip: int) -> None:
-        """Start a pass over the training texts, `skip` of them behind us."""
+        """Start a pass over the training texts and skip the first `skip`."""
         self._stream = self._training()
         found = sum(1 for _ in islice(self._stream, skip))
         if found < skip:
@@ -242,7 +244,7 @@ class StreamedRows:
         yield from waiting  # there are no others
 
     def _again(self, block: Block) -> Tensor:
-        """The rows of a block that was served before."""
+        """Encode a block that was served before again."""
         if (self._at.epoch, self._at.start + self._at.count) != (block.epoch, block.start):
             self._open(block.epoch, block.start)
         if block.count == 0:
@@ -253,7 +255,7 @@ class StreamedRows:
         return rows
 
     def _split(self, block: Block, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Two random halves of a block: (now, later)."""
+        """Return two random halves of a block: (to serve now, to keep)."""
         rows = self._again(block) if rows is None else rows
         if len(rows) == 0:
             return rows, rows
@@ -266,7 +268,7 @@ class StreamedRows:
         return mixed[: (len(mixed) + 1) // 2], mixed[(len(mixed) + 1) // 2 :]
 
     def _mix(self, block: Block, rows: Tensor | None = None) -> Tensor:
-        """What is served now: half of this block with the half that waited."""
+        """Return the next pool: half of this block, shuffled with the half kept from the block before."""
         now, later = self._split(block, rows)
         pool = torch.cat([part for part in (self._later, now) if len(part)])
         self._later = later
@@ -276,7 +278,7 @@ class StreamedRows:
     # --- parts and sample -----------------------------------------------------------------------------------------
 
     def _surveyed(self, sample: int = 0) -> _Survey:
-        """A survey with a sample of that size; any will do for 0."""
+        """Return a survey with a sample of that size; with any size for 0."""
         if self._survey is None or sample not in (0, self._survey.asked):
             self._survey = _Survey.of(self._texts(), self._division, sample)
         return self._survey
@@ -291,7 +293,7 @@ class StreamedRows:
 
 @dataclass(frozen=True)
 class _Survey:
-    """What one pass over the texts tells."""
+    """The results of one pass over the texts."""
 
     asked: int
     """Size of the sample."""
@@ -324,7 +326,7 @@ def _labels(texts: Sequence[Text]) -> list[Any] | None:
 
 
 def _seed(settings: StreamSettings, block: Block, use: int) -> int:
-    """A 63-bit seed out of the store's seed, the block and the use."""
+    """Return a 63-bit seed derived from the store's seed, the block and the use."""
     state = 0
     for value in (settings.seed, block.epoch, block.start, block.count, use):
         state = (state * 6364136223846793005 + value + 1442695040888963407) % 2**63
