@@ -76,7 +76,7 @@ def test_what_a_loss_reports_is_measured_on_the_training_codes(kind: str) -> Non
     result = sae.loss(x, Moment())
     z = formulas.model_space(sae, x)
     codes = formulas.codes(sae, formulas.double(sae), z).detach()
-    assert float(result.per_text["l0"]) == pytest.approx(float((codes != 0).sum(1).double().mean()))
+    assert float(result.l0) == pytest.approx(float((codes != 0).sum(1).double().mean()))
     assert torch.equal(result.fired, (codes != 0).any(0))
     z_hat = codes @ sae.W_dec.detach().double() + sae.b_dec.detach().double()
     fvu = float((z - z_hat).square().sum(1).mean() / sae.variance)
@@ -142,9 +142,10 @@ def test_decoder_rows_have_length_one_after_a_step_and_the_step_turned_them(kind
 @pytest.mark.parametrize("dict_size", [16, 64, 1024])
 def test_the_encoder_starts_as_the_transposed_decoder_whatever_dict_size(dict_size: int) -> None:
     """An encoder scaled by the fan-in of its transpose shrinks as the dictionary grows."""
-    sae = formulas.small("topk", dict_size=dict_size, stir=False)
-    assert torch.equal(sae.W_enc, sae.W_dec.t())
-    torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.ones(dict_size))
+    for scale in (1.0, 0.1):
+        sae = formulas.small("topk", dict_size=dict_size, stir=False, encoder_scale=scale)
+        assert torch.equal(sae.W_enc, sae.W_dec.t() * scale)
+        torch.testing.assert_close(sae.W_enc.norm(dim=0), torch.full((dict_size,), scale))
 
 
 def test_the_seed_fixes_the_start_and_the_global_generator_is_left_alone() -> None:

@@ -77,7 +77,7 @@ def test_topk_loss_by_hand() -> None:
     sae.variance.fill_(4)
     result = sae.loss(torch.tensor([[3.0, 1.0]]), Moment())
     result.total.backward()
-    assert (result.total.item(), result.fvu.item(), result.per_text["l0"].item()) == (0.25, 0.25, 1)
+    assert (result.total.item(), result.fvu.item(), result.l0.item()) == (0.25, 0.25, 1)
     assert result.fired.tolist() == [True, False]
     assert sae.W_dec.grad.tolist() == [[0.0, -1.5], [0.0, 0.0]]
     assert sae.b_enc.grad.tolist() == [0.0, 0.0]

@@ -27,7 +27,7 @@ def test_vanilla_by_hand() -> None:
     """x = (3, -1): latents (3, 0), error (0, -1): FVU 1 / 4; L1 = 3 / sqrt(4) = 1.5; loss = 0.25 + 0.5 * 1.5 = 1."""
     sae = plain("vanilla")
     result = sae.loss(torch.tensor([[3.0, -1.0]]), Moment(coeff=0.5))
-    assert (result.total.item(), result.fvu.item(), result.per_text["l0"].item()) == (1.0, 0.25, 1.0)
+    assert (result.total.item(), result.fvu.item(), result.l0.item()) == (1.0, 0.25, 1.0)
     result.total.backward()
     assert sae.b_enc.grad.tolist() == [0.25, 0.0]  # 0.5 / sqrt(4) from the penalty, no error along latent 0
 
