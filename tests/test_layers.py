@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,9 @@ def test_no_module_mentions_pickle_or_torch_save() -> None:
                 assert not {"pickle", "cloudpickle", "dill"} & {n.split(".")[0] for n in names}, path
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "torch":
                 assert node.attr not in {"save", "load"}, f"{path.name}:{node.lineno}: torch.{node.attr}"
+
+
+def test_no_two_test_files_have_one_name() -> None:
+    """pytest imports them by name alone, and of two it collects one."""
+    names = Counter(path.name for path in Path(__file__).parent.rglob("test_*.py"))
+    assert [name for name, count in names.items() if count > 1] == []

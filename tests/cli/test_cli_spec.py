@@ -156,7 +156,7 @@ def test_validate_reports_the_problems_of_all_files(spec: Path, tmp_path: Path) 
     assert isinstance(result.exception, SpecError)
     assert str(result.exception).replace(f"{tmp_path}/", "").split("\n") == [
         "other.yaml:7:18: train.samples: -1: must be above 0",
-        'other.yaml:8:1: seed: unknown key (did you mean "seeds"?)',
+        "other.yaml:8:1: seed: unknown key (here that is seeds)",
         "none.yaml: No such file or directory",
     ]
     assert "tiny.yaml: valid" in result.output
@@ -212,6 +212,6 @@ def test_init_never_overwrites_and_says_why_it_cannot_write(spec: Path, tmp_path
         assert isinstance(result.exception, UserError)
         return str(result.exception)
 
-    assert fails(spec) == f"{spec}: is there already, and init never overwrites"
+    assert fails(spec) == f"{spec}: exists already, and init never overwrites; give another FILE"
     assert spec.read_text() == SPEC
     assert fails(tmp_path / "no" / "where.yaml").endswith("where.yaml: cannot be written: No such file or directory")
