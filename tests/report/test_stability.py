@@ -116,7 +116,7 @@ def test_a_row_per_point_of_several_seeds_with_the_mean_over_pairs(sweep: Sweep)
 
 def test_it_is_in_every_form_of_the_report(sweep: Sweep, tmp_path: Path) -> None:
     report, out = sweep.report(), io.StringIO()
-    show(report, Console(file=out, width=160))
+    show(report, Console(file=out, width=160), everything=True)
     table = report.table("stability")
     for text in (out.getvalue(), page(report), formats.markdown_table(table), formats.latex_table(table)):
         assert "Stability of latents across seeds" in text
