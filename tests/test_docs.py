@@ -23,7 +23,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 NOT_CODE = {"text", "bibtex", "mermaid"}
 SMALL: dict[str, Any] = {
     "data": {"num_examples": 500, "holdout": 0.2},
-    "train": {"samples": 1500, "batch_size": 128, "lr": 3e-3},
+    "train": {"samples": 1500, "batch_size": 128, "lr": 3e-3, "lr_factor": 1},
     "search": {"sampler": "grid"},
     "seeds": [0, 1],
     "prune": {"pruner": "none"},

