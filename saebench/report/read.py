@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import TYPE_CHECKING, Any
@@ -204,7 +205,7 @@ def row_of(
         "point": tags.get(Tag.POINT, ""),
         "seed": int(seed) if seed.isdigit() else None,
         "attempt": _number(tags.get(Tag.ATTEMPT, "1")),
-        "duration_s": (end - start) / 1000 if start and end else None,
+        "duration_s": _duration(tags.get(Tag.SECONDS, ""), start, end),
         "run_id": run_id,
         "verdict": _json(tags.get(Tag.VERDICT, "")),
         "role": tags.get(Tag.ROLE, ""),
@@ -215,6 +216,14 @@ def row_of(
     }
     not_finite = _json(tags.get(Tag.NONFINITE, ""))  # MLflow's value of these is from an earlier mark
     return row | {key: _finite(value) for key, value in metrics.items()} | dict.fromkeys(not_finite, math.nan)
+
+
+def _duration(trained: str, start: int | None, end: int | None) -> float | None:
+    """Return the seconds that the trial's attempts ran; for a run recorded without them, those from its start to its
+    end, which count the hours between two attempts."""
+    with suppress(ValueError):
+        return float(trained)
+    return (end - start) / 1000 if start and end else None
 
 
 def _number(text: str) -> Any:

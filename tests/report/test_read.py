@@ -17,7 +17,7 @@ from sweep_data import SAMPLES, Store, frame_of, simulate, with_state
 
 from saebench.errors import PreflightError, UserError
 from saebench.report import load, trials
-from saebench.report.read import evaluations, histories, read
+from saebench.report.read import evaluations, histories, read, row_of
 from saebench.report.sources import find
 
 
@@ -313,3 +313,10 @@ def test_two_thousand_trials_of_twenty_points_are_reported_whole(tmp_path: Path)
     assert len(report.frame) == len(many) == 2000
     assert report.frame["eval/fvu"].notna().all()
     assert report.frame["state"].value_counts().to_dict() == Counter(trial["state"] for trial in many)
+
+
+def test_the_night_between_two_attempts_is_no_time_of_a_trial() -> None:
+    """12.5 s in two attempts, eight hours apart."""
+    night = 8 * 3600 * 1000
+    assert row_of("a", {"saebench.seconds": "12.5"}, {}, {}, 1000, 1000 + night)["duration_s"] == 12.5
+    assert row_of("a", {}, {}, {}, 1000, 1000 + night)["duration_s"] == 8 * 3600, "a record without the tag"
