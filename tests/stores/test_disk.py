@@ -256,7 +256,7 @@ def test_a_process_that_forks_while_rows_are_written_has_children_that_read_them
     plain = disk.write_tensors
 
     def slow(*args: Any) -> Any:
-        time.sleep(0.2)
+        time.sleep(0.6)  # still writing when the children are forked, on a busy machine too
         return plain(*args)
 
     monkeypatch.setattr(disk, "write_tensors", slow)
