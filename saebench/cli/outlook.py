@@ -104,7 +104,7 @@ def _width(plan: Plan, stratum: Stratum) -> int:
 
 
 def existing(spec: SweepSpec, paths: SweepPaths) -> str | None:
-    """What `sweep` would do with a sweep of this name that is there already; None if there is none."""
+    """Return what `sweep` would do with the existing sweep of this name, or None if none exists."""
     from saebench.runs.lock import differences, is_extension, is_moved, is_per_start, read_lock
     from saebench.runs.secrets import mask_all
 

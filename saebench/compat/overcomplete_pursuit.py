@@ -15,6 +15,7 @@ projected gradient), so codes agree to the tolerance of overcomplete's solver; `
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from saebench.compat.overcomplete import DictionaryLayer, Output
 
 
-class _PursuitSAE(nn.Module):
+class _PursuitSAE(nn.Module, ABC):
     def __init__(
         self,
         input_shape: int | tuple[int, ...],
@@ -51,9 +52,9 @@ class _PursuitSAE(nn.Module):
         residual, z = self.encode(x)
         return Output(residual, z, self.decode(z))
 
+    @abstractmethod
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return (residual, z)."""
-        raise NotImplementedError
 
     def decode(self, z: Tensor) -> Tensor:
         """Return reconstructions (N, d) from codes (N, nb_concepts)."""

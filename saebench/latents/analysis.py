@@ -105,7 +105,7 @@ class Latents:
 
     @cached_property
     def labels(self) -> list[by_term.Keyword | None]:
-        """For each live latent the label it goes with best, judged as a keyword is; None where there is none."""
+        """Return each live latent's best label, judged as a keyword is, or None if no label goes with it."""
         if not self.classes.names:
             return [None for _ in self.live]
         rows, members = self.classes.rows[0], self.classes.members[0]

@@ -26,7 +26,7 @@ class Series:
     y: Sequence[float]
     low: Sequence[float] = ()
     high: Sequence[float] = ()
-    """Interval of y, NaN where there is none."""
+    """Interval of y, NaN if it has no interval."""
     tips: Sequence[str] = ()
     dash: int = 0
     marked: bool = False

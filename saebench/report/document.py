@@ -116,7 +116,7 @@ class Report:
 
     @property
     def sentences(self) -> list[str]:
-        """The verdicts in FVU; why there is none where there is none."""
+        """Return the verdicts in FVU, or the reason why no pair of arms has one."""
         return [sentence(c) for c in self.comparisons] or [self.verdict]
 
     @cached_property

@@ -23,7 +23,7 @@ _NOISE = 0.004
 
 def loss_of(metric: Metric, value: float) -> float:
     """Return a metric's value as a loss: the logarithm where arms are compared by their ratio, negated where more is
-    better. NaN where there is none."""
+    better. NaN for a ratio of what is not positive."""
     if metric.comparison == "ratio":
         value = math.log(value) if value > 0 else math.nan
     return -value if metric.direction == "maximize" else value

@@ -33,7 +33,7 @@ class DamagedError(UserError):
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
-    """Return the content of a regular file. Raises FileNotFoundError where there is none, DamagedError for a folder, a
+    """Return the content of a regular file. Raises FileNotFoundError if it is missing, DamagedError for a folder, a
     pipe, a file that is too large or one that cannot be read."""
     try:
         handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))

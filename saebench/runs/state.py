@@ -176,7 +176,7 @@ def _without_folders(config: TrialConfig) -> dict[str, Any]:
 
 
 def read_state(paths: TrialPaths) -> TrialState | None:
-    """Return the trial's state; None where there is none, or none that can be read."""
+    """Return the trial's state, or None if it is missing or unreadable."""
     try:
         return load_state(paths)
     except DamagedError:
@@ -184,7 +184,7 @@ def read_state(paths: TrialPaths) -> TrialState | None:
 
 
 def read_config(paths: TrialPaths) -> TrialConfig | None:
-    """Return the trial's configuration; None where there is none, or none that can be read."""
+    """Return the trial's configuration, or None if it is missing or unreadable."""
     try:
         return load_config(paths)
     except DamagedError:

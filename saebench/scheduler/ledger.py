@@ -296,7 +296,7 @@ class Ledger:
 
 
 def _identity(paths: SweepPaths) -> tuple[int, int] | None:
-    """What tells the sweep's directory from another one of its name; None where there is none."""
+    """Return what tells the sweep's directory from another one of its name, or None if it does not exist."""
     try:
         found = os.stat(paths.root)
     except OSError:

@@ -396,7 +396,7 @@ def _tried(search: StratumSearch) -> int:
 
 
 def _newest_choice(search: StratumSearch) -> tuple[int, dict[str, Scalar] | None]:
-    """The number of the newest choice that was measured, and its params; 0 and None where there is none."""
+    """Return the number of the newest measured choice and its params, or 0 and None if nothing was chosen yet."""
     trials = [*search.trials.values(), *search.compared.values()]
     newest = max(trials, key=_choice_number, default=None)
     if newest is None or not _choice_number(newest):
