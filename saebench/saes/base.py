@@ -25,7 +25,7 @@ from saebench.saes.initial import data_rows, geometric_median, unit_rows
 from saebench.saes.kernels import Precision as Precision
 from saebench.saes.kernels import affine, blocks
 from saebench.saes.preprocess import Preprocessing, Side
-from saebench.saes.pursuit import refit
+from saebench.saes.refit import refit
 from saebench.saes.sparse import Codes, SparseCodes
 
 LR = 0.0176

@@ -11,7 +11,7 @@ from saebench.config import KSparseConfig
 from saebench.saes import sparse
 from saebench.saes.base import SAE, Dead, Loss, Moment, Precision
 from saebench.saes.kernels import latents_of
-from saebench.saes.pursuit import refit
+from saebench.saes.refit import refit
 from saebench.saes.sparse import SparseCodes
 
 

@@ -18,7 +18,8 @@ from saebench.saes import sparse
 from saebench.saes.base import SAE, Loss, Moment, NotCalibratedError, Precision
 from saebench.saes.calibrate import threshold_for
 from saebench.saes.kernels import affine, blocks, on_host, product
-from saebench.saes.pursuit import Pursuit, pursue
+from saebench.saes.pursuit import pursue
+from saebench.saes.pursuit_codes import Pursuit
 from saebench.saes.sparse import SparseCodes
 
 GRAM_WIDTH = 16_384

@@ -119,7 +119,7 @@ def _exact_sweeps(rows, b, n, times, values, indices, residual):
 
 @_compiled()
 def with_gram(c, gram, rows, every, together, floors, values, indices, gains, residual):
-    """Do pursuit._with_gram for some rows; fills the last four arguments and overwrites c."""
+    """Do pursuit_gram.with_gram for some rows; fills the last four arguments and overwrites c."""
     k, every, width = uintp(values.shape[1]), uintp(every), uintp(c.shape[1])
     among, left, known = np.zeros((k, k), np.float32), np.zeros(k, np.float32), np.zeros(k, np.float32)
     bits = c.view(np.int32)
@@ -163,8 +163,8 @@ def with_gram(c, gram, rows, every, together, floors, values, indices, gains, re
 
 @_compiled()
 def group(rows, stop, together, candidates, products, floors, count, values, indices, gains, residual):
-    """Do pursuit._group and the sweeps after it for some rows: picks up to `stop`. `count` is the number of picks so
-    far, or -1 once a row has stopped."""
+    """Do pursuit_groups._group and the sweeps after it for some rows: picks up to `stop`. `count` is the number of
+    picks so far, or -1 once a row has stopped."""
     end, k = uintp(stop), uintp(values.shape[1])
     for b in range(uintp(len(floors))):
         if count[b] < 0:
@@ -194,7 +194,7 @@ def group(rows, stop, together, candidates, products, floors, count, values, ind
 
 @_compiled()
 def refit(rows, start, values, indices, offsets, residual, first, last, times):
-    """Do pursuit.refit for rows first to last - 1, in place in `values`."""
+    """Do refit.refit for rows first to last - 1, in place in `values`."""
     for b in range(uintp(first), uintp(last)):
         low, high = uintp(offsets[b]), uintp(offsets[b + _ONE])
         for i in range(low, high):

@@ -11,9 +11,11 @@ from formulas import pursuit_by_definition
 from scipy.optimize import nnls
 from torch import Tensor
 
-from saebench.saes import pursuit
+from saebench.saes import pursuit_groups, pursuit_host
 from saebench.saes.kernels_codes import SparseCodes
-from saebench.saes.pursuit import Pursuit, pursue
+from saebench.saes.pursuit import pursue
+from saebench.saes.pursuit_codes import Pursuit
+from saebench.saes.refit import refit
 
 K, EVERY = 12, 4
 
@@ -39,7 +41,7 @@ def rows() -> Tensor:
 def version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test runs with either."""
     if request.param == "torch":
-        monkeypatch.setattr(pursuit, "_numba_kernels", lambda: None)
+        monkeypatch.setattr(pursuit_host, "numba_kernels", lambda: None)
 
 
 either = pytest.mark.usefixtures("version")
@@ -72,7 +74,7 @@ def test_two_versions_pick_the_same_and_agree_to_rounding(
     for gram in (rows @ rows.t(), None):
         ours = pursue(x, rows, gram, K, EVERY)
         with monkeypatch.context() as patched:
-            patched.setattr(pursuit, "_numba_kernels", lambda: None)
+            patched.setattr(pursuit_host, "numba_kernels", lambda: None)
             plain = pursue(x, rows, gram, K, EVERY)
         assert torch.equal(ours.indices, plain.indices)
         torch.testing.assert_close(ours.values, plain.values, atol=1e-6, rtol=0)
@@ -97,7 +99,7 @@ def test_residual_is_what_the_codes_leave(x: Tensor, rows: Tensor) -> None:
 @either
 def test_few_candidates_cost_little(x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     exact = float(pursue(x, rows, rows @ rows.t(), K, EVERY).residual.square().sum())
-    monkeypatch.setattr(pursuit, "CANDIDATES", 24)
+    monkeypatch.setattr(pursuit_groups, "CANDIDATES", 24)
     assert float(pursue(x, rows, None, K, EVERY).residual.square().sum()) < 1.1 * exact
 
 
@@ -187,7 +189,7 @@ def _pairs(x: Tensor, rows: Tensor) -> SparseCodes:
 @either
 def test_refit_finds_the_best_values_of_the_latents_that_fire(x: Tensor, rows: Tensor) -> None:
     codes = _pairs(x, rows)
-    refitted = codes.with_values(pursuit.refit(x, rows, codes, 200))
+    refitted = codes.with_values(refit(x, rows, codes, 200))
     assert refitted.values[0] == 0, "padding stays"
     dense, before = refitted.dense(), codes.dense()
     for b in range(20):
@@ -201,7 +203,7 @@ def test_a_sweep_of_refit_by_hand() -> None:
     """x = (1, 1), rows e0 and the diagonal d, both at 0.5: r = (0.15, 0.65); e0 moves by 0.146, then d by 0.459."""
     rows = torch.tensor([[1.0, 0.0], [0.5**0.5, 0.5**0.5]])
     codes = SparseCodes(torch.tensor([0.5, 0.5]), torch.tensor([0, 1]), torch.tensor([0, 2]), 2)
-    values = pursuit.refit(torch.ones(1, 2), rows, codes, 1)
+    values = refit(torch.ones(1, 2), rows, codes, 1)
     first = 0.5 + (1 - 0.5 - 0.5 * 0.5**0.5)
     second = 0.5 + 0.5**0.5 * (0.0 + 1 - 0.5 * 0.5**0.5)
     assert values.tolist() == pytest.approx([first, second])
@@ -209,18 +211,18 @@ def test_a_sweep_of_refit_by_hand() -> None:
 
 def test_two_versions_of_refit_agree(x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = _pairs(x, rows)
-    ours = pursuit.refit(x, rows, codes, 2)
-    monkeypatch.setattr(pursuit, "_numba_kernels", lambda: None)
-    torch.testing.assert_close(ours, pursuit.refit(x, rows, codes, 2), atol=1e-6, rtol=0)
+    ours = refit(x, rows, codes, 2)
+    monkeypatch.setattr(pursuit_host, "numba_kernels", lambda: None)
+    torch.testing.assert_close(ours, refit(x, rows, codes, 2), atol=1e-6, rtol=0)
 
 
 def test_without_numba_one_line_says_so(monkeypatch: pytest.MonkeyPatch, x: Tensor, rows: Tensor) -> None:
     monkeypatch.setitem(sys.modules, "saebench.saes.pursuit_numba", None)
     monkeypatch.delattr("saebench.saes.pursuit_numba", raising=False)
-    pursuit._numba_kernels.cache_clear()
+    pursuit_host.numba_kernels.cache_clear()
     try:
         with pytest.warns(UserWarning, match="numba: .*: pursuits run in torch, six times as long: pip install numba"):
             found = pursue(x, rows, rows @ rows.t(), 3)
         assert found.values.any()
     finally:
-        pursuit._numba_kernels.cache_clear()
+        pursuit_host.numba_kernels.cache_clear()

@@ -10,7 +10,8 @@ import torch
 from scipy.optimize import nnls
 
 from saebench.compat.plain import LayoutError, plain
-from saebench.saes import Moment, pursuit
+from saebench.saes import Moment
+from saebench.saes.refit import refit
 
 KINDS = ("topk", "batchtopk", "jumprelu")
 
@@ -60,7 +61,7 @@ def test_decoder_learns_from_refined_values_and_encoder_from_its_own(kind: str) 
     torch.testing.assert_close(trained.b_enc.grad, plainly.b_enc.grad)
     assert float(result.fvu) < float(plainly.loss(x, Moment()).fvu.detach())
     z, codes = trained.preprocessing(x)[0], trained.select(trained.preprocessing(x)[0] - trained.b_dec)
-    values = pursuit.refit(z - trained.b_dec, trained.W_dec, codes, 2).detach()
+    values = refit(z - trained.b_dec, trained.W_dec, codes, 2).detach()
     W_dec = trained.W_dec.detach().clone().requires_grad_()
     trained.share(z.detach() - codes.with_values(values).dense().detach() @ W_dec - trained.b_dec.detach()).backward()
     torch.testing.assert_close(trained.W_dec.grad, W_dec.grad, rtol=1e-4, atol=1e-6)
