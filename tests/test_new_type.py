@@ -43,7 +43,7 @@ def _only_here(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _declare() -> None:
-    """What config.py and saes/soft.py would hold."""
+    """What config/architectures.py and saes/soft.py would hold."""
 
     class SoftConfig(SAEConfig):
         """A softly thresholded code."""

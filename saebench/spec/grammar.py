@@ -1,4 +1,4 @@
-"""The types of a parsed spec: arms, values and ranges, around the sections of config.py."""
+"""The types of a parsed spec: arms, values and ranges, around the sections of config/."""
 
 from __future__ import annotations
 

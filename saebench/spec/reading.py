@@ -1,4 +1,4 @@
-"""Convert nodes to typed values by the fields of config.py, the only declaration of what a field accepts.
+"""Convert nodes to typed values by the fields of config/, the only declaration of what a field accepts.
 
 The field's type determines how an unquoted word is read: `off` is False for `cache` and text for `prompt`, `1e5` is a
 hundred thousand for `samples` and a commit for `revision`. Functions append to `problems` and continue.

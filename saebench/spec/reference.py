@@ -1,4 +1,4 @@
-"""The grammar of a spec as a page to read (docs/spec.md). Everything in it comes from the fields of config.py."""
+"""The grammar of a spec as a page to read (docs/spec.md). Everything in it comes from the fields of config/."""
 
 from __future__ import annotations
 

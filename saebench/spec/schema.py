@@ -1,4 +1,4 @@
-"""The grammar of a spec as JSON Schema, for editors. Everything in it comes from the fields of config.py.
+"""The grammar of a spec as JSON Schema, for editors. Everything in it comes from the fields of config/.
 
 Editors read YAML 1.2, in which `1_000` and `off` are text; so the schema accepts such text for numbers and switches.
 """

@@ -1,0 +1,213 @@
+"""The SAE types: one class per architecture, beside the file of its name in `saes/`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate, pairwise
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from saebench.config.base import Coefficient, Fraction, PositiveFloat, PositiveInt
+from saebench.config.sae import Control, Penalty, SAEConfig, Start
+
+
+class _RefineConfig(SAEConfig):
+    refine: Annotated[int, Field(ge=0)] = 0
+    """Sweeps of coordinate descent that move the values of the chosen latents towards the best ones; 0: as encoded."""
+
+    @property
+    def sweeps(self) -> int:
+        return self.refine
+
+
+class _RefinedTrainingConfig(_RefineConfig):
+    refine_training: bool = False
+    """Train the decoder on refined values too (the encoder learns from its own)."""
+
+    @property
+    def training_sweeps(self) -> int:
+        return self.refine if self.refine_training else 0
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Self:
+        if self.refine_training and not self.refine:
+            raise ValueError("refine_training needs refine: at least 1 sweep")
+        return self
+
+
+class KSparseConfig(SAEConfig):
+    """What the types have that keep k latents: AuxK for dead latents."""
+
+    sparsity: ClassVar[tuple[str, ...]] = ("k",)
+
+    k: PositiveFloat
+    """Latents kept per example, on average; may be fractional."""
+    aux_coeff: Coefficient = 1 / 32
+    """Weight of AuxK (Gao et al. 2024, 2406.04093, A.2); 0 turns it off."""
+    k_aux: PositiveInt | None = None
+    """Dead latents that rebuild the residual; null: the power of two nearest d_in / 2."""
+    multi_coeff: Coefficient = 0.0
+    """Weight of Multi-TopK's second loss, that of the code with `multi_factor` times k (2406.04093, 4.2); 0: off."""
+    multi_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
+    """The second loss keeps this many times k latents."""
+    multi_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    """Share of a batch that the second loss is measured on."""
+
+    @property
+    def revives(self) -> bool:
+        return self.aux_coeff > 0
+
+    @classmethod
+    def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
+        """The encoder's product, then four over the k active latents only."""
+        return float(2 * d_in * dict_size + 8 * d_in * k)
+
+
+class _PenaltyConfig(SAEConfig):
+    target_l0: PositiveFloat | None = None
+    """L0 that a controller steers to; calibration then takes the last few per cent on rows set aside."""
+    sparsity_warmup: Fraction = 0.1
+    """Share of the run over which the penalty ramps up, or the controller's set point falls to the target."""
+
+
+class _L1Config(_PenaltyConfig):
+    sparsity: ClassVar[tuple[str, ...]] = ("target_l0", "l1_coeff")
+
+    l1_coeff: Coefficient | None = None
+    """Weight of the L1 penalty in FVU units; give this or target_l0."""
+
+    @model_validator(mode="after")
+    def _one_penalty(self) -> Self:
+        if (self.l1_coeff is None) == (self.target_l0 is None):
+            raise ValueError("give l1_coeff or target_l0, one of the two")
+        return self
+
+    @property
+    def penalty(self) -> Penalty:
+        return Penalty("l1", self.l1_coeff, self.target_l0, self.sparsity_warmup)
+
+
+class VanillaConfig(_L1Config):
+    """ReLU with an L1 penalty weighted by decoder norms (Bricken et al. 2023)."""
+
+    type: Literal["vanilla"] = "vanilla"
+    encoder_scale: PositiveFloat = 1.0
+    """W_enc at the start, in units of the decoder's transpose: a smaller one would die under the penalty."""
+
+
+class TopKConfig(KSparseConfig, _RefinedTrainingConfig):
+    """Exactly k latents per example (Gao et al. 2024, 2406.04093)."""
+
+    type: Literal["topk"] = "topk"
+    k: PositiveInt
+    """Latents kept per example."""
+
+
+class BatchTopKConfig(KSparseConfig, _RefinedTrainingConfig):
+    """k latents per example on average over the batch (Bussmann et al. 2024, 2412.06410)."""
+
+    type: Literal["batchtopk"] = "batchtopk"
+
+
+class JumpReLUConfig(_PenaltyConfig, _RefineConfig):
+    """A learned threshold per latent, trained through straight-through estimators (Rajamanoharan et al. 2024)."""
+
+    sparsity: ClassVar[tuple[str, ...]] = ("target_l0", "l0_coeff")
+
+    type: Literal["jumprelu"] = "jumprelu"
+    l0_coeff: Coefficient | None = None
+    """Weight of the L0 penalty in FVU units; give this or target_l0."""
+    bandwidth: PositiveFloat = 0.1
+    """Width of the estimator's kernel, in units of the pre-activations' standard deviation."""
+    threshold_lr_factor: PositiveFloat = 1.0
+    """Learning rate of the thresholds over that of the weights; at 5, L0 swings once lr is above 1e-3."""
+
+    @model_validator(mode="after")
+    def _one_penalty(self) -> Self:
+        if (self.l0_coeff is None) == (self.target_l0 is None):
+            raise ValueError("give l0_coeff or target_l0, one of the two")
+        return self
+
+    @property
+    def penalty(self) -> Penalty:
+        return Penalty("l0", self.l0_coeff, self.target_l0, self.sparsity_warmup)
+
+
+class GatedConfig(_L1Config):
+    """A gate decides which latents fire, a magnitude path how strongly (Rajamanoharan et al. 2024, 2404.16014)."""
+
+    dense_products: ClassVar[int] = 8
+    """The gate has a decoder pass of its own."""
+
+    type: Literal["gated"] = "gated"
+
+
+def _whole(groups: tuple[float, ...]) -> tuple[float, ...]:
+    if abs(sum(groups) - 1) > 1e-6:
+        raise ValueError(f"the shares must add up to 1, not {sum(groups):g}")
+    return groups
+
+
+class MatryoshkaConfig(KSparseConfig):
+    """BatchTopK whose nested prefixes each reconstruct the input (Bussmann et al. 2025, 2503.17547)."""
+
+    type: Literal["matryoshka"] = "matryoshka"
+    groups: Annotated[tuple[PositiveFloat, ...], AfterValidator(_whole)] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
+    """Share of the latents that each nested level adds; they add up to 1."""
+
+
+def nested_widths(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:
+    """Latents in each nested level of a matryoshka SAE, strictly increasing, the last = dict_size. Raises ValueError
+    for a level that adds none."""
+    whole = sum(groups)
+    widths = [round(total / whole * dict_size) for total in accumulate(groups)]
+    if any(high <= low for low, high in pairwise((0, *widths))):
+        shown = ", ".join(f"{share:g}" for share in groups[:8]) + (", ..." if len(groups) > 8 else "")
+        raise ValueError(f"groups [{shown}] leave a level of {dict_size} latents empty")
+    return tuple(widths)
+
+
+class PAnnealConfig(_L1Config):
+    """An Lp penalty whose p falls from 1 to `p_end` (Karvonen et al. 2024, 2408.00113)."""
+
+    type: Literal["p_anneal"] = "p_anneal"
+    encoder_scale: PositiveFloat = 1.0
+    """W_enc at the start, in units of the decoder's transpose: a smaller one would die under the penalty."""
+    p_end: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """Exponent at the end of the run."""
+    anneal_start: Fraction = 0.3
+    """Share of the run after which p begins to fall."""
+
+
+class OMPConfig(SAEConfig):
+    """Non-negative orthogonal matching pursuit in a dictionary trained for it; latents are picked one by one."""
+
+    sparsity: ClassVar[tuple[str, ...]] = ("k", "target_l0")
+    without: ClassVar[Mapping[Control, str]] = {
+        "frozen_encoder": "its encoder is the pursuit in its own decoder; frozen_decoder freezes both"
+    }
+
+    type: Literal["omp"] = "omp"
+    start: Start = "data"
+    """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
+    k: PositiveInt | None = None
+    """Latents picked per example at most; give this or target_l0."""
+    target_l0: PositiveFloat | None = None
+    """Latents per example on average: picks end where none explains more than a calibrated threshold."""
+    refit_every: PositiveInt = 8
+    """Picks between two refits of all values."""
+    at_a_time: PositiveInt = 1
+    """Latents picked at once, with a refit after each such group in the place of `refit_every`; more: steadier codes,
+    more error."""
+
+    @model_validator(mode="after")
+    def _one_level(self) -> Self:
+        if (self.k is None) == (self.target_l0 is None):
+            raise ValueError("give k or target_l0, one of the two")
+        return self
+
+    @classmethod
+    def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
+        """The first product, then per pick a row of the Gram matrix (two and a half: refits), and three in d_in."""
+        return float(2 * d_in * dict_size + 5 * k * dict_size + 14 * d_in * k)
