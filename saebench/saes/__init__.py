@@ -19,7 +19,7 @@ from saebench.saes.files import load_sae as load_sae
 from saebench.saes.files import save_sae as save_sae
 
 for _name, _config in SAE_CONFIGS.items():  # each module registers its class in SAE_TYPES
-    if _config.__module__ == SAEConfig.__module__:
+    if _config.__module__.startswith("saebench."):
         import_module(f"saebench.saes.{_name}")
 
 __all__ = ["SAE", "SAE_TYPES", "Dead", "Loss", "Moment", "NotCalibratedError", "load_sae", "make_sae", "save_sae"]
