@@ -30,13 +30,16 @@ class Slot:
 
     id: int
     device: str
-    """cpu | cuda:<uuid> | mps; inside the worker a CUDA device is always cuda:0."""
+    """cpu | cuda:<uuid> | mps, on another machine after its node ("node/cuda:<uuid>"): two slots share a device if and
+    only if this is the same. Inside the worker a CUDA device is always cuda:0."""
     name: str
     """Name for display: "cpu 0", "cuda 1: NVIDIA H200"."""
     threads: int = 1
     """Cores that the worker may use."""
     memory_fraction: float | None = None
     """Largest share of the device's memory, if trials share it."""
+    node: str = ""
+    """Name of the machine; empty for this one."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def make_slots(run: RunConfig) -> tuple[Slot, ...]:
     cores = count_cores()
     devices = find_devices(run.devices)
     on_cpu = devices == [("cpu", "cpu")]
-    share = run.per_device or (max(1, cores // CORES_PER_CPU_SLOT) if on_cpu else 1)
-    threads = max(1, cores // (share * len(devices)))
+    share = run.per_device or (max(1, cores // (run.threads or CORES_PER_CPU_SLOT)) if on_cpu else 1)
+    threads = run.threads or max(1, cores // (share * len(devices)))
     fraction = round(USABLE_MEMORY / share, 4) if share > 1 and devices[0][0].startswith("cuda") else None
     places = [(device, name, part) for device, name in devices for part in range(share)]
     return tuple(

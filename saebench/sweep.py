@@ -33,11 +33,11 @@ from saebench.runs.secrets import is_masked, mask
 from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.interrupts import Interrupts
 from saebench.scheduler.ledger import Ledger, MovedError
-from saebench.scheduler.recovery import await_orphans, recover
+from saebench.scheduler.recovery import recover
 from saebench.spec import SweepSpec, parse_spec
 from saebench.spec.load import folder_of, load_text
 from saebench.spec.source import read_text
-from saebench.sweep_config import TrackingConfig
+from saebench.sweep_config import RunConfig, TrackingConfig
 from saebench.terminal.picture import counts_text, duration, failure_lines
 from saebench.terminal.views import LoggedView, View, choose_view
 
@@ -215,15 +215,15 @@ class _Sweep:
         lock = self._known_lock()
         changes = check_unchanged(lock.spec, self._spec.plain(), self._paths, extend=extend) if lock else {}
         tracker = Tracker(self._paths, self._reachable_tracking(lock), self._spec.name)
-        made = self._executor or make_executor(self._spec.run, self._cache, self._target)
+        made = self._executor or make_executor(self._run_config(lock), self._cache, self._target)
         with contextlib.closing(made) as executor:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
             self._view.say(f"embedding cache: {self._cache}")
-            lock = self._resolved(lock, self._data(executor, lock), changes)
+            lock = self._with_threads(self._resolved(lock, self._data(executor, lock), changes), executor)
             plan = make_plan(self._spec, lock.d_in, lock.cache_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
-            await_orphans(self._paths.trials(), self._view.note)
+            executor.settle(self._paths, self._view.note)
             self._paths.remove_left_overs()
             search = Search(plan, self._paths.journal)
             tracker.start(lock.info())
@@ -302,8 +302,8 @@ class _Sweep:
                 f"{self._paths.root}: began with other texts or another model: embeddings {lock.cache_key}, now they "
                 f"are {key}; put back what has changed, or give the sweep another name"
             )
-        devices = list(dict.fromkeys(slot.device for slot in executor.slots))
-        self._entry = entry = cache.build(data, self._cache, devices, self._encoding)  # kept: gc leaves it alone
+        entry = cache.build(data, self._cache, executor.encoders(), self._encoding)
+        self._entry = entry  # kept: gc leaves it alone
         parts = {"num_train": entry.num_train, "num_validation": entry.num_validation, "num_test": entry.num_test}
         entry.check(data)
         self._view.note(
@@ -314,6 +314,16 @@ class _Sweep:
             self._view.note(sentence)
         counts = {"d_in": entry.d_in, **parts}
         return {**counts, "cache_key": entry.cache_key, "data": entry.info}
+
+    def _run_config(self, lock: Lock | None) -> RunConfig:
+        """The spec's `run`, with the number of threads that the first start has fixed."""
+        run = self._spec.run
+        return run if lock is None or lock.threads is None else run.model_copy(update={"threads": lock.threads})
+
+    def _with_threads(self, lock: Lock, executor: Executor) -> Lock:
+        if lock.threads is not None or not executor.slots:
+            return lock
+        return lock.model_copy(update={"threads": executor.slots[0].threads})
 
     def _encoding(self, progress: Any) -> None:
         if self._paths.stop.exists():
@@ -378,6 +388,7 @@ class _Sweep:
             self._signals,
             failures=self._spec.run.failures,
             budget=self._spec.budget,
+            grace=self._spec.run.grace,
             waiting=recovered.waiting,
         )
         try:

@@ -79,6 +79,10 @@ class RetriesConfig(Config):
     """A loss or metric became NaN or infinite."""
     collapsed: Annotated[int, Field(ge=0)] = 0
     """A training without a penalty ended with a training FVU far above what it had been."""
+    lost: Annotated[int, Field(ge=0)] = 20
+    """The machine it ran on is gone or cannot be reached."""
+    preempted: Annotated[int, Field(ge=0)] = 20
+    """Its machine was taken back by the cluster, and it left with a checkpoint."""
 
 
 class FailuresConfig(Config):
@@ -106,6 +110,12 @@ class RunConfig(Config):
     """auto: CUDA, then MPS, then CPU; a list names GPUs by index or UUID."""
     per_device: PositiveInt | None = None
     """Trials at once on one device; null: 1 on a GPU, one per two cores on the CPU."""
+    threads: PositiveInt | None = None
+    """Cores of each trial; null: those of the machine divided by its slots. Fixed at the first start: on the CPU the
+    last bits of a sum depend on it."""
+    grace: PositiveFloat = 60
+    """Seconds a trial has to write its checkpoint and leave before it is killed: below what the site gives (Slurm's
+    KillWait, Kubernetes' terminationGracePeriodSeconds). May differ at every start."""
     failures: FailuresConfig = FailuresConfig()
     """Retries, stalls and when to give up."""
 

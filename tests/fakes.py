@@ -130,6 +130,15 @@ class ToyExecutor:
         self.together.append(tuple(sorted(self.active)))
         return [message for number in list(self.active) for message in self._advance(number)]
 
+    def wake(self) -> None:
+        """Never waits."""
+
+    def encoders(self) -> list[str]:
+        return ["cpu"]
+
+    def settle(self, paths: SweepPaths, note: Callable[[str], None]) -> None:
+        """Its workers end with their scheduler."""
+
     def _advance(self, number: int) -> list[Message]:
         work = self.active[number]
         if work.killed:

@@ -290,6 +290,15 @@ def test_cpu_slots_share_the_cores(
     assert all(slot.memory_fraction is None for slot in made)
 
 
+@pytest.mark.parametrize(("per_device", "slots"), [(None, 2), (1, 1), (4, 4)])
+def test_the_number_of_threads_may_be_given(
+    monkeypatch: pytest.MonkeyPatch, per_device: int | None, slots: int
+) -> None:
+    monkeypatch.setattr(devices, "count_cores", lambda: 8)
+    made = devices.make_slots(RunConfig(devices="cpu", per_device=per_device, threads=4))
+    assert [slot.threads for slot in made] == [4] * slots
+
+
 @pytest.mark.parametrize(
     ("text", "cores"), [("200000 100000\n", 2.0), ("150000 100000\n", 1.5), ("max 100000\n", 2**20)]
 )

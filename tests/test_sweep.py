@@ -26,6 +26,7 @@ import yaml
 from saebench.errors import DataError, PreflightError, SpecError
 from saebench.executors import Message
 from saebench.executors.in_process import InProcessExecutor
+from saebench.executors.table import make_executor
 from saebench.runs import events
 from saebench.runs.board import Board, read_board
 from saebench.runs.paths import SweepPaths, TrialPaths
@@ -488,6 +489,22 @@ def test_other_embeddings_than_at_the_beginning_are_refused(
             sweep(spec(data__cache=True, seeds=seeds), threads=True, extend=extend)
     entry.cache_key = "0123"
     assert sweep(spec(data__cache=True, seeds=[0, 1]), threads=True, extend=True).ok
+
+
+def test_the_first_start_fixes_the_number_of_threads(
+    sweep: Callable[..., SweepResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU, the last bits of a sum depend on it: neither another machine nor other slots may change it."""
+    root = tmp_path / "runs" / "toy"
+    made = []
+    real = make_executor
+    monkeypatch.setattr("saebench.sweep.make_executor", lambda run, *rest: made.append(run.threads) or real(run, *rest))
+    for cores, seeds in ((8, [0]), (2, [0, 1])):
+        monkeypatch.setattr("saebench.devices.count_cores", lambda cores=cores: cores)
+        overrides = ["run.per_device=4"]
+        assert sweep(spec(seeds=seeds), extend=True, overrides=overrides).ok
+        assert json.loads((root / "lock.json").read_text())["threads"] == 2
+    assert made == [None, 2]
 
 
 def test_devices_may_be_left_out_at_the_next_start(sweep: Callable[..., SweepResult], tmp_path: Path) -> None:

@@ -6,16 +6,19 @@ picks the slot, polls for messages, answers `eval` events and decides what an ex
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from saebench.config import TrialConfig
 from saebench.devices import Slot
 from saebench.runs.events import Event, FailureKind, Verdict
-from saebench.runs.paths import TrialPaths
+from saebench.runs.paths import SweepPaths, TrialPaths
 
-__all__ = ["TARGET", "Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "Slot", "check_free"]
+__all__ = [
+    "TARGET", "Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "NoteMessage", "Slot",
+    "check_free",
+]  # fmt: skip
 
 How = Literal["leave", "kill"]
 TARGET = "saebench.trial.run:run_trial"
@@ -57,15 +60,31 @@ class ExitMessage:
     detail: str
 
 
-Message = EventMessage | ExitMessage
+@dataclass(frozen=True)
+class NoteMessage:
+    """One line for people about the executor itself: a machine that came, went or is about to go."""
+
+    text: str
+
+
+Message = EventMessage | ExitMessage | NoteMessage
 
 
 class Executor(Protocol):
-    """Not thread-safe: one thread calls."""
+    """Not thread-safe: one thread calls, except for `wake`."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Slots that are in service, busy ones included; fewer after `quarantine`."""
+        """Slots that are in service, busy ones included; fewer after `quarantine`. A cluster's may come and go."""
+        ...
+
+    def encoders(self) -> list[str]:
+        """Devices of this machine on which `stores.cache.build` may encode."""
+        ...
+
+    def settle(self, paths: SweepPaths, note: Callable[[str], None]) -> None:
+        """Wait for the workers of an earlier scheduler of this sweep to leave, kill those that do not, and bring what
+        they wrote to the sweep's directory. Called once, before the first trial of this start."""
         ...
 
     def start(self, attempt: Attempt, slot: Slot) -> None:
@@ -79,6 +98,10 @@ class Executor(Protocol):
 
     def poll(self, timeout: float) -> list[Message]:
         """What happened, in order per trial; waits up to `timeout` seconds for the first message."""
+        ...
+
+    def wake(self) -> None:
+        """Make a `poll` that waits return now, or the next one at once. May be called by any thread."""
         ...
 
     def answer(self, number: int, verdict: Verdict) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saebench.devices import Slot
 from saebench.errors import PreflightError
 from saebench.executors import TARGET, Attempt, EventMessage, ExitMessage, How, Message, check_free
+from saebench.executors.orphans import await_orphans
 from saebench.executors.outcome import NO_RESULT, recorded_outcome
 from saebench.runs.events import Event, Verdict
+from saebench.runs.paths import SweepPaths
 from saebench.sweep_config import RunConfig
 from saebench.worker import VERDICT_WAIT, Request, work
 
@@ -27,7 +30,7 @@ class _Thread:
 
     number: int
     slot: Slot
-    messages: queue.SimpleQueue[Message]
+    messages: queue.SimpleQueue[Message | None]
     asked: Verdict = Verdict.GO
     killed: bool = False
     last: Event | None = None
@@ -86,11 +89,18 @@ class InProcessExecutor:
         self._cache_dir = cache_dir
         self._target = target
         self._running: dict[int, _Thread] = {}
-        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self._messages: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        """None: `wake`."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return self._slots
+
+    def encoders(self) -> list[str]:
+        return ["cpu"]
+
+    def settle(self, paths: SweepPaths, note: Callable[[str], None]) -> None:
+        await_orphans(paths.trials(), note)
 
     def start(self, attempt: Attempt, slot: Slot) -> None:
         check_free(attempt, slot, self._slots, {n: thread.slot for n, thread in self._running.items()})
@@ -123,9 +133,14 @@ class InProcessExecutor:
                 message = self._messages.get(timeout=wait) if wait else self._messages.get_nowait()
             except queue.Empty:
                 return found
+            if message is None:
+                return found
             if isinstance(message, ExitMessage):
                 del self._running[message.number]
             found.append(message)
+
+    def wake(self) -> None:
+        self._messages.put(None)
 
     def answer(self, number: int, verdict: Verdict) -> None:
         thread = self._running.get(number)

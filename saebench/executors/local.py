@@ -11,11 +11,13 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saebench.devices import Slot, make_slots, uses_gpu
 from saebench.executors import TARGET, Attempt, EventMessage, ExitMessage, How, Message, check_free
+from saebench.executors.orphans import await_orphans
 from saebench.executors.outcome import NO_RESULT, recorded_outcome
 from saebench.executors.spawner import (
     Exited,
@@ -28,6 +30,7 @@ from saebench.executors.spawner import (
     search_path,
 )
 from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.runs.paths import SweepPaths
 from saebench.sweep_config import RunConfig
 from saebench.worker import Request
 
@@ -63,13 +66,25 @@ class LocalExecutor:
         self._target = target
         self._workers: dict[int, _Worker] = {}
         self._messages: list[Message] = []
+        self._grace = run.grace
         self._selector = selectors.DefaultSelector()
+        self._awake, self._wake = socket.socketpair()
+        for end in (self._awake, self._wake):
+            end.setblocking(False)
+        self._selector.register(self._awake, selectors.EVENT_READ)
+        self._woken = False
         self._spawner = spawner or make_spawner(target)
         self._watched: socket.socket | None = None
 
     @property
     def slots(self) -> tuple[Slot, ...]:
         return self._slots
+
+    def encoders(self) -> list[str]:
+        return list(dict.fromkeys(slot.device for slot in self._slots))
+
+    def settle(self, paths: SweepPaths, note: Callable[[str], None]) -> None:
+        await_orphans(paths.trials(), note, self._grace)
 
     def start(self, attempt: Attempt, slot: Slot) -> None:
         check_free(attempt, slot, self._slots, {n: worker.slot for n, worker in self._workers.items()})
@@ -96,15 +111,20 @@ class LocalExecutor:
             memory_fraction=slot.memory_fraction,
             environment=environment(slot),
             sys_path=search_path(),
+            grace=self._grace,
         )
 
     def poll(self, timeout: float) -> list[Message]:
         end = time.monotonic() + timeout
         while True:
             self._look(max(0.0, end - time.monotonic()) if not self._messages else 0.0)
-            if self._messages or time.monotonic() >= end:
-                messages, self._messages = self._messages, []
+            if self._messages or self._woken or time.monotonic() >= end:
+                messages, self._messages, self._woken = self._messages, [], False
                 return messages
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it is awake already; closed: nobody waits
+            self._wake.send(b".")
 
     def _look(self, wait: float) -> None:
         self._watch()
@@ -113,6 +133,10 @@ class LocalExecutor:
         for key, _ in self._selector.select(wait):
             if isinstance(key.data, _Worker) and key.data.exited is None:
                 self._read(key.data)
+            elif key.fileobj is self._awake:
+                self._woken = True
+                with contextlib.suppress(OSError):
+                    self._awake.recv(4096)
         for notice in self._spawner.notices():
             self._take(notice)
         self._watch()
@@ -217,6 +241,8 @@ class LocalExecutor:
         self._workers = {}
         self._spawner.close()
         self._selector.close()
+        self._awake.close()
+        self._wake.close()
 
 
 def environment(slot: Slot) -> dict[str, str]:

@@ -21,8 +21,9 @@ from saebench.runs.files import is_intact, seal_line
 
 EventType = Literal["start", "step", "eval", "checkpoint", "done", "failed", "left"]
 FailureKind = Literal[
-    "cuda_oom", "host_oom", "diverged", "collapsed", "crash", "stall", "user_error", "killed", "no_space"
-]
+    "cuda_oom", "host_oom", "diverged", "collapsed", "crash", "stall", "user_error", "killed", "no_space",
+    "lost", "preempted",
+]  # fmt: skip
 
 
 class Verdict(StrEnum):

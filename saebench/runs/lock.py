@@ -32,7 +32,8 @@ EXTENDABLE = ("seeds", "search.points", "search.refine", "run", "budget", "track
               "eval.primary", "eval.margin")  # fmt: skip
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
-PER_START = ("run.executor", "run.devices", "run.per_device", "tracking.log_sae", "data.encode_batch_size")
+PER_START = ("run.executor", "run.devices", "run.per_device", "run.grace",
+             "tracking.log_sae", "data.encode_batch_size")  # fmt: skip
 """Keys that may differ at every start without --extend: another machine, more of the same one, copies of files."""
 _PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")
 
@@ -75,6 +76,8 @@ class Lock(_Frozen):
     """Key of the cache entry with the embeddings; null where `data.cache` is off."""
     data: dict[str, Any] = {}
     """What the cache entry says of itself."""
+    threads: PositiveInt | None = None
+    """Cores of each trial, as `run.threads` or the machine of the first start says."""
     tracking: Tracked = Tracked()
     created: str = ""
     host: str = ""
@@ -185,6 +188,8 @@ def is_moved(key: str, old: Any, new: Any) -> bool:
 def is_extension(key: str, old: Any, new: Any) -> bool:
     """Is this change one that `--extend` allows? Seeds may be added, points only become more."""
     if not any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in EXTENDABLE):
+        return False
+    if key == "run.threads":
         return False
     if key == "seeds":
         return set(old or ()) <= set(new or ()) and (not old or old[0] == new[0])

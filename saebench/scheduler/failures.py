@@ -18,8 +18,12 @@ FAILURE_LABELS: dict[FailureKind, str] = {
     "user_error": "cannot run",
     "killed": "killed",
     "no_space": "no space left on the disk",
+    "lost": "its machine is gone",
+    "preempted": "its machine was taken back",
 }
 _BAD_DEVICE: frozenset[FailureKind] = frozenset({"crash", "stall"})
+FAULTLESS: frozenset[FailureKind] = frozenset({"lost", "preempted"})
+"""Neither the trial nor its device did anything wrong: a sweep does not give up for these."""
 
 
 def may_retry(kind: FailureKind, trial: TrialState, retries: RetriesConfig, *, shared: bool) -> bool:

@@ -14,13 +14,13 @@ from typing import Protocol
 
 from pydantic import TypeAdapter
 
-from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Slot
+from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, NoteMessage, Slot
 from saebench.runs.board import Board
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.files import DamagedError, read, read_bytes
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import TrialState
-from saebench.scheduler.failures import DeviceRecord, abort_reason, may_retry
+from saebench.scheduler.failures import FAULTLESS, DeviceRecord, abort_reason, may_retry
 from saebench.scheduler.ledger import Ledger, Search, reason_of
 from saebench.scheduler.placement import Active, Job, Queue
 from saebench.sweep_config import BudgetConfig, FailuresConfig
@@ -29,8 +29,8 @@ POLL = 0.25
 """Seconds that one turn of the loop waits for messages."""
 CHECK = 2.0
 """Seconds between two questions whether MLflow keeps up."""
-LEAVE_GRACE = 90.0
-"""Seconds a worker has for its checkpoint before it is killed."""
+KILL_AFTER = 1.5
+"""A worker that was told to leave is killed after this many times `run.grace`: it ends itself after one."""
 
 
 _NUMBERS: TypeAdapter[list[int]] = TypeAdapter(list[int])
@@ -77,6 +77,7 @@ class Scheduler:
         *,
         failures: FailuresConfig,
         budget: BudgetConfig,
+        grace: float = 60.0,
         waiting: Iterable[int] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -90,6 +91,7 @@ class Scheduler:
         self._signals = signals
         self._failures = failures
         self._budget = budget
+        self._leave_grace = KILL_AFTER * grace
         self._clock = clock
         self._started = self._checked = clock()
         self._devices = DeviceRecord(failures)
@@ -105,11 +107,14 @@ class Scheduler:
             self._board.slots = [slot.name for slot in self._executor.slots]
             self._ledger.refresh_left()
             self._view.show(self._board)
-            if not self._active and (self.halt or not self._waiting):
+            stranded = not self._executor.slots and not self._exhausted
+            if not self._active and (self.halt or not (self._waiting or stranded)):
                 break
             for message in self._executor.poll(POLL):
                 if isinstance(message, EventMessage):
                     self._on_event(message.number, message.event)
+                elif isinstance(message, NoteMessage):
+                    self._note(message.text)
                 else:
                     self._on_exit(message)
             self._check_time_limits()
@@ -255,7 +260,8 @@ class Scheduler:
             self._ended(active)
         else:
             self._failed(active, kind, message.detail or "it ended without a result")
-        if not self.halt and (why := abort_reason(self._ledger.counts["failed"], self._ledger.ended, self._failures)):
+        at_fault = sum(self._ledger.states[n].kind not in FAULTLESS for n in self._ledger.failures)
+        if not self.halt and (why := abort_reason(at_fault, self._ledger.ended, self._failures)):
             self._stop(Halt(why, 4))
 
     def _ended(self, active: Active) -> None:
@@ -313,7 +319,7 @@ class Scheduler:
             if now - active.alive > self._failures.stall_after and not active.stalled:
                 active.stalled = True
                 self._executor.stop(active.number, "kill")
-            elif active.leaving is not None and now - active.leaving > LEAVE_GRACE:
+            elif active.leaving is not None and now - active.leaving > self._leave_grace:
                 self._executor.stop(active.number, "kill")
             elif active.leaving is None and self._overdue(active.number, now - active.started):
                 self._leave([active], f"budget.trial_minutes = {self._budget.trial_minutes:g} is spent")

@@ -9,13 +9,8 @@ from its checkpoint otherwise.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
-
-import psutil
 
 from saebench.config import TrialConfig
 from saebench.runs import events
@@ -25,8 +20,6 @@ from saebench.runs.paths import TrialPaths
 from saebench.runs.state import AttemptRecord, TrialState, load_config, load_state, same_trial, write_config
 from saebench.scheduler.ledger import Ended, Ledger, RecoverableSearch
 
-ORPHAN_GRACE = 60.0
-"""Seconds that workers of an earlier scheduler have for their checkpoint before they are killed."""
 COMPARED = 1 << 30
 """Bytes of finished trials whose sums a start compares; of what is beyond, only the sizes."""
 
@@ -218,36 +211,3 @@ def _retried(ledger: Ledger, every: bool) -> list[int]:
     for number in failed:
         ledger.reopen(number)
     return failed
-
-
-def await_orphans(trials: Iterable[TrialPaths], note: Callable[[str], None], grace: float = ORPHAN_GRACE) -> None:
-    """Wait for workers of an earlier scheduler to write their checkpoints and leave; kill those that do not."""
-    orphans = [p for trial in trials if (p := _worker_of(trial)) is not None]
-    if not orphans:
-        return
-    note(f"waiting for {len(orphans)} workers of the last scheduler to leave")
-    _, alive = psutil.wait_procs(orphans, timeout=grace)
-    for process in alive:
-        note(f"process {process.pid} does not leave and is killed")
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    psutil.wait_procs(alive, timeout=5.0)
-
-
-def _worker_of(trial: TrialPaths) -> psutil.Process | None:
-    """The process that runs the trial's newest attempt, if it still lives: the pid of the last `start` event, on this
-    machine, leader of its group, and with the trial's log open (pids are used again, and clocks are set)."""
-    start: Event | None = None
-    for event, _ in events.read(trial.events):
-        if event.type == "start":
-            start = event
-        elif event.type in ("done", "left", "failed"):
-            start = None
-    if start is None or "pid" not in start.info:
-        return None
-    try:
-        process = psutil.Process(int(start.info["pid"]))
-        leads = os.getpgid(process.pid) == process.pid and process.status() != psutil.STATUS_ZOMBIE
-        return process if leads and str(trial.log.resolve()) in {file.path for file in process.open_files()} else None
-    except (psutil.Error, OSError, ValueError, TypeError, OverflowError):
-        return None

@@ -30,7 +30,7 @@ class Zygote:
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._children: dict[int, int] = {}
-        self._requests = 0
+        self._requests, self._grace = 0, GRACE
         self._awake, wake = socket.socketpair()
         self._wake = wake
         for end in (self._awake, wake):
@@ -68,6 +68,7 @@ class Zygote:
             if pid == 0:
                 self._child(data, lifeline)
         self._children[pid] = self._requests
+        self._grace = max(self._grace, json.loads(data)["grace"])
         self._say(forked=self._requests, pid=pid)
         return True
 
@@ -115,7 +116,7 @@ class Zygote:
 
     def _see_out(self) -> None:
         """Workers know by themselves that the executor is gone; one that has not left after the grace is ended."""
-        end = time.monotonic() + GRACE + 5
+        end = time.monotonic() + self._grace + 5
         while self._children and time.monotonic() < end:
             select.select([self._awake], [], [], 1)
             self._reap()

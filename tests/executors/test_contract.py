@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 
@@ -124,3 +125,15 @@ def test_poll_waits_no_longer_than_it_is_told(executor: Executor) -> None:
 def test_quarantine_takes_all_slots_of_the_device(in_process: Executor) -> None:
     in_process.quarantine(in_process.slots[0])
     assert in_process.slots == ()
+
+
+@pytest.mark.parametrize("when", ["before", "during"])
+def test_wake_ends_the_wait_of_one_poll(executor: Executor, when: str) -> None:
+    if when == "before":
+        executor.wake()
+    else:
+        threading.Timer(0.2, executor.wake).start()
+    begin = time.monotonic()
+    assert executor.poll(20) == []
+    assert time.monotonic() - begin < 10
+    assert executor.poll(0) == []

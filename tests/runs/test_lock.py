@@ -222,6 +222,12 @@ def test_devices_are_free_at_every_start(paths: SweepPaths, devices: Any, extend
     assert "run." not in str(error.value).splitlines()[1]
 
 
+@pytest.mark.parametrize("extend", [False, True])
+def test_the_number_of_threads_never_changes(paths: SweepPaths, extend: bool) -> None:
+    with pytest.raises(SpecError, match=r"run\.threads: nothing -> 4"):
+        check_unchanged(SPEC, changed(run__threads=4), paths, extend=extend)
+
+
 def test_seeds_and_points_only_grow() -> None:
     assert not is_extension("seeds", [0, 1], [1, 2])
     assert not is_extension("search.points", 8, 4)

@@ -13,7 +13,7 @@ from fakes import Faults, Quiet, ToyExecutor, ToySearch, ToySignals, ToyTracker,
 import saebench.runs.state
 from saebench.runs import events
 from saebench.runs.board import Board, read_board
-from saebench.runs.events import EventLog
+from saebench.runs.events import EventLog, FailureKind
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import TrialState, read_state
 from saebench.scheduler import Halt, Scheduler
@@ -244,6 +244,29 @@ def test_one_bad_trial_does_not_condemn_a_device(world: Callable[..., World]) ->
     w = world(2, devices=2, per_device=1, faults={(0, a, 10): "crash" for a in range(1, 9)})
     w.run(FailuresConfig(quarantine_after=3, retries=RetriesConfig(crash=7)))
     assert len(w.executor.slots) == 2
+
+
+@pytest.mark.parametrize("kind", ["lost", "preempted"])
+def test_a_lost_machine_is_nobodys_fault(world: Callable[..., World], kind: FailureKind) -> None:
+    """Twenty times it is tried again, wherever there is room; more is a failure, but no reason to give up."""
+    w = world(2, devices=2, per_device=1, faults={(0, a, 10): kind for a in range(1, 21)})
+    assert w.run(FailuresConfig(quarantine_after=1, abort_min=1)) is None
+    assert w.states() == ["complete"] * 2
+    assert len(w.executor.slots) == 2
+    w = world(2, devices=2, per_device=1, faults={(n, a, 10): kind for n in (0, 1) for a in range(1, 22)})
+    assert w.run(FailuresConfig(quarantine_after=1, abort_min=1)) is None
+    assert w.states() == ["failed"] * 2
+    assert len(w.executor.slots) == 2
+
+
+def test_without_a_slot_the_search_is_not_over(world: Callable[..., World]) -> None:
+    """A cluster whose machines are all gone may get some again."""
+    w = world(2, devices=1, per_device=1)
+    slots, w.executor._slots = w.executor._slots, []
+    turns = iter(range(100))
+    halt = w.run(on_poll=lambda: w.executor._slots.extend(slots) if next(turns) == 5 else None)
+    assert halt is None
+    assert w.states() == ["complete"] * 2
 
 
 class BadDevice(dict[tuple[int, int, int], Any]):

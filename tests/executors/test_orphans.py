@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from saebench.executors.orphans import await_orphans
 from saebench.runs.events import Event, EventLog
 from saebench.runs.paths import TrialPaths
-from saebench.scheduler.recovery import await_orphans
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="process groups")
 WORKER = "import sys, time; log = open(sys.argv[1], 'a'); print('open', flush=True); time.sleep(60)"
