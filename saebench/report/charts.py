@@ -10,10 +10,11 @@ import numpy as np
 
 from saebench.report import points
 from saebench.report.chart import Axis, Chart, Panel, Series, at_values
-from saebench.report.compare import FVU, L0
+from saebench.report.columns import sparsity, trial_name
+from saebench.report.comparison import FVU, L0
 from saebench.report.points import usable
 from saebench.report.table import Row, percentage, plain, trial_counts
-from saebench.report.tables import on_front, sparsity, trial_name
+from saebench.report.tables import on_front
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from saebench.report.controls import is_control
 from saebench.report.points import FINAL, cells, usable
 from saebench.report.table import number_of
-from saebench.report.verdict import is_control
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
-from saebench.report import effects, embedding, floors, points, tables
+from saebench.report import effects, embedding, floors, points, tables, trial_tables, verdict_tables
 from saebench.report.about import about
 from saebench.report.checks import Check, checks
-from saebench.report.compare import Comparison, compare, runs_of
+from saebench.report.compare import compare
+from saebench.report.comparison import Comparison
+from saebench.report.details import evaluations, histories
 from saebench.report.floors import Floors
 from saebench.report.judge import Judged, judge
-from saebench.report.read import Record, evaluations, histories, read
+from saebench.report.paragraph import paragraph
+from saebench.report.read import read
+from saebench.report.record import Record
 from saebench.report.search_error import Cell, CellSearch, cell_searches
 from saebench.report.sources import find
 from saebench.report.stability import stability
 from saebench.report.table import Table, counted, number_of, trial_counts
+from saebench.report.text_interval import runs_of
 from saebench.report.texts import texts
-from saebench.report.verdict import paragraph, sentence
+from saebench.report.verdict import sentence
 
 if TYPE_CHECKING:
     import numpy as np
@@ -183,10 +188,10 @@ class Report:
 
 
 TABLES: dict[str, Callable[[Report], Table]] = {
-    "metrics": lambda r: tables.metrics(r.judged),
-    "verdict": lambda r: tables.verdicts(r.comparisons),
+    "metrics": lambda r: verdict_tables.metrics(r.judged),
+    "verdict": lambda r: verdict_tables.verdicts(r.comparisons),
     "strata": lambda r: r.strata,
-    "arms": lambda r: tables.arms(r.frame, r.comparisons),
+    "arms": lambda r: verdict_tables.arms(r.frame, r.comparisons),
     "pareto": lambda r: tables.pareto(r.strata),
     "best": lambda r: tables.best(r.frame, r.chosen, r.searched, r.record.objective, r.record.maximize),
     "floors": lambda r: floors.table(r.floors),
@@ -197,8 +202,8 @@ TABLES: dict[str, Callable[[Report], Table]] = {
     "seeds": lambda r: tables.seeds(r.frame, r.searched),
     "effects": lambda r: effects.effects(r.frame, r.searched, r.record.objective, r.record.maximize),
     "importances": lambda r: effects.importances(r.record, r.frame),
-    "lost": lambda r: tables.lost(r.frame),
-    "trials": lambda r: tables.trials(r.frame),
+    "lost": lambda r: trial_tables.lost(r.frame),
+    "trials": lambda r: trial_tables.trials(r.frame),
 }
 """Name -> table, in the order in which a document has them."""
 

@@ -12,7 +12,7 @@ from saebench.report.table import Column, Row, Table, counted, make, plain, tria
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-    from saebench.report.read import Record
+    from saebench.report.record import Record
 
 _LEVELS = 4
 """Numbers with more distinct values are shown in thirds."""

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saebench.report import statistics
+from saebench.report.columns import sparsity
 from saebench.report.matching import SAME
 from saebench.report.points import cells, usable
 from saebench.report.table import (
@@ -25,7 +26,6 @@ from saebench.report.table import (
     plus_minus,
     short_counts,
 )
-from saebench.report.tables import sparsity
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from saebench.errors import UserError
 from saebench.metrics import METRICS, TEST
 from saebench.report import artifacts
+from saebench.report.controls import is_control
 from saebench.report.judge import label
 from saebench.report.points import FINAL, arms, cells
 from saebench.report.sources import Source
 from saebench.report.table import Column, Row, Table, decimals, make
-from saebench.report.verdict import is_control
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -10,8 +10,10 @@ import numpy as np
 
 from saebench.metrics import METRICS
 from saebench.report import statistics
-from saebench.report.compare import Comparison, in_metric, with_texts
+from saebench.report.compare import in_metric
+from saebench.report.comparison import Comparison
 from saebench.report.search_error import Cell, CellSearch
+from saebench.report.text_interval import with_texts
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -1,78 +1,24 @@
-"""MLflow -> one tidy DataFrame, a row per trial; learning curves and per-example evaluations only on demand."""
+"""MLflow -> one tidy DataFrame, a row per trial."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
-from itertools import repeat
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from saebench.config import SAE_CONFIGS
 from saebench.errors import UserError
-from saebench.metrics import METRICS
-from saebench.report import artifacts, wire
+from saebench.report import wire
+from saebench.report.record import Record
+from saebench.report.rows import row_of, to_frame
 from saebench.report.sources import Source, known_runs, pages
 from saebench.report.table import number_of
 from saebench.runs.tags import Tag
 from saebench.tracking.server import open_reader, reading
 
 if TYPE_CHECKING:
-    import numpy as np
     from pandas import DataFrame
 
-FIRST = ("sweep", "trial", "state", "reason", "type", "stratum", "point", "seed")
-"""Columns with which every frame begins."""
-_STATUS = {"FINISHED": "complete", "FAILED": "failed", "KILLED": "pruned", "RUNNING": "running", "SCHEDULED": "planned"}
-_BIGGEST = 1.797e308
-"""MLflow stores infinity as the largest float."""
 _AT_ONCE = 8
 """Requests to the tracking server at a time."""
-
-
-@dataclass
-class Record:
-    """The trials of one or several sweeps that a report covers, and notes on what could not be read."""
-
-    frame: DataFrame
-    sources: tuple[Source, ...] = ()
-    notes: list[str] = field(default_factory=list)
-    """One line each: unfinished sweeps, runs that could not be interpreted, missing files."""
-    places: dict[str, str] = field(default_factory=dict)
-    """Run id -> artifact URI."""
-    descriptions: dict[str, str] = field(default_factory=dict)
-    """Sweep -> the description in its spec."""
-    unfinished: set[str] = field(default_factory=set)
-    """Unfinished sweeps: no verdict is reached on them."""
-
-    @property
-    def primary(self) -> list[str]:
-        """Return the known metrics of `eval.primary`, fvu if there are none."""
-        found = self.sources[0].eval("primary") if self.sources else None
-        names = [name for name in found if name in METRICS] if isinstance(found, list) else []
-        return names or ["fvu"]
-
-    @property
-    def margin(self) -> float:
-        """Return `eval.margin`, the difference below which two arms count as equivalent."""
-        found = self.sources[0].eval("margin") if self.sources else None
-        return float(found) if isinstance(found, int | float) and found >= 0 else 0.005
-
-    @property
-    def objective(self) -> str:
-        return self.sources[0].search("objective", "eval/fvu") if self.sources else "eval/fvu"
-
-    @property
-    def maximize(self) -> bool:
-        return bool(self.sources) and self.sources[0].search("direction", "minimize") == "maximize"
-
-    def note(self, text: str) -> None:
-        """Add a note, once."""
-        if text not in self.notes:
-            self.notes.append(text)
 
 
 def read(sources: Sequence[Source]) -> Record:
@@ -181,139 +127,3 @@ def _say_missing(frame: DataFrame, record: Record) -> None:
         there = np.isfinite(complete[key].astype(float)) if key in complete.columns else np.zeros(len(complete), bool)
         if missing := int((~there).sum()):
             record.note(f"{missing} of {len(complete)} complete trials have no finite {key}: they enter no comparison")
-
-
-def row_of(
-    run_id: str,
-    tags: dict[str, str],
-    params: dict[str, str],
-    metrics: dict[str, float],
-    start: int | None = None,
-    end: int | None = None,
-    status: str = "FINISHED",
-) -> dict[str, Any]:
-    """Return one MLflow run as a row; tags win over params, and a parameter that parses as a number becomes one."""
-    row: dict[str, Any] = {key: _number(value) for key, value in params.items()}
-    number, seed = tags.get(Tag.TRIAL, ""), tags.get(Tag.SEED, params.get("seed", ""))
-    row |= {
-        "sweep": tags.get(Tag.SWEEP, ""),
-        "trial": int(number) if number.isdigit() else None,
-        "state": tags.get(Tag.STATE) or _STATUS.get(status, status.lower()),
-        "reason": tags.get(Tag.REASON, ""),
-        "type": tags.get(Tag.TYPE) or params.get("type", ""),
-        "stratum": tags.get(Tag.STRATUM, ""),
-        "point": tags.get(Tag.POINT, ""),
-        "seed": int(seed) if seed.isdigit() else None,
-        "attempt": _number(tags.get(Tag.ATTEMPT, "1")),
-        "duration_s": _duration(tags.get(Tag.SECONDS, ""), start, end),
-        "run_id": run_id,
-        "verdict": _json(tags.get(Tag.VERDICT, "")),
-        "role": tags.get(Tag.ROLE, ""),
-        "choice": _number(tags.get(Tag.CHOICE, "0")),
-        "search_error": _json(tags.get(Tag.SEARCH_ERROR, "")),
-        "failure": tags.get(Tag.FAILURE, ""),
-        "_start": start,
-    }
-    not_finite = _json(tags.get(Tag.NONFINITE, ""))  # MLflow's value of these is from an earlier mark
-    return row | {key: _finite(value) for key, value in metrics.items()} | dict.fromkeys(not_finite, math.nan)
-
-
-def _duration(trained: str, start: int | None, end: int | None) -> float | None:
-    """Return the seconds that the trial's attempts ran; for a run recorded without them, those from its start to its
-    end, which count the hours between two attempts."""
-    with suppress(ValueError):
-        return float(trained)
-    return (end - start) / 1000 if start and end else None
-
-
-def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
-
-
-def _finite(value: float) -> float:
-    return math.copysign(math.inf, value) if abs(value) >= _BIGGEST else value
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text) if text else {}
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def to_frame(rows: Sequence[dict[str, Any]]) -> DataFrame:
-    """Return rows as a frame: identity first, then parameters, metrics and the rest; sorted by sweep and trial."""
-    import pandas as pd
-
-    last = ("failure", "attempt", "duration_s", "run_id", "verdict", "role", "choice", "search_error")
-    keys = dict.fromkeys(key for row in rows for key in row if not key.startswith("_"))
-    sparsity = [name for config in SAE_CONFIGS.values() for name in config.sparsity]
-    first = [*FIRST, *dict.fromkeys([name for name in sparsity if name in keys]), "dict_size", "lr"]
-    middle = [key for key in keys if key not in first and key not in last]
-    columns = list(dict.fromkeys([*first, *sorted(middle, key=lambda key: "/" in key), *last]))
-    frame = pd.DataFrame([{key: row.get(key) for key in columns} for row in rows], columns=columns)
-    for key in ("trial", "seed"):
-        frame[key] = frame[key].astype("Int64")
-    for key in ("dict_size", "lr", *(key for key in columns if "/" in key)):
-        frame[key] = pd.to_numeric(frame[key], errors="coerce")
-    return frame.sort_values(["sweep", "trial"], kind="stable", ignore_index=True)
-
-
-# --- on demand -------------------------------------------------------------------------------------------------------
-
-
-def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict[str, list[tuple[int, float]]]:
-    """Return {run id: [(examples, value), ...]} of one metric, for (sweep, run id) pairs."""
-    wanted = list(runs)
-    found: dict[str, list[tuple[int, float]]] = {}
-    for source in record.sources:
-        mine = [run for sweep, run in wanted if sweep == source.name]
-        if mine:
-            points = _points(source.uri, mine, key)
-            found |= {run: sorted({step: _finite(value) for step, value in points[run]}.items()) for run in mine}
-    return found
-
-
-def _points(uri: str, runs: Sequence[str], key: str) -> dict[str, wire.Points]:
-    """Return every point, unchanged; fetch a hundred runs per request if the store is a server that supports it."""
-    client = open_reader(uri)
-    with reading(uri):
-        found = wire.histories(uri, runs, key, _AT_ONCE) if wire.is_server(uri) else {}
-        left = [run for run in runs if run not in found]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            asked = pool.map(client.get_metric_history, left, repeat(key))
-            return found | {run: [(p.step, p.value) for p in points] for run, points in zip(left, asked, strict=True)}
-
-
-def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.ndarray]]:
-    """Return {run id: arrays of the trial's evaluation.safetensors}, from the sweep's directory, else from MLflow's
-    artifacts. Files that are missing or unreadable are left out and noted."""
-    found: dict[str, dict[str, np.ndarray]] = {}
-    for source in record.sources:
-        away = {}
-        for number, run in _of(source, trials, "trial", "run_id"):
-            local = source.paths.trial(int(number)).evaluation if source.paths and number == number else None
-            arrays = artifacts.arrays(local) if local else None
-            if arrays is None:
-                away[run] = record.places.get(run, "")
-            else:
-                found[run] = arrays
-        found |= artifacts.evaluations(source, away, _AT_ONCE)
-    if missing := len(trials) - len(found):
-        record.note(
-            f"{missing} of {len(trials)} trials have no evaluation.safetensors any more (neither on disk nor as an "
-            "artifact): they are missing from densities, L0 distributions and intervals over texts"
-        )
-    return found
-
-
-def _of(source: Source, trials: DataFrame, *keys: str) -> list[tuple[Any, ...]]:
-    """Return these columns of the source's trials; a missing number is NaN."""
-    mine = trials.loc[trials["sweep"] == source.name, list(keys)]
-    return list(mine.astype({"trial": float}).itertuples(index=False, name=None))

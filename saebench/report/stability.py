@@ -28,7 +28,7 @@ from saebench.tracking.server import open_reader
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from saebench.report.read import Record
+    from saebench.report.record import Record
 
 QUICK = 32_000_000
 """Cosines that a report computes without `--table stability`: about three seconds of one core."""

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from saebench.report.controls import is_of_interest
 from saebench.report.judge import label
 from saebench.report.table import Column, Table
-from saebench.report.verdict import is_of_interest
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -22,7 +22,7 @@ from saebench.cli import cli
 from saebench.cli.report import PLOTS
 from saebench.errors import UserError
 from saebench.report.document import Report
-from saebench.report.read import Record
+from saebench.report.record import Record
 from saebench.tracking import views
 
 

@@ -160,13 +160,13 @@ def with_state(trial, state, reason=""):
 
 def frame_of(trials):
     """The DataFrame that reading these trials from MLflow gives, without MLflow."""
-    from saebench.report.read import to_frame
+    from saebench.report.rows import to_frame
 
     return to_frame([_row(t) for t in trials])
 
 
 def _row(trial):
-    from saebench.report.read import row_of
+    from saebench.report.rows import row_of
 
     return row_of(run_id=f"{trial['trial']:032x}", tags=_tags(trial, "0" * 32), params=_texts(trial["params"]),
                   metrics=trial["metrics"], start=START, end=START + 60_000)  # fmt: skip

@@ -9,8 +9,10 @@ import pytest
 from sweep_data import frame_of, simulate
 
 from saebench.report import points
-from saebench.report.compare import compare, runs_of, with_texts
-from saebench.report.verdict import percent, sentence, worded
+from saebench.report.compare import compare
+from saebench.report.text_interval import runs_of, with_texts
+from saebench.report.verdict import sentence
+from saebench.report.wording import percent, worded
 
 
 def compared(trials):

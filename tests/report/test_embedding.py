@@ -15,7 +15,7 @@ from saebench.report import formats
 from saebench.report.document import Report
 from saebench.report.embedding import BASELINES, KS, SCORES
 from saebench.report.html import page
-from saebench.report.read import Record
+from saebench.report.record import Record
 from saebench.report.text import show
 
 T2 = 4.302653

@@ -19,7 +19,7 @@ from saebench.escape import CONTROLS
 from saebench.report import TABLES, formats
 from saebench.report.document import Report
 from saebench.report.html import page
-from saebench.report.read import Record
+from saebench.report.record import Record
 from saebench.report.text import show
 from saebench.terminal.console import make_console
 

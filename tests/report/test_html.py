@@ -15,7 +15,7 @@ from sweep_data import Store, frame_of, simulate, with_state
 from saebench.report import load
 from saebench.report.document import Report
 from saebench.report.html import page
-from saebench.report.read import Record
+from saebench.report.record import Record
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator

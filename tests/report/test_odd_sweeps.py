@@ -16,7 +16,7 @@ from saebench.report.charts import CHARTS
 from saebench.report.document import Report
 from saebench.report.html import page
 from saebench.report.plots import figure
-from saebench.report.read import Record
+from saebench.report.record import Record
 from saebench.report.text import show
 
 few = partial(simulate, levels=(16, 32), widths=(1536,))

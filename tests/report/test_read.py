@@ -17,7 +17,9 @@ from sweep_data import SAMPLES, Store, frame_of, simulate, with_state
 
 from saebench.errors import PreflightError, UserError
 from saebench.report import load, trials
-from saebench.report.read import evaluations, histories, read, row_of
+from saebench.report.details import evaluations, histories
+from saebench.report.read import read
+from saebench.report.rows import row_of
 from saebench.report.sources import find
 
 

@@ -10,7 +10,7 @@ from sweep_data import frame_of, simulate, simulate_search
 
 from saebench.report import formats
 from saebench.report.document import Report
-from saebench.report.read import Record
+from saebench.report.record import Record
 from saebench.report.sources import Source
 from saebench.runs.paths import SweepPaths
 

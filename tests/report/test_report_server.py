@@ -18,7 +18,8 @@ from report.sweep_data import Store
 from safetensors.numpy import save_file
 
 from saebench.report import load, trials, wire
-from saebench.report.read import evaluations, histories, read
+from saebench.report.details import evaluations, histories
+from saebench.report.read import read
 from saebench.report.sources import find
 from saebench.runs.durable import write_json
 from saebench.runs.events import Event, EventLog

@@ -7,9 +7,9 @@ import math
 import pytest
 from sweep_data import frame_of, simulate, with_state
 
-from saebench.report import TABLES, tables
+from saebench.report import TABLES, columns
 from saebench.report.document import Report, keep
-from saebench.report.read import Record
+from saebench.report.record import Record
 from saebench.report.tables import on_front
 
 
@@ -188,4 +188,4 @@ def test_numbers_are_shown_as_a_reader_wants_them() -> None:
     assert [plain(x) for x in (None, math.nan, 3, 16.0, 0.00031234, "x")] == ["-", "-", "3", "16", "0.0003123", "x"]
     assert [p_value(x) for x in (0.0001, 0.02, math.nan)] == ["< 0.001", "0.020", "-"]
     assert [signed(x) for x in (-4.14, 3.0, math.nan)] == ["-4.1%", "+3.0%", "-"]
-    assert tables.sparsity({"level_name": "k", "level": 16.0}) == "k=16"
+    assert columns.sparsity({"level_name": "k", "level": 16.0}) == "k=16"

@@ -14,10 +14,10 @@ from scipy import stats
 from sweep_data import frame_of, simulate, simulate_search
 
 from saebench.report.checks import Check
-from saebench.report.compare import Comparison
+from saebench.report.comparison import Comparison
 from saebench.report.document import Report
 from saebench.report.judge import JUDGED
-from saebench.report.read import Record
+from saebench.report.record import Record
 from saebench.report.text import show
 from saebench.report.verdict import sentence
 from saebench.terminal.console import make_console

@@ -1,0 +1,55 @@
+"""Arms that are controls, and what an arm is worth above its own."""
+
+from __future__ import annotations
+
+from saebench.report.comparison import Comparison
+from saebench.report.judge import Judged, label
+from saebench.report.points import CONTROLS
+from saebench.report.verdict import what_would_decide
+from saebench.report.wording import difference_text, listed
+
+
+def is_control(arm: str) -> bool:
+    """Is this arm a control (`control: frozen_decoder`, say)?"""
+    return any(f"({name})" in arm for name in CONTROLS.values())
+
+
+def is_control_of(control: str, arm: str) -> bool:
+    """Is `control` the control of `arm`?"""
+    return is_control(control) and not is_control(arm) and control.partition(" (")[0] == arm.partition(" ")[0]
+
+
+def is_of_interest(a: str, b: str) -> bool:
+    """Are these two arms, or an arm and its own control? Other pairs are in the tables alone."""
+    return not (is_control(a) or is_control(b)) or is_control_of(a, b) or is_control_of(b, a)
+
+
+def wins(c: Comparison, arm: str) -> bool:
+    return c.outcome == ("better" if c.a == arm else "worse")
+
+
+_DECIDED = ("better", "worse", "equal", "small", "same")
+
+
+def any_of(found: Judged) -> Comparison:
+    return next(iter(found.values()))
+
+
+def against_control(found: Judged) -> str:
+    """What an arm is worth: the metrics in which it is above its control."""
+    c = any_of(found)
+    arm, control = (c.b, c.a) if is_control(c.a) else (c.a, c.b)
+    if c.outcome == "so far":
+        return ""
+    beats = [f"{label(n)} ({difference_text(one, one.mean if one.a == arm else -one.mean)})"
+             for n, one in found.items() if wins(one, arm)]  # fmt: skip
+    open_ = [label(n) for n, one in found.items() if one.outcome == "undecided"]
+    fails = [label(n) for n, one in found.items() if not wins(one, arm) and one.outcome in _DECIDED]
+    its = f"its control ({next(name for name in CONTROLS.values() if f'({name})' in control)})"
+    rest = f", not in {listed(fails)}" * bool(fails) + f"; undecided in {listed(open_)}" * bool(open_)
+    if beats:
+        return f"{arm} beats {its} in {listed(beats)}{rest}"
+    if not open_:
+        return f"{arm} does not beat {its} in any metric"
+    why = f": {what_would_decide(c)}" if c.outcome == "undecided" else ""
+    return f"{arm} is not shown to beat {its} in any metric{why}"

@@ -1,0 +1,90 @@
+"""A report in a paragraph: what is better at what, what is undecided, what would decide it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from saebench.report.comparison import Comparison
+from saebench.report.controls import against_control, any_of, is_control, is_control_of, wins
+from saebench.report.judge import Judged, label
+from saebench.report.table import number_of
+from saebench.report.verdict import sentence, what_would_decide
+from saebench.report.wording import difference_text, listed, margin_text
+
+_NAMED = 2
+"""Undecided metrics up to which they are named: the lines below the paragraph name all."""
+_FEW = 1
+"""Pairs of arms up to which each has a sentence of its own; more are told as a ranking."""
+
+
+def paragraph(judged: Sequence[Judged], primary: Sequence[str]) -> str:
+    """What is better at what, what is equal, what is undecided and what would decide it: a few sentences."""
+    first = primary[0]
+    pairs = [found for found in judged if found]
+    main = [f for f in pairs if not is_control(any_of(f).a) and not is_control(any_of(f).b)]
+    controls = [f for f in pairs if is_control_of(any_of(f).a, any_of(f).b) or is_control_of(any_of(f).b, any_of(f).a)]
+    said = [_said(found, first) for found in main] if len(main) <= _FEW else [_ranking(main, first)]
+    said += [against_control(found) for found in controls]
+    return " ".join(f"{_begun(text)}." for text in said if text)
+
+
+def _begun(text: str) -> str:
+    """A sentence with a capital, unless it begins with the name of an arm."""
+    return f"{text[0].upper()}{text[1:]}" if text.startswith(("so far", "the data")) else text
+
+
+def _said(found: Judged, first: str) -> str:
+    main = found.get(first) or any_of(found)
+    others = _others(found, main)
+    return f"{sentence(main)}{f'. {others}' * bool(others)}"
+
+
+def _others(found: Judged, main: Comparison) -> str:
+    """The other metrics, by outcome."""
+    others = {name: c for name, c in found.items() if c is not main}
+    parts = []
+    for outcome in ("better", "worse"):
+        mine = [f"{label(n)} ({difference_text(c, c.mean)})" for n, c in others.items() if c.outcome == outcome]
+        parts += [f"{outcome} in {listed(mine)}"] if mine else []
+    equal = [label(n) for n, c in others.items() if c.outcome in ("equal", "small", "same")]
+    parts += [f"equal in {listed(equal)}"] if equal else []
+    undecided = [label(n) for n, c in others.items() if c.outcome == "undecided"]
+    parts += [f"not decided in {listed(undecided)}"] if undecided and len(undecided) <= _NAMED else []
+    parts += [f"not decided in {len(undecided)} others"] if len(undecided) > _NAMED else []
+    return f"In other metrics {main.a} is {'; '.join(parts)}" if parts else ""
+
+
+def _ranking(main: Sequence[Judged], first: str) -> str:
+    """Which arm leads in the first metric, and over which others that is certain."""
+    pairs = [found[first] for found in main if first in found]
+    if not pairs:
+        return ""
+    if any(c.outcome == "so far" for c in pairs):
+        return f"so far ({pairs[0].unfinished}), nothing is decided between {listed(_arms(pairs))}"
+    ahead = dict.fromkeys(_arms(pairs), 0.0)
+    for c in pairs:
+        if math.isfinite(c.mean):
+            ahead[c.a], ahead[c.b] = ahead[c.a] - c.mean, ahead[c.b] + c.mean
+    leader = max(ahead, key=lambda arm: ahead[arm])
+    mine = [c for c in pairs if leader in (c.a, c.b)]
+    beaten = [f"{_other(c, leader)} ({difference_text(c, c.mean if c.a == leader else -c.mean)})"
+              for c in mine if wins(c, leader)]  # fmt: skip
+    equal = [_other(c, leader) for c in mine if c.outcome in ("equal", "small", "same")]
+    open_ = [c for c in mine if c.outcome == "undecided"]
+    parts = [f"better than {listed(beaten)}"] if beaten else []
+    parts += [f"equal to {listed(equal)} within {margin_text(mine[0])}"] if equal else []
+    parts += [f"not told apart from {listed([_other(c, leader) for c in open_])}"] if open_ else []
+    rest = len(pairs) - len(mine)
+    more = f". {number_of(rest, 'more pair')} of arms: --table verdict" if rest else ""
+    why = f". {what_would_decide(open_[0]).capitalize()}" if open_ else ""
+    head = "has the least FVU at equal L0" if first == "fvu" else f"leads in {label(first)} at equal L0"
+    return f"{leader} {head}: {'; '.join(parts) or 'nothing to compare it with'}{why}{more}"
+
+
+def _arms(pairs: Sequence[Comparison]) -> list[str]:
+    return list(dict.fromkeys(arm for c in pairs for arm in (c.a, c.b)))
+
+
+def _other(c: Comparison, arm: str) -> str:
+    return c.b if c.a == arm else c.a
