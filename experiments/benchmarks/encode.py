@@ -37,7 +37,7 @@ from torch import Tensor
 from saebench.config import DataConfig, DatasetConfig
 from saebench.devices import find_devices
 from saebench.stores import cache
-from saebench.stores.entry import ROWS_PER_PART
+from saebench.stores.manifest import ROWS_PER_PART
 from saebench.stores.prefetch import prefetch
 from saebench.stores.sentence_encoder import AHEAD, Batch, SentenceEncoder
 

@@ -21,7 +21,7 @@ from timing import synchronize
 
 from saebench.config import DataConfig
 from saebench.stores import cache, keys, open_store
-from saebench.stores.entry import ROWS_PER_SHARD, Manifest, Shard, digest_of, write_file
+from saebench.stores.manifest import ROWS_PER_SHARD, Manifest, Shard, digest_of, write_file
 
 BATCH = 2048
 ROUNDS = 3

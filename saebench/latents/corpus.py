@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from saebench.config import DataConfig, TrialConfig
 from saebench.errors import DataError
 from saebench.stores import cache
-from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry
+from saebench.stores.entry import CacheEntry
+from saebench.stores.manifest import ROWS_PER_SHARD
 
 PARTS = ("test", "validation", "train")
 MOST_TRAIN = 20_000

@@ -19,21 +19,21 @@ import numpy as np
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores import child_process, keys
+from saebench.stores.beside import beside
 from saebench.stores.child_process import Child, Inbox, Message
 from saebench.stores.encoder_pool import EncoderPool, bfloat16_hint
-from saebench.stores.entry import (
+from saebench.stores.in_use import nobody_holds
+from saebench.stores.manifest import (
     MANIFEST,
     ROWS_PER_SHARD,
     Manifest,
     Shard,
-    beside,
     digest_of,
     has_content,
     part_name,
     read_hashes,
     truncated_in,
 )
-from saebench.stores.in_use import nobody_holds
 from saebench.stores.messages import place
 from saebench.stores.pieces import Job, Work, cut, is_sound, join
 from saebench.stores.progress import OnProgress, Progress

@@ -26,20 +26,11 @@ from saebench.errors import DataError
 from saebench.runs.durable import replacing, write_json
 from saebench.runs.paths import embeddings_dir
 from saebench.stores import keys, neighbours, own
+from saebench.stores.beside import beside, keep_file, name_of, read_keep, read_twins
 from saebench.stores.build import Build
-from saebench.stores.entry import (
-    MANIFEST,
-    CacheEntry,
-    File,
-    Manifest,
-    beside,
-    has_content,
-    keep_file,
-    name_of,
-    read_keep,
-    read_twins,
-)
+from saebench.stores.entry import CacheEntry
 from saebench.stores.in_use import Hold
+from saebench.stores.manifest import MANIFEST, File, Manifest, has_content
 from saebench.stores.messages import one_line
 from saebench.stores.progress import OnProgress, Progress
 from saebench.stores.texts import EVALUATED

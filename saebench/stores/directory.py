@@ -23,7 +23,7 @@ from torch import Tensor
 
 from saebench.errors import DataError
 from saebench.runs.durable import write_text
-from saebench.stores.entry import File, has_size, write_file
+from saebench.stores.manifest import File, has_size, write_file
 from saebench.stores.seal import seal, unseal
 
 MANIFEST = "manifest.json"

@@ -28,7 +28,7 @@ from saebench.stores.directory import (
     remove_strays,
     write_tensors,
 )
-from saebench.stores.entry import File, has_content
+from saebench.stores.manifest import File, has_content
 from saebench.stores.pending import Pending
 
 

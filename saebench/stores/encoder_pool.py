@@ -14,7 +14,7 @@ from saebench.errors import DataError
 from saebench.hub import find_model
 from saebench.stores import child_process
 from saebench.stores.child_process import Child, Inbox, Message
-from saebench.stores.entry import ROWS_PER_PART
+from saebench.stores.manifest import ROWS_PER_PART
 
 MAX_CPU_PROCESSES = 8
 """Each holds the model; cores beyond these become threads."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores.child_process import Message, run_child
-from saebench.stores.entry import ROWS_PER_PART, part_name, write_file
+from saebench.stores.manifest import ROWS_PER_PART, part_name, write_file
 from saebench.stores.messages import one_line
 from saebench.stores.prefetch import prefetch
 from saebench.stores.sentence_encoder import AHEAD, SentenceEncoder

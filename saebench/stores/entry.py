@@ -1,134 +1,29 @@
-"""An entry of the embedding cache: its files, its manifest, and reading it. No torch.
-
-    <cache>/embeddings/<key>/
-        manifest.json                       lists the files; replaced by rename, so it is never partly written
-        00000-texts-<sha>.parquet           texts (and labels) of rows 0 to 65,535, in the order of the stream
-        00000-hashes-<sha>.npy              uint64 hash of each text
-        00000-rows-<sha>.npy                (rows, d_in) embeddings
-        parts/                              while it is being encoded: pieces of 1,024 rows, each with its digest
-    <cache>/embeddings/<key>.lock           held while the entry is being built
-    <cache>/embeddings/<key>.verified       files whose checksums were verified since the machine started
-    <cache>/embeddings/<key>.twins          counts of near and equal rows of different parts
-    <cache>/embeddings/<key>.keep-*.npy     mask of the first N texts that `data.deduplicate` keeps
-    <cache>/embeddings/<key>.used           mtime: last use; every reader of the entry holds a shared lock on it
-
-Files carry (the start of) the SHA-256 of their content in their name and are never changed, only replaced by others.
-"""
+"""An entry of the embedding cache, divided into parts: its rows, texts, labels. No torch."""
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import BufferedRandom
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field
 
-from saebench.config import Config, DataConfig
+from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.runs.durable import replacing, write_text
+from saebench.stores.beside import keep_file, name_of, read_keep, read_twins
 from saebench.stores.in_use import Hold
-from saebench.stores.seal import seal, unseal
+from saebench.stores.manifest import ROWS_PER_SHARD, Manifest, Shard, has_size, read_hashes
 from saebench.stores.texts import EVALUATED, Division, Part, Text
 
-ROWS_PER_SHARD = 65_536
-ROWS_PER_PART = 1_024
-MANIFEST = "manifest.json"
 SAME_ROWS = 1_000
 """Number of rows of a part compared to find out whether all its rows are equal."""
 
 Rows = npt.NDArray[Any]
 Index = npt.NDArray[np.int64]
-
-
-class File(Config):
-    """A file of an entry."""
-
-    name: str
-    bytes: int
-    sha256: str
-
-
-class Shard(Config):
-    """Up to 65,536 consecutive texts, and those of their embeddings that exist."""
-
-    count: int
-    texts: File
-    hashes: File
-    encoded: int = 0
-    rows: File | None = None
-    encoded_digest: str = ""
-    """Digest of the texts that the rows belong to (see `digest_of`)."""
-    truncated: int = 0
-    """Number of encoded texts longer than the model's limit: only their beginning was encoded."""
-
-    def files(self) -> list[File]:
-        return [self.texts, self.hashes] + ([self.rows] if self.rows else [])
-
-
-class Manifest(Config):
-    """The manifest of an entry: its identity, shards and counts."""
-
-    identity: dict[str, Any]
-    """Everything that determines the rows (see keys.py)."""
-    named: dict[str, str]
-    """Names of model and dataset, for messages: the identity may hold only checksums of them."""
-    label_column: str | None
-    cap: int
-    """`num_examples` with which the texts were read."""
-    counts: dict[str, int]
-    """Rows read, kept and left out, by reason (see texts.Counts)."""
-    d_in: int | None = None
-    encoder: dict[str, Any] = Field(default_factory=dict)
-    """max_seq_length and library versions used for encoding."""
-    fingerprint: tuple[float, ...] = ()
-    """First values of the model's embedding of a fixed text, to detect another model of the same name."""
-    shards: tuple[Shard, ...] = ()
-
-    @property
-    def count(self) -> int:
-        """Number of distinct texts."""
-        return sum(shard.count for shard in self.shards)
-
-    @property
-    def encoded(self) -> int:
-        """Number of rows from the first on without a gap."""
-        total = 0
-        for shard in self.shards:
-            total += shard.encoded
-            if shard.encoded < shard.count:
-                break
-        return total
-
-    def examples(self, data: DataConfig) -> int | None:
-        """Return how many of the texts `data` uses; None if the texts have to be read again."""
-        labels = data.dataset.label_column
-        if labels not in (None, self.label_column) or (self.count >= self.cap and data.num_examples > self.count):
-            return None
-        return min(data.num_examples, self.count)
-
-    def names(self) -> set[str]:
-        """Return the names of the entry's files."""
-        return {MANIFEST, *(file.name for shard in self.shards for file in shard.files())}
-
-    @classmethod
-    def read(cls, folder: Path) -> Self | None:
-        """Return the manifest of an entry; None if it is missing or damaged."""
-        try:
-            return cls.model_validate(unseal((folder / MANIFEST).read_bytes()))
-        except (OSError, ValueError):
-            return None
-
-    def write(self, folder: Path) -> None:
-        write_text(folder / MANIFEST, seal(self.model_dump(mode="json")))
 
 
 @dataclass(frozen=True)
@@ -303,93 +198,3 @@ def check_counts(data: DataConfig, train: int, validation: int, test: int) -> No
                 f"data.holdout: the {part} part is empty: {share:.3g} of {train + validation + test:,} texts, chosen "
                 "by their hash; give more texts or a larger share"
             )
-
-
-def keep_file(folder: Path, hashes: npt.NDArray[np.uint64], above: float) -> Path:
-    """Return the path of the mask of those texts that are not near-duplicates of an earlier one."""
-    return beside(folder, f".keep-{digest_of(hashes)}-{above:g}.npy")
-
-
-def read_keep(path: Path, count: int) -> npt.NDArray[np.bool_] | None:
-    """Return the mask (count,) bool; None if it was not computed yet, or the file is damaged."""
-    try:
-        keep: npt.NDArray[np.bool_] = np.load(path)
-    except (OSError, ValueError, EOFError):
-        return None
-    return keep if keep.shape == (count,) and keep.dtype == bool else None
-
-
-def name_of(hashes: npt.NDArray[np.uint64], division: Division) -> str:
-    """Return a key that identifies texts and their division into parts."""
-    return f"{digest_of(hashes)}-{division.validation:g}-{division.test:g}"
-
-
-def read_twins(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return texts and parts (see `name_of`) -> number of texts with a twin in another part; {} if not counted yet."""
-    try:
-        found = json.loads(beside(folder, ".twins").read_text("utf-8"))
-        return {str(name): dict(counts) for name, counts in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError):
-        return {}
-
-
-def beside(folder: Path, suffix: str) -> Path:
-    """Return the path of a file that belongs to an entry but lies outside its folder."""
-    return folder.with_name(folder.name + suffix)
-
-
-def read_hashes(folder: Path, shards: Sequence[Shard]) -> npt.NDArray[np.uint64]:
-    """Return the hashes of all texts of the shards. Raises OSError for a damaged file: hashes decide the part."""
-    parts = [np.load(io.BytesIO(_read_whole(folder, shard.hashes))) for shard in shards]
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint64)
-
-
-def _read_whole(folder: Path, file: File) -> bytes:
-    content = (folder / file.name).read_bytes()
-    if hashlib.sha256(content).hexdigest() != file.sha256:
-        raise OSError(errno.EIO, "the content has another checksum", str(folder / file.name))
-    return content
-
-
-def digest_of(hashes: npt.NDArray[np.uint64]) -> str:
-    """Return 12 hexadecimal digits that identify a sequence of texts by their hashes."""
-    return hashlib.sha256(hashes.astype("<u8").tobytes()).hexdigest()[:12]
-
-
-def part_name(job: dict[str, Any], truncated: int | str) -> str:
-    """Return the name of a part file: the rows, a digest of their texts (so that parts of other texts do not match),
-    and the number of texts longer than the model's limit; pass "*" for a glob pattern over that number."""
-    return f"{job['shard']:05d}-{job['start']:05d}-{job['stop']:05d}-{job['digest']}-cut{truncated}"
-
-
-def truncated_in(part: str) -> int:
-    """Return the number of texts longer than the model's limit, from the name of a part file."""
-    return int(part.split("-")[4].removeprefix("cut"))
-
-
-def write_file(folder: Path, stem: str, suffix: str, write: Callable[[BufferedRandom], object]) -> File:
-    """Write a new file in `folder` with `write` and sync it; its name contains the start of its checksum."""
-    with replacing(folder / f"{stem}{suffix}") as new:
-        write(new.file)
-        new.file.seek(0)
-        digest = hashlib.file_digest(new.file, "sha256").hexdigest()
-        size = new.file.tell()
-        new.target = folder / f"{stem}-{digest[:12]}{suffix}"
-    return File(name=new.target.name, bytes=size, sha256=digest)
-
-
-def has_size(folder: Path, file: File) -> bool:
-    """Return whether the file exists with its size; takes microseconds."""
-    try:
-        return (folder / file.name).stat().st_size == file.bytes
-    except OSError:
-        return False
-
-
-def has_content(folder: Path, file: File) -> bool:
-    """Return whether the file's content has its checksum (reads all of it)."""
-    try:
-        with (folder / file.name).open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest() == file.sha256
-    except OSError:
-        return False

@@ -16,7 +16,7 @@ import numpy as np
 from saebench.arrays import Embeddings, Rows, column, files_of, open_embeddings
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores.entry import MANIFEST, ROWS_PER_SHARD, Manifest, Shard, digest_of, write_file
+from saebench.stores.manifest import MANIFEST, ROWS_PER_SHARD, Manifest, Shard, digest_of, write_file
 from saebench.stores.progress import OnProgress, Progress
 from saebench.stores.reader_process import write_texts
 from saebench.stores.texts import Counts, Text, select

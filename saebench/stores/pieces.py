@@ -13,15 +13,7 @@ from typing import Any
 import numpy as np
 
 from saebench.stores.child_process import Child
-from saebench.stores.entry import (
-    ROWS_PER_PART,
-    ROWS_PER_SHARD,
-    File,
-    Shard,
-    digest_of,
-    read_hashes,
-    write_file,
-)
+from saebench.stores.manifest import ROWS_PER_PART, ROWS_PER_SHARD, File, Shard, digest_of, read_hashes, write_file
 
 Job = dict[str, Any]
 """{shard, start, stop, digest, texts}: rows start to stop of a shard, encoded from a file of texts."""

@@ -20,8 +20,8 @@ from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.stores.child_process import Message, run_child
 from saebench.stores.dataset import stream
-from saebench.stores.entry import ROWS_PER_PART, ROWS_PER_SHARD, Shard, write_file
 from saebench.stores.loading import ENVIRONMENT as OF_DATASETS
+from saebench.stores.manifest import ROWS_PER_PART, ROWS_PER_SHARD, Shard, write_file
 from saebench.stores.messages import one_line, place
 from saebench.stores.texts import Counts, Text, select
 

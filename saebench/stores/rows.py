@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from saebench.errors import DataError
-from saebench.stores.entry import ROWS_PER_SHARD, CacheEntry, Index
+from saebench.stores.entry import CacheEntry, Index
+from saebench.stores.manifest import ROWS_PER_SHARD
 from saebench.stores.prefetch import prefetch
 from saebench.stores.texts import EVALUATED, Part
 

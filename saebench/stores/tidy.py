@@ -16,9 +16,10 @@ from filelock import FileLock, Timeout
 
 from saebench.errors import DataError
 from saebench.runs.paths import embeddings_dir
+from saebench.stores.beside import beside
 from saebench.stores.cache import remember
-from saebench.stores.entry import MANIFEST, Manifest, beside, has_content, has_size
 from saebench.stores.in_use import nobody_holds
+from saebench.stores.manifest import MANIFEST, Manifest, has_content, has_size
 from saebench.stores.messages import one_line
 
 CUT_OFF_SECONDS = 3600
