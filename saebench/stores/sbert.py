@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import compress
 from pathlib import Path
@@ -13,17 +12,18 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from saebench.config import DataConfig, DatasetConfig, HoldoutConfig
+from saebench.config import DataConfig
 from saebench.errors import DataError
 from saebench.runs import paths
 from saebench.stores import cache
-from saebench.stores.base import check_positive
+from saebench.stores.blocks import StreamSettings
 from saebench.stores.dataset import stream
 from saebench.stores.entry import CacheEntry, check_counts
+from saebench.stores.mapping import read_mapping
 from saebench.stores.rows import CachedRows
 from saebench.stores.sentence_encoder import SentenceEncoder, texts_per_batch
-from saebench.stores.streamed import StreamedRows, StreamSettings
-from saebench.stores.texts import Counts, Text, clean, select
+from saebench.stores.streamed import StreamedRows
+from saebench.stores.texts import Counts, Text, clean_texts, select
 
 BATCHES_IN_BUFFER = 32
 """Encoder batches per block where a typed configuration streams; more where a block would be less than..."""
@@ -77,36 +77,14 @@ class ActivationsStoreSBERT:
             if cfg.cache:
                 self._entry = _entry(cfg, cache_dir or paths.cache_dir(), self.device, cache_key)
         else:
-            self._read_mapping(cfg)
+            given = read_mapping(cfg)
+            self._data, self._counts = given.data, Counts()
+            self.device, self.batch_size, self.seed = given.device, given.batch_size, given.seed
+            self.model_batch_size, self.num_batches_in_buffer = given.model_batch_size, given.num_batches_in_buffer
+            self._typed, self._shares = False, given.shares
         self._rows = self._stream if self._entry is None else self._cached(self._entry)
 
     _entry: CacheEntry | None = None
-
-    def _read_mapping(self, cfg: Mapping[str, Any]) -> None:
-        missing = sorted(_REQUIRED - cfg.keys())
-        if missing:
-            raise DataError(f"cfg: {', '.join(missing)}: missing")
-        sizes = {key: _size(cfg, key) for key in sorted(_REQUIRED - {"dataset_path", "device"})}
-        dataset = DatasetConfig(
-            path=str(cfg["dataset_path"]),
-            name=cfg.get("dataset_name"),
-            split=cfg.get("split", "train"),
-            text_column=cfg.get("text_column", "text"),
-            delimiter=cfg.get("delimiter"),
-            encoding=cfg.get("encoding"),
-        ).model_copy(update={"data_files": cfg.get("data_files")})  # as it is: also paths, or files for each split
-        self._data = DataConfig(
-            model="(given)",
-            dataset=dataset,
-            num_examples=sizes["num_examples"],
-            clean=cfg.get("clean", "whitespace"),
-        )
-        self._counts = Counts()
-        self.device, self.batch_size = str(cfg["device"]), sizes["batch_size"]
-        self.seed = operator.index(cfg.get("seed", 0))
-        self.num_batches_in_buffer = sizes["num_batches_in_buffer"]
-        self.model_batch_size = sizes["model_batch_size"]
-        self._typed, self._shares = False, _shares(cfg.get("holdout", 0.0))
 
     def _cached(self, entry: CacheEntry) -> CachedRows:
         return CachedRows(entry, self.batch_size, self.seed, self.device)
@@ -233,7 +211,7 @@ class ActivationsStoreSBERT:
     def get_activations(self, texts: str | Sequence[str]) -> Tensor:
         """(len(texts), d_in) float32 on the device, cleaned and encoded as the texts of the dataset are; one text gives
         one row. Raises DataError for what is no text, and if the model gives NaN or infinity."""
-        texts = _cleaned([texts] if isinstance(texts, str) else texts, self._data.clean)
+        texts = clean_texts([texts] if isinstance(texts, str) else texts, self._data.clean)
         if not texts:
             return torch.empty(0, self.d_in, dtype=torch.float32, device=self.device)
         if self._typed:
@@ -255,45 +233,6 @@ class ActivationsStoreSBERT:
     def _get_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
         """Batches of the next pool of rows: half of a new block, shuffled with the half that waited."""
         return DataLoader(TensorDataset(self._stream.next_pool()), batch_size=self.batch_size)
-
-
-def _shares(holdout: Any) -> tuple[float, float]:
-    """Shares of validation and test; 0 keeps no text apart. Raises ValueError for shares that cannot be."""
-    try:
-        if isinstance(holdout, Mapping):
-            parts = HoldoutConfig(**holdout)
-            return parts.validation, parts.test
-        if 0 <= float(holdout) < 1:
-            return float(holdout) / 3, float(holdout) * 2 / 3
-    except (TypeError, ValueError):
-        pass
-    raise ValueError(f"cfg: holdout: {holdout}: must be at least 0 and less than 1, or {{validation: 0.05, test: 0.1}}")
-
-
-def _cleaned(texts: Iterable[Any], how: str) -> list[str]:
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise DataError(f"texts: {texts!r:.50}: must be a text or a list of texts")
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f"texts[{i}]: {text!r:.50}: must be text; leave out rows without one")
-    return [clean(text, how) for text in texts]
-
-
-_REQUIRED = frozenset(
-    {"dataset_path", "model_batch_size", "device", "num_batches_in_buffer", "num_examples", "batch_size"}
-)
-
-
-def _size(cfg: Mapping[str, Any], key: str) -> int:
-    """A whole number above 0; 1e5 is one."""
-    value = cfg[key]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    elif hasattr(value, "__index__") and not isinstance(value, bool):  # NumPy's
-        value = operator.index(value)
-    check_positive(f"cfg: {key}", value)
-    return int(value)
 
 
 def _entry(data: DataConfig, cache_dir: Path, device: str, cache_key: str | None) -> CacheEntry:

@@ -8,9 +8,8 @@ most these two blocks again, and is exact.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice, repeat
 from typing import Any
 
@@ -18,42 +17,14 @@ import torch
 from torch import Tensor
 
 from saebench.errors import DataError
+from saebench.stores.blocks import Block, StreamSettings, seed_of
+from saebench.stores.survey import Survey, labels_of
 from saebench.stores.tensor import TensorActivationStore
-from saebench.stores.texts import EVALUATED, Division, Part, Text
-
-PART_LIMIT = 65_536
-"""Most rows of the validation or test part kept in memory; of a larger part, those of the lowest hashes."""
+from saebench.stores.texts import Division, Part, Text
 
 
 class DataExhausted(RuntimeError):  # noqa: N818 - a state of the stream, like StopIteration
     """Raised when every text has been served: the dataset ended, or the cap on examples is reached."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """`count` consecutive training texts of one pass over the dataset."""
-
-    epoch: int
-    start: int
-    count: int
-
-
-@dataclass(frozen=True)
-class StreamSettings:
-    """How a stream is divided into blocks and shuffled."""
-
-    validation: float
-    """Share of the texts."""
-    test: float
-    """Share of the texts."""
-    encode_batch: int
-    """Texts per call of the encoder."""
-    batches_in_buffer: int
-    """Calls of the encoder per block."""
-    batch_size: int
-    seed: int
-    endless: bool
-    """Start again at the end of the stream, instead of raising DataExhausted."""
 
 
 class StreamedRows:
@@ -69,7 +40,7 @@ class StreamedRows:
         self.settings, self.device = settings, torch.device(device)
         self._texts, self._embed = texts, embed
         self._division = Division(settings.validation, settings.test)
-        self._survey: _Survey | None = None
+        self._survey: Survey | None = None
         self._held: dict[Part, Tensor] = {}
         self._width: int | None = None
         self._aside: frozenset[int] = frozenset()
@@ -188,10 +159,10 @@ class StreamedRows:
             self._open(at.epoch, at.start + at.count)
 
     def sample_labels(self, n: int) -> list[Any] | None:
-        return _labels(self._surveyed(n).sample)
+        return labels_of(self._surveyed(n).sample)
 
     def part(self, part: Part, batch_size: int) -> Iterator[Tensor]:
-        """Yield the rows of validation or test (at most PART_LIMIT), which are encoded once."""
+        """Yield the rows of validation or test (at most survey.PART_LIMIT), which are encoded once."""
         if part not in self._held:
             self._held[part] = self._embed_all(self._surveyed().held[part])
         for start in range(0, len(self._held[part]), batch_size):
@@ -199,7 +170,7 @@ class StreamedRows:
 
     def labels(self, part: Part) -> list[Any] | None:
         """Return the labels in the order of `part()`."""
-        return _labels(self._surveyed().held[part])
+        return labels_of(self._surveyed().held[part])
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position, two blocks and an offset, as JSON-able values."""
@@ -260,7 +231,7 @@ class StreamedRows:
         if len(rows) == 0:
             return rows, rows
         buffer = TensorActivationStore(
-            len(rows), rows.shape[1], device=rows.device, seed=_seed(self.settings, block, 0)
+            len(rows), rows.shape[1], device=rows.device, seed=seed_of(self.settings, block, 0)
         )
         buffer.extend(rows)
         buffer.shuffle()
@@ -272,15 +243,15 @@ class StreamedRows:
         now, later = self._split(block, rows)
         pool = torch.cat([part for part in (self._later, now) if len(part)])
         self._later = later
-        generator = torch.Generator().manual_seed(_seed(self.settings, block, 1))
+        generator = torch.Generator().manual_seed(seed_of(self.settings, block, 1))
         return pool[torch.randperm(len(pool), generator=generator).to(pool.device)]
 
     # --- parts and sample -----------------------------------------------------------------------------------------
 
-    def _surveyed(self, sample: int = 0) -> _Survey:
+    def _surveyed(self, sample: int = 0) -> Survey:
         """Return a survey with a sample of that size; with any size for 0."""
         if self._survey is None or sample not in (0, self._survey.asked):
-            self._survey = _Survey.of(self._texts(), self._division, sample)
+            self._survey = Survey.of(self._texts(), self._division, sample)
         return self._survey
 
     def _embed_all(self, texts: Sequence[Text]) -> Tensor:
@@ -289,45 +260,3 @@ class StreamedRows:
             self._embed([text.text for text in texts[start : start + size]]) for start in range(0, len(texts), size)
         ]
         return torch.cat(parts) if parts else torch.empty(0, self.d_in, dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class _Survey:
-    """The results of one pass over the texts."""
-
-    asked: int
-    """Size of the sample."""
-    train: int
-    held: dict[Part, list[Text]]
-    sample: list[Text]
-
-    @classmethod
-    def of(cls, texts: Iterator[Text], division: Division, sample: int) -> _Survey:
-        train = 0
-        heaps: dict[Part, list[tuple[int, int, Text]]] = {"train": [], "validation": [], "test": []}
-        for place, text in enumerate(texts):
-            part = division.part(text.hash)
-            heap, limit = heaps[part], sample if part == "train" else PART_LIMIT
-            train += part == "train"
-            if len(heap) < limit:
-                heapq.heappush(heap, (-text.hash, -place, text))
-            elif limit and -text.hash > heap[0][0]:
-                heapq.heapreplace(heap, (-text.hash, -place, text))
-        return cls(sample, train, {part: _in_order(heaps[part]) for part in EVALUATED}, _in_order(heaps["train"]))
-
-
-def _in_order(heap: list[tuple[int, int, Text]]) -> list[Text]:
-    return [text for _, _, text in sorted(heap, key=lambda item: -item[1])]
-
-
-def _labels(texts: Sequence[Text]) -> list[Any] | None:
-    labels = [text.label for text in texts]
-    return labels if any(label is not None for label in labels) else None
-
-
-def _seed(settings: StreamSettings, block: Block, use: int) -> int:
-    """Return a 63-bit seed derived from the store's seed, the block and the use."""
-    state = 0
-    for value in (settings.seed, block.epoch, block.start, block.count, use):
-        state = (state * 6364136223846793005 + value + 1442695040888963407) % 2**63
-    return state

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from saebench.errors import DataError
+
 Part = Literal["train", "validation", "test"]
 EVALUATED: tuple[Part, ...] = ("validation", "test")
 """Parts that nothing is trained on."""
@@ -111,3 +113,14 @@ def select(
         yield Text(text, label, int.from_bytes(digest[:8], "big"), counts.read - 1)
         if counts.kept >= cap:
             return
+
+
+def clean_texts(texts: Iterable[Any], how: str) -> list[str]:
+    """Return a list of texts, each cleaned. Raises DataError for what is no text."""
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise DataError(f"texts: {texts!r:.50}: must be a text or a list of texts")
+    texts = list(texts)
+    for i, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise DataError(f"texts[{i}]: {text!r:.50}: must be text; leave out rows without one")
+    return [clean(text, how) for text in texts]
