@@ -14,12 +14,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from saebench.config import DataConfig
 from saebench.errors import DataError
-from saebench.stores import child_process, keys
+from saebench.stores import child_process
 from saebench.stores.beside import beside
+from saebench.stores.build_checks import check_disk, check_identity, check_model
 from saebench.stores.child_process import Child, Inbox, Message
 from saebench.stores.encoder_pool import EncoderPool, bfloat16_hint
 from saebench.stores.in_use import nobody_holds
@@ -38,12 +37,6 @@ from saebench.stores.messages import place
 from saebench.stores.pieces import Job, Work, cut, is_sound, join
 from saebench.stores.progress import OnProgress, Progress
 from saebench.stores.reader_process import ENVIRONMENT as READER_ENVIRONMENT
-
-SPARE_BYTES = 256 << 20
-"""Kept free on the disk."""
-OTHER_MODEL = 0.1
-"""Two embeddings of a text are of two models where they are further apart than this share of their length; lower
-precision moves them by a tenth of that."""
 
 
 class Build:
@@ -111,7 +104,7 @@ class Build:
         reading.mkdir()
         try:
             found = self._read(reading, cap)
-            self._check_identity()
+            check_identity(self.folder, self.data, self.identity)
             shards = [Shard.model_validate(one) for one in found["shards"]]
             for file in (file for shard in shards for file in shard.files()):
                 (reading / file.name).replace(self.folder / file.name)
@@ -181,7 +174,7 @@ class Build:
                 self.tell(Progress("loading", 0, None, 0.0, hint))
             self.encoders.start()
             manifest = self._await_encoder(manifest)
-            self._check_disk(manifest, work.rows)
+            check_disk(self.folder, self.data, manifest.d_in or 0, work.rows)
         started, rows = time.monotonic(), 0
         for child in self.encoders.ready:
             work.hand_out(child)
@@ -199,7 +192,7 @@ class Build:
                 manifest = self._merge(manifest, work)
             else:
                 self._handle(child, message, work)
-                self._check_model(manifest)
+                check_model(self.folder, self.data, manifest, self.encoders)
             for encoder in self.encoders.ready:
                 work.hand_out(encoder)
 
@@ -212,8 +205,8 @@ class Build:
             said = {"d_in": self.encoders.d_in, "encoder": self.encoders.info, "fingerprint": self.encoders.fingerprint}
             manifest = manifest.model_copy(update=said)
             manifest.write(self.folder)
-        self._check_identity()
-        self._check_model(manifest)
+        check_identity(self.folder, self.data, self.identity)
+        check_model(self.folder, self.data, manifest, self.encoders)
         return manifest
 
     def _has_rows(self, manifest: Manifest | None) -> bool:
@@ -274,39 +267,6 @@ class Build:
             for path in pieces:
                 path.unlink()
         return manifest
-
-    def _check_disk(self, manifest: Manifest, rows: int) -> None:
-        """Raise DataError if the disk has no room for the new rows, and those of one shard twice: while its pieces are
-        joined, it holds both."""
-        size = (manifest.d_in or 0) * np.dtype(self.data.dtype).itemsize
-        needed = (rows + min(rows, ROWS_PER_SHARD)) * size + SPARE_BYTES
-        free = shutil.disk_usage(self.folder).free
-        if needed > free:
-            sizes = f"{rows:,} embeddings need {needed / 1e9:,.1f} GB, {free / 1e9:,.1f} GB are free"
-            raise DataError(f"cache {self.folder.parent}: {sizes}; free some or choose another cache (--cache-dir)")
-
-    def _check_identity(self) -> None:
-        """Raise DataError if the dataset or the model has changed since the build began."""
-        now = keys.identity_of(self.data, self.folder.parents[1])
-        if now != self.identity:
-            what = f"model {self.data.model}" if now["model"] != self.identity["model"] else place(self.data.dataset)
-            raise DataError(f"{what}: changed while it was being read; run the same command again")
-
-    def _check_model(self, manifest: Manifest) -> None:
-        """Raise DataError if the encoders' model is not the one that made the rows: its name does not show that."""
-        encoders, model = self.encoders, self.data.model
-        remove = f"remove the entry: saebench cache gc {self.folder.name}"
-        if encoders.d_in not in (None, manifest.d_in):
-            raise DataError(
-                f"cache {self.folder}: its rows have {manifest.d_in} values, but model {model} now gives "
-                f"{encoders.d_in}; {remove}"
-            )
-        if encoders.fingerprint and manifest.fingerprint:
-            before, now = np.array(manifest.fingerprint), np.array(encoders.fingerprint)
-            if np.linalg.norm(now - before) > OTHER_MODEL * np.linalg.norm(before):
-                raise DataError(
-                    f"cache {self.folder}: model {model} no longer gives the embeddings cached under its name; {remove}"
-                )
 
     # --- tidiness ----------------------------------------------------------------------------------------------------
 

@@ -18,18 +18,8 @@ from torch import Tensor
 from saebench.errors import LockedError
 from saebench.stores import forks
 from saebench.stores.base import ActivationStore, StoreFullError, check_positive, check_rows
-from saebench.stores.directory import (
-    LOCK,
-    MANIFEST,
-    NUMPY,
-    Written,
-    map_rows,
-    read_tensors,
-    remove_strays,
-    write_tensors,
-)
-from saebench.stores.manifest import File, has_content
-from saebench.stores.pending import Pending
+from saebench.stores.directory import LOCK, NUMPY
+from saebench.stores.disk_rows import DiskRows
 
 
 class DiskActivationStore(ActivationStore):
@@ -66,10 +56,8 @@ class DiskActivationStore(ActivationStore):
         self._writer: FileLock | None = None
         self._thread: ThreadPoolExecutor | None = None
         self._last: Future[None] | None = None
-        self._files = Written()
-        self._maps: list[npt.NDArray[Any]] = []
-        self._memory: list[Pending] = []
-        self._reset()
+        self._rows = DiskRows(self.storage_path, self._shape, dtype)
+        self._counts = self._rows.counts
         if empty_dir:
             self.empty()
         else:
@@ -107,17 +95,16 @@ class DiskActivationStore(ActivationStore):
         """Write every example that is in memory."""
         self._wait_for_writes()
         with self._lock:
-            if self._paired():
-                self._write_shard(self._paired())
+            if self._rows.paired:
+                self._rows.write_shard(self._rows.paired)
 
     def empty(self) -> None:
         """Remove all rows and delete their files."""
         self._wait_for_writes()
         with self._lock:
             self._acquire_lock()
-            (self.storage_path / MANIFEST).unlink(missing_ok=True)
-            self._reset()
-            remove_strays(self.storage_path, [])
+            self._rows.delete()
+            self._follow()
 
     def close(self) -> None:
         """Write the examples in memory and release the lock on the directory."""
@@ -125,7 +112,7 @@ class DiskActivationStore(ActivationStore):
             return
         try:
             self.flush()
-            self._write_ahead()
+            self._rows.write_ahead()
         finally:
             self._release()
 
@@ -147,7 +134,7 @@ class DiskActivationStore(ActivationStore):
             self._release()
             raise
         self._order = order if len(order) <= len(self) else self._order
-        remove_strays(self.storage_path, self._files.files)
+        self._rows.remove_strays()
 
     def _acquire_lock(self) -> None:
         if self._writer is not None:
@@ -172,31 +159,9 @@ class DiskActivationStore(ActivationStore):
 
     def _store_rows(self, rows: Tensor, component: int) -> None:
         with self._lock:
-            self._memory[component].put(rows)
-            while self._paired() >= self.max_cache_size:
-                self._write_shard(self.max_cache_size)
-
-    def _write_shard(self, count: int) -> None:
-        rows = torch.stack([pending.rows[:count] for pending in self._memory], dim=1)
-        start = self._written
-        file = write_tensors(self.storage_path, f"{start:012d}-{start + count:012d}", {"rows": rows})
-        self._files = Written((*self._files.shards, (start, start + count, file)), self._files.ahead)
-        self._maps.append(self._map(file, count))
-        for pending in self._memory:
-            pending.drop(count)
-        self._files.write(self.storage_path, self._layout())
-
-    def _write_ahead(self) -> None:
-        """Write the excess rows of components that have more rows than others to a separate file."""
-        waiting = {str(c): pending.rows for c, pending in enumerate(self._memory) if len(pending)}
-        before, new = (
-            self._files,
-            (self._written, write_tensors(self.storage_path, "ahead", waiting)) if waiting else None,
-        )
-        self._files = Written(before.shards, new)
-        if before != self._files or before.shards:
-            self._files.write(self.storage_path, self._layout())
-        remove_strays(self.storage_path, self._files.files)
+            self._rows.put(rows, component)
+            while self._rows.paired >= self.max_cache_size:
+                self._rows.write_shard(self.max_cache_size)
 
     # --- reading -----------------------------------------------------------------------------------------------------
 
@@ -233,66 +198,34 @@ class DiskActivationStore(ActivationStore):
 
     def verify(self) -> list[str]:
         """Return the names of the files whose checksum differs; reads everything."""
-        return [file.name for file in self._files.files if not has_content(self.storage_path, file)]
+        return self._rows.damaged()
 
     def _read(self, places: npt.NDArray[np.int64]) -> Tensor:
         self._wait_for_writes()
         shuffled = places < len(self._order)
         places = places.copy()
         places[shuffled] = self._order[places[shuffled]]
-        out = torch.empty(len(places), *self._shape, dtype=self._dtype)
         with self._lock:
-            starts = [start for start, _, _ in self._files.shards]
-            which = np.searchsorted(starts, places, side="right") - 1
-            which[places >= self._written] = -1
-            for number in np.unique(which).tolist():
-                chosen = np.flatnonzero(which == number)
-                if number < 0:
-                    local = torch.from_numpy(places[chosen] - self._written)
-                    out[chosen] = torch.stack([pending.rows[local] for pending in self._memory], dim=1)
-                else:
-                    rows = torch.from_numpy(self._maps[number][places[chosen] - starts[number]])
-                    out[chosen] = rows.view(self._dtype)
-        return out
+            return self._rows.read(places)
 
     # --- state -------------------------------------------------------------------------------------------------------
-
-    @property
-    def _written(self) -> int:
-        return self._files.count
-
-    def _paired(self) -> int:
-        """Number of examples that are only in memory."""
-        return min(map(len, self._memory))
 
     def _wait_for_writes(self) -> None:
         """Wait for the background thread; raise its exception."""
         if self._last is not None:
             self._last.result()
 
-    def _layout(self) -> dict[str, Any]:
-        n_components, n_neurons = self._shape
-        return {"n_neurons": n_neurons, "n_components": n_components, "dtype": str(self._dtype).removeprefix("torch.")}
-
-    def _reset(self) -> None:
-        self._files, self._maps = Written(), []
-        self._memory = [Pending(self._shape[1], self._dtype) for _ in range(self._shape[0])]
-        self._order = np.zeros(0, np.int64)
-        self._counts = [0] * self._shape[0]
-
     def _open(self) -> None:
-        """Read the manifest, check sizes, map the shards."""
-        self._reset()
-        self._files = Written.read(self.storage_path, self._layout())
-        self._maps = [self._map(file, end - start) for start, end, file in self._files.shards]
-        if self._files.ahead is not None:
-            start, file = self._files.ahead
-            for component, rows in read_tensors(self.storage_path, file).items():
-                self._memory[int(component)].put(rows[self._written - start :])
-        self._counts = [self._written + len(pending) for pending in self._memory]
+        """Read what the directory holds."""
+        try:
+            self._rows.open()
+        finally:
+            self._follow()
 
-    def _map(self, file: File, count: int) -> npt.NDArray[Any]:
-        return map_rows(self.storage_path / file.name, self._dtype, (count, *self._shape))
+    def _follow(self) -> None:
+        """Start again from the rows that there are, in their order."""
+        self._order = np.zeros(0, np.int64)
+        self._counts = self._rows.counts
 
     # --- forks -------------------------------------------------------------------------------------------------------
 

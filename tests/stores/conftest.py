@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase  # noqa: F401 - likewise
 from saebench.config import DataConfig, DatasetConfig
 from saebench.stores import (
     build,
+    build_checks,
     child_process,
     encoder_pool,
     encoder_process,
@@ -63,7 +64,7 @@ def cache_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of 64 rows in pieces of 16, so that a few hundred texts make many files."""
-    for module in (build, encoder_process, encoder_pool, entry, pieces, reader_process, rows):
+    for module in (build, build_checks, encoder_process, encoder_pool, entry, pieces, reader_process, rows):
         for name, value in {"ROWS_PER_SHARD": 64, "ROWS_PER_PART": 16}.items():
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from saebench.errors import DataError, LockedError
-from saebench.stores import DiskActivationStore, StoreFullError, disk
+from saebench.stores import DiskActivationStore, StoreFullError, disk_rows
 
 
 def rows(start: int, stop: int, width: int = 3) -> torch.Tensor:
@@ -190,7 +190,9 @@ def test_a_failure_in_the_background_is_raised_where_the_rows_are_used(
 ) -> None:
     store = DiskActivationStore(3, tmp_path, max_cache_size=4)
     with monkeypatch.context() as patched:
-        patched.setattr("saebench.stores.disk.write_tensors", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+        patched.setattr(
+            "saebench.stores.disk_rows.write_tensors", lambda *_: (_ for _ in ()).throw(OSError("disk full"))
+        )
         store.extend(rows(0, 6))
         with pytest.raises(OSError, match="disk full"):
             store[0]
@@ -253,13 +255,13 @@ def test_a_process_that_forks_while_rows_are_written_has_children_that_read_them
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child that inherited a lock in the background's hands would wait for ever."""
-    plain = disk.write_tensors
+    plain = disk_rows.write_tensors
 
     def slow(*args: Any) -> Any:
         time.sleep(0.6)  # still writing when the children are forked, on a busy machine too
         return plain(*args)
 
-    monkeypatch.setattr(disk, "write_tensors", slow)
+    monkeypatch.setattr(disk_rows, "write_tensors", slow)
     with DiskActivationStore(3, tmp_path, max_cache_size=8) as store:
         for start in range(0, 30, 6):
             future = store.extend(rows(start, start + 6))
