@@ -8,9 +8,11 @@ from dataclasses import dataclass
 
 from saebench.config import SAE_CONFIGS
 from saebench.plan import Plan, Stratum, cardinality
+from saebench.runs.board import Board
 from saebench.runs.state import Row
 from saebench.runs.tags import Tag
 from saebench.spec import Range, options
+from saebench.spec.strata import WIDTH, label
 from saebench.sweep_config import TPE_STARTUP, PruneConfig
 
 
@@ -212,3 +214,30 @@ def _describe(value: Range | tuple[object, ...]) -> str:
         return "|".join("null" if item is None else str(item) for item in value)
     step = f" step {value.step:g}" if value.step is not None else ""
     return f"{value.low:g}..{value.high:g}" + (" log" if value.log else "") + step
+
+
+# --- for the screen --------------------------------------------------------------------------------------------------
+
+
+def empty_board(plan: Plan) -> Board:
+    """Return the board of a sweep of which nothing is known yet but its plan."""
+    search = plan.spec.search
+    names = dict.fromkeys(name for stratum in plan.strata for name in stratum.space)
+    return Board(
+        plan.spec.name,
+        objective=search.objective,
+        maximize=search.direction == "maximize",
+        cells={stratum.id: _cell(stratum) for stratum in plan.strata},
+        searched=tuple(names),
+    )
+
+
+def _cell(stratum: Stratum) -> tuple[str, str]:
+    """Arm and sparsity of a stratum; further axes but the width count to the arm."""
+    axes = {name: value for name, value in stratum.axes.items() if name not in (*WIDTH, "type") and value is not None}
+    level = next((name for name in SAE_CONFIGS[stratum.type].sparsity if name in axes), None)
+    more = [
+        str(value) if name == "control" else f"{name}={label(value)}" for name, value in axes.items() if name != level
+    ]
+    arm = f"{stratum.type} ({', '.join(more)})" if more else stratum.type
+    return arm, f"{level}={label(axes[level])}" if level else ""

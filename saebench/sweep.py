@@ -20,11 +20,13 @@ from saebench import telemetry
 from saebench.errors import PreflightError, SpecError, environment_error_message
 from saebench.executors import TARGET
 from saebench.executors.table import make_executor
+from saebench.forecast import empty_board
 from saebench.hub import embedding_width
 from saebench.plan import Plan, make_plan
 from saebench.runs import corpus
 from saebench.runs import paths as places
 from saebench.runs.board import Board
+from saebench.runs.clock import duration
 from saebench.runs.durable import write_text
 from saebench.runs.holder import hold_sweep_dir, now
 from saebench.runs.lock import Extension, Lock, Tracked, check_unchanged, provenance, read_lock, write_lock
@@ -38,7 +40,7 @@ from saebench.spec import SweepSpec, parse_spec
 from saebench.spec.load import folder_of, load_text
 from saebench.spec.source import read_text
 from saebench.sweep_config import RunConfig, TrackingConfig
-from saebench.terminal.picture import counts_text, duration, failure_lines
+from saebench.terminal.picture import counts_text, failure_lines
 from saebench.terminal.views import LoggedView, View, choose_view
 
 if TYPE_CHECKING:
@@ -233,7 +235,7 @@ class _Sweep:
             try:
                 self._write_lock(lock, tracker)
                 self.begun = True
-                board, halt = self._trials(search, executor, tracker, retry_failed)
+                board, halt = self._trials(empty_board(plan), search, executor, tracker, retry_failed)
                 exit_code = halt.exit_code if halt else 3 if board.failures or self._lost else 0
                 patience = HURRIED_PATIENCE if halt else END_PATIENCE
             except MovedError:
@@ -370,10 +372,9 @@ class _Sweep:
     # --- the trials --------------------------------------------------------------------------------------------------
 
     def _trials(
-        self, search: Search, executor: Executor, tracker: Tracker, retry_failed: bool
+        self, board: Board, search: Search, executor: Executor, tracker: Tracker, retry_failed: bool
     ) -> tuple[Board, Halt | None]:
         self._signals.patient = True
-        board = Board(self._spec.name)
         ledger = Ledger(self._paths, search, tracker, board)
         recovered = recover(ledger, search, retry_failed=retry_failed, note=self._view.note)
         self._lost += recovered.lost

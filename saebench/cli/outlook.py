@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.errors import PreflightError, SpecError
 from saebench.plan import Plan, Stratum
+from saebench.runs.clock import duration, time_of_day
 from saebench.runs.paths import SweepPaths
 from saebench.spec import Scalar, SweepSpec
 
@@ -202,20 +203,13 @@ def _a_point(stratum: Stratum) -> dict[str, Scalar]:
     return point
 
 
-def duration(seconds: float) -> str:
-    """About how long, for people: 40 s, 13 min, 2 h 10 min."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
 def about_time(found: Minutes) -> str:
     """One sentence of how long it takes at most."""
     encode = f"encoding {duration(found.encode)}, " if found.encode is not None else ""
     at_once = f"{found.slots} at once" if found.slots > 1 else "one at a time"
     each = f"{found.trials:,} trials of {duration(found.trial)} {at_once} on {found.device}"
-    return f"at most about {duration(found.total)}: {encode}{each}"
+    done = f"started now, done around {time_of_day(found.total)}"
+    return f"at most about {duration(found.total)} ({done}): {encode}{each}"
 
 
 def warnings(plan: Plan, found: Corpus | None) -> Iterator[str]:

@@ -140,7 +140,7 @@ def _watch(paths: SweepPaths) -> None:
 
 
 def _board(paths: SweepPaths, note: Callable[[str], None] | None = None) -> Board:
-    from saebench.forecast import trials_left
+    from saebench.forecast import empty_board, trials_left
     from saebench.plan import make_plan
     from saebench.runs.board import read_board
     from saebench.runs.holder import holder
@@ -151,7 +151,7 @@ def _board(paths: SweepPaths, note: Callable[[str], None] | None = None) -> Boar
     held = holder(paths)
     plan = make_plan(spec_of(paths), lock.d_in) if lock else None
     left = partial(trials_left, plan) if plan else lambda _: 0
-    board = read_board(paths, held["since"] if held else None, left, note)
+    board = read_board(paths, held["since"] if held else None, left, note, empty_board(plan) if plan else None)
     if paths.stop.exists():
         board.stopping = "saebench stop"
     return board

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from saebench.config import TrialConfig
 from saebench.runs import events
 from saebench.runs.events import Event
 from saebench.runs.files import DamagedError
 from saebench.runs.paths import SweepPaths
-from saebench.runs.state import Row, TrialState, load_state
+from saebench.runs.state import Row, TrialState, load_state, read_config
+from saebench.runs.stopped import stopped_sentence
+
+FVU = "eval/fvu"
+Cell = tuple[str, str]
+"""Arm and sparsity, such as ("topk", "k=16")."""
 
 
 @dataclass
@@ -35,11 +41,24 @@ class Running:
     """Samples when the attempt started."""
     held_out: bool = False
     """Whether `fvu` and `l0` are those of the hold-out."""
+    parameters: str = ""
+    """Values of what the sweep searches, such as "lr 0.0031, batch_size 256"."""
+    curve: list[float] = field(default_factory=list)
+    """The objective at the evaluations so far."""
+    evaluated: int = 0
+    """Samples of the newest evaluation."""
+    begun: bool = False
+    """Whether the attempt has sent an event."""
 
-    def see(self, event: Event) -> None:
+    def see(self, event: Event, objective: str = FVU) -> None:
         """Take the event's values. Once there are hold-out values, those of training batches (which may be a tenth of
         them) are not shown any more."""
+        self.begun = True
         self.samples = max(self.samples, event.samples)
+        if event.type == "eval" and event.samples > self.evaluated:
+            self.evaluated = event.samples
+            if objective in event.values:
+                self.curve.append(event.values[objective])
         self.held_out = self.held_out or "eval/fvu" in event.values
         for prefix in ("eval/",) if self.held_out else ("train/",):
             self.fvu = event.values.get(prefix + "fvu", self.fvu)
@@ -48,6 +67,15 @@ class Running:
     @property
     def fraction(self) -> float:
         return min(1.0, self.samples / self.total)
+
+    @property
+    def doing(self) -> str:
+        """What the trial does where its bar does not say it."""
+        if not self.begun:
+            return "starting"
+        if self.samples < self.total:
+            return ""
+        return "test texts" if self.evaluated >= self.total else "evaluating, saving"
 
 
 @dataclass
@@ -66,11 +94,26 @@ class Pace:
             self.seconds += state.seconds
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best complete trial of an arm and sparsity so far."""
+
+    value: float
+    number: int
+
+
 @dataclass
 class Board:
     """A sweep at one moment."""
 
     name: str
+    objective: str = FVU
+    maximize: bool = False
+    cells: dict[str, Cell] = field(default_factory=dict)
+    """Stratum -> its arm and sparsity (`forecast.cells`)."""
+    searched: tuple[str, ...] = ()
+    """Parameters that the sweep searches."""
+    best: dict[Cell, Best] = field(default_factory=dict)
     left: int = 0
     """Trials that are still to begin, as far as can be foreseen (`forecast.trials_left`)."""
     pace: Pace = field(default_factory=Pace)
@@ -90,6 +133,32 @@ class Board:
     """What is wrong with tracking, if anything."""
     attended: bool = True
     """Whether a scheduler holds it; without one, time does not count."""
+
+    def see_ended(self, state: TrialState) -> None:
+        """Keep the trial's value if it is the best of its arm and sparsity so far; a trial that is not complete has
+        none."""
+        value = state.values.get(self.objective)
+        if state.state != "complete" or value is None:
+            return
+        cell = self.cells.get(state.stratum, (state.stratum, ""))
+        known = self.best.get(cell)
+        if known is None or (value > known.value if self.maximize else value < known.value):
+            self.best[cell] = Best(value, state.number)
+
+    def see_stopped(self, state: TrialState) -> None:
+        """Add the sentence that says why the pruner has stopped a trial."""
+        self.verdicts.append(self.stopped(state))
+
+    def stopped(self, state: TrialState) -> str:
+        """Say why the pruner has stopped a trial."""
+        return stopped_sentence(state.number, state.judged, state.total, state.verdict, self.objective)
+
+    def parameters(self, config: TrialConfig | None) -> str:
+        """Return a trial's values of what the sweep searches."""
+        if config is None:
+            return ""
+        held = {**config.train.model_dump(), **config.sae.model_dump()}
+        return ", ".join(f"{name} {_short(held[name])}" for name in self.searched if held.get(name) is not None)
 
     @property
     def planned(self) -> int:
@@ -121,18 +190,8 @@ class Board:
         return work * seconds / samples / len(running)
 
 
-_SAID_OTHERWISE = frozenset({"verdict", "samples", "pruner"})
-
-
-def verdict_line(number: int, samples: int, verdict: Mapping[str, Any]) -> str:
-    """A verdict and its numbers, for people."""
-    numbers = ", ".join(
-        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
-        for key, value in verdict.items()
-        if key not in _SAID_OTHERWISE and value is not None
-    )
-    by = f"{verdict['pruner']}: " if verdict.get("pruner") else ""
-    return f"trial {number:04d} at {samples:,}: {verdict.get('verdict', '?')} ({by}{numbers})"
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def read_board(
@@ -140,12 +199,14 @@ def read_board(
     since: float | None = None,
     left: Callable[[list[Row]], int] = lambda _: 0,
     note: Callable[[str], None] | None = None,
+    board: Board | None = None,
 ) -> Board:
     """Return the board of a sweep from its files, whether or not a scheduler holds it. since: when it began to, in
     seconds since the epoch; without it there is no pace. `left`: counts the trials to come from those that there are.
-    `note`: takes a line per file that cannot be read; the board's own notes, if it is not given. Of very many trials no
-    more is kept at once than their rows."""
-    board = Board(paths.name)
+    `note`: takes a line per file that cannot be read; the board's own notes, if it is not given. `board`: an empty one
+    to fill, which knows the sweep's objective and strata. Of very many trials no more is kept at once than their
+    rows."""
+    board = board or Board(paths.name)
     board.started, board.attended = since or board.started, since is not None
     judged: list[tuple[float, str]] = []
     rows: list[Row] = []
@@ -159,9 +220,12 @@ def read_board(
         if state.state == "failed":
             board.failures[state.number] = state.reason
         elif state.state == "running":
-            board.running[state.number] = _running(state, trial.events)
+            row = _running(state, trial.events, board.objective)
+            row.parameters = board.parameters(read_config(trial)) if board.searched else ""
+            board.running[state.number] = row
+        board.see_ended(state)
         if state.verdict.get("verdict") == "prune":
-            line = verdict_line(state.number, state.judged, state.verdict)
+            line = board.stopped(state)
             judged = sorted([*judged, (max((a.ended or a.started for a in state.attempts), default=0.0), line)])[-6:]
     board.left = left(rows)
     board.verdicts.extend(line for _, line in judged)
@@ -181,7 +245,7 @@ def read_states(paths: SweepPaths, note: Callable[[str], None]) -> Iterator[Tria
             yield state
 
 
-def _running(state: TrialState, events_file: Path) -> Running:
+def _running(state: TrialState, events_file: Path, objective: str) -> Running:
     last = state.attempts[-1] if state.attempts else None
     row = Running(
         state.number,
@@ -195,5 +259,5 @@ def _running(state: TrialState, events_file: Path) -> Running:
     for event, _ in events.read(events_file):
         if event.attempt < row.attempt:
             row.samples_before = max(row.samples_before, event.samples)
-        row.see(event)
+        row.see(event, objective)
     return row

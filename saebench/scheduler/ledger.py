@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from saebench.config import TrialConfig
 from saebench.errors import UserError
 from saebench.executors import Slot
-from saebench.runs.board import Board, Running, verdict_line
+from saebench.runs.board import Board, Running
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.files import file_sum
 from saebench.runs.paths import SweepPaths
@@ -134,6 +134,7 @@ class Ledger:
         self.counts[state.state] += 1
         self.samples += state.samples
         self.board.pace.add(state)
+        self.board.see_ended(state)
         if state.state == "failed":
             self.failures[state.number] = state.reason
 
@@ -175,6 +176,7 @@ class Ledger:
             state.total,
             samples=state.samples,
             samples_before=state.samples,
+            parameters=self.board.parameters(self.configs[number]),
         )
         return attempt
 
@@ -188,7 +190,7 @@ class Ledger:
         if event.type == "done":
             state.files = event.files()
         if number in self.board.running:
-            self.board.running[number].see(event)
+            self.board.running[number].see(event, self.board.objective)
 
     def judge(self, number: int, event: Event) -> Verdict:
         """Report an evaluation to the search and return its verdict: GO at a mark that was judged before, and at the
@@ -202,7 +204,7 @@ class Ledger:
         state.verdict = {"verdict": verdict.value, "samples": event.samples, **decision.numbers}
         self._write(number)
         if verdict == Verdict.PRUNE:
-            self.board.verdicts.append(verdict_line(number, event.samples, state.verdict))
+            self.board.see_stopped(state)
         return verdict
 
     def finish(self, number: int, end: TrialStateName, reason: str = "", kind: FailureKind | None = None) -> None:
@@ -214,6 +216,7 @@ class Ledger:
             state.files |= self._event_file(number)
         self._move(number, end, reason)
         self.board.pace.add(state)
+        self.board.see_ended(state)
         if end == "failed":
             self.failures[number] = reason
         self.tell(number)

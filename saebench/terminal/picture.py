@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from rich.console import Group, RenderableType
@@ -11,8 +11,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from saebench.runs.board import Board, Running
+from saebench.runs.board import Board
+from saebench.runs.clock import time_left
 from saebench.runs.state import TrialState
+from saebench.terminal.best import best_table
+from saebench.terminal.running import BAR_STYLES, clock, running_table
 
 STYLES = {
     "complete": "green",
@@ -34,14 +37,9 @@ class EncodingProgress(Protocol):
     @property
     def total(self) -> int | None: ...
     @property
+    def rate(self) -> float: ...
+    @property
     def message(self) -> str: ...
-
-
-def duration(seconds: float) -> str:
-    """Return a duration as 1:02:03, or as 2:03 below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
 
 
 def counts_text(board: Board) -> Text:
@@ -57,9 +55,9 @@ def counts_text(board: Board) -> Text:
 def pace_text(board: Board) -> str:
     """Return elapsed time, rate and remaining time, each only if known."""
     rate, eta = board.rate(), board.eta()
-    parts = [duration(time.time() - board.started)]
+    parts = [clock(time.time() - board.started)]
     parts += [f"{rate:.3g} trials/min"] if rate is not None else []
-    parts += [f"about {duration(eta)} to go"] if eta is not None and not board.stopping else []
+    parts += [time_left(eta)] if eta is not None and not board.stopping else []
     return ", ".join(parts)
 
 
@@ -74,73 +72,53 @@ def ended_line(state: TrialState) -> str:
     )
 
 
-def bar_line(done: float, total: float | None, text: str, width: int = 120) -> RenderableType:
-    """Return a progress bar and a text on one line; on a narrow screen the bar is shortened, not the text."""
+def bar_line(done: float, total: float | None, text: str, width: int = 120, *, alarm: bool = False) -> RenderableType:
+    """Return a progress bar and a text on one line; the bar takes the room that the text leaves. `alarm`: the bar is
+    yellow, something has failed."""
+    room = width - len(text) - 3
+    if room < 10:
+        return Text(text, "dim")
+    styles = {**BAR_STYLES, "complete_style": "yellow" if alarm else "cyan"}
     grid = Table.grid(padding=(0, 2))
-    grid.add_row(
-        ProgressBar(total or None, done, width=max(10, min(40, width - len(text) - 3))), Text(text, "dim", no_wrap=True)
-    )
+    bar = ProgressBar(total or None, done, width=min(80, room), pulse_style="cyan", **styles)  # type: ignore[arg-type]
+    grid.add_row(bar, Text(text, "dim", no_wrap=True))
     return grid
-
-
-_LEAVES = {"": 110, "slot": 96, "seed": 70, "time": 70}
-"""Column -> screen width below which it is left out: a truncated number would be a wrong number."""
-
-
-def running_table(rows: Iterable[Running], width: int = 120) -> Table:
-    """Return a table of the slots and the trials that run on them."""
-    table = Table(box=None, padding=(0, 1), header_style="dim")
-    lines = [_running_cells(row) for row in rows]
-    columns = [name for name in lines[0] if width >= _LEAVES.get(name, 0)] if lines else []
-    for name in columns:
-        right = name in ("samples", "fvu", "L0", "time")
-        table.add_column(name, justify="right" if right else "left", no_wrap=True)
-    for cells in lines:
-        table.add_row(*(cells[name] for name in columns))
-    return table
-
-
-def _running_cells(row: Running) -> dict[str, RenderableType]:
-    attempt = f" #{row.attempt}" if row.attempt > 1 else ""
-    return {
-        "slot": row.slot,
-        "trial": f"{row.number:04d}{attempt}",
-        "stratum": row.stratum,
-        "seed": str(row.seed),
-        "": ProgressBar(row.total, row.samples, width=16),
-        "samples": f"{row.samples:,}",
-        "fvu": _number(row.fvu),
-        "L0": _number(row.l0),
-        "time": duration(time.time() - row.since),
-    }
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4g}"
 
 
 def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
     """Return the whole screen, at most about `height` lines."""
     parts: list[RenderableType] = [
         Text.assemble((board.name, "bold"), "  ", counts_text(board)),
-        *([bar_line(board.ended, board.planned, pace_text(board), width)] if board.attended else []),
+        *([_progress(board, width)] if board.attended else []),
     ]
     if board.stopping:
         parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and leave", "magenta"))
     if board.tracker:
         parts.append(Text(f"MLflow: {board.tracker}", "red"))
     below: list[RenderableType] = [
-        *_section("verdicts", board.verdicts, 4),
+        *_section("stopped by the pruner", _without_word(board.verdicts), 4),
         *_section("notes", board.notes, 4),
         *_section("failed", failure_lines(board), 8),
     ]
     rows = sorted(board.running.values(), key=lambda row: row.slot)
     room = max(3, height - len(parts) - len(below) - 5)
     if rows:
-        parts.append(running_table(rows[:room], width))
+        parts += [Text(""), running_table(rows[:room], width, board.objective, room)]
     if len(rows) > room:
         parts.append(Text(f"and {len(rows) - room} more running", "dim"))
-    return Group(*parts, *below)
+    best = best_table(board, width, room - (2 if 2 * len(rows) < room else 1) * min(room, len(rows)) - 1)
+    return Group(*parts, *([Text(""), best] if best else []), *below)
+
+
+def _progress(board: Board, width: int) -> RenderableType:
+    """The bar of the sweep; a trial that runs counts by the part that is done."""
+    done = board.ended + sum(row.fraction for row in board.running.values())
+    return bar_line(done, board.planned, pace_text(board), width, alarm=bool(board.failures))
+
+
+def _without_word(sentences: Iterable[str]) -> Sequence[str]:
+    """The sentences without the word that the heading has."""
+    return [sentence.removeprefix("stopped ") for sentence in sentences]
 
 
 def failure_lines(board: Board) -> list[str]:
@@ -170,9 +148,17 @@ def _section(title: str, lines: Iterable[str], most: int) -> list[RenderableType
     ]
 
 
+_STAGES = {"texts": "reading", "verifying": "verifying", "comparing": "looking for near duplicates"}
+
+
 def encoding_line(progress: EncodingProgress) -> str:
+    """For example "encoding: 2,400 of 20,000 texts, 210 a second, about 84 s left, done around 14:03"."""
     if progress.message or progress.stage == "loading":
         return progress.message or "loading the encoder"
     of = f" of {progress.total:,}" if progress.total else ""
-    what = {"texts": "reading", "verifying": "verifying"}.get(progress.stage, "encoding")
-    return f"{what}: {progress.done:,}{of} {'files' if progress.stage == 'verifying' else 'texts'}"
+    unit = "files" if progress.stage == "verifying" else "texts"
+    line = f"{_STAGES.get(progress.stage, 'encoding')}: {progress.done:,}{of} {unit}"
+    if progress.stage in ("texts", "waiting") or progress.rate <= 0 or not progress.total:
+        return line
+    left = (progress.total - progress.done) / progress.rate
+    return f"{line}, {progress.rate:,.0f} a second{f', {time_left(left)}' * (left >= 1)}"
