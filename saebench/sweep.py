@@ -421,8 +421,6 @@ class _Sweep:
             say(f"retry the failed ones: saebench retry {self._spec.name}")
         if self._lost:
             say(f"{len(self._lost)} files of this sweep are lost or damaged (above, and in {self._paths.log})")
-        say(f"report: saebench report {self._paths.root}")
-        say(f"MLflow: saebench ui {self._paths.root}")
 
 
 def floor_sizes(plan: Plan) -> Iterator[tuple[int, int]]:

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from saebench.cli.options import cache_option, plain_option, runs_option, set_option
+from saebench.cli.output import echo
+from saebench.runs import paths as places
+
+if TYPE_CHECKING:
+    from saebench.sweep import SweepResult
 
 
 def devices_setting(devices: str) -> str:
@@ -74,4 +82,51 @@ def sweep(
         retry_failed=retry_failed,
         view=choose_view(plain=plain),
     )
+    if result.exit_code in (0, 3):
+        _print(_closing(result))
     sys.exit(result.exit_code)
+
+
+def _print(lines: Iterator[str]) -> None:
+    """On a terminal wrapped between words; a pipe gets whole lines."""
+    if not sys.stdout.isatty():
+        for line in lines:
+            echo(line)
+        return
+    from rich.text import Text
+
+    from saebench.terminal.console import make_console
+
+    console = make_console()
+    for line in lines:
+        console.print(Text(line))
+
+
+def _closing(result: SweepResult) -> Iterator[str]:
+    """What the sweep has found, and three commands that go on from there. A report that cannot be made leaves its
+    reason: the sweep itself has ended well."""
+    from saebench.errors import UserError
+    from saebench.report import load
+    from saebench.report.closing import closing
+    from saebench.report.headline import leaders
+
+    known = places.runs_dir() == result.root.parent
+    where = result.name if known else _shorter(result.root)
+    number = 0
+    try:
+        report = load(result.root)
+        yield ""
+        yield from closing(report)
+        number = next((row["best_trial"] for row in leaders(report)), 0)
+    except UserError as error:
+        yield f"no verdict yet: {error}"
+    trial = f"{where}/{number}" if known else _shorter(result.trial(number))
+    yield ""
+    yield f"saebench report {where}    the whole verdict; --open shows it as a page"
+    yield f"saebench latents {trial}    what its latents mean"
+    yield f"saebench ui {where}    the trials in MLflow's pages"
+
+
+def _shorter(path: Path) -> str:
+    """The path as such or from here, whichever is shorter."""
+    return min(str(path), os.path.relpath(path), key=len)

@@ -52,7 +52,10 @@ def running_table(rows: Iterable[Running], width: int = 120, objective: str = FV
     columns = _fitting(_columns(objective), shown, width, objective)
     below = any(row.parameters for row in shown) and not any(c.name == "searched" for c in columns)
     if below and 2 * len(shown) < height:
-        two = [_Column("trial "), *(c for c in _columns(objective) if c.name not in ("trial", "stratum", "seed", "searched"))]
+        two = [
+            _Column("trial "),
+            *(c for c in _columns(objective) if c.name not in ("trial", "stratum", "seed", "searched")),
+        ]
         columns = _fitting(two, shown, width, objective)
     bar = min(_MOST_BAR, _BAR + max(0, width - _needed(columns, shown, objective)))
     table = Table(box=None, padding=(0, 1), header_style="dim")
@@ -76,7 +79,8 @@ def _fitting(columns: Sequence[_Column], rows: Sequence[Running], width: int, ob
 def _needed(columns: Sequence[_Column], rows: Sequence[Running], objective: str) -> int:
     """Characters that the columns take, each with a space on both sides."""
     return sum(
-        2 + max([len(c.name) if c.name != "progress" else _BAR, *(_width(_cell(c.name, row, objective)) for row in rows)])
+        2
+        + max([len(c.name) if c.name != "progress" else _BAR, *(_width(_cell(c.name, row, objective)) for row in rows)])
         for c in columns
     )
 

@@ -131,7 +131,7 @@ def test_a_weak_trial_is_pruned_with_the_numbers_of_the_verdict(world: Callable[
     assert (state.samples, state.judged, state.reason) == (20, 20, "weak at 20 samples")
     assert state.verdict == {"verdict": "prune", "samples": 20, "value": 0.1, "threshold": 0.5, "peers": 3}
     assert json.loads(w.tracker.tags[1]["saebench.verdict"])["threshold"] == 0.5
-    assert any("trial 0001 at 20: prune (value 0.1, threshold 0.5, peers 3)" in note for note in w.view.notes)
+    assert any("stopped 0001: FVU 0.1 at 50% of the budget, limit 0.5" in note for note in w.view.notes)
 
 
 def test_the_last_mark_prunes_nobody(world: Callable[..., World]) -> None:

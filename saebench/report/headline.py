@@ -1,0 +1,102 @@
+"""What a report says in one short sentence, in plain words; and the best SAE of every level of sparsity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from saebench.report.judge import label
+from saebench.report.points import arms
+from saebench.report.table import Row, number_of
+from saebench.report.verdict import is_control, margin_text
+
+if TYPE_CHECKING:
+    from saebench.report.compare import Comparison
+    from saebench.report.document import Report
+
+_MOST = 4
+"""Arms up to which a headline names them all."""
+
+
+def headline(report: Report) -> str:
+    """For example "No difference found between topk and batchtopk"."""
+    names = arms(report.frame)
+    if not names:
+        return "No trial has a result yet"
+    if len(names) == 1:
+        return f"One arm, {names[0]}: nothing to compare"
+    if report.progress:
+        return f"Nothing is decided yet: {report.progress}"
+    pairs = [found[report.primary[0]] for found in report.judged if report.primary[0] in found]
+    main = [c for c in pairs if not is_control(c.a) and not is_control(c.b)] or pairs
+    groups = list(dict.fromkeys(c.group for c in main))
+    if len(groups) > 1:
+        return "; ".join(f"{group}: {_of(_in(main, group))}" for group in groups[:_MOST])
+    return _of(main)
+
+
+def _in(pairs: Sequence[Comparison], group: str) -> list[Comparison]:
+    return [c for c in pairs if c.group == group]
+
+
+def _of(pairs: Sequence[Comparison]) -> str:
+    if not pairs or all(c.outcome == "not compared" for c in pairs):
+        return "The arms could not be compared: they have no sparsity in common"
+    return _pair(pairs[0]) if len(pairs) == 1 else _several(pairs)
+
+
+def _pair(c: Comparison) -> str:
+    """One pair of arms."""
+    both = f"{c.a} and {c.b}"
+    if c.outcome in ("better", "worse"):
+        a, b = (c.a, c.b) if c.outcome == "better" else (c.b, c.a)
+        return (
+            f"{a} reconstructs better than {b}" if c.metric == "fvu" else f"{a} is better than {b} in {label(c.metric)}"
+        )
+    return {
+        "equal": f"{both} are equal within {margin_text(c)}",
+        "small": f"{both} differ by too little to matter",
+        "same": f"{both} give the same results",
+    }.get(c.outcome, f"No difference found between {both}")
+
+
+def _several(pairs: Sequence[Comparison]) -> str:
+    """Who beats all others, who leads without that, or that nobody is told apart."""
+    names = list(dict.fromkeys(arm for c in pairs for arm in (c.a, c.b)))
+    wins = {name: [c for c in pairs if _winner(c) == name] for name in names}
+    leader = max(names, key=lambda name: len(wins[name]))
+    first = f"{leader} reconstructs" if pairs[0].metric == "fvu" else f"{leader} is"
+    what = "" if pairs[0].metric == "fvu" else f" in {label(pairs[0].metric)}"
+    if len(wins[leader]) == len(names) - 1:
+        return f"{first} best{what} of {len(names)} arms"
+    if not wins[leader]:
+        shown = _list(names) if len(names) <= _MOST else number_of(len(names), "arm")
+        return f"No difference found between {shown}"
+    beaten = [c.b if c.a == leader else c.a for c in wins[leader]]
+    rest = [name for name in names if name != leader and name not in beaten]
+    if any(_winner(c) in rest and leader in (c.a, c.b) for c in pairs):
+        return f"No arm is best: {leader} beats {_list(beaten)} and loses to others"
+    return f"{first} better than {_list(beaten)}{what}; not told apart from {_list(rest)}"
+
+
+def _winner(c: Comparison) -> str:
+    return {"better": c.a, "worse": c.b}.get(c.outcome, "")
+
+
+def _list(names: Sequence[str]) -> str:
+    shown = [*names[:_MOST], f"{len(names) - _MOST} others"] if len(names) > _MOST + 1 else list(names)
+    return "".join(shown) if len(shown) < 2 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def leaders(report: Report) -> list[Row]:
+    """The best row of the table `best` for every level of sparsity (k and target_l0 of one value are one level),
+    sparsest first; controls lead nothing."""
+    rows = [row for row in report.table("best").rows() if not is_control(row["arm"])]
+    levels: dict[tuple[str, str, float], list[Row]] = {}
+    for row in rows:
+        name = "k" if row["level_name"] in ("k", "target_l0") else row["level_name"] or ""
+        level = float(row["level"]) if row["level"] is not None else math.nan
+        levels.setdefault((row["group"], name, level if math.isfinite(level) else 0.0), []).append(row)
+    choose = max if report.record.maximize else min
+    return [choose(mine, key=lambda row: float(row["objective"])) for _, mine in sorted(levels.items())]
