@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from saebench.report.columns import best_trial, sparsity
 from saebench.report.headline import headline, leaders
 from saebench.report.table import Row, plain
-from saebench.report.tables import best_trial, sparsity
 
 if TYPE_CHECKING:
     from saebench.report.document import Report

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from saebench.report.controls import is_control
 from saebench.report.judge import label
 from saebench.report.points import arms
 from saebench.report.table import Row, number_of
-from saebench.report.verdict import is_control, margin_text
+from saebench.report.wording import margin_text
 
 if TYPE_CHECKING:
-    from saebench.report.compare import Comparison
+    from saebench.report.comparison import Comparison
     from saebench.report.document import Report
 
 _MOST = 4

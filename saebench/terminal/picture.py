@@ -107,7 +107,9 @@ def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
     if len(rows) > room:
         parts.append(Text(f"and {len(rows) - room} more running", "dim"))
     best = best_table(board, width, room - (2 if 2 * len(rows) < room else 1) * min(room, len(rows)) - 1)
-    return Group(*parts, *([Text(""), best] if best else []), *below)
+    if best:
+        parts += [Text(""), best]
+    return Group(*parts, *below)
 
 
 def _progress(board: Board, width: int) -> RenderableType:
