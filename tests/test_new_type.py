@@ -23,7 +23,7 @@ from saebench.report.points import annotate
 from saebench.runs.events import Event, Verdict
 from saebench.runs.paths import TrialPaths
 from saebench.saes import SAE, SAE_TYPES, load_sae
-from saebench.saes.base import Loss, Moment
+from saebench.saes.loss import Loss, Moment
 from saebench.saes.sparse import DenseCodes
 from saebench.spec import SweepSpec, parse_spec
 from saebench.spec.reference import reference

@@ -167,7 +167,7 @@ def _at(start: float, halves: int) -> float:
 
 
 def row(book: Book, common: Setting, kind: str) -> dict[str, Any]:
-    """One row of the table: FVU at L0 32, mean of two seeds, of ours (default, best lr) and of each peer at its best."""
+    """One row of the table: FVU at L0 32, mean of two seeds, of ours (default, best lr) and of each peer."""
     setting = {**common, "kind": kind}
     found: dict[str, Any] = {"corpus": common["corpus"], "type": kind, "dict_size": common["dict_size"]}
     found["ours, defaults"] = _mean(ours(book, {**setting, "seed": seed}, 1) for seed in (0, 1))

@@ -42,9 +42,9 @@ from saebench.config import (
     VanillaConfig,
 )
 from saebench.saes import SAE, SAE_TYPES, Dead, Moment, make_sae
-from saebench.saes.base import Loss
 from saebench.saes.batchtopk import BatchSparseSAE
 from saebench.saes.initial import unit_rows
+from saebench.saes.loss import Loss
 from saebench.saes.sparse import DenseCodes
 
 _MEMORY = 100

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saebench.saes.base import NotCalibratedError
+from saebench.saes.calibrate import NotCalibratedError
 
 
 class Output(NamedTuple):

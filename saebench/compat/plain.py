@@ -22,8 +22,8 @@ from torch import Tensor
 from saebench.config import GatedConfig, JumpReLUConfig, SAEConfig, TopKConfig, VanillaConfig
 from saebench.errors import UserError
 from saebench.saes import SAE, SAE_TYPES
-from saebench.saes.base import NotCalibratedError
 from saebench.saes.batchtopk import BatchSparseSAE
+from saebench.saes.calibrate import NotCalibratedError
 from saebench.saes.files import whole_tensors
 from saebench.saes.gated import GatedSAE
 from saebench.saes.jumprelu import SMALLEST, JumpReLUSAE

@@ -12,8 +12,9 @@ from saebench.compat.settings import Settings, read_settings
 from saebench.config import DataConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.stores.sbert import ActivationsStoreSBERT
+from saebench.trial.calibration import SAMPLE_ROWS, set_aside
 from saebench.trial.evaluation import evaluate
-from saebench.trial.trainer import SAMPLE_ROWS, Training, set_aside, train
+from saebench.trial.trainer import Training, train
 
 Record = Callable[[int, Mapping[str, float]], None]
 """Called with the number of examples seen and the metrics."""
@@ -40,7 +41,7 @@ def train_sae(
             last = {name: float(value) for name, value in step.metrics.items()}
             record(step.samples, last)
         training.calibrate()
-        sae.idle.copy_(training.since_fired // settings.batch_size)
+        sae.idle.copy_(training.dead.since_fired // settings.batch_size)
         if store.num_validation:
             held = evaluate(training.sae, store).values
             record(training.samples, held)

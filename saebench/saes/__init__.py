@@ -10,13 +10,13 @@ from torch import Tensor
 from saebench.config import SAE_CONFIGS, SAEConfig
 from saebench.saes.base import SAE as SAE
 from saebench.saes.base import SAE_TYPES as SAE_TYPES
-from saebench.saes.base import Dead as Dead
-from saebench.saes.base import Loss as Loss
-from saebench.saes.base import Moment as Moment
-from saebench.saes.base import NotCalibratedError as NotCalibratedError
+from saebench.saes.calibrate import NotCalibratedError as NotCalibratedError
 from saebench.saes.files import SAEFileError as SAEFileError
 from saebench.saes.files import load_sae as load_sae
 from saebench.saes.files import save_sae as save_sae
+from saebench.saes.loss import Dead as Dead
+from saebench.saes.loss import Loss as Loss
+from saebench.saes.loss import Moment as Moment
 
 for _name, _config in SAE_CONFIGS.items():  # each module registers its class in SAE_TYPES
     if _config.__module__.startswith("saebench."):

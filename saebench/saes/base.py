@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from inspect import get_annotations
 from typing import Any, get_type_hints
 
@@ -17,70 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from saebench.config import SAEConfig
-from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.calibrate import rows_per_chunk, threshold_for
+from saebench.saes.checks import check_finite, check_type, check_width
+from saebench.saes.constraint import remove_along, shrink_across, to_unit_length
 from saebench.saes.control import keep_near
-from saebench.saes.initial import data_rows, geometric_median, unit_rows
-from saebench.saes.kernels import Precision as Precision
-from saebench.saes.kernels import affine, blocks
+from saebench.saes.initial import data_rows, geometric_median, training_variance, unit_rows
+from saebench.saes.kernels import Precision, affine
+from saebench.saes.loss import Loss, Moment
 from saebench.saes.preprocess import Preprocessing, Side
-from saebench.saes.refit import refit
-from saebench.saes.sparse import Codes, SparseCodes
+from saebench.saes.refit import refined
+from saebench.saes.sparse import Codes
 
 LR = 0.0176
 """Peak learning rate, in units of sqrt(batch_size / dict_size): measured, the same at d_in 50 and 384."""
-
-
-@dataclass(frozen=True)
-class Dead:
-    """Latents that AuxK may revive. `index` (M,) has a fixed length, which avoids a device-to-host sync; only entries
-    with `still_dead` (M,) true are valid."""
-
-    index: Tensor
-    still_dead: Tensor
-
-
-@dataclass(frozen=True)
-class Moment:
-    """The state of the run that a loss depends on."""
-
-    progress: Tensor | float = 0.0
-    """Completed share of the run, 0 to 1."""
-    coeff: Tensor | float = 0.0
-    """Current weight of the sparsity penalty (from the schedule or the controller)."""
-    dead: Dead | None = None
-    """Dead latents; None: AuxK is off."""
-    precision: Precision = "float32"
-    """Precision of the encoder's matrix product."""
-
-
-@dataclass(frozen=True)
-class Loss:
-    """The training loss of one batch, on its device."""
-
-    total: Tensor
-    """Scalar to minimise."""
-    fvu: Tensor
-    """Squared error over the training variance, scalar, detached."""
-    l0: Tensor
-    """Mean number of latents that fire, scalar, detached."""
-    fired: Tensor
-    """(dict_size,) bool: fired on some example of the batch."""
-    codes: Codes
-    """The training codes, with their gradient."""
-    parts: dict[str, Tensor | float] = field(default_factory=dict)
-    """Further scalars to record, detached, by metric key."""
-
-    @classmethod
-    def of(cls, total: Tensor, fvu: Tensor, codes: Codes, parts: dict[str, Tensor | float]) -> Loss:
-        """Return the loss of a batch with these training codes."""
-        firing = codes.firing()
-        return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, codes, parts)
-
-
-class NotCalibratedError(UserError, RuntimeError):
-    """Raised if an inference threshold was never set; without it the code would be dense."""
 
 
 SAE_TYPES: dict[str, type[SAE]] = {}
@@ -211,15 +160,7 @@ class SAE(nn.Module, ABC):
     def latents_of(self, z: Tensor) -> Tensor:
         """Return latents (B, dict_size) of embeddings z (B, d_in) in model space, by the inference rule."""
         latents = self.activate(self.pre_activations(z))
-        return self.refined(z, latents) if self.config.sweeps else latents
-
-    @torch.no_grad()
-    def refined(self, z: Tensor, latents: Tensor) -> Tensor:
-        """Return `latents` (B, dict_size), nonzero values moved towards the least-squares fit of z (B, d_in)."""
-        rows, indices = latents.nonzero().unbind(1)
-        offsets = torch.searchsorted(rows, torch.arange(len(z) + 1, device=z.device))
-        codes = SparseCodes(latents[rows, indices], indices, offsets, self.dict_size)
-        return codes.with_values(refit(z - self.b_dec, self.W_dec, codes, self.config.sweeps)).dense()
+        return refined(z - self.b_dec, self.W_dec, latents, self.config.sweeps) if self.config.sweeps else latents
 
     def decode(self, latents: Tensor, side: Side | None = None) -> Tensor:
         """Return embeddings (B, d_in) in the original space from latents (B, dict_size).
@@ -227,9 +168,8 @@ class SAE(nn.Module, ABC):
         If preprocessing is per example (unit, layer_norm) and `side` is not given, the means over the training sample
         replace each example's length (and mean), which the code does not carry.
         """
-        _check_type(latents, "latents")
-        if latents.ndim != 2 or latents.shape[1] != self.dict_size:
-            raise ValueError(f"latents of shape {tuple(latents.shape)}: expected (B, {self.dict_size})")
+        check_type(latents, "latents")
+        check_width(latents, self.dict_size, "latents")
         return self.preprocessing.undo(affine(latents.to(self.W_dec.dtype), self.W_dec, self.b_dec), side)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,19 +189,14 @@ class SAE(nn.Module, ABC):
     def check(self, x: Tensor) -> Tensor:
         """Return x as float32. Raises TypeError if x is not a floating-point tensor, or the weights are not float32;
         ValueError for a wrong shape, NaN or inf."""
-        x = self.check_shape(x)
-        if not torch.isfinite(x).all():
-            bad = int((~torch.isfinite(x)).any(1).nonzero()[0])
-            raise ValueError(f"row {bad} of the batch holds NaN or inf")
-        return x
+        return check_finite(self.check_shape(x))
 
     def check_shape(self, x: Tensor) -> Tensor:
         """Do the part of `check` that does not read values, so that a training step needs no device-to-host sync."""
-        _check_type(x, "embeddings")
+        check_type(x, "embeddings")
         if self.W_dec.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(f"weights of type {self.W_dec.dtype}: an SAE computes in float32: sae.float()")
-        if x.ndim != 2 or x.shape[1] != self.d_in:
-            raise ValueError(f"embeddings of shape {tuple(x.shape)}: expected (B, {self.d_in})")
+        check_width(x, self.d_in, "embeddings")
         return x.float()
 
     # --- training ---
@@ -276,10 +211,7 @@ class SAE(nn.Module, ABC):
             raise ValueError(f"{len(sample)} training rows: at least 2 are needed to start from")
         self.preprocessing.fit(sample)
         z, _ = self.preprocessing(sample)
-        variance = (z.double() - z.double().mean(0)).square().sum(1).mean()
-        if not variance > 1e-12 * z.double().square().sum(1).mean():
-            raise ValueError("the training rows are all the same: there is no variance to explain")
-        self.variance.copy_(variance)
+        self.variance.copy_(training_variance(z))
         self.b_dec.copy_(geometric_median(z))
         self.W_dec.copy_(self._start_rows(z, generator))
         self.start_encoder()
@@ -303,17 +235,13 @@ class SAE(nn.Module, ABC):
         reduces memorisation and keeps the size of latents (plain weight decay shrinks them, as an L1 penalty does)."""
         if not self.W_enc.requires_grad or (not isinstance(share, Tensor) and share == 0):
             return
-        for rows in blocks(self.dict_size, self.d_in, self.W_dec.device):
-            encoder, decoder = self.W_enc.t()[rows], self.W_dec[rows]
-            encoder.lerp_((encoder * decoder).sum(1, keepdim=True) * decoder, share)
+        shrink_across(self.W_enc.t(), self.W_dec, share)
 
     @torch.no_grad()
     def project_gradient(self) -> None:
         """Remove from the decoder's gradient the part along each row: a step may rotate rows, not stretch them."""
         if self.W_dec.grad is not None:
-            for rows in blocks(self.dict_size, self.d_in, self.W_dec.device):
-                gradient, decoder = self.W_dec.grad[rows], self.W_dec[rows]
-                gradient.addcmul_((gradient * decoder).sum(1, keepdim=True), decoder, value=-1)
+            remove_along(self.W_dec.grad, self.W_dec)
 
     @torch.no_grad()
     def constrain(self) -> None:
@@ -321,9 +249,7 @@ class SAE(nn.Module, ABC):
         requires."""
         if self.config.control == "frozen_decoder":
             return
-        for rows in blocks(self.dict_size, self.d_in, self.W_dec.device):
-            decoder = self.W_dec[rows]
-            decoder.div_(torch.linalg.vector_norm(decoder, dim=1, keepdim=True).clamp_min(1e-12))
+        to_unit_length(self.W_dec)
         if self.config.control == "soft_decoder":
             keep_near(self.W_dec, self.start_rows)
 
@@ -356,10 +282,3 @@ class SAE(nn.Module, ABC):
     def rebuilt(self, codes: Codes) -> Tensor:
         """Return z_hat (B, d_in) of training codes."""
         return sparse.decode(codes, self.W_dec, self.b_dec)
-
-
-def _check_type(x: Tensor, name: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} of type {type(x).__name__}: expected a tensor, as torch.from_numpy makes it")
-    if not x.is_floating_point():
-        raise TypeError(f"{name} of type {x.dtype}: expected floating point")

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from saebench.config import BatchTopKConfig, KSparseConfig
 from saebench.saes import sparse
-from saebench.saes.base import NotCalibratedError, Precision
-from saebench.saes.calibrate import threshold_for
+from saebench.saes.calibrate import NotCalibratedError, threshold_for
+from saebench.saes.kernels import Precision
 from saebench.saes.ksparse import KSparseSAE
 from saebench.saes.sparse import SparseCodes
 

@@ -8,11 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from saebench.errors import UserError
+
 if TYPE_CHECKING:
     from saebench.saes.base import SAE
 
 _CHUNK = 1 << 23
 """Pre-activations per chunk (32 MiB)."""
+
+
+class NotCalibratedError(UserError, RuntimeError):
+    """Raised if an inference threshold was never set; without it the code would be dense."""
 
 
 def rows_per_chunk(dict_size: int) -> int:

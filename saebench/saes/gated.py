@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from saebench.config import GatedConfig
 from saebench.saes import sparse
-from saebench.saes.base import SAE, Loss, Moment
+from saebench.saes.base import SAE
 from saebench.saes.calibrate import start_sparse
+from saebench.saes.loss import Loss, Moment
 
 
 class GatedSAE(SAE):

@@ -35,6 +35,15 @@ def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Te
     return guess
 
 
+def training_variance(z: Tensor) -> Tensor:
+    """Return the mean squared distance of training rows z (N, d) from their mean, float64; raise ValueError if the rows
+    are all the same."""
+    variance = (z.double() - z.double().mean(0)).square().sum(1).mean()
+    if not variance > 1e-12 * z.double().square().sum(1).mean():
+        raise ValueError("the training rows are all the same: there is no variance to explain")
+    return variance
+
+
 def unit_rows(rows: int, columns: int, generator: torch.Generator) -> Tensor:
     """Return directions (rows, columns), uniform on the sphere."""
     return torch.nn.functional.normalize(torch.randn(rows, columns, generator=generator, dtype=torch.float32), dim=1)

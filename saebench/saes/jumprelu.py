@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from saebench.config import JumpReLUConfig
-from saebench.saes.base import SAE, Loss, Moment
+from saebench.saes.base import SAE
 from saebench.saes.calibrate import activation_quantile, sample_pre_activations, starting_l0
+from saebench.saes.loss import Loss, Moment
 
 SMALLEST = 1e-6
 """Thresholds stay above 0, so that a latent that fires is positive."""

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from saebench.config import KSparseConfig
 from saebench.saes import sparse
-from saebench.saes.base import SAE, Dead, Loss, Moment, Precision
-from saebench.saes.kernels import latents_of
+from saebench.saes.base import SAE
+from saebench.saes.kernels import Precision, latents_of
+from saebench.saes.loss import Dead, Loss, Moment
 from saebench.saes.refit import refit
 from saebench.saes.sparse import SparseCodes
 

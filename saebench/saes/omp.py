@@ -15,9 +15,10 @@ from torch import Tensor
 from saebench.config import OMPConfig
 from saebench.errors import UserError
 from saebench.saes import sparse
-from saebench.saes.base import SAE, Loss, Moment, NotCalibratedError, Precision
-from saebench.saes.calibrate import threshold_for
-from saebench.saes.kernels import affine, blocks, on_host, product
+from saebench.saes.base import SAE
+from saebench.saes.calibrate import NotCalibratedError, threshold_for
+from saebench.saes.kernels import Precision, affine, blocks, on_host, product
+from saebench.saes.loss import Loss, Moment
 from saebench.saes.pursuit import pursue
 from saebench.saes.pursuit_codes import Pursuit
 from saebench.saes.sparse import SparseCodes

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from saebench.config import PAnnealConfig
-from saebench.saes.base import SAE, Loss, Moment
+from saebench.saes.base import SAE
 from saebench.saes.calibrate import start_sparse
+from saebench.saes.loss import Loss, Moment
 from saebench.saes.penalty import ramp
 from saebench.saes.sparse import Codes
 

@@ -25,6 +25,15 @@ def refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int, width: int | 
     return values
 
 
+@torch.no_grad()
+def refined(x: Tensor, rows: Tensor, latents: Tensor, times: int) -> Tensor:
+    """Return dense `latents` (N, F) of x (N, d), nonzero values moved by `times` sweeps of `refit`."""
+    texts, indices = latents.nonzero().unbind(1)
+    offsets = torch.searchsorted(texts, torch.arange(len(x) + 1, device=x.device))
+    codes = SparseCodes(latents[texts, indices], indices, offsets, latents.shape[1])
+    return codes.with_values(refit(x, rows, codes, times)).dense()
+
+
 def _refit(x: Tensor, rows: Tensor, codes: SparseCodes, times: int, width: int | None) -> Tensor:
     if width is None:
         width = int(codes.offsets.diff().max()) if len(x) else 0

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saebench.config import TopKConfig
 from saebench.saes import sparse
-from saebench.saes.base import Precision
+from saebench.saes.kernels import Precision
 from saebench.saes.kernels_select import topk_of
 from saebench.saes.ksparse import KSparseSAE
 from saebench.saes.sparse import SparseCodes

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from saebench.config import VanillaConfig
-from saebench.saes.base import SAE, Loss, Moment
+from saebench.saes.base import SAE
 from saebench.saes.calibrate import start_sparse
+from saebench.saes.loss import Loss, Moment
 
 
 class VanillaSAE(SAE):

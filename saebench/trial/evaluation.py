@@ -14,9 +14,10 @@ from saebench.metrics import EVAL, TEST, TRAIN_SAMPLE
 from saebench.saes import SAE
 from saebench.saes.calibrate import rows_per_chunk
 from saebench.trial import probing
+from saebench.trial.calibration import SAMPLE_ROWS, calibration_places
 from saebench.trial.metrics import EXTRAS, Evaluation, Extras, Sums
 from saebench.trial.stability import CodeStability
-from saebench.trial.trainer import SAMPLE_ROWS, Store, calibration_places
+from saebench.trial.store import Store
 
 Part = Literal["validation", "test"]
 """The texts on which an evaluation is made."""

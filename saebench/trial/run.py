@@ -7,17 +7,13 @@ of threads of its first attempt) and on CUDA with `deterministic: true`.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib.metadata import version
+from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -30,8 +26,10 @@ from saebench.runs.events import Event, Verdict, read
 from saebench.runs.paths import SAE_CONFIG, TrialPaths
 from saebench.saes import save_sae
 from saebench.trial import checkpoint
+from saebench.trial.environment import about, exact
 from saebench.trial.evaluation import Measurement, Part
 from saebench.trial.metrics import Evaluation
+from saebench.trial.recorded import finite, numbers, recorded_end, recorded_threads
 from saebench.trial.trainer import Training, steps
 from saebench.trial.usage import Speed, Usage, gpu_uuid
 
@@ -92,34 +90,6 @@ def run_trial(
         _Trial(config, paths, report, pending, training, store).run(attempt)
 
 
-def recorded_end(events: Sequence[Event]) -> Event | None:
-    """Return the `done`, or the `left` for pruning, that ends a trial's record; None if the record has no such end."""
-    done = next((event for event in events if event.type == "done"), None)
-    pruned = events[-1] if events and events[-1].type == "left" and events[-1].info.get("why") == "prune" else None
-    return done or pruned
-
-
-def recorded_threads(events: Iterable[Event]) -> int | None:
-    """Return the number of threads of the first attempt: the last bits of sums depend on it."""
-    return next((event.info["threads"] for event in events if event.type == "start" and "threads" in event.info), None)
-
-
-@contextlib.contextmanager
-def exact(config: TrialConfig, device: str) -> Iterator[None]:
-    """Use only deterministic kernels inside the context: always on the CPU, on CUDA if `deterministic` is set."""
-    memory: Any = torch.utils.deterministic
-    before = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
-    if device == "cpu" or config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without 2 s of imports
-        memory.fill_uninitialized_memory = False  # we read no uninitialised memory
-    try:
-        yield
-    finally:
-        torch.set_deterministic_debug_mode(before[0])
-        memory.fill_uninitialized_memory = before[1]
-
-
 class _Trial:
     def __init__(
         self,
@@ -142,7 +112,7 @@ class _Trial:
     def run(self, attempt: int) -> None:
         resumed = self._resume()
         before = self.training.samples
-        self.report(Event("start", self.training.samples, info=self._about(attempt, resumed)))
+        self.report(Event("start", self.training.samples, info=about(self.training.device, attempt, resumed)))
         self.speed = Speed(self.training.samples)
         verdict = Verdict.GO
         for step in steps(self.training, self.store):
@@ -278,43 +248,3 @@ class _Trial:
         self.store.load_state_dict(values["store"])
         checkpoint.restore_generators(tensors, values["generators"], self.training.device)
         return place.name
-
-    def _about(self, attempt: int, resumed: str | None) -> dict[str, Any]:
-        device = self.training.device
-        return {
-            "device": str(device),
-            "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
-            "threads": torch.get_num_threads(),
-            "deterministic": torch.get_deterministic_debug_mode() == 2,
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "attempt": attempt,
-            "resumed": resumed,
-            "versions": {
-                "saebench": version("saebench"),
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-        }
-
-
-def numbers(metrics: dict[str, Tensor | float]) -> dict[str, float]:
-    """Return metrics as floats, with a single transfer for all that are on a device."""
-    on_device = {key: value for key, value in metrics.items() if isinstance(value, Tensor)}
-    read_off = torch.stack([_wide(value) for value in on_device.values()]).tolist() if on_device else []
-    known = dict(zip(on_device, read_off, strict=True))
-    return {key: float(known.get(key, 0.0) if key in known else value) for key, value in metrics.items()}
-
-
-def _wide(value: Tensor) -> Tensor:
-    """Convert to the widest floating type of the device: float64, or float32 on MPS."""
-    return value.detach().float() if value.device.type == "mps" else value.detach().double()
-
-
-def finite(values: dict[str, float], samples: int) -> dict[str, float]:
-    """Return `values`; raise FloatingPointError if one is NaN or infinite."""
-    for key, value in values.items():
-        if not isfinite(value):
-            raise FloatingPointError(f"{key} is {value} at {samples} samples")
-    return values

@@ -134,7 +134,7 @@ def silence(training: Training, count: int) -> None:
     with torch.no_grad():
         if "b_enc" in dict(training.sae.named_parameters()):
             training.sae.b_enc[:count] = -100.0
-    training.since_fired[:count] = training.dead_after
+    training.dead.since_fired[:count] = training.dead.after
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -196,12 +196,12 @@ def test_a_cpu_checkpoint_continues_on_a_gpu(monkeypatch: pytest.MonkeyPatch) ->
     on_gpu = begin("topk", rows, None)
     silence(on_gpu, 5)
     advance(on_gpu, rows, 1)
-    assert len(on_gpu.dead_index) == 48  # the shortest list, but no longer than the dictionary
+    assert len(on_gpu.dead.index) == 48  # the shortest list, but no longer than the dictionary
     with monkeypatch.context() as patch:
         patch.undo()
         on_cpu = begin("topk", rows, None)
         on_cpu.load_state_dict(*on_gpu.state_dict())
-    assert on_cpu.dead_index.tolist()[:5] == [0, 1, 2, 3, 4]
+    assert on_cpu.dead.index.tolist()[:5] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("gpu")

@@ -12,15 +12,13 @@ from torch import Tensor
 
 from saebench.config import SAEConfig, TrainConfig, default_batch_size
 from saebench.saes import NotCalibratedError, load_sae, save_sae
+from saebench.trial.calibration import calibration_rows
+from saebench.trial.dead import default_dead_after
 from saebench.trial.evaluation import evaluate
+from saebench.trial.health import BadBatchError, CollapsedError, DivergedError
 from saebench.trial.optim import schedule
 from saebench.trial.trainer import (
-    BadBatchError,
-    CollapsedError,
-    DivergedError,
     Training,
-    calibration_rows,
-    default_dead_after,
     train,
 )
 from saebench.worker import classify
@@ -151,7 +149,7 @@ def test_the_list_of_dead_latents_continues_too() -> None:
         whole.sae.b_enc[:10] -= 3
     run(whole, rows, until=16 * 28)
     assert whole.step % 3 == 1
-    assert len(whole.dead_index) >= 10
+    assert len(whole.dead.index) >= 10
     tensors, meta = whole.state_dict()
     position = rows.position
     curve = run(whole, rows, until=16 * 30)
@@ -408,7 +406,7 @@ def test_a_latent_is_dead_once_it_has_not_fired_for_dead_after_examples() -> Non
     dead = [m["train/dead_features"] for m in run(training, rows, until=250)]
     assert dead[:3] == [0, 0, 0]
     assert dead[3] >= 5
-    assert (training.since_fired[:5] == 250).all()
+    assert (training.dead.since_fired[:5] == 250).all()
 
 
 @pytest.mark.parametrize("kind", K_SPARSE)

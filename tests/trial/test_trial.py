@@ -21,7 +21,8 @@ from saebench.runs.paths import TrialPaths
 from saebench.saes import load_sae
 from saebench.trial import metrics
 from saebench.trial import run as trial
-from saebench.trial.run import finite, numbers, run_trial
+from saebench.trial.recorded import finite, numbers
+from saebench.trial.run import run_trial
 from saebench.trial.usage import gpu_uuid
 from saebench.worker import classify
 

@@ -1,0 +1,57 @@
+"""The training loss of a batch, and the state of the run that it depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from saebench.saes.kernels import Precision
+from saebench.saes.sparse import Codes
+
+
+@dataclass(frozen=True)
+class Dead:
+    """Latents that AuxK may revive. `index` (M,) has a fixed length, which avoids a device-to-host sync; only entries
+    with `still_dead` (M,) true are valid."""
+
+    index: Tensor
+    still_dead: Tensor
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The state of the run that a loss depends on."""
+
+    progress: Tensor | float = 0.0
+    """Completed share of the run, 0 to 1."""
+    coeff: Tensor | float = 0.0
+    """Current weight of the sparsity penalty (from the schedule or the controller)."""
+    dead: Dead | None = None
+    """Dead latents; None: AuxK is off."""
+    precision: Precision = "float32"
+    """Precision of the encoder's matrix product."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The training loss of one batch, on its device."""
+
+    total: Tensor
+    """Scalar to minimise."""
+    fvu: Tensor
+    """Squared error over the training variance, scalar, detached."""
+    l0: Tensor
+    """Mean number of latents that fire, scalar, detached."""
+    fired: Tensor
+    """(dict_size,) bool: fired on some example of the batch."""
+    codes: Codes
+    """The training codes, with their gradient."""
+    parts: dict[str, Tensor | float] = field(default_factory=dict)
+    """Further scalars to record, detached, by metric key."""
+
+    @classmethod
+    def of(cls, total: Tensor, fvu: Tensor, codes: Codes, parts: dict[str, Tensor | float]) -> Loss:
+        """Return the loss of a batch with these training codes."""
+        firing = codes.firing()
+        return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, codes, parts)
