@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from saebench.saes import kernels_codes, kernels_select, omp, pursuit, pursuit_host, sparse
-from saebench.trial import optim, trainer
+from saebench.trial import dead as dead_latents
+from saebench.trial import optim
 from saebench.trial.replay import WARM_UP, Metrics, Replay
 from saebench.trial.trainer import Training
 
@@ -111,7 +112,7 @@ class Full(Refused):
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is on the host."""
-    for module in (kernels_codes, kernels_select, omp, optim, pursuit, pursuit_host, sparse, trainer):
+    for module in (dead_latents, kernels_codes, kernels_select, omp, optim, pursuit, pursuit_host, sparse):
         monkeypatch.setattr(module, "on_host", lambda _: False)
 
 
