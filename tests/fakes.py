@@ -220,6 +220,8 @@ class ToySearch:
     tells: list[tuple[int, str]] = field(default_factory=list)
     values: dict[int, dict[str, float]] = field(default_factory=dict)
     reports: dict[tuple[int, int], float] = field(default_factory=dict)
+    uncommitted: list[Callable[[], Any]] = field(default_factory=list)
+    """Takes back each record that no commit has followed yet."""
 
     @property
     def done(self) -> bool:
@@ -229,14 +231,26 @@ class ToySearch:
         if len(self.asked) == self.trials:
             return None
         self.asked.append(len(self.asked))
+        self.uncommitted.append(self.asked.pop)
         return trial_config(self.asked[-1], total=self.total)
+
+    def commit(self) -> None:
+        self.uncommitted.clear()
+
+    def lose_power(self) -> None:
+        """Forget what was not committed."""
+        for undo in reversed(self.uncommitted):
+            undo()
+        self.uncommitted.clear()
 
     def running(self) -> list[TrialConfig]:
         return [trial_config(n, total=self.total) for n in self.asked if n not in self.told]
 
     def report(self, number: int, samples: int, values: Mapping[str, float]) -> ToyDecision:
         assert number not in self.told, "a trial that has ended is not reported on"
-        self.reports.setdefault((number, samples), values["eval/fvu"])
+        if (number, samples) not in self.reports:
+            self.reports[number, samples] = values["eval/fvu"]
+            self.uncommitted.append(lambda: self.reports.pop((number, samples)))
         verdict = Verdict.PRUNE if self.weak.get(number) == samples else Verdict.GO
         return ToyDecision(verdict, {"value": values["eval/fvu"], "threshold": 0.5, "peers": 3})
 
@@ -249,7 +263,9 @@ class ToySearch:
         numbers: Mapping[str, Any],  # noqa: ARG002 - the protocol's signature
     ) -> None:
         self.tells.append((number, state))
-        self.told.setdefault(number, state)
+        if number not in self.told:
+            self.told[number] = state
+            self.uncommitted.append(lambda: self.told.pop(number))
         self.values[number] = dict(values)
 
     def tags(self, number: int) -> dict[str, str]:  # noqa: ARG002 - the protocol's signature

@@ -10,8 +10,6 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Mapping
-from typing import Any, Protocol
 
 from saebench.config import TrialConfig
 from saebench.errors import UserError
@@ -23,6 +21,7 @@ from saebench.runs.paths import SweepPaths
 from saebench.runs.state import AttemptRecord, TrialState, TrialStateName, read_config, write_config
 from saebench.runs.tags import Tag
 from saebench.scheduler.failures import FAILURE_LABELS
+from saebench.scheduler.protocols import Search, Tracker
 
 
 def reason_of(kind: FailureKind, detail: str) -> str:
@@ -34,68 +33,6 @@ class MovedError(UserError):
     """The sweep's directory is no longer where it was: nothing more may be written there."""
 
     exit_code = 75
-
-
-class Decision(Protocol):
-    """The search's answer to an evaluation."""
-
-    @property
-    def verdict(self) -> Verdict: ...
-    @property
-    def numbers(self) -> Mapping[str, Any]: ...
-
-
-class Search(Protocol):
-    """The part of `study.Search` that the scheduler uses."""
-
-    @property
-    def done(self) -> bool: ...
-    def ask(self) -> TrialConfig | None: ...
-    def running(self) -> list[TrialConfig]: ...
-    def report(self, number: int, samples: int, values: Mapping[str, float]) -> Decision: ...
-    def tell(
-        self,
-        number: int,
-        state: Any,
-        values: Mapping[str, float],
-        kind: FailureKind | None,
-        numbers: Mapping[str, Any],
-    ) -> None: ...
-    def reopen(self, number: int) -> TrialConfig: ...
-    def tags(self, number: int) -> dict[str, str]: ...
-    def left(self) -> int: ...
-
-
-class Ended(Protocol):
-    """What the search remembers of a trial that has ended."""
-
-    @property
-    def state(self) -> TrialStateName: ...
-    @property
-    def values(self) -> Mapping[str, float]: ...
-    @property
-    def kind(self) -> FailureKind | None: ...
-    @property
-    def verdict(self) -> Mapping[str, Any]: ...
-
-
-class RecoverableSearch(Search, Protocol):
-    """The part of `study.Search` that recovery uses beside."""
-
-    def numbers(self) -> list[int]: ...
-    def config(self, number: int) -> TrialConfig | None: ...
-    def ended(self, number: int) -> Ended | None: ...
-    def restore(
-        self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]
-    ) -> bool: ...
-
-
-class Tracker(Protocol):
-    """The part of `tracking.Tracker` that the scheduler uses; nothing here blocks or raises."""
-
-    def open(self, config: TrialConfig, tags: dict[str, str]) -> None: ...
-    def close_trial(self, number: int, state: Any, reason: str, tags: dict[str, str]) -> None: ...
-    def lag(self) -> tuple[int, str | None]: ...
 
 
 class Ledger:
@@ -114,6 +51,8 @@ class Ledger:
         """Samples trained on, over all trials."""
         self._search = search
         self._tracker = tracker
+        self._pruned: list[int] = []
+        """Trials that are to be pruned, not yet written down."""
         self._moved, self._next_count = True, 0.0
         paths.root.mkdir(parents=True, exist_ok=True)
         self._place = _identity(paths)
@@ -193,8 +132,8 @@ class Ledger:
             self.board.running[number].see(event, self.board.objective)
 
     def judge(self, number: int, event: Event) -> Verdict:
-        """Report an evaluation to the search and return its verdict: GO at a mark that was judged before, and at the
-        last one, where the trial ends anyway."""
+        """Report an evaluation to the search and return its verdict, to be sent after the next `commit`: GO at a mark
+        that was judged before, and at the last one, where the trial ends anyway."""
         state = self.states[number]
         if event.samples <= state.judged:
             return Verdict.GO
@@ -202,10 +141,18 @@ class Ledger:
         verdict = decision.verdict if event.samples < state.total else Verdict.GO
         state.judged = event.samples
         state.verdict = {"verdict": verdict.value, "samples": event.samples, **decision.numbers}
-        self._write(number)
         if verdict == Verdict.PRUNE:
+            self._pruned.append(number)
             self.board.see_stopped(state)
         return verdict
+
+    def commit(self) -> None:
+        """Make durable what the search has been told; then the verdicts may be sent. state.json is written for a trial
+        that is to be pruned alone: the journal tells which marks of the others were judged."""
+        self._search.commit()
+        for number in self._pruned:
+            self._write(number)
+        self._pruned.clear()
 
     def finish(self, number: int, end: TrialStateName, reason: str = "", kind: FailureKind | None = None) -> None:
         """The trial is complete, pruned or failed."""

@@ -1,28 +1,25 @@
 """The loop: fill the slots, read the workers' events, answer with verdicts, retry, and stop on request.
 
 One thread, no torch. Everything slow or fallible (training, MLflow) happens elsewhere; a turn of the loop costs time in
-proportion to the running trials, not to all of them.
+proportion to the running trials, not to all of them, and starts a few trials at most. The records of a turn are
+committed together, and only then are its verdicts sent: no worker acts on a verdict that a crash could take back.
 """
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
-from pydantic import TypeAdapter
-
-from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, NoteMessage, Slot
-from saebench.runs.board import Board
+from saebench.config import TrialConfig
+from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Message, NoteMessage, Slot
 from saebench.runs.events import Event, FailureKind, Verdict
-from saebench.runs.files import DamagedError, read, read_bytes
 from saebench.runs.paths import SweepPaths
-from saebench.runs.state import TrialState
 from saebench.scheduler.failures import FAULTLESS, DeviceRecord, abort_reason, may_retry
-from saebench.scheduler.ledger import Ledger, Search, reason_of
-from saebench.scheduler.placement import Active, Job, Queue
+from saebench.scheduler.ledger import Ledger, reason_of
+from saebench.scheduler.placement import Active, Job, Queue, Seats
+from saebench.scheduler.protocols import Search, Signals, View
+from saebench.scheduler.requests import Halt, retry_request, stop_requests
 from saebench.sweep_config import BudgetConfig, FailuresConfig
 
 POLL = 0.25
@@ -31,37 +28,8 @@ CHECK = 2.0
 """Seconds between two questions whether MLflow keeps up."""
 KILL_AFTER = 1.5
 """A worker that was told to leave is killed after this many times `run.grace`: it ends itself after one."""
-
-
-_NUMBERS: TypeAdapter[list[int]] = TypeAdapter(list[int])
-
-
-class View(Protocol):
-    """What shows a sweep to a person (terminal/views.py)."""
-
-    def note(self, text: str) -> None: ...
-    def ended(self, state: TrialState) -> None: ...
-    def show(self, board: Board) -> None: ...
-
-
-class Signals(Protocol):
-    """The part of `interrupts.Interrupts` that the scheduler uses."""
-
-    @property
-    def level(self) -> int: ...
-    @property
-    def exit_code(self) -> int: ...
-    @property
-    def why(self) -> str: ...
-
-
-@dataclass
-class Halt:
-    """Why the sweep ends before its end."""
-
-    reason: str
-    exit_code: int
-    now: bool = False
+STARTS = 8
+"""Trials started per turn at most: each takes milliseconds, in which verdicts wait."""
 
 
 class Scheduler:
@@ -96,6 +64,8 @@ class Scheduler:
         self._started = self._checked = clock()
         self._devices = DeviceRecord(failures)
         self._active: dict[int, Active] = {}
+        self._answers: list[tuple[int, Verdict]] = []
+        """Verdicts of this turn that are not committed yet."""
         self._waiting = Queue(n for n in waiting if not self._overdue(n))
         self._exhausted = False  # the search had nothing when it was last asked, and nothing has changed since
 
@@ -103,20 +73,14 @@ class Scheduler:
         """Returns why it stopped early; None when every trial has ended."""
         while True:
             self._check_requests()
-            self._fill()
+            more = self._fill()
             self._board.slots = [slot.name for slot in self._executor.slots]
             self._ledger.refresh_left()
             self._view.show(self._board)
             stranded = not self._executor.slots and not self._exhausted
             if not self._active and (self.halt or not (self._waiting or stranded)):
                 break
-            for message in self._executor.poll(POLL):
-                if isinstance(message, EventMessage):
-                    self._on_event(message.number, message.event)
-                elif isinstance(message, NoteMessage):
-                    self._note(message.text)
-                else:
-                    self._on_exit(message)
+            self._hear(self._executor.poll(0.0 if more else POLL))
             self._check_time_limits()
         for number in self._waiting.numbers():
             self._ledger.interrupt(number, self._ledger.states[number].reason or self._board.stopping)
@@ -127,30 +91,15 @@ class Scheduler:
     # --- being told to stop ------------------------------------------------------------------------------------------
 
     def _check_requests(self) -> None:
-        if self._signals.level:
-            self._stop(Halt(self._signals.why, self._signals.exit_code, now=self._signals.level > 1))
         self._ledger.check_place()
-        if self._paths.stop.exists():
-            with contextlib.suppress(FileNotFoundError, DamagedError):
-                asked = read_bytes(self._paths.stop, 1 << 10).decode("utf-8", "replace").strip()
-                self._stop(Halt("saebench stop", 75, now=asked == "now"))
-        if self._paths.retry.exists():
-            self._read_retry()
+        for halt in stop_requests(self._paths, self._signals):
+            self._stop(halt)
+        self._retry(retry_request(self._paths, self._note))
         hours = (self._clock() - self._started) / 3600
         if self._budget.wall_hours and hours >= self._budget.wall_hours:
             self._stop(Halt(f"budget.wall_hours = {self._budget.wall_hours:g} is spent", 75))
         if self._out_of_samples() and self._something_left():
             self._stop(Halt(f"budget.samples = {self._budget.samples:,} is spent", 75))
-
-    def _read_retry(self) -> None:
-        try:
-            self._retry(read(_NUMBERS, self._paths.retry, 1 << 20))
-        except FileNotFoundError:
-            return
-        except DamagedError as error:
-            self._note(f"{error}; run saebench retry again")
-        with contextlib.suppress(OSError):
-            self._paths.retry.unlink()
 
     def _out_of_samples(self) -> bool:
         return self._budget.samples is not None and self._ledger.samples >= self._budget.samples
@@ -189,27 +138,34 @@ class Scheduler:
 
     # --- filling slots -----------------------------------------------------------------------------------------------
 
-    def _fill(self) -> None:
-        if self.halt or self._out_of_samples():
-            return
-        busy = {active.slot.id for active in self._active.values()}
-        for slot in self._executor.slots:
-            if slot.id not in busy and (job := self._job_for(slot)) is not None:
-                self._start(job, slot)
+    def _fill(self) -> bool:
+        """Start trials on free slots; True if STARTS of them were started and there may be more."""
+        if self.halt or self._out_of_samples() or (self._exhausted and not self._waiting):
+            return False
+        seats = Seats(self._executor.slots, self._active.values(), self._waiting.alone())
+        chosen: list[tuple[Job, Slot]] = []
+        asked: list[TrialConfig] = []
+        for slot in seats.free:
+            if len(chosen) == STARTS or (self._exhausted and not self._waiting):
+                break
+            if not seats.reserved(slot) and (job := self._waiting.take(slot, seats.devices) or self._ask(asked)):
+                seats.take(slot, job)
+                chosen.append((job, slot))
+        if asked:
+            self._search.commit()
+        for config in asked:
+            self._ledger.open(config)
+        for job, slot in chosen:
+            self._start(job, slot)
+        return len(chosen) == STARTS
 
-    def _job_for(self, slot: Slot) -> Job | None:
-        if self._waiting.reserved(slot, self._active.values()):
-            return None
-        return self._waiting.take(slot, {s.device for s in self._executor.slots}) or self._ask()
-
-    def _ask(self) -> Job | None:
-        if self._exhausted:
-            return None
-        config = self._search.ask()
+    def _ask(self, asked: list[TrialConfig]) -> Job | None:
+        """The next trial of the search, added to `asked`: it may be opened once the search's records are committed."""
+        config = None if self._exhausted else self._search.ask()
         if config is None:
             self._exhausted = True
             return None
-        self._ledger.open(config)
+        asked.append(config)
         return Job(config.number)
 
     def _start(self, job: Job, slot: Slot) -> None:
@@ -223,6 +179,26 @@ class Scheduler:
 
     # --- hearing the workers -----------------------------------------------------------------------------------------
 
+    def _hear(self, messages: Iterable[Message]) -> None:
+        """Handle messages in order. What the search was told before an attempt's end is committed before that end is
+        written."""
+        for message in messages:
+            if isinstance(message, EventMessage):
+                self._on_event(message.number, message.event)
+            elif isinstance(message, NoteMessage):
+                self._note(message.text)
+            else:
+                self._commit()
+                self._on_exit(message)
+        self._commit()
+
+    def _commit(self) -> None:
+        if self._answers:
+            self._ledger.commit()
+        for number, verdict in self._answers:
+            self._executor.answer(number, verdict)
+        self._answers.clear()
+
     def _on_event(self, number: int, event: Event) -> None:
         active = self._active.get(number)
         if active is None:
@@ -230,7 +206,7 @@ class Scheduler:
         active.alive = self._clock()
         self._ledger.see(number, event)
         if event.type == "eval":
-            self._executor.answer(number, self._judge(active, event))
+            self._answers.append((number, self._judge(active, event)))
         elif event.type in ("done", "left"):
             active.end = event
 

@@ -55,16 +55,43 @@ class Queue:
     def put(self, job: Job, *, first: bool = False) -> None:
         (self._jobs.appendleft if first else self._jobs.append)(job)
 
-    def reserved(self, slot: Slot, active: Iterable[Active]) -> bool:
-        """Must `slot` stay empty, because a trial needs (or has) its device for itself?"""
-        here = [a for a in active if a.slot.device == slot.device]
-        return bool(here) and (any(a.alone for a in here) or any(job.alone == slot.device for job in self._jobs))
+    def alone(self) -> frozenset[str]:
+        """Devices that a waiting trial needs for itself."""
+        return frozenset(job.alone for job in self._jobs if job.alone)
 
     def take(self, slot: Slot, devices: Collection[str]) -> Job | None:
-        """The next job for `slot`, which is not reserved; `devices` are those in service."""
-        for job in sorted(self._jobs, key=lambda job: job.alone != slot.device):
-            elsewhere = job.alone in devices and job.alone != slot.device
-            if not elsewhere and not (job.avoid == slot.device and len(devices) > 1):
-                self._jobs.remove(job)
-                return job
-        return None
+        """The next job for `slot`, which is not reserved; `devices` are those in service. A job that needs the slot's
+        device for itself comes first."""
+        job = next((job for job in self._jobs if job.alone == slot.device), None)
+        job = job or next((job for job in self._jobs if _fits(job, slot, devices)), None)
+        if job is not None:
+            self._jobs.remove(job)
+        return job
+
+
+def _fits(job: Job, slot: Slot, devices: Collection[str]) -> bool:
+    elsewhere = job.alone in devices and job.alone != slot.device
+    return not elsewhere and not (job.avoid == slot.device and len(devices) > 1)
+
+
+class Seats:
+    """Slots and devices while a turn of the loop fills them, by device: it is asked once per free slot."""
+
+    def __init__(self, slots: Collection[Slot], active: Collection[Active], wanted: frozenset[str]) -> None:
+        """`wanted`: devices that a waiting trial needs for itself."""
+        busy = {a.slot.id for a in active}
+        self.devices = {slot.device for slot in slots}
+        """In service."""
+        self.free = [slot for slot in slots if slot.id not in busy]
+        self._occupied = {a.slot.device for a in active}
+        self._closed = wanted | {a.slot.device for a in active if a.alone}
+
+    def reserved(self, slot: Slot) -> bool:
+        """Must `slot` stay empty, because a trial needs (or has) its device for itself?"""
+        return slot.device in self._occupied and slot.device in self._closed
+
+    def take(self, slot: Slot, job: Job) -> None:
+        """`job` will run on `slot`."""
+        self._occupied.add(slot.device)
+        if job.alone:
+            self._closed |= {slot.device}

@@ -18,7 +18,8 @@ from saebench.runs.events import Event, Verdict
 from saebench.runs.files import DamagedError, file_sum
 from saebench.runs.paths import TrialPaths
 from saebench.runs.state import AttemptRecord, TrialState, load_config, load_state, same_trial, write_config
-from saebench.scheduler.ledger import Ended, Ledger, RecoverableSearch
+from saebench.scheduler.ledger import Ledger
+from saebench.scheduler.protocols import Ended, RecoverableSearch
 
 COMPARED = 1 << 30
 """Bytes of finished trials whose sums a start compares; of what is beyond, only the sizes."""
@@ -161,6 +162,7 @@ def _settle(ledger: Ledger, number: int, *, told: bool) -> bool:
             ledger.tell(number)
         return True
     done = _replay(ledger, number, trial)
+    ledger.commit()
     if done is not None:
         ledger.finish(number, "complete")
     elif state.verdict.get("verdict") == Verdict.PRUNE:

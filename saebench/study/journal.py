@@ -1,88 +1,25 @@
-"""Optuna's storage: one file that only the scheduler writes, and two places where Optuna has to be worked around."""
+"""Optuna's storage: a journal that only the scheduler writes, and two places where Optuna has to be worked around."""
 
 from __future__ import annotations
 
 import copy
-import json
-import os
-import shutil
 from bisect import bisect_left, insort
-from collections import deque
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalBackend
 from optuna.trial import FrozenTrial, TrialState
-from pydantic_core import from_json
 
-from saebench.runs.files import is_intact, seal_line
-
-
-class _Records(BaseJournalBackend):
-    """The lines of a file that nobody else writes.
-
-    Optuna's own backend takes a lock, waits for the disk and reads the file again at every record, and a trial is about
-    eight of them. Here those that belong together are one write and one wait, and what was written is known already.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        path.touch()
-        self._unread = deque(path.read_bytes().splitlines(keepends=True))
-        self._read = 0
-        self._unwritten: list[bytes] = []
-        self._together = 0
-
-    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Every record once, to the one storage that has this backend."""
-        assert log_number_from == self._read
-        while self._unread:
-            self._read += 1
-            record = json.loads(self._unread.popleft())
-            record.pop("crc32", None)
-            yield record
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        lines = [seal_line(json.dumps(log, separators=(",", ":"))).encode() for log in logs]
-        self._unwritten += lines
-        self._unread.extend(lines)
-        if not self._together:
-            self._flush(durable=True)
-
-    @contextmanager
-    def together(self, *, durable: bool) -> Iterator[None]:
-        self._together += 1
-        try:
-            yield
-        finally:  # what Optuna has in memory belongs into the file, come what may
-            self._together -= 1
-            if not self._together and self._unwritten:
-                self._flush(durable=durable)
-
-    def _flush(self, *, durable: bool) -> None:
-        data = b"".join(self._unwritten)
-        with self._path.open("ab", buffering=0) as file:
-            end = file.tell()
-            try:
-                if file.write(data) != len(data):
-                    raise OSError(f"{self._path}: not written as a whole; is the disk full?")
-            except OSError:
-                file.truncate(end)  # half a record would make the rest unreadable
-                raise
-            self._unwritten.clear()
-            if durable:
-                os.fsync(file.fileno())
+from saebench.study.records import FileRecords, Records, repair_journal, set_aside
 
 
 class Journal(JournalStorage):
-    """Optuna's storage in one file, written by this process alone."""
+    """Optuna's storage in records that this process alone writes."""
 
-    def __init__(self, path: Path) -> None:
-        self._records = _Records(path)
+    def __init__(self, records: Records) -> None:
+        self._records = records
         self._study: dict[int, int] = {}
         """Trial's id -> its study's."""
         self._superseded: set[int] = set()
@@ -128,12 +65,17 @@ class Journal(JournalStorage):
             trial.number = first - bisect_left(again, first)
         return trial
 
-    @contextmanager
-    def together(self, *, durable: bool = True) -> Iterator[None]:
-        """The records made inside are written at the end, in order and at once, and are on the disk when this is left.
-        Without `durable` a killed process loses none of them either; a power cut may, until the next durable ones."""
-        with self._records.together(durable=durable):
-            yield
+    def group(self) -> AbstractContextManager[None]:
+        """The records made inside are found together later, or none of them; durable after the next `commit`."""
+        return self._records.group()
+
+    def commit(self) -> None:
+        """Make every record so far durable."""
+        self._records.commit()
+
+    def close(self) -> None:
+        """Give back what the records hold open; the storage is of no use afterwards."""
+        self._records.close()
 
 
 def open_journal(path: Path) -> Journal:
@@ -146,47 +88,14 @@ def open_journal(path: Path) -> Journal:
     path.parent.mkdir(parents=True, exist_ok=True)
     repair_journal(path)
     try:
-        return Journal(path)
+        return Journal(FileRecords(path))
     except UNREADABLE:
         set_aside(path)
-        return Journal(path)
+        return Journal(FileRecords(path))
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
 """What Optuna raises for records that are whole but are not its own."""
-
-
-def set_aside(path: Path) -> None:
-    """Rename a journal that cannot be used; the trials are read from their directories again."""
-    if path.exists():
-        path.replace(path.with_name(f"{path.name}.damaged"))
-
-
-def repair_journal(path: Path) -> None:
-    """Cut off what follows the last record before which all are whole: half a line, or blocks that never reached the
-    disk, whatever follows them. A file in which more than its end is broken is kept beside as `.damaged`."""
-    if not path.is_file():
-        return
-    with path.open("r+b") as file:
-        end = 0
-        for line in file:
-            if not line.endswith(b"\n") or not _is_record(line):
-                break
-            end += len(line)
-        if end == file.seek(0, os.SEEK_END):
-            return
-        file.seek(end)
-        if any(_is_record(line) for line in file):
-            shutil.copyfile(path, path.with_name(f"{path.name}.damaged"))
-        file.truncate(end)
-
-
-def _is_record(line: bytes) -> bool:
-    try:
-        record = from_json(line)
-    except ValueError:
-        return False
-    return isinstance(record, dict) and isinstance(record.get("op_code"), int) and is_intact(line)
 
 
 def attach(study: optuna.Study, trial_id: int) -> optuna.trial.Trial:

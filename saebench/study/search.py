@@ -29,7 +29,8 @@ from saebench.runs.tags import Tag
 from saebench.spec import Range, Scalar
 from saebench.study import pruners, samplers
 from saebench.study.draw import SEARCH_TAGS, accept, add, draw, search_seed
-from saebench.study.journal import UNREADABLE, attach, frozen, open_journal, set_aside
+from saebench.study.journal import UNREADABLE, attach, frozen, open_journal
+from saebench.study.records import set_aside
 from saebench.study.refine import choice_tags, choose, propose
 from saebench.study.stratum_search import End, StratumSearch, Trial, known_trial
 from saebench.study.studies import Studies
@@ -96,11 +97,19 @@ class Search:
         """The next trial to run; None when there is none now (there may be more once running ones have ended).
 
         Every stratum gets its points in turn; where they have ended, refinements follow, then the other seeds of what
-        was chosen. The trial is in the journal, with its number, when this returns.
+        was chosen. The trial is in the journal, with its number, after the next `commit`.
         """
-        with self._storage.together():
+        with self._storage.group():
             following = self._following()
         return self._config(following) if following is not None else None
+
+    def commit(self) -> None:
+        """Make durable what `ask`, `report` and `tell` have recorded so far."""
+        self._storage.commit()
+
+    def close(self) -> None:
+        """Give back what the journal holds open; to be called once, at the end."""
+        self._storage.close()
 
     @property
     def done(self) -> bool:
@@ -124,9 +133,9 @@ class Search:
     def report(self, number: int, samples: int, values: Mapping[str, float]) -> Decision:
         """Report what a trial measured after `samples` examples; return whether to prune it. Trials that compare or
         refine are never pruned, nor is a trial at its end. A value that is not finite is not reported: that trial is
-        about to fail as diverged.
+        about to fail as diverged. A mark in the journal is not judged again: whether it pruned is recorded with it.
 
-        Raises ValueError where the objective is not among the values.
+        Durable after the next `commit`. Raises ValueError where the objective is not among the values.
         """
         trial, prune = self._trials[number], self._plan.spec.prune.pruner
         value = self._objective(number, values)
@@ -136,12 +145,18 @@ class Search:
             return Decision(Verdict.GO, numbers)
         marks = self._plan.marks()
         mark = marks[max(0, bisect_right(marks, samples) - 1)]  # batches may pass a mark by a few examples
-        with self._storage.together():
+        past = frozen(trial.trial)
+        if mark in past.intermediate_values:
+            return _recorded(past, samples, numbers)
+        with self._storage.group():
             pruners.report(trial.trial, mark, value, values)
             if mark >= marks[-1] or prune == "none":
                 return Decision(Verdict.GO, numbers)
             stop, found = pruners.judge(trial.trial, mark, value)
-        return Decision(Verdict.PRUNE if stop else Verdict.GO, numbers | found)
+            numbers |= found
+            if stop:
+                trial.trial.set_user_attr("verdict", {"verdict": Verdict.PRUNE.value, **numbers})
+        return Decision(Verdict.PRUNE if stop else Verdict.GO, numbers)
 
     def tell(
         self,
@@ -154,7 +169,7 @@ class Search:
         """Record how a trial ended; a second time it changes nothing. `numbers`: the verdict's, kept beside the trial.
 
         The caller has made the end durable before, and repeats this call if it finds the trial running at a later
-        start: so nothing is synced here. A power cut may take the record, up to the next `ask`, `report` or `reopen`.
+        start: so this needs no `commit`.
         """
         trial = self._trials[number]
         if trial.state != "running":
@@ -163,7 +178,7 @@ class Search:
         objective = self._objective(number, values) if state == "complete" else math.nan
         if state == "complete" and not math.isfinite(objective):
             state, kind = "failed", "diverged"
-        with self._storage.together(durable=False):
+        with self._storage.group():
             for key, said in (("kind", kind), ("verdict", numbers), ("values", _finite(values))):
                 if said:
                     handle.set_user_attr(key, dict(said) if isinstance(said, Mapping) else said)
@@ -336,7 +351,7 @@ class Search:
         key = self._plan.spec.search.objective
         marks = {samples: float(values[key]) for samples, values in evals.items() if key in values}
         refinement = (params,) if Tag.REFINED in tags else ()
-        with self._storage.together():
+        with self._storage.group():
             trial = add(
                 search, study, params, config.seed, config.number, None, marks, replicate=replicate,
                 refinement=refinement, tags=tags or (COMPARE_TAGS if replicate else SEARCH_TAGS),
@@ -381,6 +396,14 @@ class Search:
         if key not in values:
             raise ValueError(f"trial {number}: search.objective: {key}: not measured; there are: {_names(values)}")
         return float(values[key])
+
+
+def _recorded(past: FrozenTrial, samples: int, numbers: dict[str, Any]) -> Decision:
+    """Return the decision on a mark that is in the journal."""
+    verdict = past.user_attrs.get("verdict", {})
+    if verdict.get("verdict") != Verdict.PRUNE or verdict.get("samples") != samples:
+        return Decision(Verdict.GO, numbers)
+    return Decision(Verdict.PRUNE, {key: value for key, value in verdict.items() if key != "verdict"})
 
 
 def _finite(values: Mapping[str, float]) -> dict[str, float]:

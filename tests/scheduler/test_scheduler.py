@@ -13,11 +13,12 @@ from fakes import Faults, Quiet, ToyExecutor, ToySearch, ToySignals, ToyTracker,
 import saebench.runs.state
 from saebench.runs import events
 from saebench.runs.board import Board, read_board
-from saebench.runs.events import EventLog, FailureKind
+from saebench.runs.events import EventLog, FailureKind, Verdict
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import TrialState, read_state
 from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.ledger import Ledger
+from saebench.scheduler.loop import STARTS
 from saebench.scheduler.recovery import recover
 from saebench.sweep_config import BudgetConfig, FailuresConfig, RetriesConfig
 
@@ -439,7 +440,7 @@ class Deaths:
         self.when = -1
         self.after = False
         targets: list[tuple[Any, str]] = [(saebench.runs.state, "write_json")]
-        targets += [(w.search, name) for name in ("ask", "report", "tell")]
+        targets += [(w.search, name) for name in ("ask", "report", "tell", "commit")]
         targets += [(w.tracker, name) for name in ("open", "close_trial")]
         for owner, name in targets:
             monkeypatch.setattr(owner, name, self._mortal(getattr(owner, name)))
@@ -469,6 +470,7 @@ def disturbed(world: Callable[..., World], when: int, *, after: bool, lifeline: 
             w.run()
         except Died:
             w.executor.lose_scheduler() if lifeline else w.executor.close()
+            w.search.lose_power()
             deaths.when = -1
             faults = w.executor.faults
             w.again(faults={key: kind for key, kind in faults.items() if kind == "diverged"} | again_diverges())
@@ -499,6 +501,68 @@ def test_a_scheduler_that_dies_at_any_act_costs_nothing(
         assert w.search.reports == undisturbed.search.reports, when
         assert w.search.values[0] == undisturbed.search.values[0]
     assert when > 40
+
+
+def test_nothing_is_acknowledged_before_it_is_committed(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    w = world(12, weak={2: 20, 5: 20}, devices=2, per_device=3)
+    commits = 0
+    commit, answer, start, pruned = w.search.commit, w.executor.answer, w.executor.start, list[int]()
+
+    def committed() -> None:
+        nonlocal commits
+        commits += bool(w.search.uncommitted)
+        commit()
+
+    def told(number: int, verdict: Verdict) -> None:
+        assert not w.search.uncommitted, "a verdict before its record"
+        if verdict == Verdict.PRUNE:
+            assert w.state(number).verdict["verdict"] == "prune"
+            pruned.append(number)
+        answer(number, verdict)
+
+    def begun(attempt: Any, slot: Any) -> None:
+        assert not w.search.uncommitted, "a start before the record of its trial"
+        start(attempt, slot)
+
+    for owner, name, new in (
+        (w.search, "commit", committed),
+        (w.executor, "answer", told),
+        (w.executor, "start", begun),
+    ):
+        monkeypatch.setattr(owner, name, new)
+    assert w.run() is None
+    assert pruned == [2, 5]
+    assert commits < len(w.search.reports), "those of one turn are committed together"
+
+
+def test_a_turn_starts_a_few_trials_and_waits_for_nothing_until_all_have_started(world: Callable[..., World]) -> None:
+    w = world(3 * STARTS, devices=1, per_device=3 * STARTS)
+    waits: list[float] = []
+    poll = w.executor.poll
+    w.executor.poll = lambda timeout: (waits.append(timeout), poll(timeout))[1]  # type: ignore[method-assign]
+    assert w.run() is None
+    assert [len(t) for t in w.executor.together[:3]] == [STARTS, 2 * STARTS, 3 * STARTS]
+    assert waits[:2] == [0, 0]
+    assert waits[3] > 0
+
+
+def test_state_is_written_when_it_changes_and_not_at_every_mark(
+    world: Callable[..., World], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[str] = []
+    real = saebench.runs.state.write_json
+
+    def write(path: Path, value: Any, **more: Any) -> None:
+        written.append(path.parent.name)
+        real(path, value, **more)
+
+    monkeypatch.setattr(saebench.runs.state, "write_json", write)
+    w = world(2, weak={1: 20})
+    w.run()
+    assert written.count("0000") == 3, "config.json, running, complete"
+    assert written.count("0001") == 4, "config.json, running, to be pruned, pruned"
 
 
 def test_a_finished_sweep_starts_nothing(world: Callable[..., World]) -> None:

@@ -20,8 +20,8 @@ from saebench.plan import Plan, make_plan
 from saebench.runs.events import Verdict
 from saebench.spec import parse_spec
 from saebench.study import Search
-from saebench.study import journal as journal_module
-from saebench.study.journal import attach, open_journal, repair_journal
+from saebench.study.journal import attach, open_journal
+from saebench.study.records import FileRecords, repair_journal
 
 LR = {"low": 1e-4, "high": 1e-2, "log": True}
 
@@ -402,8 +402,8 @@ class Disk:
         self.inherited, self.how, self.kept = left, how, kept
         self.synced = 0
 
-    def flush(self, records: Any, *, durable: bool) -> None:
-        """In place of `_Records._flush`."""
+    def hand_over(self, records: Any) -> None:
+        """In place of `FileRecords._hand_over`."""
         lines, path = list(records._unwritten), records._path
         with path.open("ab") as file:
             for line in lines:
@@ -415,8 +415,11 @@ class Disk:
                     raise Crash
                 file.write(line)
         records._unwritten.clear()
-        if durable:
-            self.synced = path.stat().st_size
+
+    def commit(self, records: Any) -> None:
+        """In place of `FileRecords.commit`."""
+        self.hand_over(records)
+        self.synced = records._path.stat().st_size
 
     def cut(self, path: Path) -> None:
         if self.how == "power cut":
@@ -442,14 +445,15 @@ def test_a_crash_at_any_record_loses_no_trial_and_reuses_no_number(
         seen: dict[int, TrialConfig] = {}
         disk = Disk(crash_at, how, kept=(crash_at % 3) / 2)
         with monkeypatch.context() as patch:
-            patch.setattr(
-                journal_module._Records, "_flush", lambda self, *, durable, disk=disk: disk.flush(self, durable=durable)
-            )
+            patch.setattr(FileRecords, "_hand_over", lambda self, disk=disk: disk.hand_over(self))
+            patch.setattr(FileRecords, "commit", lambda self, disk=disk: disk.commit(self))
             try:
                 search = Search(made, journal)
                 while (config := search.ask()) is not None:
+                    search.commit()
                     seen[config.number] = config
                     search.report(config.number, 10_000, {"eval/fvu": 0.5})
+                    search.commit()
                     complete(search, config)
                 survived += 1
             except Crash:
@@ -488,6 +492,24 @@ def test_a_trial_without_a_number_is_drawn_as_if_none_had_been_tried_again(tmp_p
     assert drawn(run(again)) == drawn(expected[12:])
 
 
+def test_a_mark_in_the_journal_is_not_judged_again(journal: Path) -> None:
+    """state.json tells nothing about a mark that was judged as GO; a resumed scheduler replays it from events.jsonl."""
+    made = plan(8, k=16, prune={"pruner": "median", "startup_trials": 2})
+    search = Search(made, journal)
+    first, second, early, weak = (config for _ in range(4) if (config := search.ask()) is not None)
+    assert search.report(early.number, 10_000, {"eval/fvu": 0.9}).verdict == Verdict.GO, "it has no peers yet"
+    for config in (first, second):
+        for samples in (10_000, 15_000):
+            search.report(config.number, samples, {"eval/fvu": 0.3})
+        complete(search, config, 0.2)
+    decision = search.report(weak.number, 10_000, {"eval/fvu": 0.9})
+    assert decision.verdict == Verdict.PRUNE
+    again = Search(made, journal)  # killed before state.json was written
+    assert again.report(weak.number, 10_000, {"eval/fvu": 0.9}) == decision
+    assert again.report(early.number, 10_000, {"eval/fvu": 0.9}).verdict == Verdict.GO
+    assert again.report(early.number, 15_000, {"eval/fvu": 0.9}).verdict == Verdict.PRUNE, "a new mark is judged"
+
+
 def test_nobody_waits_for_the_disk_but_for_what_no_one_else_knows(
     journal: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -498,8 +520,10 @@ def test_nobody_waits_for_the_disk_but_for_what_no_one_else_knows(
     for _ in range(3):
         config = search.ask()
         assert config is not None
+        search.commit()
         assert waits == [journal.stat().st_size], "a trial that is handed out is on the disk, whole"
         search.report(config.number, 10_000, {"eval/fvu": 0.5})
+        search.commit()
         assert waits[1:] == [journal.stat().st_size], "so is an evaluation with its verdict: peers are compared with it"
         complete(search, config)
         assert len(waits) == 2, "an end is in state.json before it is told"

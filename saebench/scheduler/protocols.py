@@ -1,0 +1,93 @@
+"""What the scheduler asks of its search, its tracker, its view and its signals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from saebench.config import TrialConfig
+from saebench.runs.board import Board
+from saebench.runs.events import FailureKind, Verdict
+from saebench.runs.state import TrialState, TrialStateName
+
+
+class Decision(Protocol):
+    """The search's answer to an evaluation."""
+
+    @property
+    def verdict(self) -> Verdict: ...
+    @property
+    def numbers(self) -> Mapping[str, Any]: ...
+
+
+class Search(Protocol):
+    """The part of `study.Search` that the scheduler uses."""
+
+    @property
+    def done(self) -> bool: ...
+    def ask(self) -> TrialConfig | None: ...
+    def commit(self) -> None: ...
+    def running(self) -> list[TrialConfig]: ...
+    def report(self, number: int, samples: int, values: Mapping[str, float]) -> Decision: ...
+    def tell(
+        self,
+        number: int,
+        state: Any,
+        values: Mapping[str, float],
+        kind: FailureKind | None,
+        numbers: Mapping[str, Any],
+    ) -> None: ...
+    def reopen(self, number: int) -> TrialConfig: ...
+    def tags(self, number: int) -> dict[str, str]: ...
+    def left(self) -> int: ...
+
+
+class Ended(Protocol):
+    """What the search remembers of a trial that has ended."""
+
+    @property
+    def state(self) -> TrialStateName: ...
+    @property
+    def values(self) -> Mapping[str, float]: ...
+    @property
+    def kind(self) -> FailureKind | None: ...
+    @property
+    def verdict(self) -> Mapping[str, Any]: ...
+
+
+class RecoverableSearch(Search, Protocol):
+    """The part of `study.Search` that recovery uses beside."""
+
+    def numbers(self) -> list[int]: ...
+    def config(self, number: int) -> TrialConfig | None: ...
+    def ended(self, number: int) -> Ended | None: ...
+    def restore(
+        self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]
+    ) -> bool: ...
+
+
+class Tracker(Protocol):
+    """The part of `tracking.Tracker` that the scheduler uses; nothing here blocks or raises."""
+
+    def open(self, config: TrialConfig, tags: dict[str, str]) -> None: ...
+    def close_trial(self, number: int, state: Any, reason: str, tags: dict[str, str]) -> None: ...
+    def lag(self) -> tuple[int, str | None]: ...
+
+
+class View(Protocol):
+    """What shows a sweep to a person (terminal/views.py)."""
+
+    def note(self, text: str) -> None: ...
+    def ended(self, state: TrialState) -> None: ...
+    def show(self, board: Board) -> None: ...
+
+
+class Signals(Protocol):
+    """The part of `interrupts.Interrupts` that the scheduler uses."""
+
+    @property
+    def level(self) -> int: ...
+    @property
+    def exit_code(self) -> int: ...
+    @property
+    def why(self) -> str: ...
