@@ -202,7 +202,8 @@ def _log(document: Report) -> list[str]:
 
     from saebench.report.html import page
     from saebench.runs.tags import Tag
-    from saebench.tracking.server import open_reader, reading
+    from saebench.tracking.mlflow_errors import reading
+    from saebench.tracking.server import open_reader
 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "report.html").write_text(page(document), encoding="utf-8")
