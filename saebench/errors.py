@@ -49,6 +49,12 @@ class LockedError(UserError):
     exit_code = 6
 
 
+class ExecutorLostError(UserError):
+    """What runs the trials, such as a cluster, is gone in the middle of a sweep; it can be resumed."""
+
+    exit_code = 75
+
+
 _NO_MEMORY = ("failed to map segment", "cannot allocate memory", "error return without exception set")
 """What the loader of shared libraries and extension modules say when the address space is full."""
 _NO_THREADS = "can't start new thread"

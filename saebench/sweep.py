@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench import telemetry
-from saebench.errors import PreflightError, SpecError, environment_error_message
+from saebench.errors import ExecutorLostError, PreflightError, SpecError, environment_error_message
 from saebench.executors import TARGET
 from saebench.executors.table import make_executor
 from saebench.forecast import empty_board
@@ -225,7 +225,7 @@ class _Sweep:
             plan = make_plan(self._spec, lock.d_in, lock.cache_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
-            executor.settle(self._paths, self._view.note)
+            executor.settle(self._paths, self._view.note, lock.cache_key)
             self._paths.remove_left_overs()
             search = Search(plan, self._paths.journal)
             tracker.start(lock.info())
@@ -394,6 +394,10 @@ class _Sweep:
         )
         try:
             return board, scheduler.run()
+        except ExecutorLostError as error:
+            for number in ledger.numbers("running"):
+                ledger.interrupt(number, str(error))
+            return board, Halt(str(error), error.exit_code)
         finally:
             self._remove_stop()
 

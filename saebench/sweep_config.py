@@ -103,9 +103,9 @@ class FailuresConfig(Config):
 class RunConfig(Config):
     """Where trials run."""
 
-    executor: Literal["local", "in_process"] = "local"
-    """local: processes on this machine. in_process: threads of the sweep's own process, on the CPU, for debuggers. May
-    differ at every start."""
+    executor: Literal["local", "in_process", "ray"] = "local"
+    """local: processes on this machine. in_process: threads of the sweep's own process, on the CPU, for debuggers. ray:
+    processes on the machines of a Ray cluster (docs/cluster.md). May differ at every start."""
     devices: Literal["auto", "cpu", "mps"] | tuple[int | str, ...] = "auto"
     """auto: CUDA, then MPS, then CPU; a list names GPUs by index or UUID."""
     per_device: PositiveInt | None = None
@@ -116,6 +116,22 @@ class RunConfig(Config):
     grace: PositiveFloat = 60
     """Seconds a trial has to write its checkpoint and leave before it is killed: below what the site gives (Slurm's
     KillWait, Kubernetes' terminationGracePeriodSeconds). May differ at every start."""
+    address: str | None = None
+    """Of ray: HOST:PORT of the head; null: RAY_ADDRESS, else the cluster of this machine. May differ at every start."""
+    agents: Literal["auto"] | PositiveInt = "auto"
+    """Of ray: how many devices (on the CPU: machines, or shares of per_device x threads cores) to ask for; auto: all
+    there are, and those that join later. May differ at every start."""
+    gpus_per_trial: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Of ray: share of a GPU that a trial gets; null: a whole one, divided by per_device. May differ at every start."""
+    storage: Literal["auto", "shared", "streamed"] = "auto"
+    """Of ray: shared: machines see the sweep's directory under the same path. streamed: they do not, files are copied.
+    auto: found out for each machine. May differ at every start."""
+    transfer_mbps: PositiveFloat = 50
+    """Of ray: megabytes per second that copies of checkpoints may take together, where they are copied. May differ at
+    every start."""
+    insecure: bool = False
+    """Of ray: use a cluster without token authentication, where everybody who reaches its ports runs code. May differ
+    at every start."""
     failures: FailuresConfig = FailuresConfig()
     """Retries, stalls and when to give up."""
 

@@ -202,8 +202,7 @@ def _log(document: Report) -> list[str]:
 
     from saebench.report.html import page
     from saebench.runs.tags import Tag
-    from saebench.tracking.mlflow_errors import reading
-    from saebench.tracking.server import open_reader
+    from saebench.tracking.server import open_reader, reading
 
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "report.html").write_text(page(document), encoding="utf-8")

@@ -62,8 +62,7 @@ def ui(
 
 def _experiment_tags(source: Source) -> list[str] | None:
     """Their names; None where the server does not say (who opens the page will see why)."""
-    from saebench.tracking.mlflow_errors import reading
-    from saebench.tracking.server import open_reader
+    from saebench.tracking.server import open_reader, reading
 
     try:
         client = open_reader(source.uri)

@@ -82,9 +82,10 @@ class Executor(Protocol):
         """Devices of this machine on which `stores.cache.build` may encode."""
         ...
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None]) -> None:
+    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:
         """Wait for the workers of an earlier scheduler of this sweep to leave, kill those that do not, and bring what
-        they wrote to the sweep's directory. Called once, before the first trial of this start."""
+        they wrote to the sweep's directory. Called once, before the first trial of this start; the trials will need the
+        cache's entry `cache_key`."""
         ...
 
     def start(self, attempt: Attempt, slot: Slot) -> None:

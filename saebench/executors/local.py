@@ -60,13 +60,21 @@ class _Worker:
 class LocalExecutor:
     """See `Executor`. One selector, no threads; PreflightError for a device that is not there."""
 
-    def __init__(self, run: RunConfig, cache_dir: Path, target: str = TARGET, spawner: Spawner | None = None) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        cache_dir: Path,
+        target: str = TARGET,
+        spawner: Spawner | None = None,
+        *,
+        fenced: bool = False,
+    ) -> None:
         self._slots = make_slots(run)
         self._cache_dir = cache_dir
         self._target = target
         self._workers: dict[int, _Worker] = {}
         self._messages: list[Message] = []
-        self._grace = run.grace
+        self._grace, self._fenced = run.grace, fenced
         self._selector = selectors.DefaultSelector()
         self._awake, self._wake = socket.socketpair()
         for end in (self._awake, self._wake):
@@ -83,7 +91,7 @@ class LocalExecutor:
     def encoders(self) -> list[str]:
         return list(dict.fromkeys(slot.device for slot in self._slots))
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None]) -> None:
+    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:  # noqa: ARG002
         await_orphans(paths.trials(), note, self._grace)
 
     def start(self, attempt: Attempt, slot: Slot) -> None:
@@ -112,6 +120,7 @@ class LocalExecutor:
             environment=environment(slot),
             sys_path=search_path(),
             grace=self._grace,
+            fenced=self._fenced,
         )
 
     def poll(self, timeout: float) -> list[Message]:

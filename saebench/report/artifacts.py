@@ -12,8 +12,7 @@ from saebench.errors import UserError
 from saebench.report.sources import Source
 from saebench.runs.paths import EVALUATION
 from saebench.runs.tags import Tag
-from saebench.tracking.mlflow_errors import reading
-from saebench.tracking.server import open_reader
+from saebench.tracking.server import open_reader, reading
 
 if TYPE_CHECKING:
     import numpy as np

@@ -11,8 +11,7 @@ from saebench.report import artifacts, wire
 from saebench.report.record import Record
 from saebench.report.rows import finite
 from saebench.report.sources import Source
-from saebench.tracking.mlflow_errors import reading
-from saebench.tracking.server import open_reader
+from saebench.tracking.server import open_reader, reading
 
 if TYPE_CHECKING:
     import numpy as np

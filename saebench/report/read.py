@@ -12,8 +12,7 @@ from saebench.report.rows import row_of, to_frame
 from saebench.report.sources import Source, known_runs, pages
 from saebench.report.table import number_of
 from saebench.runs.tags import Tag
-from saebench.tracking.mlflow_errors import reading
-from saebench.tracking.server import open_reader
+from saebench.tracking.server import open_reader, reading
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -45,6 +45,11 @@ class TrialPaths:
         return self.root / "events.jsonl"
 
     @property
+    def fence(self) -> Path:
+        """On a cluster, the number of the newest attempt: an older one that still runs somewhere stops at once."""
+        return self.root / "attempt"
+
+    @property
     def log(self) -> Path:
         """stdout and stderr of every attempt."""
         return self.root / "log.txt"
@@ -120,6 +125,11 @@ class SweepPaths:
     def retry(self) -> Path:
         """Exists when another terminal asked for trials to be tried again; a JSON list of their numbers."""
         return self.root / "retry.json"
+
+    @property
+    def cluster(self) -> Path:
+        """The name of the sweep's scratch folders on the nodes of a cluster, as JSON."""
+        return self.root / "cluster.json"
 
     @property
     def floors(self) -> Path:

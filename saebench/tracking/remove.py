@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saebench.tracking.mlflow_errors import is_lasting, reading
-from saebench.tracking.server import open_reader
+from saebench.tracking.server import is_lasting, open_reader, reading
 
 
 def runs_of(uri: str, experiment_id: str, parent: str) -> list[str]:

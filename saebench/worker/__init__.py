@@ -13,6 +13,7 @@ import errno
 import importlib
 import json
 import re
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -53,6 +54,8 @@ class Request:
     sys_path: list[str]
     verdict_wait: float = VERDICT_WAIT
     grace: float = GRACE
+    fenced: bool = False
+    """Stop as soon as `TrialPaths.fence` names a newer attempt."""
 
     def to_json(self) -> bytes:
         return json.dumps(asdict(self)).encode()
@@ -107,22 +110,31 @@ def work(request: Request, line: Line) -> bool:
     """Run the target in this process, record and send its events; return False after a `failed` event."""
     config, paths = TrialConfig.model_validate(request.config), TrialPaths(Path(request.root))
     log = EventLog(paths.events)
+    fence = Fence(paths, request.attempt) if request.fenced else None
     samples = 0
 
     def report(event: Event) -> Verdict:
         nonlocal samples
         samples = event.samples
+        if fence is not None:
+            fence.check()
         event = replace(event, attempt=request.attempt)
         if event.type == "done":
             event = replace(event, info={**event.info, "files": finished_files(paths)})
         log.append(event)
         line.send(event)
-        return line.wait(event.samples) if event.type == "eval" else line.pending()
+        return line.wait(event.samples) if event.type == "eval" else pending()
+
+    def pending() -> Verdict:
+        asked = line.pending()
+        if fence is not None and (asked is not Verdict.GO or fence.is_due()):
+            fence.check()
+        return asked
 
     try:
         run = resolve(request.target)
         cache_dir = Path(request.cache_dir)
-        run(config, paths, request.device, report, cache_dir=cache_dir, attempt=request.attempt, pending=line.pending)
+        run(config, paths, request.device, report, cache_dir=cache_dir, attempt=request.attempt, pending=pending)
     except Exception as error:  # whatever the target raises is this trial's end and nobody else's
         traceback.print_exc()
         failed = replace(failure(error, samples), attempt=request.attempt)
@@ -134,6 +146,30 @@ def work(request: Request, line: Line) -> bool:
         with contextlib.suppress(OSError):
             log.close()
     return True
+
+
+class FencedError(BaseException):
+    """A newer attempt at the trial has begun; not an Exception, so that nothing is recorded about it."""
+
+
+class Fence:
+    """Looks whether a newer attempt has begun: before every event, and once a second between them, so that an attempt
+    that was cut off writes neither record nor checkpoint beside its successor."""
+
+    SECONDS = 1.0
+
+    def __init__(self, paths: TrialPaths, attempt: int) -> None:
+        self._path, self._attempt, self._looked = paths.fence, attempt, time.monotonic()
+
+    def is_due(self) -> bool:
+        return time.monotonic() - self._looked > self.SECONDS
+
+    def check(self) -> None:
+        """Raises FencedError."""
+        self._looked = time.monotonic()
+        with contextlib.suppress(OSError, ValueError):  # no fence: nobody else can have begun
+            if int(self._path.read_text("utf-8")) > self._attempt:
+                raise FencedError(f"attempt {self._attempt}: a newer one has begun")
 
 
 def finished_files(paths: TrialPaths) -> dict[str, tuple[int, int]]:

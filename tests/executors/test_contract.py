@@ -1,4 +1,4 @@
-"""What every executor promises, shown on all three of them."""
+"""What every executor promises, shown on all of them."""
 
 from __future__ import annotations
 

@@ -165,7 +165,7 @@ def test_what_was_deleted_in_mlflow_is_named(project: Path) -> None:
 
 def test_a_locked_database_is_one_line_without_sql(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = sqlite_uri(project / "mlflow.db")
-    monkeypatch.setattr(server, "use_log", lambda _: None)
+    monkeypatch.setattr(server, "quicken", lambda _: None)
     locked = sqlite3.OperationalError("database is locked")
 
     def refuse(**_: Any) -> None:

@@ -1,0 +1,94 @@
+"""`python -m saebench.executors.ray.bridge FD`: the Ray driver of a sweep, a process of its own.
+
+Ray replaces signal handlers, prints to stdout, starts threads and aborts its process when it gives up: nothing that a
+scheduler should live with. FD is a socket; JSON lines both ways. The first line in is the setup. Its end of file is the
+scheduler's death: the bridge ends, Ray ends the agents of its job, and their trials leave with a checkpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import AsyncIterator
+from typing import Any
+
+from saebench import telemetry
+from saebench.errors import UserError
+from saebench.executors.ray.fleet import Fleet, Setup
+from saebench.sweep_config import RunConfig
+
+LONGEST = 64 << 20
+
+
+async def serve(channel: socket.socket) -> None:
+    """Run a fleet as the scheduler asks, until it closes."""
+    reader, writer = await asyncio.open_connection(sock=channel, limit=LONGEST)
+
+    def send(message: dict[str, Any]) -> None:
+        writer.write(json.dumps(message).encode() + b"\n")
+
+    lines = _lines(reader)
+    try:
+        opened = await anext(lines)
+        fleet, cluster = await _open(opened, send)
+    except UserError as error:
+        send({"type": "refused", "text": str(error)})
+        await writer.drain()
+        return
+    send({"type": "open"})
+    try:
+        async for message in lines:
+            operation = message.pop("op")
+            if operation == "start":
+                fleet.start(message)
+            elif operation == "order":
+                fleet.order(message)
+            elif operation == "settle":
+                asyncio.get_running_loop().create_task(fleet.settle(message))
+            elif operation == "close":
+                break
+    finally:
+        await fleet.close()
+        send({"type": "closed"})
+        await writer.drain()
+        cluster.close()
+
+
+async def _open(opened: dict[str, Any], send: Any) -> tuple[Fleet, Any]:
+    from saebench.executors.ray.cluster import RayCluster
+
+    run = RunConfig.model_validate(opened["run"])
+    cluster = RayCluster(run.address, insecure=run.insecure)
+    for name in ("SIGTERM", "SIGINT"):  # of the scheduler's terminal; it says what is to be done
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    fleet = Fleet(cluster, Setup(run, opened["cache_dir"], opened["target"], opened["lease"]), send)
+    await fleet.open()
+    return fleet, cluster
+
+
+async def _lines(reader: asyncio.StreamReader) -> AsyncIterator[dict[str, Any]]:
+    while line := await reader.readline():
+        yield json.loads(line)
+
+
+def main() -> None:
+    """See above."""
+    telemetry.disable()
+    status = 1
+    try:
+        asyncio.run(serve(socket.socket(fileno=int(sys.argv[1]))))
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(status)  # without Ray's exit handlers, which may hang
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""One agent as the bridge follows it: polls, acknowledges, sends orders in sequence, and notices its loss. No Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from saebench.executors.ray.remote import LostError, Remote, UnreachableError
+from saebench.executors.ray.wire import Json
+
+POLL = 5.0
+"""Seconds that an agent holds a poll back while it has nothing to say."""
+SLACK = 5.0
+"""Seconds beyond `POLL` after which a poll counts as lost."""
+PAUSE = 0.25
+"""Seconds until a call is repeated that got no reply."""
+
+
+@dataclass
+class Member:
+    """An agent, its messages and its orders; times are of the bridge's loop."""
+
+    number: int
+    remote: Remote
+    epoch: str
+    node: str
+    """Name of the node, for people and for the identity of devices."""
+    lease: float
+    deliver: Callable[[Member, Json], None]
+    """Takes each message once, in order."""
+    about: Json = field(default_factory=dict)
+    shared: bool = True
+    settled_at: float | None = None
+    """When the workers of earlier agents on its node had ended."""
+    polled_at: float = 0.0
+    """When the last poll was sent: after this, its lease runs."""
+    alive: bool = True
+    _acknowledged: int = 0
+    _orders: list[Json] = field(default_factory=list)
+    _sent: int = 0
+    """Orders that are acknowledged."""
+    _ordered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def follow(self) -> None:
+        """Poll until the agent is lost. Raises LostError, also where it gave no reply for a whole lease."""
+        loop = asyncio.get_running_loop()
+        answered = loop.time()
+        sender = asyncio.create_task(self._send_orders())
+        try:
+            while True:
+                self.polled_at = loop.time()
+                try:
+                    reply = await self._call("poll", acknowledged=self._acknowledged, wait=POLL)
+                    answered = loop.time()
+                except UnreachableError as error:
+                    if loop.time() - answered > self.lease:
+                        raise LostError(f"no reply for {self.lease:g} s ({error})") from error
+                    await asyncio.sleep(PAUSE)
+                    continue
+                if reply.get("epoch") != self.epoch:  # it has not begun
+                    await asyncio.sleep(PAUSE)
+                    continue
+                for at, message in reply["messages"]:
+                    if at > self._acknowledged:
+                        self._acknowledged = at
+                        self.deliver(self, message)
+        finally:
+            self.alive = False
+            sender.cancel()
+
+    def order(self, order: Json) -> None:
+        """Send an order after those before it."""
+        self._orders.append(order)
+        self._ordered.set()
+
+    async def _send_orders(self) -> None:
+        """All that wait go in one call; the call is repeated until it is acknowledged."""
+        while True:
+            self._ordered.clear()
+            if self._sent == len(self._orders):
+                await self._ordered.wait()
+                continue
+            waiting = self._orders[self._sent :]
+            try:
+                await self._call("order", first=self._sent + 1, orders=waiting)
+                self._sent += len(waiting)
+            except UnreachableError:
+                await asyncio.sleep(PAUSE)
+            except LostError:
+                return
+
+    async def _call(self, name: str, **asked: Any) -> Json:
+        try:
+            reply = await asyncio.wait_for(self.remote.call(name, json.dumps(asked)), POLL + SLACK)
+        except TimeoutError as error:
+            raise UnreachableError(f"no reply within {POLL + SLACK:g} s") from error
+        found: Json = json.loads(reply)
+        return found
