@@ -50,7 +50,7 @@ def sae_lens(kind: str, work: Work) -> Contestant:
         batchtopk=lambda: lens.BatchTopKTrainingSAE(lens.BatchTopKTrainingSAEConfig(k=work.k, **shape)),
         vanilla=lambda: lens.StandardTrainingSAE(lens.StandardTrainingSAEConfig(**shape)),
         jumprelu=lambda: lens.JumpReLUTrainingSAE(lens.JumpReLUTrainingSAEConfig(**shape)),
-        omp=lambda: _matching_pursuit(lens, work, shape),
+        omp=lambda: _matching_pursuit(lens, work.k, shape),
     )
     settings = SAETrainerConfig(STEPS * work.batch, work.batch, lr=3e-4, lr_end=3e-5, device=str(work.device))
     trainer = SAETrainer(settings, sae, work.batches())
@@ -95,30 +95,28 @@ def overcomplete(kind: str, work: Work) -> Contestant:
     return Contestant(lambda: oc.train_sae(model, [next(batches)], criterion, adam, **options))
 
 
-def _matching_pursuit(lens: Any, work: Work, shape: dict[str, Any]) -> Any:
+def _matching_pursuit(lens: Any, k: int, shape: dict[str, Any]) -> Any:
     """k picks of every example, as the other contestants make."""
     settings = {"residual_threshold": 0.0, "stop_on_duplicate_support": False, "decoder_init_norm": 1.0}
     config = lens.saes.matching_pursuit_sae.MatchingPursuitTrainingSAEConfig
-    return lens.saes.matching_pursuit_sae.MatchingPursuitTrainingSAE(config(max_iterations=work.k, **settings, **shape))
+    return lens.saes.matching_pursuit_sae.MatchingPursuitTrainingSAE(config(max_iterations=k, **settings, **shape))
 
 
-def overcomplete_mp(work: Work) -> tuple[Callable[[], None], Callable[[Tensor], Tensor]]:
+def pursuit_model(kind: str, d_in: int, dict_size: int, k: int) -> tuple[Any, Callable[[Any, Tensor], Tensor]]:
+    """Return another project's pursuit ("omp", "mp": overcomplete; "lens": SAELens), and how it encodes."""
+    if kind == "lens":
+        import sae_lens as lens
+
+        shape = {"d_in": d_in, "d_sae": dict_size, "device": "cpu"}
+        return _matching_pursuit(lens, k, shape), lambda model, x: model.encode(x)
     with _without_torchvision():
         from overcomplete import sae as oc
-    return _pursuit(oc.MpSAE(work.d_in, work.dict_size, k=work.k), lambda model, x: model.encode(x)[1], work)
+    make = {"omp": oc.OMPSAE, "mp": oc.MpSAE}[kind]
+    return make(d_in, dict_size, k=k), lambda model, x: model.encode(x)[1]
 
 
-def overcomplete_omp(work: Work) -> tuple[Callable[[], None], Callable[[Tensor], Tensor]]:
-    with _without_torchvision():
-        from overcomplete import sae as oc
-    return _pursuit(oc.OMPSAE(work.d_in, work.dict_size, k=work.k), lambda model, x: model.encode(x)[1], work)
-
-
-def sae_lens_mp(work: Work) -> tuple[Callable[[], None], Callable[[Tensor], Tensor]]:
-    import sae_lens as lens
-
-    shape: dict[str, Any] = {"d_in": work.d_in, "d_sae": work.dict_size, "device": str(work.device)}
-    return _pursuit(_matching_pursuit(lens, work, shape), lambda model, x: model.encode(x), work)
+def _pursuit_of(kind: str) -> Callable[[Work], tuple[Callable[[], None], Callable[[Tensor], Tensor]]]:
+    return lambda work: _pursuit(*pursuit_model(kind, work.d_in, work.dict_size, work.k), work)
 
 
 def _pursuit(model: Any, encode: Callable[[Any, Tensor], Tensor], work: Work) -> tuple[Any, Any]:
@@ -199,8 +197,8 @@ PEERS: dict[str, Callable[[str, Work], Contestant]] = {
     "sae-lens": sae_lens,
 }
 PURSUITS: dict[str, Callable[[Work], tuple[Callable[[], None], Callable[[Tensor], Tensor]]]] = {
-    "overcomplete OMPSAE": overcomplete_omp,
-    "overcomplete MpSAE": overcomplete_mp,
-    "sae-lens matching_pursuit": sae_lens_mp,
+    "overcomplete OMPSAE": _pursuit_of("omp"),
+    "overcomplete MpSAE": _pursuit_of("mp"),
+    "sae-lens matching_pursuit": _pursuit_of("lens"),
 }
 """Name -> (one training step, encode)."""
