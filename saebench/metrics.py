@@ -53,6 +53,7 @@ def _latents() -> list[Metric]:
     """Scores of what latents mean, each less the best of its floors: without them it says nothing."""
     found = {
         "coherence": ("NPMI of a latent's words on other texts", "coherence"),
+        "example_auroc": ("AUROC of a latent's texts by cosine under a second encoder", "example_auroc"),
         "label_auroc": ("AUROC of the best latent of a class", "label_match"),
         "label_f1": ("F1 of the best latent of a class", "label_match"),
         "label_found": ("Share of classes whose best latent has an AUROC above 0.9", "label_match"),

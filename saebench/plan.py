@@ -70,6 +70,7 @@ class Plan:
     """Width of the embeddings; None where only loading the model would tell."""
     strata: tuple[Stratum, ...]
     cache_key: str | None = None
+    second_key: str | None = None
     """Key of the cache entry that every trial trains on; None before there is one."""
 
     @property
@@ -142,6 +143,8 @@ class Plan:
                 sae=SAE_CONFIGS[stratum.type](**sae),
                 train=TrainConfig(**{**values, "eval_every": self.eval_every}),
                 extra_metrics=spec.eval.metrics if spec.eval.extra == "final" else (),
+                second_encoder=spec.eval.second_encoder,
+                second_key=self.second_key,
                 cache_key=self.cache_key,
             )
         except ValidationError as error:
@@ -191,14 +194,18 @@ class Plan:
         return tuple(found)
 
 
-def make_plan(spec: SweepSpec, d_in: int | None = None, cache_key: str | None = None) -> Plan:
+def make_plan(
+    spec: SweepSpec, d_in: int | None = None, cache_key: str | None = None, second_key: str | None = None
+) -> Plan:
     """The plan of a spec. `d_in` is the width of the embeddings, looked up without loading the model where it is not
-    given; `cache_key` names their cache entry. Raises SpecError where the spec does not fit that width."""
+    given; `cache_key` names their cache entry, `second_key` that of `eval.second_encoder`. Raises SpecError where the
+    spec does not fit that width."""
     d_in = d_in if d_in is not None else width_of(spec.data)
     problems = check(Draft(spec, tuple(enumerate(spec.sae)), d_in))
     if problems:
         raise SpecError("\n".join(f"{spec.name}: {key}: {rule}" for key, rule in problems))
-    return Plan(spec, d_in, tuple(stratum for arm in spec.sae for stratum in _strata(spec, arm, d_in)), cache_key)
+    strata = tuple(stratum for arm in spec.sae for stratum in _strata(spec, arm, d_in))
+    return Plan(spec, d_in, strata, cache_key, second_key)
 
 
 def cardinality(space: Mapping[str, Choices | Range]) -> float:

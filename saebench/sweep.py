@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from saebench.executors import Executor
+    from saebench.stores.entry import CacheEntry
     from saebench.study import Search
     from saebench.tracking import Lag, Tracker
 
@@ -100,6 +101,7 @@ def run_sweep(
     view: View | None = None,
     target: str = TARGET,
     executor: Executor | None = None,
+    circular_anyway: bool = False,
 ) -> SweepResult:
     """Run a sweep, or resume it. Works from a script (no main guard), a notebook or a thread.
 
@@ -107,6 +109,7 @@ def run_sweep(
     more seeds, points, devices or budget into a sweep that exists. retry_failed: give failed trials another chance.
     target: "module:function" that a worker runs for a trial, with the signature of `trial.run_trial`. executor: where
     trials run in place of what `run.executor` names: an object of the protocol `executors.Executor`; it is closed.
+    circular_anyway: let the data's own encoder be `eval.second_encoder`.
 
     Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
     """
@@ -119,7 +122,7 @@ def run_sweep(
         hold_sweep_dir(paths),
         LoggedView(view or choose_view(quiet=quiet), paths.log) as shown,
     ):
-        work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target, executor)
+        work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target, executor, circular_anyway)
         try:
             return work.run(extend, retry_failed)
         except KeyboardInterrupt:
@@ -202,9 +205,11 @@ class _Sweep:
         signals: Interrupts,
         target: str,
         executor: Executor | None,
+        circular_anyway: bool,
     ) -> None:
         self._given, self._spec, self._target, self._executor = given, given.spec, target, executor
         self._paths, self._cache, self._view, self._signals = paths, cache, view, signals
+        self._circular_anyway = circular_anyway
         self._lost: list[str] = []
         self.begun = False
         """lock.json is written."""
@@ -222,7 +227,7 @@ class _Sweep:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
             self._view.say(f"embedding cache: {self._cache}")
             lock = self._with_threads(self._resolved(lock, self._data(executor, lock), changes), executor)
-            plan = make_plan(self._spec, lock.d_in, lock.cache_key)
+            plan = make_plan(self._spec, lock.d_in, lock.cache_key, lock.second_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
             executor.settle(self._paths, self._view.note, lock.cache_key)
@@ -315,7 +320,30 @@ class _Sweep:
         for sentence in corpus.sentences(entry.info):
             self._view.note(sentence)
         counts = {"d_in": entry.d_in, **parts}
-        return {**counts, "cache_key": entry.cache_key, "data": entry.info}
+        second = self._second_key(entry, lock, executor.encoders())
+        return {**counts, "cache_key": entry.cache_key, "second_key": second, "data": entry.info}
+
+    def _second_key(self, entry: CacheEntry, lock: Lock | None, devices: list[str]) -> str | None:
+        """Return the key of the embeddings by `eval.second_encoder`, once they are there. Raises CircularError at the
+        first start if they are those of `data.model`, PreflightError if they are others than at the first start."""
+        model = self._spec.eval.second_encoder
+        if model is None:
+            return None
+        from saebench.latents.second import CircularError, check_second, second_data
+        from saebench.stores import cache
+
+        where, unchecked = f"eval.second_encoder: {model}", self._circular_anyway or lock is not None
+        if model == self._spec.data.model and not unchecked:
+            raise CircularError(where)
+        self._second = second = cache.build(second_data(self._spec.data, model), self._cache, devices, self._encoding)
+        if lock is not None and lock.second_key not in (None, second.cache_key):
+            raise PreflightError(
+                f"{self._paths.root}: {where}: began with embeddings {lock.second_key}, now they are "
+                f"{second.cache_key}; put back what has changed, or give the sweep another name"
+            )
+        if not unchecked:
+            check_second(entry, second, where)
+        return second.cache_key
 
     def _run_config(self, lock: Lock | None) -> RunConfig:
         """The spec's `run`, with the number of threads that the first start has fixed."""

@@ -162,11 +162,14 @@ class EvalConfig(Config):
             "probing",
             "code_stability_duplicates",
             "coherence",
+            "example_auroc",
             "label_match",
         ],
         ...,
     ] = ("knn_overlap_at_10",)
-    """Which ones. coherence and label_match, of what latents mean (docs/latents.md), need the cache."""
+    """Which ones. coherence, example_auroc and label_match, of what latents mean (docs/latents.md), need the cache."""
+    second_encoder: str | None = None
+    """Another SentenceTransformer, by name or path, that judges example_auroc; it encodes all texts once, too."""
     primary: tuple[str, ...] = ("fvu",)
     """Metrics that the verdict is about, without prefix; the search's objective stays one metric."""
     margin: Annotated[float, Field(ge=0)] = 0.005

@@ -336,7 +336,7 @@ WRONG: list[tuple[str, str, str]] = [
     ("points: 3}", "points: 3}\nseeds: [1, x]", 's.yaml:16:12: seeds[1]: "x": must be a whole number'),
     ("points: 3}", "points: 3}\nrun: {devices: gpu}", 's.yaml:16:16: run.devices: "gpu": must be one of "auto", "cpu", "mps" or a list (did you mean "cpu"?)'),
     ("points: 3}", "points: 3}\nrun: {failures: {retries: {crash: -1}}}", "s.yaml:16:35: run.failures.retries.crash: -1: must be at least 0"),
-    ("points: 3}", "points: 3}\neval: {metrics: [knn]}", 's.yaml:16:18: eval.metrics[0]: "knn": must be one of "knn_overlap_at_10", "similarity_rank_correlation", "probing", "code_stability_duplicates", "coherence", "label_match"'),
+    ("points: 3}", "points: 3}\neval: {metrics: [knn]}", 's.yaml:16:18: eval.metrics[0]: "knn": must be one of "knn_overlap_at_10", "similarity_rank_correlation", "probing", "code_stability_duplicates", "coherence", "example_auroc", "label_match"'),
     # arms
     ("type: batchtopk", "type: batchtop", f's.yaml:8:11: sae[1].type: "batchtop": must be one of {TYPES} (did you mean "batchtopk"?)'),
     ("- type: batchtopk\n    k: 16", "- k: 16", f"s.yaml:8:5: sae[1].type: is missing: one of {TYPES}"),

@@ -75,7 +75,12 @@ class PassesSAE(KSparseSAE):
         dense = values.new_zeros(len(z), self.dict_size)
         return dense.index_put_((codes.row_of_pair, codes.indices), values, accumulate=True)
 
-    def select(self, centred: Tensor, precision: Precision = "float32", k: float | None = None) -> SparseCodes:
+    def select(
+        self,
+        centred: Tensor,
+        precision: Precision = "float32",  # noqa: ARG002
+        k: float | None = None,
+    ) -> SparseCodes:
         k = round(k or self.config.k)
         each = -(-k // self.config.passes)
         parts: list[tuple[Tensor, Tensor]] = []
@@ -134,7 +139,9 @@ PEERS: dict[str, tuple[str, float]] = {
 Encode = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
-def train_peer(name: str, rows: Tensor, batches: Any, k: int, dict_size: int, steps: int, lr: float) -> Encode:
+def train_peer(
+    name: str, rows: Tensor, next_batch: Callable[[], Tensor], k: int, dict_size: int, steps: int, lr: float
+) -> Encode:
     """Train their pursuit and dictionary in a plain Adam loop: warm-up, linear fall over the last half, rows centred
     and scaled as ours. Return a function of x that gives (codes, x_hat)."""
     import peers  # experiments/benchmarks
@@ -147,7 +154,7 @@ def train_peer(name: str, rows: Tensor, batches: Any, k: int, dict_size: int, st
         share = step / steps
         for group in adam.param_groups:
             group["lr"] = lr * min((step + 1) / (0.05 * steps), 1.0, 2 * (1 - share))
-        x = (next(batches) - mean) / scale
+        x = (next_batch() - mean) / scale
         (x - model.decode(encode(model, x))).square().mean().backward()
         adam.step()
         adam.zero_grad()

@@ -99,11 +99,16 @@ def corpus(folder: Path, name: str, batch: int, seed: int) -> Rows:
     table = pq.read_table(folder / f"{name.split('-')[0]}.parquet")
     texts, labels = table["text"].to_pylist(), table["label"].to_pylist()
     first = {text: i for i, text in reversed(list(enumerate(texts)))}
-    share = {text: int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
-             for text in first}  # fmt: skip
-    test, validation = ([first[t] for t in first if low <= share[t] < low + width] for low, width in ((0, 0.1), (0.1, 0.05)))  # fmt: skip
+    share = {text: _share(text) for text in first}
+    test = [first[t] for t in first if share[t] < 0.1]
+    validation = [first[t] for t in first if 0.1 <= share[t] < 0.15]
     learn = [first[t] for t in first if share[t] >= 0.15]
-    return Rows(rows[learn], [labels[i] for i in learn], rows[validation], rows[test], [labels[i] for i in test], batch, seed)  # fmt: skip
+    names, test_names = ([labels[i] for i in part] for part in (learn, test))
+    return Rows(rows[learn], names, rows[validation], rows[test], test_names, batch, seed)
+
+
+def _share(text: str) -> float:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def fvu(encode: Encode, rows: Tensor) -> float:
@@ -131,7 +136,8 @@ def measured(encode: Encode, store: Rows) -> dict[str, Any]:
     values = found.values | stable.values()
     here, there = store.train[: probing.TRAIN_ROWS], store.test_rows[: probing.TEST_ROWS]
     features = [lambda rows=rows: (encode(x)[0] for x in rows.split(1024)) for rows in (here, there)]
-    values |= probing.probing({"": features[0]}, store.labels[: len(here)], {"": features[1]}, store.test_names[: len(there)])  # fmt: skip
+    names = store.labels[: len(here)], store.test_names[: len(there)]
+    values |= probing.probing({"": features[0]}, names[0], {"": features[1]}, names[1])
     return {
         "fvu": f"{values['eval/fvu']:.4f}",
         "l0": f"{values['eval/l0']:.2f}",
@@ -190,8 +196,12 @@ class Table:
         return 1.0
 
 
+def setting_of(corpus_name: str, args: argparse.Namespace) -> dict[str, Any]:
+    return {"corpus": corpus_name} | {name: getattr(args, name) for name in ("k", "dict_size", "samples", "batch")}
+
+
 def study(name: str, corpus_name: str, seed: int, factor: float, table: Table, args: argparse.Namespace) -> None:
-    setting = {"corpus": corpus_name, "k": args.k, "dict_size": args.dict_size, "samples": args.samples, "batch": args.batch}  # fmt: skip
+    setting = setting_of(corpus_name, args)
     about = {"arm": name, "factor": factor, "seed": seed}
     if any(row["fvu"] for row in table.having(**setting, **about)):
         return
@@ -214,7 +224,7 @@ def study(name: str, corpus_name: str, seed: int, factor: float, table: Table, a
 
 def floors(corpus_name: str, table: Table, args: argparse.Namespace) -> None:
     store = corpus(args.data, corpus_name, args.batch, 0)
-    setting = {"corpus": corpus_name, "k": args.k, "dict_size": args.dict_size, "samples": 0, "batch": 0}
+    setting = setting_of(corpus_name, args) | {"samples": 0, "batch": 0}
     for name, make in FLOORS.items():
         if not table.having(**setting, arm=f"floor: {name}"):
             try:
@@ -228,7 +238,7 @@ def floors(corpus_name: str, table: Table, args: argparse.Namespace) -> None:
 
 
 def peers(corpus_name: str, table: Table, args: argparse.Namespace) -> None:
-    setting = {"corpus": corpus_name, "k": args.k, "dict_size": args.dict_size, "samples": args.samples, "batch": args.batch}  # fmt: skip
+    setting = setting_of(corpus_name, args)
     for name, (_, lr) in PEERS.items():
         for factor in (1.0, 0.33):
             about = {"arm": name, "factor": factor, "seed": 0}
@@ -237,7 +247,8 @@ def peers(corpus_name: str, table: Table, args: argparse.Namespace) -> None:
             torch.manual_seed(0)
             store = corpus(args.data, corpus_name, args.batch, 0)
             begin = time.process_time()
-            encode = arms.train_peer(name, store.train, store._all(), args.k, args.dict_size, args.samples // args.batch, factor * lr)  # fmt: skip
+            size = args.k, args.dict_size, args.samples // args.batch
+            encode = arms.train_peer(name, store.train, store.next_batch, *size, factor * lr)
             row = setting | about | {"lr": f"{factor * lr:.4g}", "training_s": f"{time.process_time() - begin:.1f}"}
             row["validation_fvu"] = f"{fvu(encode, store.validation_rows):.4f}"
             table.add(row | measured(encode, store))
@@ -261,7 +272,6 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     table = Table(args.out)
-    setting = {"k": args.k, "dict_size": args.dict_size, "samples": args.samples, "batch": args.batch}
     for name in args.corpora:
         if args.floors:
             floors(name, table, args)
@@ -270,7 +280,7 @@ def main() -> None:
             continue
         for arm in args.arms:
             for seed in args.seeds:
-                chosen = [table.factor(arm, setting | {"corpus": name})]
+                chosen = [table.factor(arm, setting_of(name, args))]
                 for factor in FACTORS if args.search else chosen:
                     study(arm, name, seed, factor, table, args)
 

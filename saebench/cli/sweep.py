@@ -37,6 +37,7 @@ def devices_setting(devices: str) -> str:
 @click.option("--name", metavar="NAME", help="Name of the sweep. Short for --set name=NAME.")
 @click.option("--extend", is_flag=True, help="Take more seeds, points or budget into a sweep that exists.")
 @click.option("--retry-failed", is_flag=True, help="Give trials that failed another chance.")
+@click.option("--circular-anyway", is_flag=True, help="Take data.model as eval.second_encoder all the same.")
 @click.option("--resume", is_flag=True, hidden=True, help="Nothing: the same command always resumes.")
 @click.option("--dry-run", is_flag=True, help="Show the plan (as `saebench plan`), start nothing.")
 @plain_option
@@ -50,6 +51,7 @@ def sweep(
     name: str | None,
     extend: bool,
     retry_failed: bool,
+    circular_anyway: bool,
     resume: bool,  # noqa: ARG001 - said by who is used to it
     dry_run: bool,
     plain: bool,
@@ -81,6 +83,7 @@ def sweep(
         extend=extend,
         retry_failed=retry_failed,
         view=choose_view(plain=plain),
+        circular_anyway=circular_anyway,
     )
     if result.exit_code in (0, 3):
         _print(_closing(result))

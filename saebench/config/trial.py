@@ -91,5 +91,9 @@ class TrialConfig(Config):
     """Budget and optimiser."""
     extra_metrics: tuple[str, ...] = ()
     """Embedding-aware metrics to compute at the end."""
+    second_encoder: str | None = None
+    """Encoder that judges `example_auroc`."""
+    second_key: str | None = None
+    """Key of the cache entry with its embeddings."""
     cache_key: str | None = None
     """Key of the cache entry that the sweep began with, whatever became of the texts since; null: the one of `data`."""

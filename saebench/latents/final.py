@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
+from saebench.errors import DataError
 from saebench.latents.codes import Codes, offsets_of
-from saebench.latents.corpus import MOST_TRAIN, Part
+from saebench.latents.corpus import MOST_TRAIN, Floats, Part
 from saebench.latents.floors import FLOORS
 from saebench.latents.judge import SAE as OF_THE_SAE
 from saebench.latents.judge import SCORES, Texts, judge
 from saebench.latents.ranks import classes_of
+from saebench.latents.second import rows_by_text
 from saebench.latents.trial import encode_rows
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 ENTRIES: dict[str, tuple[str, ...]] = {
     "coherence": ("coherence",),
+    "example_auroc": ("example_auroc",),
     "label_match": tuple(name for name in SCORES if name.startswith("label_")),
 }
 """Entry of `eval.metrics` -> scores of judge.py."""
@@ -27,10 +30,15 @@ ABOVE = "_above_floor"
 
 
 def final_scores(
-    sae: SAE, entry: CacheEntry | None, part: Literal["validation", "test"], wanted: Iterable[str]
+    sae: SAE,
+    entry: CacheEntry | None,
+    part: Literal["validation", "test"],
+    wanted: Iterable[str],
+    second: CacheEntry | None = None,
 ) -> dict[str, float]:
     """`eval/SCORE`, `eval/SCORE_above_floor`, and `eval/SCORE_FLOOR` of every floor; empty without the cache (its texts
-    and labels are needed), and without scores that can be had."""
+    and labels are needed), and without scores that can be had. `second`: the same texts under the second encoder, which
+    example_auroc needs. Raises DataError if it is not there, or lacks texts."""
     scores = [score for name in wanted for score in ENTRIES.get(name, ())]
     if entry is None or not scores:
         return {}
@@ -38,15 +46,22 @@ def final_scores(
     there = Part(part, entry, entry.test_index if part == "test" else entry.validation_index)
     labelled = any(score.startswith("label_") for score in scores)
     classes = classes_of(train.labels or [], there.labels or []) if labelled else None
-    judged = judge(_texts(sae, train, scores), _texts(sae, there, scores), classes, scores)
+    other = _second_rows(there, second) if "example_auroc" in scores else None
+    judged = judge(_texts(sae, train, scores), _texts(sae, there, scores, other), classes, scores)
     values = judged.metrics("eval/")
     for score, value in judged.values[OF_THE_SAE].items():
         values[f"eval/{score}{ABOVE}"] = value - max(judged.values[floor][score] for floor in FLOORS)
     return values
 
 
-def _texts(sae: SAE, part: Part, scores: Iterable[str]) -> Texts:
+def _second_rows(part: Part, second: CacheEntry | None) -> Floats:
+    if second is None:
+        raise DataError("the second encoder's embeddings are not in the cache")
+    return rows_by_text(part, second, "eval.second_encoder")
+
+
+def _texts(sae: SAE, part: Part, scores: Iterable[str], second: Floats | None = None) -> Texts:
     rows = part.embeddings()
     values, latents, counts = encode_rows(sae, rows)
     codes = Codes(values, latents, offsets_of(counts), sae.dict_size)
-    return Texts(rows, codes, part.texts if "coherence" in scores else None)
+    return Texts(rows, codes, part.texts if "coherence" in scores else None, second)

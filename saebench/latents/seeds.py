@@ -10,17 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saebench.errors import UserError
+from saebench.config import DataConfig
 from saebench.latents.analysis import Latents
 from saebench.latents.corpus import Part, open_entry, open_part
 from saebench.latents.floors import FLOORS
 from saebench.latents.judge import SAE, SCORES, Judged, Texts, judge
 from saebench.latents.ranks import classes_of
-from saebench.latents.trial import TrainedSAE
+from saebench.latents.second import CircularError, is_same_encoder, rows_by_text, second_data
 from saebench.runs.paths import cache_dir as default_cache_dir
-
-CIRCULAR = 0.98
-"""Correlation of pairwise cosines above which two encoders are one."""
 
 
 def judged_with_seeds(
@@ -29,7 +26,7 @@ def judged_with_seeds(
     """Of the trial, then of its other seeds, by seed."""
     cache = default_cache_dir(cache_dir)
     train = open_part(one.trial.config, "train", cache, build=build)
-    other = None if second is None else second_rows(one.part, one.trial, second, cache, circular=circular)
+    other = None if second is None else _second(one.part, one.trial.config.data, second, cache, circular=circular)
     classes = classes_of(train.labels or [], one.part.labels or [])
     here, there = train.embeddings(), one.part.embeddings()
     found = []
@@ -39,44 +36,12 @@ def judged_with_seeds(
     return found
 
 
-def second_rows(
-    part: Part, trial: TrainedSAE, model: str, cache_dir: Path, *, circular: bool = False
-) -> NDArray[np.float32]:
-    """Embeddings of the part's texts by a second encoder, out of the cache or encoded now. Raises UserError where it is
-    the encoder that the SAE was trained on."""
-    data = trial.config.data
-    also = data.model_copy(update={"model": model, "revision": None, "prompt": None, "max_seq_length": None})
-    entry = open_entry(also, cache_dir, None, build=True)
-    places = {int(h): i for i, h in enumerate(entry.hashes.tolist())}
-    index = np.array([places.get(int(h), -1) for h in part.hashes.tolist()], np.int64)
-    if (index < 0).any():
-        raise UserError(f"--second {model}: {int((index < 0).sum()):,} of the texts are not in the data set any more")
-    order = np.argsort(index)
-    rows = np.empty((len(index), entry.d_in), np.float32)
-    rows[order] = entry.read(index[order])
+def _second(part: Part, data: DataConfig, model: str, cache_dir: Path, *, circular: bool) -> NDArray[np.float32]:
+    """Return the second encoder's embeddings of the part's texts, from the cache or encoded now."""
+    rows = rows_by_text(part, open_entry(second_data(data, model), cache_dir, None, build=True), f"--second {model}")
     if not circular and is_same_encoder(part.embeddings(0, 500), rows[:500]):
-        raise UserError(
-            f"--second {model}: gives the embeddings that the SAE was trained on; texts that fire any direction of "
-            "them lie close together in them, so that the score would say nothing. Name another encoder "
-            "(--circular-anyway: score all the same)"
-        )
+        raise CircularError(f"--second {model}")
     return rows
-
-
-def is_same_encoder(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
-    """Whether two encoders give (nearly) the same cosines between texts: a copy in another folder, in other precision,
-    or rotated, is the same encoder."""
-    if len(a) < 3:
-        return bool(a.shape == b.shape and np.allclose(a, b, atol=1e-3))
-    places = np.triu_indices(len(a), 1)
-    cosines = np.stack([(u @ u.T)[places] for u in (_unit(a), _unit(b))])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return bool(np.asarray(np.corrcoef(cosines))[0, 1] > CIRCULAR)
-
-
-def _unit(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    wide = rows.astype(np.float64)
-    return np.asarray(wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30))
 
 
 def score_rows(one: Latents, judged: Sequence[Judged]) -> list[dict[str, Any]]:

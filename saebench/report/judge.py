@@ -30,6 +30,7 @@ LABELS = {
     "code_stability": "code stability",
     "code_stability_duplicates": "code stability, near-duplicates",
     "coherence_above_floor": "coherence above floor",
+    "example_auroc_above_floor": "example AUROC above floor",
     "label_auroc_above_floor": "label AUROC above floor",
 }
 """What metrics are called in a sentence, where that is not their name."""

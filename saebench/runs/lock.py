@@ -75,6 +75,8 @@ class Lock(_Frozen):
     num_test: int | None = None
     cache_key: str | None = None
     """Key of the cache entry with the embeddings; null where `data.cache` is off."""
+    second_key: str | None = None
+    """The same of the embeddings by `eval.second_encoder`."""
     data: dict[str, Any] = {}
     """What the cache entry says of itself."""
     threads: PositiveInt | None = None

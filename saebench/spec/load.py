@@ -32,7 +32,7 @@ from saebench.spec.reading import Reader
 from saebench.spec.rules import check
 from saebench.spec.source import compose, read_text
 from saebench.spec.synonyms import meant
-from saebench.sweep_config import SearchConfig
+from saebench.sweep_config import EvalConfig, SearchConfig
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
@@ -88,6 +88,9 @@ def _read(root: Table, problems: Sequence[Problem], folder: Path) -> SweepSpec:
     values["search"] = _search(reader, root, [arm for _, arm in arms])
     if isinstance(values.get("data"), DataConfig):
         values["data"] = _resolved(values["data"], folder)
+    if isinstance(values.get("eval"), EvalConfig) and isinstance(values["eval"].second_encoder, str):
+        second = _local(values["eval"].second_encoder, folder)
+        values["eval"] = values["eval"].model_copy(update={"second_encoder": second})
     _rules(reader, values, arms)
     if reader.problems:
         raise complaint(reader.problems)

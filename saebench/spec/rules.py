@@ -186,9 +186,22 @@ def _extra_metrics(draft: Draft) -> Found:
     for metric in ("probing", "label_match"):
         if metric in metrics and without_labels:
             yield at("eval.metrics", metrics, metric), "needs the classes: set data.dataset.label_column"
-    for metric in ("coherence", "label_match"):
+    for metric in ("coherence", "example_auroc", "label_match"):
         if metric in metrics and draft.get("data", "cache") is False:
             yield at("eval.metrics", metrics, metric), "needs the texts in the cache: leave data.cache on"
+
+
+def _second_encoder(draft: Draft) -> Found:
+    metrics, second = draft.get("eval", "metrics") or (), draft.get("eval", "second_encoder")
+    wanted = "example_auroc" in metrics
+    if wanted and second is None:
+        yield at("eval.metrics", metrics, "example_auroc"), "needs another encoder: set eval.second_encoder"
+    if second is None:
+        return
+    if not wanted:
+        yield "eval.second_encoder", "is read by example_auroc only: add that to eval.metrics"
+    elif isinstance(draft.get("data", "embeddings"), str):
+        yield "eval.second_encoder", "encodes the texts of data.dataset; with embeddings of your own there are none"
 
 
 def _tracking(draft: Draft) -> Found:
@@ -236,6 +249,7 @@ SECTION_RULES = (
     _objective,
     _primary,
     _extra_metrics,
+    _second_encoder,
     _enqueue,
     _tracking,
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
+from saebench.errors import UserError
 from saebench.latents.final import ENTRIES, final_scores
 from saebench.metrics import EVAL, TEST, TRAIN_SAMPLE
 from saebench.saes import SAE
@@ -19,17 +20,26 @@ from saebench.trial.metrics import EXTRAS, Evaluation, Extras, Sums
 from saebench.trial.stability import CodeStability
 from saebench.trial.store import Store
 
+if TYPE_CHECKING:
+    from saebench.stores.entry import CacheEntry
+
 Part = Literal["validation", "test"]
 """The texts on which an evaluation is made."""
 TRAIN_ROWS = 4096
 """Maximum number of training rows on which `train_sample/fvu` is measured."""
 
 
-def evaluate(sae: SAE, store: Store, extra: Sequence[str] = (), part: Part = "validation") -> Evaluation:
+def evaluate(
+    sae: SAE,
+    store: Store,
+    extra: Sequence[str] = (),
+    part: Part = "validation",
+    second: CacheEntry | None = None,
+) -> Evaluation:
     """Return metrics on a whole part, by the inference rule, in the original space; `sae` is not changed. Keys begin
     with `eval/` for validation and with `test/` for test; the latter has `train_sample/fvu` too. A metric of `extra`
-    that cannot be measured is left out and named in `left_out`."""
-    return Measurement(sae, store, extra, part).complete()
+    that cannot be measured is left out and named in `left_out`. `second`: the texts under `eval.second_encoder`."""
+    return Measurement(sae, store, extra, part, second).complete()
 
 
 class Measurement:
@@ -37,8 +47,10 @@ class Measurement:
     constructor measures `basic`, `complete()` adds the others."""
 
     @torch.no_grad()
-    def __init__(self, sae: SAE, store: Store, extra: Sequence[str], part: Part) -> None:
-        self._sae, self._store, self._extra, self._part = sae, store, extra, part
+    def __init__(
+        self, sae: SAE, store: Store, extra: Sequence[str], part: Part, second: CacheEntry | None = None
+    ) -> None:
+        self._sae, self._store, self._extra, self._part, self._second = sae, store, extra, part, second
         sums, self._examples = Sums(), Extras([name for name in extra if name in EXTRAS])
         self._stable = CodeStability(sae.encode, "code_stability_duplicates" in extra)
         for batch in store.test() if part == "test" else store.validation():
@@ -59,16 +71,19 @@ class Measurement:
             _attempt(name, partial(self._examples.measure, name, found), found)
         if "probing" in self._extra:
             _attempt("probing", lambda: found.values.update(probe(self._sae, self._store, self._part)), found)
-        if set(ENTRIES) & set(self._extra):
-            _attempt("scores of latents", lambda: found.values.update(self._scores()), found)
+        if wanted := (set(ENTRIES) & set(self._extra)) - {"example_auroc"}:
+            _attempt("scores of latents", partial(self._add_scores, wanted, found), found)
+        if "example_auroc" in self._extra:
+            _attempt("example_auroc", partial(self._add_scores, ["example_auroc"], found), found)
         if self._part == "validation":
             return found
         found = found.on(TEST)
         _attempt("train_sample", lambda: found.values.update(on_training_rows(self._sae, self._store)), found)
         return found
 
-    def _scores(self) -> dict[str, float]:
-        return final_scores(self._sae, getattr(self._store, "entry", None), self._part, self._extra)
+    def _add_scores(self, names: Iterable[str], found: Evaluation) -> None:
+        entry = getattr(self._store, "entry", None)
+        found.values.update(final_scores(self._sae, entry, self._part, names, self._second))
 
 
 def _attempt(name: str, measure: Callable[[], None], evaluation: Evaluation) -> None:
@@ -76,7 +91,7 @@ def _attempt(name: str, measure: Callable[[], None], evaluation: Evaluation) -> 
     other metrics."""
     try:
         measure()
-    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, MemoryError, RuntimeError, TypeError, UserError, ValueError) as error:
         evaluation.left_out[name] = (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from saebench import stores
 from saebench.config import TrialConfig, marks
+from saebench.latents.second import second_data
 from saebench.runs.durable import remove_temporary, replacing, sync
 from saebench.runs.events import Event, Verdict, read
 from saebench.runs.paths import SAE_CONFIG, TrialPaths
 from saebench.saes import save_sae
+from saebench.stores import cache
 from saebench.trial import checkpoint
 from saebench.trial.environment import about, exact
 from saebench.trial.evaluation import Measurement, Part
@@ -35,6 +37,7 @@ from saebench.trial.usage import Speed, Usage, gpu_uuid
 
 if TYPE_CHECKING:
     from saebench.stores import ActivationsStoreSBERT
+    from saebench.stores.entry import CacheEntry
 
 Report = Callable[[Event], Verdict]
 CHECKPOINT_SECONDS = 10.0
@@ -87,7 +90,15 @@ def run_trial(
             cache_key=config.cache_key,
         )
         training = Training.start(config.sae, train, config.seed, store, device)
-        _Trial(config, paths, report, pending, training, store).run(attempt)
+        second = second_entry(config, cache_dir)
+        _Trial(config, paths, report, pending, training, store, second).run(attempt)
+
+
+def second_entry(config: TrialConfig, cache_dir: Path) -> CacheEntry | None:
+    """Return the texts' embeddings by `eval.second_encoder`; None without one, or if they are not in the cache."""
+    if config.second_encoder is None:
+        return None
+    return cache.find(second_data(config.data, config.second_encoder), cache_dir, config.second_key)
 
 
 class _Trial:
@@ -99,9 +110,10 @@ class _Trial:
         pending: Callable[[], Verdict],
         training: Training,
         store: ActivationsStoreSBERT,
+        second: CacheEntry | None,
     ) -> None:
         self.config, self.paths, self.training, self.store = config, paths, training, store
-        self.report, self.pending = report, pending
+        self.report, self.pending, self.second = report, pending, second
         self.budget = config.train.samples
         self.log_every = config.train.log_every or max(1, self.budget // 100)
         self.marks = marks(config.train)
@@ -164,7 +176,7 @@ class _Trial:
         self.training.check()
         self.training.calibrate()
         begin = time.monotonic()
-        measurement = Measurement(self.training.sae, self.store, extra, part)
+        measurement = Measurement(self.training.sae, self.store, extra, part, self.second)
         finite(measurement.basic.values, self.training.samples)
         self.speed.pause(time.monotonic() - begin)
         return measurement
