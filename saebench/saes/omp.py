@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from saebench.config import OMPConfig
-from saebench.errors import UserError
 from saebench.saes import sparse
 from saebench.saes.base import SAE
 from saebench.saes.calibrate import NotCalibratedError, threshold_for
+from saebench.saes.gram_memory import check_memory
 from saebench.saes.kernels import Precision, affine, blocks, on_host, product
 from saebench.saes.loss import Loss, Moment
 from saebench.saes.pursuit import pursue
@@ -39,10 +39,6 @@ _GAIN = 0.3
 _START_ROWS = 1024
 LR = 0.016
 """Peak learning rate at 1,536 latents and batches of 1,024 (experiments/pursuit)."""
-
-
-class GramMemoryError(UserError, MemoryError):
-    """Raised if the Gram matrix of all latents does not fit the free memory."""
 
 
 class OMPSAE(SAE):
@@ -82,6 +78,10 @@ class OMPSAE(SAE):
 
     # --- codes ---
 
+    def check_memory(self) -> None:
+        if self.dict_size <= GRAM_WIDTH:
+            check_memory(self.dict_size, self.W_dec.device, copies=2)  # in training, and in its evaluations
+
     def activate(self, pre: Tensor) -> Tensor:  # noqa: ARG002
         raise TypeError("a pursuit needs the embedding, not its pre-activations alone: call encode(x)")
 
@@ -114,6 +114,8 @@ class OMPSAE(SAE):
         None if the dictionary is too wide."""
         state = (self.W_dec.data_ptr(), None if self.W_dec.is_inference() else self.W_dec._version)
         if self._gram is None or self._gram_of != state:
+            if self.dict_size <= GRAM_WIDTH:
+                check_memory(self.dict_size, self.W_dec.device, copies=1)
             self._gram, self._gram_of = _products(self.W_dec), state
         return self._gram
 
@@ -197,27 +199,4 @@ def _codes(found: Pursuit, dict_size: int) -> SparseCodes:
 def _products(rows: Tensor) -> Tensor | None:
     if len(rows) > GRAM_WIDTH:
         return None
-    check_memory(len(rows), rows.device)
     return product(rows.detach(), rows.detach().t())
-
-
-def check_memory(dict_size: int, device: torch.device) -> None:
-    """Raise GramMemoryError if the Gram matrix of `dict_size` latents does not fit the free memory."""
-    needed = 4 * dict_size**2
-    free = _free(device) if needed > 1 << 26 else None
-    if free is not None and needed > free:
-        raise GramMemoryError(
-            f"dict_size {dict_size}: the products of its latents with each other take {needed / 2**30:.1f} GiB, "
-            f"{free / 2**30:.1f} GiB are free on {device.type}; a smaller dict_size, fewer trials at a time, or one "
-            f"above {GRAM_WIDTH}, for which none are kept"
-        )
-
-
-def _free(device: torch.device) -> int | None:
-    if device.type == "cpu":
-        import psutil
-
-        return int(psutil.virtual_memory().available)
-    if device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
-        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return None

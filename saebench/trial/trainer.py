@@ -97,6 +97,7 @@ class Training:
         sample = store.sample(SAMPLE_ROWS)
         calibration = set_aside(store, sample).to(device)
         made = make_sae(sae, store.d_in, without_calibration(sample, store.num_train), seed).to(device)
+        made.check_memory()
         return cls(train, made, store.num_train, calibration)
 
     def advance(self, x: Tensor) -> Metrics:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import formulas
 import pytest
 import torch
+from rows import RowsStore
 from sae_examples import example
 
+from saebench.config import OMPConfig, TrainConfig
 from saebench.errors import UserError
-from saebench.saes import Moment, NotCalibratedError, load_sae, make_sae, omp, save_sae
+from saebench.saes import Moment, NotCalibratedError, gram_memory, load_sae, make_sae, omp, save_sae
+from saebench.saes.gram_memory import GramMemoryError, TooWideError
 from saebench.saes.omp import OMPSAE
 from saebench.saes.pursuit import pursue
+from saebench.trial.trainer import Training
+from saebench.worker import classify
 
 
 def small(**fields: Any) -> OMPSAE:
@@ -137,11 +143,47 @@ def test_duplicates_zero_rows_and_few_data() -> None:
     assert loss.total.isfinite()
 
 
-def test_products_that_do_not_fit_memory_are_named_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(omp, "_free", lambda _: 2**28)
-    with pytest.raises(UserError, match=r"dict_size 16384: .* take 1\.0 GiB, 0\.2 GiB are free on cpu"):
-        omp.check_memory(16_384, torch.device("cpu"))
-    omp.check_memory(4096, torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("total", "free", "error", "kind", "said"),
+    [
+        (2**30, 2**30, TooWideError, "user_error", r"take 2\.0 GiB, cpu has 1\.0 GiB in all"),
+        (2**33, 2**28, GramMemoryError, "host_oom", r"take 2\.0 GiB, 0\.2 GiB are free on cpu"),
+    ],
+)
+def test_products_that_do_not_fit_are_named_before_the_first_step(
+    monkeypatch: pytest.MonkeyPatch, total: int, free: int, error: type[UserError], kind: str, said: str
+) -> None:
+    """What no attempt could hold is the user's error; what other trials hold now gets another attempt."""
+    monkeypatch.setattr(gram_memory, "memory", lambda _: (total, free))
+    with pytest.raises(error, match=f"dict_size 16384: .* {said}") as raised:
+        gram_memory.check_memory(16_384, torch.device("cpu"), 2)
+    assert classify(raised.value) == kind
+    gram_memory.check_memory(2048, torch.device("cpu"), 2)  # 32 MiB: nothing is asked
+
+
+def test_a_training_asks_for_that_memory_at_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(omp, "check_memory", lambda dict_size, _, copies: asked.append((dict_size, copies)))
+    store: Any = RowsStore(batch_size=32, seed=0)
+    Training.start(OMPConfig(k=2, dict_size=24), TrainConfig(samples=64, batch_size=32), 0, store)
+    assert (24, 2) in asked
+    asked.clear()
+    monkeypatch.setattr(omp, "GRAM_WIDTH", 23)
+    Training.start(OMPConfig(k=2, dict_size=24), TrainConfig(samples=64, batch_size=32), 0, store)
+    assert not asked, "above that width there are none"
+
+
+def test_free_memory_is_that_of_the_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gram_memory, "_CGROUP", tmp_path)
+    whole = gram_memory.memory(torch.device("cpu"))
+    assert whole is not None
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("400000\n")
+    assert gram_memory.memory(torch.device("cpu")) == (1_000_000, 600_000)
+    (tmp_path / "memory.max").write_text("max\n")
+    found = gram_memory.memory(torch.device("cpu"))
+    assert found is not None
+    assert found[0] == whole[0]
 
 
 def test_a_wide_dictionary_trains_and_encodes_without_the_products(monkeypatch: pytest.MonkeyPatch) -> None:
