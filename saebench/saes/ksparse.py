@@ -23,6 +23,10 @@ def default_k_aux(d_in: int) -> int:
     return low if half * half <= 2 * low * low else 2 * low
 
 
+WIDEST = 4
+"""With k on average, the latents of a training example of which the values are refined, in units of the mean."""
+
+
 class KSparseSAE(SAE):
     """loss = FVU + aux_coeff * AuxK; no tensor of shape (B, dict_size) is kept."""
 
@@ -51,7 +55,8 @@ class KSparseSAE(SAE):
         """Return `errors` with refined values, which train the decoder, plus the FVU of the unrefined values, which
         trains the encoder. A gradient through refined values diverges (experiments/pursuit)."""
         as_they_are = self.share(z - sparse.decode(codes, self.W_dec.detach(), self.b_dec.detach()))
-        width = codes.indices.numel() // codes.rows if isinstance(self.config.k, int) else None
+        mean = -(-codes.indices.numel() // codes.rows)
+        width = mean if isinstance(self.config.k, int) else min(WIDEST * mean, self.dict_size)
         better = refit(z - self.b_dec.detach(), self.W_dec, codes, self.config.training_sweeps, width)
         residual = z - sparse.decode(codes.with_values(better), self.W_dec, self.b_dec)
         fvu = self.share(residual)

@@ -193,14 +193,14 @@ def group(rows, stop, together, candidates, products, floors, count, values, ind
 
 
 @_compiled()
-def refit(rows, start, values, indices, offsets, residual, first, last, times):
+def refit(rows, start, values, indices, offsets, residual, first, last, times, width):
     """Do refit.refit for rows first to last - 1, in place in `values`."""
     for b in range(uintp(first), uintp(last)):
         low, high = uintp(offsets[b]), uintp(offsets[b + _ONE])
         for i in range(low, high):
             _subtract(residual, b, rows, uintp(indices[i]), start[i])
         for _ in range(times):
-            for i in range(low, high):
+            for i in range(low, min(high, low + uintp(width))):
                 if start[i] == 0:
                     continue
                 f = uintp(indices[i])

@@ -216,6 +216,19 @@ def test_two_versions_of_refit_agree(x: Tensor, rows: Tensor, monkeypatch: pytes
     torch.testing.assert_close(ours, refit(x, rows, codes, 2), atol=1e-6, rtol=0)
 
 
+@either
+def test_refit_leaves_the_pairs_beyond_a_width_as_they_are(x: Tensor, rows: Tensor) -> None:
+    """They still count in the residual: refitting the others alone, against x without them, gives the same."""
+    codes = _pairs(x, rows)
+    place = torch.arange(len(codes.values)) - codes.offsets[codes.row_of_pair]
+    values, beyond = refit(x, rows, codes, 2, 3), place >= 3
+    assert bool(beyond.any())
+    assert torch.equal(values[beyond], codes.values[beyond])
+    theirs = codes.with_values(torch.where(beyond, codes.values, 0.0)).dense() @ rows
+    rest = codes.with_values(torch.where(beyond, 0.0, codes.values))
+    torch.testing.assert_close(values[~beyond], refit(x - theirs, rows, rest, 2)[~beyond], atol=1e-5, rtol=0)
+
+
 def test_without_numba_one_line_says_so(monkeypatch: pytest.MonkeyPatch, x: Tensor, rows: Tensor) -> None:
     monkeypatch.setitem(sys.modules, "saebench.saes.pursuit_numba", None)
     monkeypatch.delattr("saebench.saes.pursuit_numba", raising=False)

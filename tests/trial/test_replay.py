@@ -173,6 +173,20 @@ def test_a_gpu_is_given_the_same_training_as_the_cpu(kind: str, monkeypatch: pyt
         assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-6)
 
 
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.usefixtures("gpu")
+def test_training_on_refined_values_is_replayed(kind: str) -> None:
+    """No sweep waits for the number of a text's latents, which BatchTopK decides batch by batch."""
+    recorder, never = Recorder(), Refused()
+    here, there = store(), store()
+    replayed = begin(kind, here, recorder, sae={"refine": 2, "refine_training": True})
+    plain = begin(kind, there, never, sae={"refine": 2, "refine_training": True})
+    assert plain._replay is not None
+    plain._replay._failed = True
+    assert advance(replayed, here, 12) == advance(plain, there, 12)
+    assert recorder.recorded == 1
+
+
 @pytest.mark.usefixtures("gpu")
 def test_a_checkpoint_goes_on_replaying() -> None:
     whole, half, rows, again = Recorder(), Recorder(), store(), store()
