@@ -30,6 +30,8 @@ class Metric:
     """One line."""
     extra: str | None = None
     """Entry of `eval.metrics` that adds it to the last evaluation; None: every evaluation has it."""
+    test_only: bool = False
+    """Measured once, at the end, on the test part."""
 
 
 def _probing() -> list[Metric]:
@@ -79,6 +81,16 @@ METRICS: dict[str, Metric] = {
         Metric("dead_features", "minimize", "difference", None, "Latents that fire on no text of the part"),
         Metric("dead_fraction", "minimize", "difference", None, "The same as a share of all latents"),
         Metric(
+            "c_dec",
+            None,
+            "difference",
+            None,
+            "Mean absolute cosine between decoder rows of latents that fire; random rows have about sqrt(2 / (pi d))",
+            test_only=True,
+        ),
+        Metric("fvu_at", None, "difference", None, "fvu_at/K: FVU with K latents per text", test_only=True),
+        Metric("l0_at", None, "difference", None, "l0_at/K: L0 of those", test_only=True),
+        Metric(
             "code_stability",
             "maximize",
             "difference",
@@ -118,7 +130,7 @@ METRICS: dict[str, Metric] = {
 def metric_of(key: str) -> Metric | None:
     """The metric that a key such as "test/fvu" names; None for a key of none."""
     prefix, _, name = key.partition("/")
-    return METRICS.get(name) if f"{prefix}/" in (EVAL, TEST, TRAIN_SAMPLE) else None
+    return METRICS.get(name.partition("/")[0]) if f"{prefix}/" in (EVAL, TEST, TRAIN_SAMPLE) else None
 
 
 def extra_metrics(entry: str) -> tuple[str, ...]:

@@ -15,6 +15,8 @@ EXAMPLES: dict[str, dict[str, Any]] = {
     "matryoshka": {"k": 4.0},
     "p_anneal": {"target_l0": 4.0},
     "omp": {"k": 4, "refit_every": 2},
+    "abs_topk": {"k": 4},
+    "hierarchical_topk": {"k": 4},
 }
 assert EXAMPLES.keys() == SAE_CONFIGS.keys(), "a new type: give it an example here"
 TYPES = tuple(EXAMPLES)

@@ -35,6 +35,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "jumprelu": {"target_l0": 12},
     "gated": {"target_l0": 12, "preprocess": "none"},
     "omp": {"k": 8, "refit_every": 3},
+    "abs_topk": {"k": 8, "ortho_coeff": 0.05},
+    "hierarchical_topk": {"k": 8},
 }
 HOLDOUT = 0.25
 
@@ -73,7 +75,7 @@ def test_a_referee_gets_the_same_numbers(
     recorded = trained(kind, data, cache_dir, tmp_path)
     weights = {name: array.astype(np.float64) for name, array in load_file(tmp_path / "sae/sae.safetensors").items()}
     codes, x_hat, unsure = reconstruction(kind, weights, held_out)
-    n, fires, doubts = len(held_out), codes > 0, int(unsure.sum())
+    n, fires, doubts = len(held_out), codes != 0, int(unsure.sum())
 
     errors = ((held_out - x_hat) ** 2).sum(1)
     variance = ((held_out - held_out.mean(0)) ** 2).sum()
@@ -150,7 +152,11 @@ def reconstruction(kind: str, w: dict[str, Array], x: Array) -> tuple[Array, Arr
         codes, unsure = pursuit((x - shift) / scale - w["b_dec"], w["W_dec"], 8, 3)
         return codes, (codes @ w["W_dec"] + w["b_dec"]) * scale + shift, unsure
     pre = ((x - shift) / scale - w["b_dec"]) @ w["W_enc"].reshape(384, 192) + w["b_enc"]
-    if kind == "topk":
+    if kind == "abs_topk":
+        size = np.sort(np.abs(pre), axis=1)
+        codes, margin = np.where(np.abs(pre) >= size[:, -8:-7], pre, 0), np.abs(pre) - size[:, -8:-7]
+        margin = np.where(margin == 0, np.abs(pre) - size[:, -9:-8], margin)
+    elif kind in ("topk", "hierarchical_topk"):
         bound = np.maximum(np.sort(pre, axis=1)[:, -8:-7], 0)
         codes, margin = np.where(pre >= bound, np.maximum(pre, 0), 0), pre - bound
         margin = np.where(pre == bound, pre - np.sort(pre, axis=1)[:, -9:-8], margin)
@@ -162,7 +168,7 @@ def reconstruction(kind: str, w: dict[str, Array], x: Array) -> tuple[Array, Arr
         codes, margin = np.where(pre > w["offset"], np.maximum(magnitude, 0), 0), pre - w["offset"]
     else:
         codes, margin = np.maximum(pre - w["offset"], 0), pre - w["offset"]
-    assert (codes >= 0).all()
+    assert (codes >= 0).all() or kind == "abs_topk"
     return codes, (codes @ w["W_dec"] + w["b_dec"]) * scale + shift, np.abs(margin) < 2e-7
 
 

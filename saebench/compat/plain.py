@@ -26,6 +26,7 @@ from saebench.saes.batchtopk import BatchSparseSAE
 from saebench.saes.calibrate import NotCalibratedError
 from saebench.saes.files import whole_tensors
 from saebench.saes.gated import GatedSAE
+from saebench.saes.hierarchical_topk import HierarchicalTopKSAE
 from saebench.saes.jumprelu import SMALLEST, JumpReLUSAE
 from saebench.saes.omp import OMPSAE
 from saebench.saes.p_anneal import PAnnealSAE
@@ -83,6 +84,11 @@ def plain(sae: SAE) -> Plain:
             "type omp: a pursuit with refits, for which this layout has no encoder; "
             "saebench's own files and its MLflow model carry it"
         )
+    if sae.config.signed:
+        raise LayoutError(
+            f"type {sae.config.type}: signed codes, and every rule of this layout gives codes of 0 and above; "
+            "saebench's own files and its MLflow model carry it"
+        )
     if sae.config.sweeps:
         raise LayoutError(
             f"refine: {sae.config.sweeps} sweeps over the values, which no encoder of this layout makes; "
@@ -111,7 +117,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 def _rule(sae: SAE) -> dict[str, Any]:
     """Return the encoder's bias and the parameters of the inference rule."""
-    if isinstance(sae, TopKSAE):
+    if isinstance(sae, TopKSAE | HierarchicalTopKSAE):
         return {"b_enc": sae.b_enc, "rule": "topk", "k": sae.config.k}
     if isinstance(sae, BatchSparseSAE):
         if sae.threshold.isnan():

@@ -5,8 +5,10 @@ result into `TrialConfig`s, a worker reads one of those and nothing else.
 """
 
 from saebench.config.architectures import (
+    AbsTopKConfig,
     BatchTopKConfig,
     GatedConfig,
+    HierarchicalTopKConfig,
     JumpReLUConfig,
     KSparseConfig,
     MatryoshkaConfig,
@@ -26,6 +28,7 @@ __all__ = [
     "FIXED_TRAIN_FIELDS",
     "LARGEST_CORPUS",
     "SAE_CONFIGS",
+    "AbsTopKConfig",
     "AnySAEConfig",
     "BatchTopKConfig",
     "Coefficient",
@@ -35,6 +38,7 @@ __all__ = [
     "DatasetConfig",
     "Fraction",
     "GatedConfig",
+    "HierarchicalTopKConfig",
     "HoldoutConfig",
     "JumpReLUConfig",
     "KSparseConfig",

@@ -33,6 +33,8 @@ class _RefinedTrainingConfig(_RefineConfig):
     def _something_to_train(self) -> Self:
         if self.refine_training and not self.refine:
             raise ValueError("refine_training needs refine: at least 1 sweep")
+        if self.refine_training and getattr(self, "k_start", None) is not None:
+            raise ValueError("refine_training and k_start: one of the two, refined values would undo the fall of k")
         return self
 
 
@@ -53,6 +55,17 @@ class KSparseConfig(SAEConfig):
     """The second loss keeps this many times k latents."""
     multi_share: Annotated[float, Field(gt=0, le=1)] = 0.25
     """Share of a batch that the second loss is measured on."""
+    k_start: PositiveFloat | None = None
+    """k at the start of the run, from which it falls evenly to `k` (2602.05735, for k of 8 and less); null: k is
+    constant. Every step then costs what one at k_start does."""
+    k_anneal: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the run over which k falls from `k_start`."""
+
+    @model_validator(mode="after")
+    def _k_falls(self) -> Self:
+        if self.k_start is not None and self.k_start <= self.k:
+            raise ValueError(f"k_start {self.k_start:g} must exceed k {self.k:g}, to which it falls")
+        return self
 
     @property
     def revives(self) -> bool:
@@ -108,6 +121,40 @@ class BatchTopKConfig(KSparseConfig, _RefinedTrainingConfig):
     """k latents per example on average over the batch (Bussmann et al. 2024, 2412.06410)."""
 
     type: Literal["batchtopk"] = "batchtopk"
+
+
+class AbsTopKConfig(KSparseConfig):
+    """The k latents of largest magnitude of each example, sign kept (2510.00404)."""
+
+    signed: ClassVar[bool] = True
+
+    type: Literal["abs_topk"] = "abs_topk"
+    k: PositiveInt
+    """Latents kept per example."""
+
+
+class HierarchicalTopKConfig(KSparseConfig):
+    """TopK trained on the mean of the errors of its 1, 2, ... k largest latents (2505.24473): one SAE for every k."""
+
+    type: Literal["hierarchical_topk"] = "hierarchical_topk"
+    k: PositiveInt
+    """Most latents kept per example; the SAE may be used at every smaller number."""
+
+    @model_validator(mode="after")
+    def _one_loss(self) -> Self:
+        for name, off in (("multi_coeff", 0.0), ("k_start", None)):
+            if getattr(self, name) != off:
+                raise ValueError(f"{name}: hierarchical_topk trains every k up to {self.k} at once; leave it out")
+        return self
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        return (*(1 << n for n in range(self.k.bit_length()) if 1 << n < self.k), self.k)
+
+    @classmethod
+    def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
+        """TopK's, and three passes over the k errors."""
+        return super().flops_per_example(d_in, dict_size, k) + 6 * d_in * k
 
 
 class JumpReLUConfig(_PenaltyConfig, _RefineConfig):

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import PlainValidator, SerializeAsAny, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
-from saebench.config.base import Config, PositiveFloat, PositiveInt
+from saebench.config.base import Coefficient, Config, PositiveFloat, PositiveInt
 
 Preprocess = Literal["none", "center", "unit", "center_scale", "layer_norm"]
 Start = Literal["random", "data"]
@@ -46,6 +46,8 @@ class SAEConfig(Config):
 
     without: ClassVar[Mapping[Control, str]] = {}
     """Controls that the architecture cannot have, and why."""
+    signed: ClassVar[bool] = False
+    """Whether a latent may be negative: each end of it then means something of its own."""
 
     type: str
     """Architecture."""
@@ -61,6 +63,11 @@ class SAEConfig(Config):
     """W_enc at the start, in units of the decoder's transpose."""
     control: Control | None = None
     """Train a control: the decoder, or the encoder, stays at its random start, or the decoder near it (2602.14111)."""
+    ortho_coeff: Coefficient = 0.0
+    """Weight of OrtSAE's penalty, the mean over latents of the squared cosine of the decoder row with the row nearest
+    to it (2509.22033); 0: off."""
+    ortho_chunk: Annotated[int, Field(ge=2)] = 8192
+    """The nearest row is searched among at most this many latents, drawn anew in every step."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -81,6 +88,12 @@ class SAEConfig(Config):
     def _possible_control(self) -> Self:
         if self.control is not None and self.control in self.without:
             raise ValueError(f"control {self.control}: {self.type} cannot have it: {self.without[self.control]}")
+        return self
+
+    @model_validator(mode="after")
+    def _decoder_moves_for_ortho(self) -> Self:
+        if self.ortho_coeff and self.control == "frozen_decoder":
+            raise ValueError("ortho_coeff: a frozen decoder does not move, so that the penalty changes nothing")
         return self
 
     def width(self, d_in: int) -> int:
@@ -106,6 +119,11 @@ class SAEConfig(Config):
     def training_sweeps(self) -> int:
         """The same in training."""
         return 0
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """Numbers of latents per example that one training serves, the errors of which are measured; () for one."""
+        return ()
 
     @property
     def revives(self) -> bool:

@@ -9,6 +9,7 @@ from saebench.config import BatchTopKConfig, KSparseConfig
 from saebench.saes import sparse
 from saebench.saes.calibrate import NotCalibratedError, threshold_for
 from saebench.saes.kernels import Precision
+from saebench.saes.kernels_select import keys_of
 from saebench.saes.ksparse import KSparseSAE
 from saebench.saes.sparse import SparseCodes
 
@@ -35,6 +36,14 @@ class BatchSparseSAE(KSparseSAE):
     def select(self, centred: Tensor, precision: Precision = "float32", k: float | None = None) -> SparseCodes:
         k = max(k or self.config.k, 1 / len(centred))
         return sparse.encode_batchtopk(centred, self.W_enc, self.b_enc, k, precision)
+
+    def ranks(self, codes: SparseCodes) -> Tensor:
+        """Return (pairs,) how many pairs of the batch are larger; of equal ones, those of lower rows and latents."""
+        places = torch.arange(codes.indices.numel(), device=codes.indices.device)
+        return keys_of(codes.values.detach(), places).argsort(descending=True).argsort()
+
+    def rows_per_rank(self, codes: SparseCodes) -> int:
+        return codes.rows
 
     @torch.no_grad()
     def calibrate(self, rows: Tensor) -> None:

@@ -201,6 +201,18 @@ def topk_of(pre: Tensor, k: int, signed: bool = False) -> tuple[Tensor, Tensor]:
     return pre.gather(1, best), latents.gather(1, best)
 
 
+def topk_by_magnitude(x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, precision: Precision) -> tuple[Tensor, Tensor]:
+    """Return signed values (rows, k) and latents (rows, k) of the largest magnitudes."""
+    found = [by_magnitude(affine_no_grad(c, W_enc, b_enc, precision), k) for c in chunks(x, W_enc.shape[1])]
+    return torch.cat([values for values, _ in found]), torch.cat([latents for _, latents in found])
+
+
+def by_magnitude(pre: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the same of pre-activations (rows, dict_size); -inf marks a latent that comes last."""
+    _, latents = topk_of(torch.where(pre.isneginf(), pre, pre.abs()), k, signed=True)
+    return pre.gather(1, latents), latents
+
+
 def batchtopk(x: Tensor, W_enc: Tensor, b_enc: Tensor, pairs: int, precision: Precision) -> Tensor:
     """Return the keys of the best pairs of the batch, with place = row * dict_size + latent."""
     if on_host(x):

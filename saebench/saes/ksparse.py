@@ -11,7 +11,9 @@ from saebench.config import KSparseConfig
 from saebench.saes import sparse
 from saebench.saes.base import SAE
 from saebench.saes.kernels import Precision, latents_of
+from saebench.saes.kernels_select import keys_of
 from saebench.saes.loss import Dead, Loss, Moment
+from saebench.saes.penalty import ramp
 from saebench.saes.refit import refit
 from saebench.saes.sparse import SparseCodes
 
@@ -34,8 +36,9 @@ class KSparseSAE(SAE):
 
     def __init__(self, config: KSparseConfig, d_in: int) -> None:
         super().__init__(config, d_in)
-        if config.k > self.dict_size:
-            raise ValueError(f"k {config.k:g} must not exceed dict_size {self.dict_size}")
+        for name, k in (("k", config.k), ("k_start", config.k_start or 0)):
+            if k > self.dict_size:
+                raise ValueError(f"{name} {k:g} must not exceed dict_size {self.dict_size}")
         self.k_aux = config.k_aux or default_k_aux(d_in)
 
     @abstractmethod
@@ -65,7 +68,7 @@ class KSparseSAE(SAE):
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
         centred = z - self.b_dec
-        codes = self.select(centred, moment.precision)
+        codes = self.training_codes(centred, moment)
         error, fvu, residual = self.errors(z, codes)
         total = error
         parts: dict[str, Tensor | float] = {}
@@ -76,6 +79,27 @@ class KSparseSAE(SAE):
             multi = self.multi(z, centred, moment.precision)
             total, parts["train/multi_loss"] = total + self.config.multi_coeff * multi, multi.detach()
         return Loss.of(total, fvu, codes, parts)
+
+    def training_codes(self, centred: Tensor, moment: Moment) -> SparseCodes:
+        """Return the codes that train: with `k_start`, those of k_start latents, of which only as many stay as k is at
+        this share of the run. Their number of pairs does not change, so that a GPU can replay the step."""
+        start = self.config.k_start
+        if start is None:
+            return self.select(centred, moment.precision)
+        codes = self.select(centred, moment.precision, start)
+        k = start + (self.config.k - start) * ramp(moment.progress, self.config.k_anneal)
+        kept = self.ranks(codes) < k * self.rows_per_rank(codes)
+        return codes.with_values(torch.where(kept, codes.values, 0.0))
+
+    def ranks(self, codes: SparseCodes) -> Tensor:
+        """Return (pairs,) how many pairs of the same example are larger; of equal ones, the lower latent is."""
+        width = codes.indices.numel() // codes.rows
+        keys = keys_of(codes.values.detach().abs().view(-1, width), codes.indices.view(-1, width))
+        return keys.argsort(dim=1, descending=True).argsort(dim=1).flatten()
+
+    def rows_per_rank(self, codes: SparseCodes) -> int:  # noqa: ARG002 - of the batch, where a batch shares its k
+        """Return the number of examples among which `ranks` counts."""
+        return 1
 
     def multi(self, z: Tensor, centred: Tensor, precision: Precision = "float32") -> Tensor:
         """Return the reconstruction term at `multi_factor` times k, on the first `multi_share` of the batch only: as
@@ -88,16 +112,17 @@ class KSparseSAE(SAE):
         """Return the share of the residual's variance that the k_aux strongest dead latents leave unexplained.
 
         The residual (B, d_in) is a constant; dead latents reconstruct it without b_dec, from their own pre-activations,
-        so that the gradient reaches their encoder columns. Negative pre-activations count, too: a latent that is
-        negative on every example would otherwise get no gradient and never revive. Returns 0 if no latent is dead, or
-        the residual has no variance (a batch of one).
+        so that the gradient reaches their encoder columns. Negative pre-activations count, too (for signed types, by
+        magnitude): a latent that is negative on every example would otherwise get no gradient and never revive. Returns
+        0 if no latent is dead, or the residual has no variance (a batch of one).
         """
         if dead.index.numel() == 0:
             return residual.new_zeros(())
         bias = self.b_enc[dead.index].masked_fill(~dead.still_dead, -torch.inf)
         k = min(self.k_aux, dead.index.numel())
         W_enc, W_dec = latents_of(self.W_enc, dead.index, 1), latents_of(self.W_dec, dead.index, 0)
-        codes = sparse.encode_topk(centred, W_enc, bias, k, precision, signed=True)
+        magnitude = self.config.signed
+        codes = sparse.encode_topk(centred, W_enc, bias, k, precision, signed=True, magnitude=magnitude)
         values = torch.where(codes.values.isneginf(), 0.0, codes.values)
         rebuilt = sparse.decode(codes.with_values(values), W_dec)
         spread, least = (residual - residual.mean(0)).square().sum(), 1e-9 * len(residual) * self.variance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -55,3 +55,7 @@ class Loss:
         """Return the loss of a batch with these training codes."""
         firing = codes.firing()
         return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, codes, parts)
+
+    def plus(self, coeff: float, penalty: Tensor, name: str) -> Loss:
+        """Return this loss with a weighted penalty added, recorded as `name`."""
+        return replace(self, total=self.total + coeff * penalty, parts={**self.parts, name: penalty.detach()})

@@ -43,8 +43,10 @@ def encode_topk(
     *,
     among: Tensor | None = None,
     signed: bool = False,
+    magnitude: bool = False,
 ) -> SparseCodes:
-    """Return the k largest pre-activations x @ W_enc + b_enc of every row; x (rows, d_in).
+    """Return the k largest pre-activations x @ W_enc + b_enc of every row; x (rows, d_in). `magnitude`: the k of
+    largest magnitude, sign kept.
 
     `among` (dict_size,) bool restricts the selection (AuxK: to the dead latents); a row then has min(k, allowed) pairs
     on the CPU, and k pairs, padded with 0, on a GPU, where counting would need a sync.
@@ -52,8 +54,13 @@ def encode_topk(
     _check(x, W_enc, b_enc)
     if not 1 <= k <= W_enc.shape[1]:
         raise ValueError(f"k = {k}: must be between 1 and dict_size = {W_enc.shape[1]}")
+    if magnitude and among is not None:
+        raise ValueError("among: latents of largest magnitude are chosen from all")
+    signed = signed or magnitude
     with torch.no_grad():
-        if among is None:
+        if magnitude:
+            values, indices = select.topk_by_magnitude(x, W_enc, b_enc, k, precision)
+        elif among is None:
             values, indices = select.topk(x, W_enc, b_enc, k, precision, signed)
         elif on_host(x):
             some = among.nonzero().squeeze(1)

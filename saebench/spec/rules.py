@@ -145,8 +145,8 @@ def _objective(draft: Draft) -> Found:
     objective, direction = draft.get("search", "objective"), draft.get("search", "direction")
     if not isinstance(objective, str):
         return
-    known = [EVAL + name for name in METRICS]
-    metric = METRICS.get(objective.removeprefix(EVAL)) if objective.startswith(EVAL) else None
+    known = [EVAL + name for name, metric in METRICS.items() if not metric.test_only]
+    metric = METRICS[objective.removeprefix(EVAL)] if objective in known else None
     if metric is None:
         yield "search.objective", f"is not a metric ({did_you_mean(objective, known) or ', '.join(known)})"
         return

@@ -16,6 +16,8 @@ from saebench.saes import SAE
 from saebench.saes.calibrate import rows_per_chunk
 from saebench.trial import probing
 from saebench.trial.calibration import SAMPLE_ROWS, calibration_places
+from saebench.trial.decoder import mean_absolute_cosine, random_floor
+from saebench.trial.levels import AtLevels
 from saebench.trial.metrics import EXTRAS, Evaluation, Extras, Sums
 from saebench.trial.stability import CodeStability
 from saebench.trial.store import Store
@@ -51,6 +53,7 @@ class Measurement:
         self, sae: SAE, store: Store, extra: Sequence[str], part: Part, second: CacheEntry | None = None
     ) -> None:
         self._sae, self._store, self._extra, self._part, self._second = sae, store, extra, part, second
+        levels = AtLevels(sae) if part == "test" else None
         sums, self._examples = Sums(), Extras([name for name in extra if name in EXTRAS])
         self._stable = CodeStability(sae.encode, "code_stability_duplicates" in extra)
         for batch in store.test() if part == "test" else store.validation():
@@ -59,8 +62,11 @@ class Measurement:
                 sums.update(x, x_hat, latents)
                 self._examples.update(x, x_hat)
                 self._stable.update(x, latents)
+                if levels is not None:
+                    levels.update(x, latents)
         self.basic = sums.result()
         self.basic.values.update(sae.inference_values())
+        self.basic.values.update(levels.values(self.basic.values) if levels is not None else {})
 
     @torch.no_grad()
     def complete(self) -> Evaluation:
@@ -77,9 +83,14 @@ class Measurement:
             _attempt("example_auroc", partial(self._add_scores, ["example_auroc"], found), found)
         if self._part == "validation":
             return found
+        _attempt("c_dec", lambda: found.values.update(self._spread()), found)
         found = found.on(TEST)
         _attempt("train_sample", lambda: found.values.update(on_training_rows(self._sae, self._store)), found)
         return found
+
+    def _spread(self) -> dict[str, float]:
+        rows = self._sae.W_dec.detach()[(self.basic.firing > 0).to(self._sae.W_dec.device)]
+        return {"eval/c_dec": mean_absolute_cosine(rows), "eval/c_dec_floor": random_floor(self._sae.d_in)}
 
     def _add_scores(self, names: Iterable[str], found: Evaluation) -> None:
         entry = getattr(self._store, "entry", None)

@@ -22,6 +22,7 @@ from torch import Tensor
 from saebench.config import SAEConfig, TrainConfig
 from saebench.saes import SAE, Loss, Moment, make_sae
 from saebench.saes.kernels import add_deferred_gradients, stash_gradients
+from saebench.saes.ortho import Orthogonality
 from saebench.saes.penalty import SparsityControl
 from saebench.trial.calibration import SAMPLE_ROWS, set_aside, without_calibration
 from saebench.trial.dead import DeadLatents, default_dead_after
@@ -74,6 +75,7 @@ class Training:
         self.dead = DeadLatents(sae.dict_size, after, revives=sae.config.revives, device=self.device)
         self.health = Health(self.device)
         self.calibration = calibration
+        self.ortho = Orthogonality.of(sae.config, sae.dict_size, self.device)
         recorder = CudaRecorder(self.device) if self.device.type == "cuda" and train.cuda_graph else None
         self._replay = None if recorder is None else self._recorded_steps(recorder)
 
@@ -120,6 +122,8 @@ class Training:
         no number."""
         moment = Moment(now.progress, self.control.coeff(now.progress), self.dead.listed(), self.train.precision)
         loss = self.sae.loss(x, moment)
+        if self.ortho is not None:
+            loss = loss.plus(self.sae.config.ortho_coeff, self.ortho.penalty(self.sae.W_dec), "train/ortho_loss")
         self._descend(loss.total, now.lr)
         self._remember(loss, x, now)
         return self._metrics(loss, moment)
@@ -172,6 +176,7 @@ class Training:
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimizer.state_dict().items()}
         tensors |= {f"control.{name}": tensor for name, tensor in self.control.state_dict().items()}
         tensors |= {f"state.{name}": tensor for name, tensor in self.sae.training_state().items()}
+        tensors |= {f"ortho.{name}": tensor for name, tensor in self._ortho_state().items()}
         tensors |= {"since_fired": self.dead.since_fired, "dead_index": self.dead.index, "fvu": self.health.fvu}
         copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
         return copies, {
@@ -180,6 +185,9 @@ class Training:
             "step": self.step,
             "samples": self.samples,
         }
+
+    def _ortho_state(self) -> dict[str, Tensor]:
+        return {} if self.ortho is None else self.ortho.state_dict()
 
     @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -204,6 +212,8 @@ class Training:
         self.control.load_state_dict({n: tensors[f"control.{n}"] for n in self.control.state_dict()})
         self.dead.load(tensors["since_fired"], tensors["dead_index"])
         self.health.fvu.copy_(tensors["fvu"])
+        for name, tensor in self._ortho_state().items():
+            tensor.copy_(tensors[f"ortho.{name}"])
         if self._replay is not None:
             self._replay.forget()
         self.step, self.samples = int(meta["step"]), int(meta["samples"])

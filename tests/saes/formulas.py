@@ -21,6 +21,11 @@ def cloud(n: int, d: int = 8, seed: int = 0) -> Tensor:
     return torch.randn(n, d, generator=generator) * torch.linspace(0.5, 2, d) + 3
 
 
+def unit_cloud(n: int, d: int = 8, seed: int = 0) -> Tensor:
+    """n random directions (n, d)."""
+    return torch.nn.functional.normalize(torch.randn(n, d, generator=torch.Generator().manual_seed(seed)), dim=1)
+
+
 _OWN: dict[str, dict[str, Any]] = {
     "batchtopk": {"k": 3.5},  # a fraction
     "matryoshka": {"k": 3.5},
@@ -70,6 +75,10 @@ def codes(sae: SAE, p: dict[str, Tensor], z: Tensor, training: bool = True) -> T
             return pre.relu()
         case "topk":
             return torch.stack([keep_largest(row, config.k) for row in pre])
+        case "hierarchical_topk":
+            return torch.stack([keep_largest(row, config.k) for row in pre])
+        case "abs_topk":
+            return torch.stack([row * (keep_largest(row.abs(), config.k) > 0) for row in pre])
         case "batchtopk" | "matryoshka":
             if not training:
                 return pre * (pre > sae.threshold.double())
@@ -161,15 +170,18 @@ def loss(sae: SAE, p: dict[str, Tensor], x: Tensor, coeff: float = 0.0, dead: li
         case "matryoshka":
             widths = [round(sum(config.groups[: i + 1]) * sae.dict_size) for i in range(len(config.groups))]
             total = sum(fvu(f[:, :w] @ p["W_dec"][:w] + p["b_dec"]) for w in widths) / len(widths)
+        case "hierarchical_topk":
+            largest = [torch.stack([keep_largest(row, j) for row in f]) for j in range(1, config.k + 1)]
+            total = sum(fvu(some @ p["W_dec"] + p["b_dec"]) for some in largest) / config.k
     if dead:
-        total = total + config.aux_coeff * auxk(p, z, (z - z_hat).detach(), dead, config.k_aux or 4)
+        total = total + config.aux_coeff * auxk(p, z, (z - z_hat).detach(), dead, config.k_aux or 4, config.signed)
     return total
 
 
-def auxk(p: dict[str, Tensor], z: Tensor, residual: Tensor, dead: list[int], k_aux: int) -> Tensor:
+def auxk(p: dict[str, Tensor], z: Tensor, residual: Tensor, dead: list[int], k_aux: int, signed: bool) -> Tensor:
     """The residual rebuilt from the k_aux strongest dead pre-activations, over the residual's variance."""
     pre = ((z - p["b_dec"]) @ p["W_enc"] + p["b_enc"])[:, dead]
-    place = pre.argsort(dim=1, descending=True)[:, :k_aux]
+    place = (pre.abs() if signed else pre).argsort(dim=1, descending=True)[:, :k_aux]
     mask = torch.zeros_like(pre).scatter(1, place, 1.0)
     rebuilt = (pre * mask) @ p["W_dec"][dead]
     return ((residual - rebuilt) ** 2).sum() / ((residual - residual.mean(0)) ** 2).sum()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from sae_examples import K_SPARSE, TYPES
-from test_trainer import Rows, config, store
+from test_trainer import OPTIONS, Rows, config, store
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -138,15 +138,15 @@ def silence(training: Training, count: int) -> None:
     training.dead.since_fired[:count] = training.dead.after
 
 
-@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize(("kind", "fields"), OPTIONS)
 @pytest.mark.usefixtures("gpu")
-def test_a_replayed_step_is_the_step(kind: str) -> None:
+def test_a_replayed_step_is_the_step(kind: str, fields: dict[str, Any]) -> None:
     """Bit for bit the same as when every operation is launched anew, with no, few and many dead latents; and each
     metric is still that of its own step when later ones have been replayed."""
     recorder, never = Recorder(), Refused()
     here, there = store(), store()
-    replayed = begin(kind, here, recorder)
-    plain = begin(kind, there, never)
+    replayed = begin(kind, here, recorder, sae=fields)
+    plain = begin(kind, there, never, sae=fields)
     assert plain._replay is not None
     plain._replay._failed = True
     for dead in (0, 3, 40):

@@ -98,6 +98,10 @@ def assert_same(one: Path, other: Path) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+OF_THE_DECODER = ("c_dec", "c_dec_floor")
+"""Metrics of the decoder, measured once, at the end."""
+
+
 def test_an_undisturbed_trial_tells_its_whole_story(tmp_path: Path) -> None:
     """A batch of 64 passes the mark 500 at 512 samples; the eval counts for the mark, so that trials compare."""
     told = run(config(), tmp_path)
@@ -111,7 +115,8 @@ def test_an_undisturbed_trial_tells_its_whole_story(tmp_path: Path) -> None:
     assert {key: value for key, value in final.items() if key.startswith("eval/")} == told[-2].values
     assert 0 < final["train_sample/fvu"] < final["test/fvu"], "600 rows, seen three times"
     assert {key.removeprefix("test/") for key in final if key.startswith("test/")} == {
-        key.removeprefix("eval/") for key in told[-2].values
+        *(key.removeprefix("eval/") for key in told[-2].values),
+        *OF_THE_DECODER,
     }, "the same metrics on both parts"
     assert not [key for event in told[:-1] for key in event.values if key.startswith("test/")], "once, at the end"
     assert final["test/fvu"] != final["eval/fvu"]
@@ -161,12 +166,12 @@ def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, m
     added |= {*extra[:2], "knn_overlap_at_10_chance"}
     assert last.values.keys() - first.values.keys() == {f"eval/{name}" for name in added}
     tested = {key for key in done.values if key.startswith("test/")}
-    assert tested == {key.replace("eval/", "test/") for key in last.values}
+    assert tested == {*(key.replace("eval/", "test/") for key in last.values), *(f"test/{n}" for n in OF_THE_DECODER)}
     assert last.values.items() <= done.values.items()
-    wanted = {name for name, metric in METRICS.items() if metric.extra in (None, *extra)}
+    wanted = {name for name, metric in METRICS.items() if metric.extra in (None, *extra) and not metric.test_only}
     assert {f"{part}/{name}" for name in wanted for part in ("eval", "test")} <= done.values.keys()
     assert done.values["eval/probing_auc_k1_raw"] == 1, "one raw coordinate tells the class, by the definition of it"
-    basic = {f"eval/{name}" for name, metric in METRICS.items() if metric.extra is None}
+    basic = {f"eval/{name}" for name, metric in METRICS.items() if metric.extra is None and not metric.test_only}
     assert first.values.keys() - {"eval/examples"} == basic
 
 
