@@ -25,7 +25,7 @@ SUFFIXES = {".csv": "csv", ".md": "markdown", ".markdown": "markdown", ".json": 
 NAMES = ("metrics", "verdict", "strata", "arms", "pareto", "best", "floors", "fidelity", "probing", "stability",
          "texts", "seeds", "effects", "importances", "lost", "trials")  # fmt: skip
 """report.TABLES, spelled out so that --help needs no pandas; a test compares."""
-PLOTS = ("pareto", "curves", "dead", "density", "l0", "parallel")
+PLOTS = ("pareto", "forest", "curves", "lr", "dead", "density", "l0", "importance", "parallel")
 """report.charts.CHARTS, likewise."""
 
 _TAG = 5000

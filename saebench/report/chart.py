@@ -21,7 +21,8 @@ class Series:
     label: str
     arm: int
     """Which colour and marker; -1: neutral grey."""
-    kind: Literal["points", "line", "steps"]
+    kind: Literal["points", "line", "steps", "bars"]
+    """bars: from x = 0 to x, in row y."""
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] = ()
@@ -34,6 +35,13 @@ class Series:
     faint: bool = False
     ends: bool = False
     """Mark the last point with a cross: the trial was stopped there."""
+    x_low: Sequence[float] = ()
+    x_high: Sequence[float] = ()
+    """Interval of x, NaN if it has no interval."""
+    shift: float = 0.0
+    """Pixels to the right of its place, so that intervals at one x do not cover each other."""
+    shade: float | None = None
+    """Coloured on a scale from 0 (best) to 1 in place of the arm's colour."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +68,10 @@ class Panel:
     """Where the x axis is labelled; empty: round numbers."""
     axes: Sequence[Axis] = ()
     """Parallel coordinates: line i of every series is at x = i, y is a height from 0 to 1."""
+    rows: Sequence[str] = ()
+    """Names of rows, top to bottom, in place of a y axis: y is the number of a row."""
+    marks: Sequence[tuple[float, str]] = ()
+    """Vertical lines at x with their label: zero, the ends of a range."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +110,7 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
         return [s * 10.0**d for d in decades for s in steps if low * 0.999 <= s * 10.0**d <= high * 1.001]
     if not high > low:
         return [low]
-    rough = (high - low) / 5
+    rough = (high - low) / 6
     size = 10 ** math.floor(math.log10(rough))
     step = next(s * size for s in (1, 2, 2.5, 5, 10) if s * size >= rough)
     first = math.ceil(low / step - 1e-9)
@@ -123,6 +135,10 @@ def tick_label(value: float) -> str:
 def limits(panel: Panel) -> tuple[float, float, float, float]:
     """(x low, x high, y low, y high) around the data, intervals included, with a margin."""
     xs = [x for s in panel.series for x, y in zip(s.x, s.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
+    xs += [x for s in panel.series for x in (*s.x_low, *s.x_high) if math.isfinite(x)]
+    xs += [x for x, _ in panel.marks] + [0.0 for s in panel.series if s.kind == "bars"]
+    if panel.rows:
+        return (*_margin(xs, panel.x_log, 0.06), -0.5, len(panel.rows) - 0.5)
     ys = [y for s in panel.series for y in (*s.y, *s.low, *s.high) if math.isfinite(y) and not (panel.y_log and y <= 0)]
     ys += [0.0] if panel.y_zero else []
     return (*_margin(xs, panel.x_log, 0.04), *_margin(ys, panel.y_log, 0.06))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from sweep_data import SAMPLES, Store
+from sweep_data import SAMPLES, Store, frame_of, simulate, simulate_search
 
 from saebench.errors import UserError
 from saebench.report import load, svg
@@ -15,6 +17,9 @@ from saebench.report.chart import Panel, Series, limits, tick_label, ticks
 from saebench.report.charts import CHARTS, Chart
 from saebench.report.document import Report
 from saebench.report.plots import save
+from saebench.report.record import Record
+from saebench.report.sources import Source
+from saebench.report.table import make
 
 
 @pytest.fixture(scope="module")
@@ -81,11 +86,11 @@ def test_l0_per_text_is_a_line_for_topk_and_a_histogram_for_the_others(report: R
 def test_parallel_coordinates_have_a_line_per_complete_trial(report: Report) -> None:
     (panel,) = CHARTS["parallel"](report).panels
     assert len(panel.series) == (report.frame["state"] == "complete").sum()
-    assert [axis.title for axis in panel.axes] == ["sparsity", "latents", "lr", "L0", "dead", "FVU"]
+    assert [axis.title for axis in panel.axes] == ["arm", "sparsity", "latents", "lr", "L0", "dead", "FVU"]
     assert all(0 <= y <= 1 for s in panel.series for y in s.y)
 
 
-@pytest.mark.parametrize("name", list(CHARTS))
+@pytest.mark.parametrize("name", [name for name in CHARTS if name not in ("lr", "importance")])
 def test_every_chart_becomes_a_picture(report: Report, tmp_path: Path, name: str) -> None:
     chart = CHARTS[name](report)
     save(chart, tmp_path / "plot.png")
@@ -97,7 +102,7 @@ def test_every_chart_becomes_a_picture(report: Report, tmp_path: Path, name: str
     assert chart.title in text  # words stay words
 
 
-@pytest.mark.parametrize("name", list(CHARTS))
+@pytest.mark.parametrize("name", [name for name in CHARTS if name not in ("lr", "importance")])
 def test_every_chart_becomes_part_of_the_page(report: Report, name: str) -> None:
     chart = CHARTS[name](report)
     page = ElementTree.fromstring(f"<div>{svg.chart(chart)}</div>")
@@ -107,6 +112,84 @@ def test_every_chart_becomes_part_of_the_page(report: Report, name: str) -> None
     assert [li.text or li[-1].tail for li in page.iter("li")] == [label for label, _, _ in chart.legend]
     tips = {e.get("data-tip") for e in page.iter() if e.get("data-tip")}
     assert tips == {tip.replace("\n", " ") for panel in chart.panels for s in panel.series for tip in s.tips}
+
+
+def test_the_forest_has_the_line_of_no_difference_and_a_row_per_pair_or_stratum(report: Report, store: Store) -> None:
+    (panel,) = CHARTS["forest"](report).panels
+    assert panel.marks == [(0.0, "no difference")]
+    assert len(panel.rows) == len(report.comparisons) == len(panel.series)
+    assert list(panel.rows) == [f"{c.a} vs {c.b}" for c in sorted(report.comparisons, key=lambda c: c.mean)]
+    two = load("demo", runs_dir=store.runs, where=["type=topk"]).comparisons
+    assert two == []
+    one = Report(Record(frame_of(simulate())))
+    (panel,) = CHARTS["forest"](one).panels
+    assert list(panel.rows)[:2] == ["all strata", "k=16, n=1536"]
+    (found,) = one.comparisons
+    whole = panel.series[0]
+    assert (whole.x[0], whole.x_low[0], whole.x_high[0]) == pytest.approx(
+        [100 * np.expm1(v) for v in (found.mean, found.low, found.high)]
+    )
+    assert whole.arm == 1  # batchtopk's colour: it is better
+    drawn = svg.chart(CHARTS["forest"](one))
+    assert '<path class="zero"' in drawn
+
+
+def test_error_against_lr_shows_the_range_and_the_chosen_trial() -> None:
+    frame = frame_of(simulate_search())
+    lock = {"spec": {"train": {"lr": {"low": 0.001, "high": 0.03, "log": True}}}}
+    report = Report(Record(frame, sources=(Source("demo", "", "0", "", None, lock),)))
+    panels = CHARTS["lr"](report).panels
+    assert [p.title for p in panels] == ["k=16, n=1536", "k=32, n=1536"]
+    for panel in panels:
+        assert [x for x, _ in panel.marks] == [0.001, 0.03]
+        chosen = [s for s in panel.series if s.kind == "points" and not s.faint]
+        assert [len(s.x) for s in chosen] == [1, 1]
+        for s in chosen:
+            others = next(o for o in panel.series if o.kind == "line" and o.arm == s.arm)
+            assert s.y[0] == min(others.y)
+
+
+def test_importances_are_bars_and_one_parameter_is_none() -> None:
+    rows = [{"arm": arm, "parameter": p, "importance": v, "trials": 9}
+            for arm in ("topk", "batchtopk") for p, v in (("lr", 0.8), ("batch_size", 0.2))]  # fmt: skip
+    report = Report(Record(frame_of(simulate())))
+    for shown, count in ((rows, 4), ([r for r in rows if r["parameter"] == "lr"], 0)):
+        table = make("importances", "Importances", shown, [])
+        with patch.object(Report, "table", lambda *_, table=table, **__: table):
+            chart = CHARTS["importance"](report)
+        assert sum(len(p.rows) for p in chart.panels) == count
+        if count:
+            drawn = svg.chart(chart)
+            assert drawn.count('class="fill') == 4
+            assert ">80%<" in drawn
+
+
+def test_figures_of_one_width_or_one_value_are_not_drawn() -> None:
+    report = Report(Record(frame_of(simulate(widths=(1536,), arms={"topk": 1.0}))))
+    assert CHARTS["dead"](report).panels == []
+    assert CHARTS["l0"](report).panels == []
+
+
+def test_intervals_of_arms_at_one_l0_stand_side_by_side(report: Report) -> None:
+    (panel,) = CHARTS["pareto"](report).panels
+    shifts = {s.arm: s.shift for s in lines(panel)}
+    assert sorted(shifts.values()) == [-5, 0, 5]
+    drawn = svg.chart(CHARTS["pareto"](report))
+    xs = {
+        round(float(x), 1)
+        for x in re.findall(r'class="mark arm\d" href="#mark\d" transform="translate\(([\d.]+)', drawn)
+    }
+    assert len(xs) == 9  # three levels, three arms
+
+
+def test_a_figure_for_a_paper_has_its_width_no_title_and_embedded_fonts(report: Report, tmp_path: Path) -> None:
+    save(CHARTS["pareto"](report), tmp_path / "paper.pdf", width=3.3)
+    data = (tmp_path / "paper.pdf").read_bytes()
+    assert re.search(rb"/MediaBox \[ 0 0 237\.6\d* ", data)  # 3.3 inches of 72 points
+    assert b"/FontFile2" in data
+    assert b"/Type3" not in data
+    save(CHARTS["pareto"](report), tmp_path / "paper.svg", width=3.3)
+    assert CHARTS["pareto"](report).title not in (tmp_path / "paper.svg").read_text()
 
 
 def test_the_same_svg_twice_is_the_same_to_the_byte(report: Report, tmp_path: Path) -> None:
@@ -132,9 +215,8 @@ def test_ticks_are_round_numbers_inside() -> None:
 
 def test_a_stratum_alone_is_a_mark(store: Store) -> None:
     report = load("demo", runs_dir=store.runs, where=["type=topk", "k=16", "dict_size=1536"])
-    for name in ("pareto", "dead"):
-        drawn = svg.chart(CHARTS[name](report))
-        assert '<use class="mark arm0" href="#mark0" transform="translate(' in drawn
+    drawn = svg.chart(CHARTS["pareto"](report))
+    assert '<use class="mark arm0" href="#mark0" transform="translate(' in drawn
 
 
 def test_tick_labels_are_short() -> None:

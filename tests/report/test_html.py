@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -14,11 +15,14 @@ from sweep_data import Store, frame_of, simulate, with_state
 
 from saebench.report import load
 from saebench.report.document import Report
+from saebench.report.formats import csv
+from saebench.report.glossary import TERMS, explained
 from saebench.report.html import page
+from saebench.report.page_tables import levels
 from saebench.report.record import Record
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Locator
+    from playwright.sync_api import Locator, Page
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +89,63 @@ def test_the_verdict_comes_first_then_charts_and_all_tables(text: str) -> None:
     assert text.count("<tr>") > 60
 
 
+def test_the_page_begins_with_a_headline_and_has_five_parts(text: str) -> None:
+    assert "<h1>batchtopk reconstructs best of 3 arms</h1>" in text
+    assert re.findall(r'<a href="#(\w+)">', text.partition("<nav")[2].partition("</nav>")[0]) == [
+        "answer", "error", "search", "latents", "data",
+    ]  # fmt: skip
+    assert "FVU is the fraction of variance unexplained" in text
+    assert re.search(r"Made \d+ \w+ \d{4}, \d\d:\d\d by saebench ", text)
+
+
+def test_the_page_has_the_spec_to_read_and_to_take(store: Store) -> None:
+    file = store.runs / "demo" / "spec.yaml"
+    assert not file.exists()
+    file.write_text("name: demo  # <b>mine</b>\n")
+    try:
+        html = page(load("demo", runs_dir=store.runs))
+    finally:
+        file.unlink()
+    assert "Spec of demo" in html
+    assert "name: demo  # &lt;b&gt;mine&lt;/b&gt;" in html
+    (taken,) = re.findall(r'download="demo\.yaml" href="data:text/yaml;base64,([\w+/=]*)"', html)
+    assert base64.b64decode(taken).decode() == "name: demo  # <b>mine</b>\n"
+
+
+def test_every_level_has_a_card_with_the_command_that_takes_its_best_sae(text: str, store: Store) -> None:
+    cards = text.partition('<section id="best">')[2].partition("</section>")[0]
+    taken = re.findall(r"<code>saebench export (\S+) --to batchtopk-(\d+)</code>", cards)
+    report = load("demo", runs_dir=store.runs)
+    best = {str(row["level"]): f"demo/{row['best_trial']}" for row in report.table("best").rows()
+            if row["arm"] == "batchtopk"}  # fmt: skip
+    assert {level: trial for trial, level in taken} == {f"{float(k):g}": trial for k, trial in best.items()}
+
+
+def test_strata_front_and_best_are_one_table(text: str, store: Store) -> None:
+    report = load("demo", runs_dir=store.runs)
+    frame = levels(report).frame
+    assert frame["front"].sum() == len(report.table("pareto").frame)
+    assert frame["trial"].notna().sum() == len(report.table("best").frame)
+    assert len(frame) == len(report.strata.frame)
+    assert 'id="pareto"' not in text
+
+
+def test_every_table_has_its_values_as_a_file(text: str, store: Store) -> None:
+    taken = dict(re.findall(r'download="(\w+)\.csv" href="data:text/csv;base64,([\w+/=]*)"', text))
+    report = load("demo", runs_dir=store.runs)
+    assert {"strata", "arms", "trials", "lost", "metrics"} <= taken.keys()
+    assert base64.b64decode(taken["trials"]).decode() == csv(report.table("trials"))
+
+
+def test_a_term_is_explained_once_in_every_part(text: str) -> None:
+    part = text.partition('id="error"')[2].partition('id="search"')[0]
+    assert part.count(">Pareto front</abbr>") == 1
+    assert explained("FVU and FVU, --table l0", seen := set()) == (
+        f'<abbr tabindex="0" data-tip="{TERMS["FVU"]}">FVU</abbr> and FVU, --table l0'
+    )
+    assert seen == {"FVU"}
+
+
 def test_names_and_reasons_are_escaped() -> None:
     trials = simulate(name="<script>alert(1)</script>&")
     trials[4] = with_state(trials[4], "failed", '"><img src=x onerror=alert(1)>')
@@ -134,10 +195,10 @@ def test_the_page_sorts_filters_tells_and_fits(text: str, tmp_path: Path, width:
         shown.goto(file.as_uri())
 
         strata = shown.locator("#strata")
-        number = strata.locator("th:nth-child(6)")
-        ups = sort(strata, number, 5)
+        number = strata.locator("th:nth-child(5)")
+        ups = sort(strata, number, 4)
         assert number.get_attribute("aria-sort") == "ascending"
-        downs = sort(strata, number, 5)
+        downs = sort(strata, number, 4)
         assert number.get_attribute("aria-sort") == "descending"
         assert ups == sorted(ups)
         assert downs == ups[::-1]
@@ -146,7 +207,7 @@ def test_the_page_sorts_filters_tells_and_fits(text: str, tmp_path: Path, width:
         assert strata.locator("tbody td").first.inner_text() == "batchtopk"
 
         tip = shown.locator("#tip")
-        mark = shown.locator("#chart-pareto .mark:not(.faint)").first
+        mark = shown.locator("#chart-pareto .mark:not(.faint):visible").first
         mark.scroll_into_view_if_needed()  # by itself, since a scroll hides what is shown
         shown.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
         mark.hover(force=True)
@@ -162,9 +223,49 @@ def test_the_page_sorts_filters_tells_and_fits(text: str, tmp_path: Path, width:
         assert kept
         assert all("jumprelu" in row and "pruned" in row for row in kept)
         wide = shown.evaluate("document.documentElement.scrollWidth - innerWidth")
+        visible = shown.locator(".plot:visible")
+        sizes = visible.evaluate_all(SIZES)
+        clipped = visible.evaluate_all(CLIPPED)
+        brushed = brush(shown)
     assert wide <= 0, "nothing sticks out of the window"
+    assert len(sizes) > 5
+    assert set(sizes) == {12}, "text is equally large in all figures"
+    assert clipped == [], "no word of a figure is cut off"
+    assert 0 < brushed[0] < brushed[1]
+    assert brushed[2] == 0
     assert asked == [file.as_uri()]
     assert errors == []
+
+
+SIZES = """plots => plots.flatMap(plot => {
+  const scale = plot.getBoundingClientRect().width / plot.viewBox.baseVal.width;
+  const size = text => Math.round(100 * scale * parseFloat(getComputedStyle(text).fontSize)) / 100;
+  return [...plot.querySelectorAll("text")].map(size);
+})"""
+CLIPPED = """plots => plots.flatMap(plot => {
+  const box = plot.getBoundingClientRect();
+  return [...plot.querySelectorAll("text")].filter(t => {
+    const own = t.getBoundingClientRect();
+    return own.left < box.left - 2 || own.right > box.right + 4 || own.top < box.top - 2 || own.bottom > box.bottom + 2;
+  }).map(t => t.textContent);
+})"""
+
+
+def brush(page: Page) -> tuple[int, int, int]:
+    """Drag over the upper half of the first axis; (lines left out, all lines, lines left out after a click on it)."""
+    plot = page.locator("#chart-parallel .plot")
+    axis = plot.locator(".brush").first
+    axis.scroll_into_view_if_needed()
+    box = axis.bounding_box()
+    assert box is not None
+    x, top, bottom = box["x"] + box["width"] / 2, box["y"] + 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, top)
+    page.mouse.down()
+    page.mouse.move(x, bottom, steps=3)
+    page.mouse.up()
+    left_out = plot.locator(".shaded.off").count()
+    page.mouse.click(x, bottom - 20)
+    return left_out, plot.locator(".shaded").count(), plot.locator(".shaded.off").count()
 
 
 def sort(table: Locator, head: Locator, column: int) -> list[float]:
