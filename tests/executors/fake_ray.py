@@ -11,8 +11,9 @@ from typing import Any
 from saebench.executors import Attempt
 from saebench.executors.in_process import InProcessExecutor
 from saebench.executors.ray.agent import Agent
-from saebench.executors.ray.fleet import Fleet, Setup
+from saebench.executors.ray.fleet import Fleet
 from saebench.executors.ray.remote import LostError, UnreachableError
+from saebench.executors.ray.setup import Setup
 from saebench.executors.ray.shares import Node, Share
 from saebench.executors.ray.wire import Json, attempt_to_json
 from saebench.sweep_config import RunConfig

@@ -25,7 +25,7 @@ from saebench.errors import PreflightError
 from saebench.executors.ray.executor import RayExecutor
 from saebench.runs import events
 from saebench.runs.paths import SweepPaths
-from saebench.runs.state import read_state
+from saebench.runs.state import load_config, read_state
 from saebench.sweep import SweepResult, run_sweep
 from saebench.sweep_config import RunConfig
 
@@ -44,6 +44,7 @@ def spec(folder: Path, name: str, samples: int, **run: Any) -> dict[str, Any]:
         "seeds": [0, 1],
         "search": {"refine": 0},
         "prune": {"pruner": "none"},
+        "tracking": {"uri": f"sqlite:///{folder / 'mlflow.db'}"},
         "run": {"devices": "cpu", "per_device": 1, "threads": 1, **run},
     }  # fmt: skip
 
@@ -54,11 +55,10 @@ def world(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Ite
     folder = tmp_path_factory.mktemp("world")
     generator = np.random.default_rng(0)
     codes = generator.random((2000, 30)) * (generator.random((2000, 30)) < 0.1)
-    np.save(folder / "e.npy", (codes @ generator.normal(size=(30, 16))).astype(np.float32))
+    np.save(folder / "e.npy", (codes @ generator.normal(size=(30, 16)) + 0.1).astype(np.float32))
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ray_cluster.environment().items():
             patch.setenv(name, value)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'mlflow.db'}")
         yield folder
 
 
@@ -70,7 +70,8 @@ def sweep(folder: Path, name: str, samples: int, **run: Any) -> SweepResult:
 
 
 def histories(result: SweepResult) -> list[Any]:
-    """Every point of every trial, and the bytes of its results; no times, hosts and attempts."""
+    """Every point of every trial, and the bytes of its results; no times, hosts and attempts. In which order a search
+    hands trials out depends on how many run at once."""
     found = []
     for trial in SweepPaths(result.root).trials():
         points = [
@@ -79,8 +80,10 @@ def histories(result: SweepResult) -> list[Any]:
             if e.type in ("step", "eval", "done")
         ]
         files = [trial.sae / "sae.safetensors", trial.evaluation]
-        found.append((trial.number, points, [file.read_bytes() for file in files]))
-    return found
+        config = load_config(trial)
+        assert config is not None
+        found.append((config.stratum, config.seed, points, [file.read_bytes() for file in files]))
+    return sorted(found, key=lambda one: one[:2])
 
 
 def nodes_of(result: SweepResult) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import threading
 import time
@@ -11,10 +12,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from drive import trial
 from fake_ray import FakeCluster, World
 
+from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import PreflightError
 from saebench.executors import Attempt
 from saebench.executors.in_process import InProcessExecutor
@@ -25,13 +28,14 @@ from saebench.executors.ray.shares import Node, divide, kind_of
 from saebench.executors.ray.wire import attempt_to_json, event_of
 from saebench.runs.events import Event, EventLog, Verdict, read
 from saebench.runs.paths import TrialPaths
+from saebench.stores import cache
 from saebench.sweep_config import RunConfig
 from saebench.worker import Request, work
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(fleet, "WATCH", 0.05)
+    monkeypatch.setattr("saebench.executors.ray.nodes.WATCH", 0.05)
     monkeypatch.setattr(fleet, "RETURN", 0.2)
     monkeypatch.setattr("saebench.executors.ray.remote.RETRY", 0.01)
     monkeypatch.setattr("saebench.executors.ray.member.PAUSE", 0.01)
@@ -184,7 +188,7 @@ async def test_results_are_there_before_done_is_said(tmp_path: Path) -> None:
 @asked
 async def test_a_start_brings_what_a_scratch_folder_has_beyond_the_record(tmp_path: Path) -> None:
     """The scheduler died: the node has newer events and a newer checkpoint than were sent."""
-    ours, theirs = of_sweep(tmp_path, "count").paths, TrialPaths(tmp_path / "scratch" / "toy" / "trials" / "0000")
+    ours, theirs = of_sweep(tmp_path, "count").paths, TrialPaths(tmp_path / "scratch" / "toy" / "1" / "trials" / "0000")
     ours.root.mkdir(parents=True)
     ours.config.touch()
     events = [Event("start", 0), Event("step", 5, {"train/fvu": 0.5}), Event("step", 9, {"train/fvu": 0.4})]
@@ -195,9 +199,11 @@ async def test_a_start_brings_what_a_scratch_folder_has_beyond_the_record(tmp_pa
         log.close()
         (place.checkpoint / newest).mkdir(parents=True)
         (place.checkpoint / newest / "state.json").write_text(newest)
+    record = theirs.events.read_bytes()
     world = World(tmp_path, FakeCluster(), storage="streamed")
     await world.open()
-    assert ours.events.read_bytes() == theirs.events.read_bytes()
+    assert ours.events.read_bytes() == record
+    assert not theirs.root.exists()
     assert sorted(place.name for place in ours.checkpoint.iterdir()) == ["000000000005", "000000000009"]
     assert "trial 0000: checkpoint 000000000009 brought from a" in world.notes()
     await world.fleet.close()
@@ -205,7 +211,7 @@ async def test_a_start_brings_what_a_scratch_folder_has_beyond_the_record(tmp_pa
 
 @asked
 async def test_what_a_scratch_folder_has_of_another_history_stays_there(tmp_path: Path) -> None:
-    ours, theirs = of_sweep(tmp_path, "count").paths, TrialPaths(tmp_path / "scratch" / "toy" / "trials" / "0000")
+    ours, theirs = of_sweep(tmp_path, "count").paths, TrialPaths(tmp_path / "scratch" / "toy" / "1" / "trials" / "0000")
     ours.root.mkdir(parents=True)
     ours.config.touch()
     for place, value in ((ours, 0.5), (theirs, 0.7)):
@@ -268,6 +274,31 @@ def test_a_node_that_does_not_see_the_directory_is_refused_where_that_was_said(t
     (refused,) = asyncio.run(run())
     assert refused["text"].startswith("run.storage: shared: node ")
     assert refused["text"].endswith(f" does not see {tmp_path / 'nowhere'}")
+
+
+@asked
+async def test_a_node_gets_an_entry_of_the_cache_once_and_whole(tmp_path: Path) -> None:
+    """The manifest comes last; what is there with its checksum stays, what was damaged comes again."""
+    ours, theirs = tmp_path / "cache" / "embeddings", tmp_path / "node" / "embeddings"
+    np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32))
+    data = DataConfig(model="m", dataset=DatasetConfig(path="d"), num_examples=300, embeddings=str(tmp_path / "e.npy"))
+    key = cache.build(data, tmp_path / "cache").cache_key
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAEBENCH_CACHE", str(tmp_path / "node"))
+        cluster = FakeCluster([Node("id-a", "a", 4, 0.0)])
+        world = World(tmp_path, cluster, storage="streamed", agents=2, per_device=1, threads=2)
+        await world.open(key)
+        await world.until(lambda: len(world.of("ready")) == 2)
+        assert [note for note in world.notes() if "copied" in note] == ["node a: 0.0 MB of embeddings copied"]
+        found = cache.find(data, tmp_path / "node", key)
+        assert found is not None
+        assert (found.read(found.train_index) == cache.build(data, tmp_path / "cache").read(found.train_index)).all()
+        rows = next((theirs / key).glob("*-rows-*"))
+        good = rows.read_bytes()
+        rows.write_bytes(bytes(len(good)))
+        assert await courier.push_entry(cluster.remotes[0], ours, key) == len(good)
+        assert rows.read_bytes() == good
+        await world.fleet.close()
 
 
 # --- leases ----------------------------------------------------------------------------------------------------------
@@ -375,3 +406,13 @@ def test_gpus_are_agents_of_their_own() -> None:
 def test_a_device_that_the_cluster_has_not_is_refused(run: dict[str, Any], words: str) -> None:
     with pytest.raises(PreflightError, match=words):
         kind_of(RunConfig(executor="ray", **run), [Node("1", "a", 8, 0)])
+
+
+@asked
+async def test_a_trial_does_not_inherit_the_token(tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_TOKEN", "secret")
+        world = World(tmp_path, FakeCluster())
+        await world.open()
+        assert "RAY_AUTH_TOKEN" not in os.environ
+        await world.fleet.close()

@@ -222,6 +222,13 @@ def test_devices_are_free_at_every_start(paths: SweepPaths, devices: Any, extend
     assert "run." not in str(error.value).splitlines()[1]
 
 
+def test_where_trials_run_is_free_at_every_start(paths: SweepPaths) -> None:
+    cluster = {"executor": "ray", "address": "head:6379", "agents": 3, "gpus_per_trial": 0.5, "storage": "shared"}
+    where = {f"run__{key}": value for key, value in cluster.items()}
+    moved = changed(run__grace=20.0, run__transfer_mbps=10.0, run__insecure=True, **where)
+    assert check_unchanged(SPEC, moved, paths, extend=False) == {}
+
+
 @pytest.mark.parametrize("extend", [False, True])
 def test_the_number_of_threads_never_changes(paths: SweepPaths, extend: bool) -> None:
     with pytest.raises(SpecError, match=r"run\.threads: nothing -> 4"):

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import json
 import os
 import platform
 import shutil
 import socket
-import tempfile
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,6 +21,7 @@ from saebench.errors import UserError
 from saebench.executors import Executor
 from saebench.executors.local import LocalExecutor
 from saebench.executors.orphans import await_orphans
+from saebench.executors.ray import scratch
 from saebench.executors.ray.host import Host, Lease
 from saebench.executors.ray.pieces import Incoming, inside, list_files, read_piece
 from saebench.executors.ray.wire import Json, slot_to_json
@@ -76,10 +75,9 @@ class Agent:
 
     def _find_cache(self) -> Path:
         """The scheduler's cache, where it is visible under the same path; else the node's own."""
-        theirs = Path(self._setup["cache_dir"])
-        if self._setup["storage"] == "shared" or (theirs / self._setup["cache_nonce"]).exists():
-            return theirs
-        return cache_dir()
+        theirs, storage = Path(self._setup["cache_dir"]), self._setup["storage"]
+        visible = storage == "shared" or (storage == "auto" and (theirs / self._setup["cache_nonce"]).exists())
+        return theirs if visible else cache_dir()
 
     def _about(self) -> Json:
         assert self._host is not None
@@ -139,37 +137,43 @@ class Agent:
         if self._setup["storage"] == "shared" and not shared:
             return json.dumps({"error": f"run.storage: shared: node {socket.gethostname()} does not see {root}"})
         try:
-            scratch = _scratch_folder() / asked["sweep_id"]
+            folder = scratch.base_folder() / asked["sweep_id"]
         except OSError as error:
             return json.dumps({"error": f"node {socket.gethostname()}: scratch folder: {error}; set SAEBENCH_SCRATCH"})
-        self._scratch = None if shared else scratch
-        self._sweep = SweepPaths(root if shared else scratch)
+        self._scratch = None if shared else folder
+        trials = SweepPaths(root).trials() if shared else scratch.trials_in(folder)
+        found = await asyncio.to_thread(scratch.wanted, trials, asked["numbers"])
         notes: list[str] = []
-        trials = [trial for trial in self._sweep.trials() if shared or trial.number not in self._roots]
-        await asyncio.to_thread(await_orphans, trials, notes.append, self._setup["grace"])
-        found = {}
-        if not shared:
-            for trial in trials:
-                newest = sorted(p.name for p in trial.checkpoint.glob("[0-9]*")) if trial.checkpoint.is_dir() else []
-                found[trial.number] = {"checkpoint": newest[-1] if newest else "", "size": _size(trial.events)}
-        return json.dumps({"shared": shared, "notes": notes, "trials": found})
+        await asyncio.to_thread(await_orphans, found, notes.append, self._setup["grace"])
+        kept = [] if shared else [scratch.kept(trial) for trial in found]
+        self._roots |= {trial.number: trial.root for trial in found if not shared}  # of two attempts, the later one
+        return json.dumps({"shared": shared, "notes": notes, "trials": {one["number"]: one for one in kept}})
 
-    def _place_trial(self, attempt: Json) -> None:
-        """A trial works where the scheduler says, or in the scratch folder."""
+    async def prepare(self, text: str) -> str:
+        """Make an empty folder for an attempt in the scratch folder: one of its own, so that a worker of an attempt
+        before it, which may still be there, cannot write into it."""
+        asked = json.loads(text)
         if self._scratch is not None:
-            attempt["root"] = str(self._root(attempt["number"]))
-        self._roots[attempt["number"]] = Path(attempt["root"])
+            root = SweepPaths(self._scratch / str(asked["attempt"])).trial(asked["number"]).root
+            await asyncio.to_thread(shutil.rmtree, root, True)
+            root.mkdir(parents=True)
+            self._roots[asked["number"]] = root
+        return "{}"
 
-    def _root(self, number: int) -> Path:
-        return self._roots.get(number) or self._sweep.trial(number).root
-
-    async def reset(self, text: str) -> str:
-        """Empty the scratch folder of a trial; nothing on a shared disk."""
+    async def forget(self, text: str) -> str:
+        """Remove what the scratch folder has of a trial: the scheduler has all of it."""
         number = json.loads(text)["number"]
         if self._scratch is not None:
-            await asyncio.to_thread(shutil.rmtree, self._root(number), True)
-            self._root(number).mkdir(parents=True, exist_ok=True)
+            for trial in scratch.trials_in(self._scratch):
+                if trial.number == number:
+                    await asyncio.to_thread(shutil.rmtree, trial.root, True)
         return "{}"
+
+    def _place_trial(self, attempt: Json) -> None:
+        """A trial works where the scheduler says, or in the folder that `prepare` made."""
+        if self._scratch is None:
+            self._roots[attempt["number"]] = Path(attempt["root"])
+        attempt["root"] = str(self._roots[attempt["number"]])
 
     async def list_files(self, text: str) -> str:
         asked = json.loads(text)
@@ -203,7 +207,7 @@ class Agent:
         return self._written.get(identity, True)
 
     def _place(self, asked: Json) -> Path:
-        return embeddings_dir(self._cache) if asked["number"] is None else self._root(asked["number"])
+        return embeddings_dir(self._cache) if asked["number"] is None else self._roots[asked["number"]]
 
 
 def versions() -> dict[str, str]:
@@ -213,20 +217,3 @@ def versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package).partition("+")[0]
     return found
-
-
-def _scratch_folder() -> Path:
-    """Return SAEBENCH_SCRATCH, else a folder of this user's among the temporary ones. Raises OSError if it is another
-    user's."""
-    if given := os.environ.get("SAEBENCH_SCRATCH"):
-        return Path(given)
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    folder = Path(tempfile.gettempdir()) / f"saebench-{user}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if hasattr(os, "getuid") and folder.lstat().st_uid != user:
-        raise PermissionError(errno.EPERM, "belongs to another user", str(folder))
-    return folder
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0

@@ -19,7 +19,8 @@ from typing import Any
 
 from saebench import telemetry
 from saebench.errors import UserError
-from saebench.executors.ray.fleet import Fleet, Setup
+from saebench.executors.ray.fleet import Fleet
+from saebench.executors.ray.setup import Setup
 from saebench.sweep_config import RunConfig
 
 LONGEST = 64 << 20
@@ -41,22 +42,22 @@ async def serve(channel: socket.socket) -> None:
         await writer.drain()
         return
     send({"type": "open"})
-    try:
-        async for message in lines:
-            operation = message.pop("op")
-            if operation == "start":
-                fleet.start(message)
-            elif operation == "order":
-                fleet.order(message)
-            elif operation == "settle":
-                asyncio.get_running_loop().create_task(fleet.settle(message))
-            elif operation == "close":
-                break
-    finally:
-        await fleet.close()
-        send({"type": "closed"})
-        await writer.drain()
-        cluster.close()
+    settling: asyncio.Task[None] | None = None
+    async for message in lines:
+        operation = message.pop("op")
+        if operation == "start":
+            fleet.start(message)
+        elif operation == "order":
+            fleet.order(message)
+        elif operation == "settle":
+            settling = asyncio.create_task(fleet.settle(message))
+        elif operation == "close":
+            await fleet.close()
+            cluster.close()
+            return
+    del settling
+    fleet.forget()
+    os._exit(0)  # the scheduler is dead: agents end with this job, and their trials leave with a checkpoint
 
 
 async def _open(opened: dict[str, Any], send: Any) -> tuple[Fleet, Any]:

@@ -144,9 +144,9 @@ async def _write(remote: Remote, data: bytes, **asked: object) -> None:
         raise UnreachableError(f"{asked['name']}: arrived with another checksum")
 
 
-async def push_trial(remote: Remote, number: int, trial: TrialPaths) -> None:
+async def push_trial(remote: Remote, number: int, attempt: int, trial: TrialPaths) -> None:
     """Give a node what an attempt resumes from: the record and the newest checkpoint."""
-    await ask(remote, "reset", PATIENCE, number=number)
+    await ask(remote, "prepare", PATIENCE, number=number, attempt=attempt)
     checkpoints = sorted(p.name for p in trial.checkpoint.glob("[0-9]*")) if trial.checkpoint.is_dir() else []
     newest = f"checkpoint/{checkpoints[-1]}" if checkpoints else "checkpoint"
     names = [trial.events.name, newest]

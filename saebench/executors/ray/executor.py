@@ -65,9 +65,10 @@ class RayExecutor:
         self._quarantined: set[str] = set()
         self._messages: list[Message] = []
         self._opened = self._settled = self._closed = False
+        self._slots: tuple[Slot, ...] = ()
         self._link = Link(bridge)
         opening = {"run": run.model_dump(mode="json"), "cache_dir": str(cache_dir), "target": target, "lease": lease}
-        self._grace = run.grace
+        self._grace, self._devices = run.grace, run.devices
         self._link.send(opening)
         try:
             self._wait_until(lambda: self._opened, OPENING, "run.address: the cluster does not answer")
@@ -88,12 +89,15 @@ class RayExecutor:
     @property
     def slots(self) -> tuple[Slot, ...]:
         """Before `settle`, what there will be; then what may be used."""
+        return self._slots
+
+    def _find_slots(self) -> None:
         agents = (agent for agent in self._agents.values() if agent.ready or not self._settled)
-        return tuple(slot for agent in agents for slot in agent.slots if slot.device not in self._quarantined)
+        self._slots = tuple(slot for agent in agents for slot in agent.slots if slot.device not in self._quarantined)
 
     def encoders(self) -> list[str]:
         """Encoding runs on this machine; nodes get a copy of the entry."""
-        return [device for device, _ in find_devices("auto")]
+        return [device for device, _ in find_devices(self._devices)]
 
     def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:
         """See `Executor`. Finds out, too, which nodes see the sweep's directory, by a file of a name that is new."""
@@ -143,6 +147,7 @@ class RayExecutor:
 
     def quarantine(self, slot: Slot) -> None:
         self._quarantined.add(slot.device)
+        self._find_slots()
 
     def close(self) -> None:
         if self._closed:
@@ -190,6 +195,8 @@ class RayExecutor:
             self._settled = True
         elif what == "refused":
             raise PreflightError(message["text"])
+        if what in ("joined", "ready", "gone", "settled"):
+            self._find_slots()
 
     def _on_event(self, message: Json) -> None:
         running, event = self._running.get(message["number"]), event_of(message)

@@ -8,73 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 import traceback
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from saebench.errors import PreflightError
-from saebench.executors.ray import courier
 from saebench.executors.ray.agent import versions
 from saebench.executors.ray.courier import Budget
 from saebench.executors.ray.lives import UNREACHED, Life
-from saebench.executors.ray.member import Member
-from saebench.executors.ray.remote import RefusedError, Remote, ask
+from saebench.executors.ray.member import Member, slots_of
+from saebench.executors.ray.nodes import Cluster, Nodes
+from saebench.executors.ray.remote import RefusedError, ask
+from saebench.executors.ray.settling import Settling
+from saebench.executors.ray.setup import Setup
 from saebench.executors.ray.shares import Node, Share, divide, kind_of
 from saebench.executors.ray.wire import Json
-from saebench.runs.paths import SweepPaths, embeddings_dir
-from saebench.sweep_config import RunConfig
 
-WATCH = 5.0
-"""Seconds between two looks at the nodes."""
 RETURN = 10.0
 """Seconds after which a lost agent is asked for again where its node is still there."""
-FIRST = 25.0
+FIRST = 60.0
 """Seconds that a start waits for the first agent."""
-
-
-class Cluster(Protocol):
-    """The part of `cluster.RayCluster` that is used here."""
-
-    def nodes(self) -> list[Node]: ...
-    def create(self, share: Share, setup: str) -> Remote: ...
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What an agent and its trials are told; `settings` are JSON."""
-
-    run: RunConfig
-    cache_dir: str
-    target: str
-    lease: float
-
-    def for_agent(self, share: Share, epoch: str, nonce: str) -> str:
-        """Return the agent's `setup`: a local executor with the share's slots."""
-        local = {
-            "executor": "local",
-            "devices": "auto" if share.gpus else "cpu",
-            "per_device": share.slots,
-            "threads": share.threads,
-        }
-        run = self.run.model_copy(update=local).model_dump(mode="json")
-        return json.dumps(
-            {
-                "run": run,
-                "cache_dir": self.cache_dir,
-                "cache_nonce": nonce,
-                "target": self.target,
-                "lease": self.lease,
-                "grace": self.run.grace,
-                "storage": self.run.storage,
-                "epoch": epoch,
-            }
-        )
 
 
 class Fleet:
@@ -86,12 +43,7 @@ class Fleet:
         self._members: dict[int, Member] = {}
         self._lives: dict[int, Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._sweep: Json | None = None
-        self._settling = asyncio.Event()
-        self._entries: dict[tuple[str, str], asyncio.Lock] = {}
-        self._names: dict[str, str] = {}
-        self._away: set[str] = set()
-        """Draining nodes."""
+        self._nodes, self._settling = Nodes(cluster), Settling(setup, self._say)
         self._kind = "cpu"
         self._count = 0
         self._nonce = Path(setup.cache_dir) / f".nonce-{uuid.uuid4().hex[:12]}"
@@ -103,7 +55,7 @@ class Fleet:
         with contextlib.suppress(OSError):
             self._nonce.parent.mkdir(parents=True, exist_ok=True)
             self._nonce.touch()
-        nodes = await self._nodes()
+        nodes = await self._nodes.first_look()
         self._kind = kind_of(self._setup.run, nodes)
         shares = divide(self._setup.run, nodes, self._kind)
         if not shares:
@@ -117,16 +69,18 @@ class Fleet:
                 break
             await asyncio.sleep(0.05)
         if not any(member.about and member.alive for member in self._members.values()):
-            why = next((m.about["error"] for m in members if "error" in m.about), f"no agent within {FIRST:g} s")
+            there = ", ".join(f"{node.name}: {node.cpus} CPUs, {node.gpus:g} GPUs" for node in nodes)
+            waited = f"no agent started within {FIRST:g} s: is something else running there? ({there})"
+            why = next((m.about["error"] for m in members if "error" in m.about), waited)
             raise PreflightError(f"run.address: {why}")
-        self._start(self._watch())
+        self._start(self._nodes.watch(self._joined, self._drain))
 
     def _create(self, share: Share) -> Member:
         self._count += 1
         epoch = uuid.uuid4().hex
         remote = self._cluster.create(share, self._setup.for_agent(share, epoch, self._nonce.name))
         member = Member(
-            self._count, remote, epoch, self._names.get(share.node_id, ""), self._setup.lease, self._deliver
+            self._count, remote, epoch, self._nodes.names.get(share.node_id, ""), self._setup.lease, self._deliver
         )
         self._members[member.number] = member
         self._start(self._live(member, share))
@@ -139,10 +93,12 @@ class Fleet:
             member.node = member.node or about["host"]
             if (ours := versions()) != about["versions"]:
                 raise RefusedError(f"node {member.node} has {about['versions']}, this machine {ours}")
+            if share.gpus and not all(slot["device"].startswith("cuda") for slot in about["slots"]):
+                raise RefusedError(f"node {member.node}: Ray lends a GPU there, but torch or the driver has none")
             following = asyncio.create_task(member.follow())
             member.about = about
-            self._send({"type": "joined", "agent": member.number, "slots": self._slots(member, share)})
-            preparing = asyncio.create_task(self._prepare(member))
+            self._send({"type": "joined", "agent": member.number, "slots": slots_of(member, share)})
+            preparing = asyncio.create_task(self._settling.prepare(member, self._orphaned))
             await asyncio.wait({following, preparing}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 preparing.cancel()
@@ -153,6 +109,7 @@ class Fleet:
         except RefusedError as error:
             member.alive, member.about = False, {"error": str(error)}
             member.remote.kill()
+            self._send({"type": "gone", "agent": member.number})
             self._say(f"node {member.node or '?'}: {error}")
         except UNREACHED as error:
             await self._lost(member, share, str(error))
@@ -165,77 +122,19 @@ class Fleet:
             with contextlib.suppress(TimeoutError):
                 return await ask(member.remote, "describe", 3600.0)
 
-    def _slots(self, member: Member, share: Share) -> list[Json]:
-        found = []
-        for slot in member.about["slots"]:
-            fraction = slot["memory_fraction"]
-            if 0 < share.gpus < 1:
-                fraction = round(0.95 * share.gpus, 4)
-            found.append(
-                slot
-                | {
-                    "id": 1000 * member.number + slot["id"],
-                    "device": f"{member.node}/{slot['device']}",
-                    "name": f"{member.node} {slot['name']}",
-                    "node": member.node,
-                    "memory_fraction": fraction,
-                }
-            )
-        return found
-
     # --- a sweep's directory and embeddings --------------------------------------------------------------------------
 
     async def settle(self, sweep: Json) -> None:
-        """Learn where the sweep is; bring what agents' nodes still have of it, then let trials start."""
-        self._sweep = sweep
-        self._settling.set()
+        """Learn where the sweep is, wait until every agent's node is settled, and let trials start."""
+        self._settling.begin(sweep)
         members = [m for m in self._members.values() if m.alive and m.about]
         while any(m.alive and m.settled_at is None for m in members):
             await asyncio.sleep(0.05)
         refused = [m.about["error"] for m in members if "error" in m.about]
         if refused and not any(m.alive for m in members):
             self._send({"type": "refused", "text": refused[0]})
+        self._settling.end()
         self._send({"type": "settled"})
-
-    async def _prepare(self, member: Member) -> None:
-        """Before its slots are used: no old worker is left on its node, and the embeddings are there."""
-        await self._settling.wait()
-        assert self._sweep is not None
-        sweep = self._sweep
-        grace = self._setup.run.grace
-        asked = {name: sweep[name] for name in ("root", "sweep_id", "nonce")}
-        found = await ask(member.remote, "settle", grace + 60.0, **asked)
-        member.shared = found["shared"]
-        for note in found["notes"]:
-            self._say(f"node {member.node}: {note}")
-        if not sweep["settled"]:
-            await self._bring(member, {int(number): one for number, one in found["trials"].items()})
-        member.settled_at = asyncio.get_running_loop().time()
-        if sweep["cache_key"] is not None and member.about["cache_dir"] != self._setup.cache_dir:
-            place = (member.remote.node_id or member.node, member.about["cache_dir"])
-            async with self._entries.setdefault(place, asyncio.Lock()):
-                sent = await courier.push_entry(
-                    member.remote, embeddings_dir(Path(self._setup.cache_dir)), sweep["cache_key"]
-                )
-            if sent:
-                self._say(f"node {member.node}: {sent / 1e6:,.1f} MB of embeddings copied")
-
-    async def _bring(self, member: Member, trials: dict[int, Json]) -> None:
-        """Copy what a scratch folder has beyond the sweep's directory: records, newer checkpoints, results."""
-        assert self._sweep is not None
-        paths = SweepPaths(Path(self._sweep["root"]))
-        for number in sorted(trials):
-            trial, theirs = paths.trial(number), trials[number]
-            if not trial.config.is_file():
-                continue
-            with contextlib.suppress(*UNREACHED):
-                if not await courier.fetch_tail(member.remote, number, theirs["size"], trial):
-                    continue
-                newest = max((p.name for p in trial.checkpoint.glob("[0-9]*")), default="")
-                if theirs["checkpoint"] > newest:
-                    await courier.fetch_checkpoint(member.remote, number, theirs["checkpoint"], trial)
-                    self._say(f"trial {number:04d}: checkpoint {theirs['checkpoint']} brought from {member.node}")
-                await courier.fetch(member.remote, number, ["sae", trial.evaluation.name], trial.root)
 
     # --- trials ------------------------------------------------------------------------------------------------------
 
@@ -254,6 +153,9 @@ class Fleet:
         life = self._lives.get(order["number"])
         if life is not None:
             life.order(order)
+
+    def _orphaned(self) -> list[int]:
+        return [life.number for life in self._lives.values() if not life.member.alive]
 
     def _send_of(self, number: int) -> Callable[[Json], None]:
         def send(message: Json) -> None:
@@ -299,7 +201,7 @@ class Fleet:
         """Ask for an agent in place of a lost one: on its node where that is still there, else wherever there is room
         if a number of agents was asked for."""
         await asyncio.sleep(min(RETURN, self._setup.lease))
-        there = {node.id for node in await self._nodes() if not node.draining}
+        there = {node.id for node in await self._nodes.look() if not node.draining}
         if share.node_id in there:
             self._create(share)
         elif self._setup.run.agents != "auto":
@@ -307,32 +209,13 @@ class Fleet:
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
-    async def _nodes(self) -> list[Node]:
-        nodes = await asyncio.to_thread(self._cluster.nodes)
-        self._names |= {node.id: node.name for node in nodes}
-        return nodes
-
-    async def _watch(self) -> None:
-        """New nodes get agents; those about to go are left in time."""
-        known = {node.id for node in await self._nodes()}
-        while True:
-            await asyncio.sleep(WATCH)
-            try:
-                nodes = await asyncio.wait_for(self._nodes(), 30)
-            except TimeoutError:
-                continue
-            for node in nodes:
-                if node.draining and node.id not in self._away:
-                    self._drain(node)
-            new = [node for node in nodes if node.id not in known and not node.draining]
-            known |= {node.id for node in new}
-            if self._setup.run.agents == "auto":
-                run = self._setup.run.model_copy(update={"threads": self._threads})
-                for share in divide(run, new, self._kind):
-                    self._create(share)
+    def _joined(self, nodes: list[Node]) -> None:
+        if self._setup.run.agents == "auto":
+            run = self._setup.run.model_copy(update={"threads": self._threads})
+            for share in divide(run, nodes, self._kind):
+                self._create(share)
 
     def _drain(self, node: Node) -> None:
-        self._away.add(node.id)
         self._say(f"node {node.name}: is taken back by the cluster; its trials leave")
         for member in self._members.values():
             if member.remote.node_id == node.id and member.alive:
@@ -348,12 +231,17 @@ class Fleet:
         """Kill what runs and give the agents back."""
         for task in self._tasks:
             task.cancel()
-        self._nonce.unlink(missing_ok=True)
+        self.forget()
         with contextlib.suppress(TimeoutError):
             closing = [ask(m.remote, "close", 10.0) for m in self._members.values() if m.alive and m.about]
             await asyncio.wait_for(asyncio.gather(*closing, return_exceptions=True), 12)
         for member in self._members.values():
             member.remote.kill()
+
+    def forget(self) -> None:
+        """Remove the file by which agents know the scheduler's cache."""
+        with contextlib.suppress(OSError):
+            self._nonce.unlink()
 
     def _say(self, text: str) -> None:
         self._send({"type": "note", "text": text})

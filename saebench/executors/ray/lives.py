@@ -72,7 +72,9 @@ class Life:
     async def _start(self) -> bool:
         try:
             if not self.member.shared:
-                await courier.push_trial(self.member.remote, self.number, self._trial)
+                await courier.push_trial(
+                    self.member.remote, self.number, self._order["attempt"]["attempt"], self._trial
+                )
         except RefusedError as error:
             self.end("no_space" if "No space" in str(error) else "crash", f"node {self.member.node}: {error}")
             return False
@@ -103,7 +105,7 @@ class Life:
             await self._stop_copying()
             with contextlib.suppress(*UNREACHED):
                 await self._fetch_log()
-                await ask(self.member.remote, "reset", courier.PATIENCE, number=self.number)
+                await ask(self.member.remote, "forget", courier.PATIENCE, number=self.number)
         if not self._over:
             self._over = True
             self._send(message)

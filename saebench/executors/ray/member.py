@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from saebench.devices import USABLE_MEMORY
 from saebench.executors.ray.remote import LostError, Remote, UnreachableError
+from saebench.executors.ray.shares import Share
 from saebench.executors.ray.wire import Json
 
 POLL = 5.0
@@ -40,8 +42,9 @@ class Member:
     alive: bool = True
     _acknowledged: int = 0
     _orders: list[Json] = field(default_factory=list)
+    """Those that are not acknowledged yet."""
     _sent: int = 0
-    """Orders that are acknowledged."""
+    """How many are acknowledged."""
     _ordered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def follow(self) -> None:
@@ -80,13 +83,14 @@ class Member:
         """All that wait go in one call; the call is repeated until it is acknowledged."""
         while True:
             self._ordered.clear()
-            if self._sent == len(self._orders):
+            if not self._orders:
                 await self._ordered.wait()
                 continue
-            waiting = self._orders[self._sent :]
+            waiting = list(self._orders)
             try:
                 await self._call("order", first=self._sent + 1, orders=waiting)
                 self._sent += len(waiting)
+                del self._orders[: len(waiting)]
             except UnreachableError:
                 await asyncio.sleep(PAUSE)
             except LostError:
@@ -99,3 +103,19 @@ class Member:
             raise UnreachableError(f"no reply within {POLL + SLACK:g} s") from error
         found: Json = json.loads(reply)
         return found
+
+
+def slots_of(member: Member, share: Share) -> list[Json]:
+    """Return the slots of a described agent as the scheduler knows them: numbered and named over the whole cluster."""
+    fraction = {"memory_fraction": round(USABLE_MEMORY * share.gpus, 4)} if 0 < share.gpus < 1 else {}
+    return [
+        slot
+        | {
+            "id": 1000 * member.number + slot["id"],
+            "device": f"{member.node}/{slot['device']}",
+            "name": f"{member.node} {slot['name']}",
+            "node": member.node,
+        }
+        | fraction
+        for slot in member.about["slots"]
+    ]

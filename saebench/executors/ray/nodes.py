@@ -1,0 +1,62 @@
+"""The machines of a cluster, looked at again and again: which join, which are about to go. No Ray."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from saebench.executors.ray.remote import Remote
+from saebench.executors.ray.shares import Node, Share
+
+WATCH = 5.0
+"""Seconds between two looks."""
+PATIENCE = 30.0
+"""Seconds that one look may take."""
+
+
+class Cluster(Protocol):
+    """The part of `cluster.RayCluster` that a fleet uses."""
+
+    def nodes(self) -> list[Node]: ...
+    def create(self, share: Share, setup: str) -> Remote: ...
+
+
+class Nodes:
+    """See the module."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._known: set[str] = set()
+        self._leaving: set[str] = set()
+        self.names: dict[str, str] = {}
+        """Ray's id of a node -> its name."""
+
+    async def look(self) -> list[Node]:
+        """Return the nodes that are alive."""
+        nodes = await asyncio.wait_for(asyncio.to_thread(self._cluster.nodes), PATIENCE)
+        self.names |= {node.id: node.name for node in nodes}
+        return nodes
+
+    async def first_look(self) -> list[Node]:
+        """`look`; what is there now has not joined later."""
+        nodes = await self.look()
+        self._known = {node.id for node in nodes}
+        return nodes
+
+    async def watch(self, joined: Callable[[list[Node]], None], leaving: Callable[[Node], None]) -> None:
+        """Call `joined` with nodes that are new, `leaving` once for each that the cluster is about to take back."""
+        while True:
+            await asyncio.sleep(WATCH)
+            try:
+                nodes = await self.look()
+            except TimeoutError:
+                continue
+            for node in nodes:
+                if node.draining and node.id not in self._leaving:
+                    self._leaving.add(node.id)
+                    leaving(node)
+            new = [node for node in nodes if node.id not in self._known and not node.draining]
+            self._known |= {node.id for node in new}
+            if new:
+                joined(new)
