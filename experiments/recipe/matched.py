@@ -4,7 +4,7 @@
 
 For each type and each trainer: the learning rate is doubled or halved from a start until the best has a worse neighbour
 on both sides, then the two midpoints are tried (factor sqrt(2)); seed 0 searches, seed 1 repeats what was chosen. Where
-a trainer takes a penalty instead of an L0, its coefficient is moved until L0 32 is bracketed, and FVU is interpolated,
+a trainer takes a penalty instead of an L0, its coefficient is moved until the L0 is bracketed, and FVU is interpolated,
 ln FVU against ln L0. Ours is run with its defaults, too. Runs that are in the results file already are not repeated.
 """
 
@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from study import run
 
-L0 = 32
 TYPES = ["topk", "batchtopk", "jumprelu", "vanilla", "matryoshka", "gated", "p_anneal"]
 PEER_TYPES: dict[str, list[str]] = {
     "SAELens": ["topk", "batchtopk", "jumprelu", "vanilla", "matryoshka", "gated"],
@@ -38,6 +37,7 @@ START_COEFF: dict[tuple[str, str], float] = {
     ("BatchTopK's code", "vanilla"): 0.05,
 }
 """Coefficients to begin the search with; a type that is not here takes k, or an L0 to aim at."""
+K_TYPES = ("topk", "batchtopk", "matryoshka")
 FIXED_COEFF = {("dictionary-learning", "jumprelu"): 1.0}
 MOST_COEFFS, NEAR = 6, 0.02
 
@@ -67,38 +67,34 @@ class Book:
         return self.known[key]
 
 
-def at_l0(points: list[tuple[float, float]]) -> float:
-    """FVU at L0 32 from points (L0, FVU): between the nearest below and above, or along the two nearest."""
-    known = sorted((p for p in points if math.isfinite(p[1]) and p[0] > 0), key=lambda p: abs(math.log(p[0] / L0)))
+def at_l0(points: list[tuple[float, float]], l0: float) -> float:
+    """FVU at `l0` from points (L0, FVU): between the nearest below and above, or along the two nearest."""
+    known = sorted((p for p in points if math.isfinite(p[1]) and p[0] > 0), key=lambda p: abs(math.log(p[0] / l0)))
     if not known:
         return math.inf
-    below = next((p for p in known if p[0] <= L0), None)
-    above = next((p for p in known if p[0] > L0), None)
+    below = next((p for p in known if p[0] <= l0), None)
+    above = next((p for p in known if p[0] > l0), None)
     pair = [p for p in (below, above) if p is not None]
     if len(pair) < 2:
         pair = known[:2]
     if len(pair) < 2 or pair[0][0] == pair[1][0]:
         return pair[0][1]
     (a, f), (b, g) = pair
-    share = math.log(L0 / a) / math.log(b / a)
+    share = math.log(l0 / a) / math.log(b / a)
     return math.exp(math.log(f) + share * (math.log(g) - math.log(f)))
 
 
 def ours(book: Book, setting: Setting, factor: float) -> float:
-    """FVU of saebench at L0 32 with `factor` times its own lr."""
-    points = []
-    target = float(L0)
+    """FVU of saebench at the L0 of the setting, with `factor` times its own lr."""
+    points, l0 = [], setting["k"]
+    target = l0
     for _ in range(2):
-        found = book({**setting, "k": target if "k" not in _k_types(setting) else L0, "train": _train(setting, factor)})
+        found = book({**setting, "k": target, "train": _train(setting, factor)})
         points.append((found["l0"], found["fvu"]))
-        if "k" in _k_types(setting) or not abs(found["l0"] / L0 - 1) > NEAR:
-            break
-        target = round(target * L0 / found["l0"], 2)
-    return at_l0(points) if len(points) > 1 else points[0][1]
-
-
-def _k_types(setting: Setting) -> set[str]:
-    return {"k"} if setting["kind"] in ("topk", "batchtopk", "matryoshka") else set()
+        if setting["kind"] in K_TYPES or not abs(found["l0"] / l0 - 1) > NEAR:
+            return found["fvu"]
+        target = round(target * l0 / found["l0"], 2)
+    return at_l0(points, l0)
 
 
 def _train(setting: Setting, factor: float) -> Setting:
@@ -106,43 +102,46 @@ def _train(setting: Setting, factor: float) -> Setting:
 
 
 def theirs(book: Book, setting: Setting, lr: float) -> float:
-    """FVU of a peer at L0 32 at this lr; a penalty's coefficient is moved in steps along ln L0 against ln coeff."""
+    """FVU of a peer at the L0 of the setting and this lr; a penalty's coefficient is moved until it is there."""
     pair = (setting["peer"], setting["kind"])
     if pair not in START_COEFF:
         fixed = {"coeff": FIXED_COEFF[pair]} if pair in FIXED_COEFF else {}
         return book({**setting, **fixed, "lr": lr})["fvu"]
+    l0 = setting["k"]
     tried: list[tuple[float, float, float]] = []
     coeff = _coeff_near(book, setting, lr)
     for _ in range(MOST_COEFFS):
         found = book({**setting, "coeff": coeff, "lr": lr})
         tried.append((coeff, found["l0"], found["fvu"]))
         sound = [t for t in tried if t[1] > 0]
-        low, high = [t for t in sound if t[1] <= L0], [t for t in sound if t[1] > L0]
-        if any(abs(t[1] / L0 - 1) < NEAR for t in sound):
+        low, high = [t for t in sound if t[1] <= l0], [t for t in sound if t[1] > l0]
+        if any(abs(t[1] / l0 - 1) < NEAR for t in sound):
             break
         if low and high and min(t[1] for t in high) / max(t[1] for t in low) < 1.4:
             break
-        coeff = float(f"{_next_coeff(coeff, found['l0'], low, high):.4g}")
-    return at_l0([(l0, fvu) for _, l0, fvu in tried])
+        coeff = float(f"{_next_coeff(coeff, found['l0'] / l0, low, high, l0):.4g}")
+    return at_l0([(found, fvu) for _, found, fvu in tried], l0)
 
 
 def _coeff_near(book: Book, setting: Setting, lr: float) -> float:
-    """The coefficient whose L0 was nearest to 32, of runs at the lr nearest to this one."""
+    """The coefficient whose L0 was nearest, of runs at the lr nearest to this one."""
     pair = (setting["peer"], setting["kind"])
     same = [
-        (abs(math.log(s["lr"] / lr)), abs(math.log(found["l0"] / L0)), s["coeff"])
+        (abs(math.log(s["lr"] / lr)), abs(math.log(found["l0"] / setting["k"])), s["coeff"])
         for key, found in book.known.items()
-        if (s := json.loads(key)).get("peer") == pair[0] and s["kind"] == pair[1] and found["l0"] > 0
+        if (s := json.loads(key)).get("peer") == pair[0]
+        and all(s[name] == setting[name] for name in ("kind", "corpus", "dict_size", "k"))
+        and found["l0"] > 0
     ]
     return min(same)[2] if same else START_COEFF[pair]
 
 
-def _next_coeff(coeff: float, l0: float, low: list[Any], high: list[Any]) -> float:
+def _next_coeff(coeff: float, over: float, low: list[Any], high: list[Any], l0: float) -> float:
     if low and high:
         (a, la, _), (b, lb, _) = max(low, key=lambda t: t[1]), min(high, key=lambda t: t[1])
-        share = min(0.85, max(0.15, math.log(L0 / la) / math.log(lb / la)))
+        share = min(0.85, max(0.15, math.log(l0 / la) / math.log(lb / la)))
         return math.exp(math.log(a) + share * math.log(b / a))
-    return coeff * min(4.0, max(0.25, max(l0, 0.5) / L0))
+    return coeff * min(4.0, max(0.25, over))
 
 
 def climb(value: Callable[[float], float], start: float) -> tuple[float, float]:
@@ -167,7 +166,7 @@ def _at(start: float, halves: int) -> float:
 
 
 def row(book: Book, common: Setting, kind: str) -> dict[str, Any]:
-    """One row of the table: FVU at L0 32, mean of two seeds, of ours (default, best lr) and of each peer."""
+    """One row of the table: FVU at the L0, mean of two seeds, of ours (default, best lr) and of each peer."""
     setting = {**common, "kind": kind}
     found: dict[str, Any] = {"corpus": common["corpus"], "type": kind, "dict_size": common["dict_size"]}
     found["ours, defaults"] = _mean(ours(book, {**setting, "seed": seed}, 1) for seed in (0, 1))
@@ -195,12 +194,13 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--kinds", nargs="*", default=TYPES)
     parser.add_argument("--dict-size", type=int, default=1536)
+    parser.add_argument("--l0", type=int, default=32)
     parser.add_argument("--samples", type=int, default=51_200)
     parser.add_argument("--batch", type=int, default=256)
     options = parser.parse_args()
     torch.set_num_threads(1)
     book = Book(options.results)
-    common: Setting = {"corpus": options.corpus, "dict_size": options.dict_size, "k": L0}
+    common: Setting = {"corpus": options.corpus, "dict_size": options.dict_size, "k": options.l0}
     common |= {"samples": options.samples, "batch_size": options.batch}
     for kind in options.kinds:
         print("ROW", json.dumps(row(book, common, kind)), flush=True)

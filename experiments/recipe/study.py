@@ -3,7 +3,8 @@
     python study.py settings.jsonl results.jsonl
 
 A line is a JSON object: corpus, kind, dict_size, k or L0, samples, seed, and fields of the SAE's config (`sae`) and of
-TrainConfig (`train`) that differ from the defaults; `peer` trains another project's SAE instead (peers.py). Lines whose
+TrainConfig (`train`) that differ from the defaults; `plain` decays all of W_enc;
+`peer` trains another project's SAE instead (peers.py). Lines whose
 result is there already are skipped, so that the same command resumes. Seconds are processor time of one thread.
 """
 
@@ -13,6 +14,7 @@ import json
 import sys
 import time
 from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,8 @@ def run(setting: dict[str, Any]) -> dict[str, float]:
     store = Rows(texts, fields.batch_size, s["seed"])
     started = time.process_time()
     training = Training.start(config, fields, s["seed"], store)
+    if s.get("plain"):
+        training.sae.decay_encoder = partial(_decay_all, training.sae)
     deque(train(training, store), maxlen=0)
     training.calibrate()
     seconds = time.process_time() - started
@@ -67,6 +71,12 @@ def run(setting: dict[str, Any]) -> dict[str, float]:
         "seconds": seconds,
     }
     return found | (classes(training.sae, texts) if s.get("classes") else {})
+
+
+def _decay_all(sae: SAE, share: float) -> None:
+    """Plain decay: what was tried before only the part orthogonal to the decoder was shrunk."""
+    with torch.no_grad():
+        sae.W_enc.mul_(1 - share)
 
 
 def _sparsity(kind: str) -> str:

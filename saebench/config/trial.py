@@ -41,6 +41,8 @@ class TrainConfig(Config):
     """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None
     """Examples between two evaluations on the hold-out; null: a twentieth of the budget."""
+    keep: Literal["best", "last"] = "best"
+    """The SAE to save: of the mark with the lowest eval/fvu (under a fixed penalty: the last mark), or of the last."""
     log_every: PositiveInt | None = None
     """Examples between two records of training metrics; null: a hundredth of the budget."""
     checkpoint_every: PositiveInt | None = None
@@ -65,7 +67,7 @@ def marks(train: TrainConfig) -> tuple[int, ...]:
 
 
 FIXED_TRAIN_FIELDS = frozenset(
-    {"samples", "eval_every", "log_every", "checkpoint_every", "deterministic", "cuda_graph"}
+    {"samples", "keep", "eval_every", "log_every", "checkpoint_every", "deterministic", "cuda_graph"}
 )
 """Fields of `train` that cannot be searched: trials are compared at the same of these."""
 

@@ -59,5 +59,7 @@ class Tag:
     DEVICE = "saebench.device"
     NONFINITE = "saebench.nonfinite"
     """Metric -> examples at which it was first NaN or infinite, as JSON."""
+    KEPT = "saebench.kept"
+    """Examples after which the SAE that is kept was measured, if a mark before the last was better."""
     ARTIFACTS = "saebench.artifacts"
     """Why its files were not uploaded."""

@@ -105,6 +105,8 @@ def event_tags(event: Event) -> dict[str, str]:
         return clean({Tag.DEVICE: device, Tag.ATTEMPT: event.attempt})
     if event.type == "failed":
         return clean({Tag.FAILURE: event.info.get("kind")})
+    if event.type in ("done", "left"):
+        return clean({Tag.KEPT: event.info.get("kept")})
     return {}
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
@@ -28,6 +28,7 @@ from saebench.runs.paths import SAE_CONFIG, TrialPaths
 from saebench.saes import save_sae
 from saebench.stores import cache
 from saebench.trial import checkpoint
+from saebench.trial.best import KEY, BestMark
 from saebench.trial.environment import about, exact
 from saebench.trial.evaluation import Measurement, Part
 from saebench.trial.metrics import Evaluation
@@ -117,6 +118,7 @@ class _Trial:
         self.budget = config.train.samples
         self.log_every = config.train.log_every or max(1, self.budget // 100)
         self.marks = marks(config.train)
+        self.best = BestMark(training.sae, config.train.keep)
         self.speed = Speed(training.samples)
         self.usage = Usage(gpu_uuid(training.device))
         self.saved_at = time.monotonic()
@@ -169,12 +171,17 @@ class _Trial:
     def _evaluate(self, passed: list[int]) -> Verdict:
         """Evaluate once and record it for every mark that the step passed (a large batch may pass several)."""
         values = self._measured(self._measurement(()).complete()).values
+        self.best.offer(self.training.sae, values, self.training.samples)
         verdicts = [self.report(Event("eval", mark, values)) for mark in passed]
         return next((verdict for verdict in verdicts if verdict is not Verdict.GO), Verdict.GO)
 
     def _measurement(self, extra: tuple[str, ...], part: Part = "validation") -> Measurement:
         self.training.check()
         self.training.calibrate()
+        return self._measure(extra, part)
+
+    def _measure(self, extra: tuple[str, ...], part: Part = "validation") -> Measurement:
+        """Measure the SAE as it is: calibrated."""
         begin = time.monotonic()
         measurement = Measurement(self.training.sae, self.store, extra, part, self.second)
         finite(measurement.basic.values, self.training.samples)
@@ -192,24 +199,35 @@ class _Trial:
     def _finish(self, passed: list[int]) -> None:
         """Evaluate, save and report `done`; the last verdict is ignored, since the budget is spent. Save the SAE before
         measuring `eval.metrics`, so that a failing metric cannot lose it."""
-        measurement = self._measurement(self.config.extra_metrics)
+        measurement, kept = self._kept(self._measurement(self.config.extra_metrics))
         self._save_sae()
         begin = time.monotonic()
         evaluation = self._measured(measurement.complete())
         self.speed.pause(time.monotonic() - begin)
         for mark in passed:
             self.report(Event("eval", mark, evaluation.values))
-        final = self._save(self._measurement(self.config.extra_metrics, "test"))
+        final = self._save(self._measure(self.config.extra_metrics, "test"))
         left_out = evaluation.left_out | final.left_out
-        info = {"left_out": left_out} if left_out else {}
+        info = kept | ({"left_out": left_out} if left_out else {})
         self.report(Event("done", self.budget, evaluation.values | final.values, info))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 
+    def _kept(self, last: Measurement) -> tuple[Measurement, dict[str, Any]]:
+        """Return the measurement of the SAE that is kept, and what `done` says of it; it is in `training.sae` now."""
+        now, fvu = self.training.samples, last.basic.values[KEY]
+        self.best.offer(self.training.sae, last.basic.values, now)
+        if not self.best.restore(self.training.sae, now):
+            return last, {}
+        return self._measure(self.config.extra_metrics), {"kept": self.best.samples, "fvu_at_end": fvu}
+
     def _prune(self) -> None:
-        measurement = self._measurement((), "test")
+        self.training.check()
+        kept = self.best.restore(self.training.sae, self.training.samples)
+        measurement = self._measure((), "test") if kept else self._measurement((), "test")
         self._save_sae()
         self._save(measurement)
-        self.report(Event("left", self.training.samples, info={"why": "prune"}))
+        info = {"why": "prune"} | ({"kept": self.best.samples} if kept else {})
+        self.report(Event("left", self.training.samples, info=info))
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 
     def _save_sae(self) -> None:
@@ -231,13 +249,15 @@ class _Trial:
         sync(self.paths.events)  # the record is never behind the checkpoint
         tensors, training = self.training.state_dict()
         generators, drawn = checkpoint.generator_state(self.training.device)
+        best, mark = self.best.state_dict()
         values = {
             "training": training,
+            "best": mark,
             "store": self.store.state_dict(),
             "generators": drawn,
             "record": self._recorded(),
         }
-        place = checkpoint.save(self.paths.checkpoint, self.training.samples, (tensors | generators, values))
+        place = checkpoint.save(self.paths.checkpoint, self.training.samples, (tensors | generators | best, values))
         self.report(Event("checkpoint", self.training.samples, info={"name": place.name}))
         self.saved_at = time.monotonic()
         self.speed.pause(self.saved_at - begin)
@@ -257,6 +277,7 @@ class _Trial:
         self.training.load_state_dict(
             {k: v for k, v in tensors.items() if not k.startswith("rng.")}, values["training"]
         )
+        self.best.load_state_dict(tensors, values["best"])
         self.store.load_state_dict(values["store"])
         checkpoint.restore_generators(tensors, values["generators"], self.training.device)
         return place.name

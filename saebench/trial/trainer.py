@@ -31,7 +31,7 @@ from saebench.trial.optim import Adam, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 from saebench.trial.store import Store
 
-STATE_VERSION = 4
+STATE_VERSION = 5
 """Of the checkpoint and of the recipe: a run is resumed by the rules it began with, or not at all."""
 
 
