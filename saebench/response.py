@@ -19,23 +19,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from saebench.parabola import FAR, NOISE, Parabola, fit
+
 Array = NDArray[np.float64]
-NOISE = 0.002
-"""Standard deviation of log FVU of one point over seeds, a seed's own effect left out (measured: 0.1 to 0.4%); used
-until the residuals of a fit say more."""
-NEAR = 5
-"""Points beside the best one that a fit uses per range."""
-FAR = 0.15
-"""Loss above the best one beyond which a point says nothing about the parabola (it is flat for a tenth)."""
 SAME = 0.015
 """Share of a range below which two settings are the same."""
-CLOSE = 0.03
-"""Loss above the best one over which a point's weight in the fit falls to 0.6, then to 0.01: the slopes far from the
-optimum differ on its two sides, and a point far up one of them would pull the fitted optimum away (simulated in
-experiments/verdict: five times as wide, a cliff on one side had twins called different in 20% of sweeps)."""
 REACH = 0.05
 """Share of a range: two points that are closer are the same setting, and one that is closer to the range's end lies on
 its edge."""
+CERTAIN = 3 * NOISE
+"""Loss by which one point is worse than another for certain: two standard deviations of their difference."""
 DENSITY = 1.5
 """One drawn point per this factor of a log range locates the optimum (eight on a factor of thirty)."""
 
@@ -96,56 +89,6 @@ def loss(value: float, *, ratio: bool, maximize: bool) -> float:
     return -value if maximize else value
 
 
-@dataclass(frozen=True)
-class _Parabola:
-    """loss = least + sum over ranges of curvature (x - centre)^2."""
-
-    centre: Array
-    curvature: Array
-    centre_error: Array
-    """Standard error of the centre."""
-    window: NDArray[np.bool_]
-    """Points that were fitted."""
-
-    def above(self, x: Array) -> Array:
-        """Loss above the least one, at each row of `x`."""
-        found: Array = ((np.atleast_2d(x) - self.centre) ** 2 * self.curvature).sum(1)
-        return found
-
-
-def _fit(x: Array, y: Array) -> _Parabola | None:
-    """The parabola through the points around the best one; None where they do not make one."""
-    dims = x.shape[1]
-    best = int(np.argmin(y))
-    distance = np.abs(x - x[best]).sum(1)
-    window = np.zeros(len(y), dtype=bool)
-    window[np.argsort(distance, kind="stable")[: NEAR + 2 * (dims - 1)]] = True
-    close = window & (y <= y[best] + FAR)
-    window = close if close.sum() >= 2 * dims + 1 else window
-    if window.sum() < 2 * dims + 1:
-        return None
-    rows, offset = x[window] - x[best], y[window] - y[best]
-    design = np.column_stack([np.ones(len(rows)), rows, rows**2])
-    weight = np.maximum(0.01, np.exp(-0.5 * (offset / CLOSE) ** 2))
-    if np.linalg.matrix_rank(design * weight[:, None], tol=1e-6) < design.shape[1]:
-        return None
-    found, *_ = np.linalg.lstsq(design * weight[:, None], offset * weight, rcond=None)
-    slope, curvature = found[1 : 1 + dims], found[1 + dims :]
-    if (curvature <= 0).any():
-        return None
-    left = (offset - design @ found) * weight
-    spare = len(rows) - design.shape[1]
-    sd = max(NOISE, math.sqrt(float((left**2).sum()) / spare) if spare else 0.0)
-    covariance = np.linalg.pinv((design * weight[:, None] ** 2).T @ design) * sd**2
-    centre = -slope / (2 * curvature)
-    errors = np.empty(dims)
-    for i in range(dims):
-        gradient = np.zeros(design.shape[1])
-        gradient[1 + i], gradient[1 + dims + i] = -1 / (2 * curvature[i]), slope[i] / (2 * curvature[i] ** 2)
-        errors[i] = math.sqrt(max(0.0, float(gradient @ covariance @ gradient)))
-    return _Parabola(x[best] + centre, curvature, errors, window)
-
-
 def propose(points: Sequence[Measured], dims: int, room: int, resolution: float = NOISE / 8) -> list[tuple[float, ...]]:
     """Where to measure next, as shares of every range, at most `room` points; nothing once the best one is located to
     within `resolution` of loss.
@@ -164,7 +107,7 @@ def propose(points: Sequence[Measured], dims: int, room: int, resolution: float 
             outermost = best[i] == (x[:, i].min() if end == 0.0 else x[:, i].max())
             if outermost and abs(best[i] - end) > REACH:
                 wanted.append(np.array([end if j == i else best[j] for j in range(dims)]))
-    parabola = _fit(x, y)
+    parabola = fit(x, y)
     if parabola is not None:
         wanted += _around(parabola, x, resolution)
     elif not wanted:
@@ -172,14 +115,11 @@ def propose(points: Sequence[Measured], dims: int, room: int, resolution: float 
     return _distinct(wanted, x)[:room]
 
 
-def _around(parabola: _Parabola, x: Array, resolution: float) -> list[Array]:
+def _around(parabola: Parabola, x: Array, resolution: float) -> list[Array]:
     """The optimum, where its loss differs from the nearest point's by more than `resolution`; then its sides."""
     centre = np.clip(parabola.centre, 0.0, 1.0)
     wanted = []
-    if (
-        float(parabola.above(x).min()) > resolution
-        or float((parabola.curvature * parabola.centre_error**2).sum()) > resolution
-    ):
+    if float(parabola.above(x).min()) > resolution or parabola.uncertainty > resolution:
         wanted.append(centre)
     for i, curvature in enumerate(parabola.curvature):
         side = float(np.clip(math.sqrt(10 * NOISE / curvature), 2 * REACH, 0.25))
@@ -230,20 +170,29 @@ def choose(points: Sequence[Measured], axes: Sequence[Axis]) -> Choice:
     if not axes:
         return Choice(kept[least], 0.0 if len(kept) == 1 else regret(float(y[least]), [*np.delete(y, least)]))
     edge = _edges(x, y, axes)
-    parabola = _fit(x, y)
+    parabola = fit(x, y)
     if parabola is None:
         return Choice(kept[least], math.inf, edge, None if edge else _needed(axes))
     fitted = np.where(parabola.window, parabola.above(x), np.inf)
     chosen = int(np.argmin(fitted))
-    gap = float(fitted[chosen] + (parabola.curvature * parabola.centre_error**2).sum())
+    gap = float(fitted[chosen]) + parabola.uncertainty
     if y[chosen] - y[least] > 4 * NOISE:  # the parabola is not what was measured
         chosen, gap = least, max(gap, float(y[chosen] - y[least]))
     return Choice(kept[chosen], gap, edge, _needed(axes) if gap > FAR / 10 else None)
 
 
 def _edges(x: Array, y: Array, axes: Sequence[Axis]) -> tuple[str, ...]:
-    best = x[int(np.argmin(y))]
-    return tuple(axis.name for i, axis in enumerate(axes) if best[i] <= REACH or best[i] >= 1 - REACH)
+    """Ranges at whose end the best point lies, unless a point beyond it, all else equal, is worse for certain: then the
+    optimum is bracketed, and lies inside."""
+    least = int(np.argmin(y))
+    best, worse = x[least], y > y[least] + CERTAIN
+    found = []
+    for i, axis in enumerate(axes):
+        side = 1.0 if best[i] >= 1 - REACH else -1.0 if best[i] <= REACH else 0.0
+        others = np.delete(np.abs(x - best), i, axis=1).max(axis=1, initial=0.0) <= SAME
+        if side and not (worse & others & (side * (x[:, i] - best[i]) > SAME)).any():
+            found.append(axis.name)
+    return tuple(found)
 
 
 def _needed(axes: Sequence[Axis]) -> int:

@@ -13,7 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "saebench"
 
 LAYERS = [
-    {"errors", "config", "metrics", "cores", "escape", "telemetry", "response"},
+    {"errors", "config", "metrics", "cores", "escape", "telemetry", "parabola"},
+    {"response"},
     {"arrays"},
     {"sweep_config", "runs", "hub"},
     {"spec"},

@@ -55,6 +55,38 @@ def test_where_the_outermost_point_is_best_the_end_of_the_range_is_measured() ->
     assert points[choice.index].at == (1.0,)
 
 
+@pytest.mark.parametrize(("end", "edge"), [(0.02, ()), (0.003, ("lr",))])
+def test_a_best_point_near_the_end_is_inside_where_the_end_is_worse_for_certain(
+    end: float, edge: tuple[str, ...]
+) -> None:
+    """0.96 of the range is the best; the end itself is 2% worse (a cliff: inside), or 0.3% (noise: at the edge)."""
+    points = [*measured([0.3, 0.6, 0.8, 0.9], 0.97), Measured((0.96,), 0.0), Measured((1.0,), end)]
+    choice = choose(points, [LR])
+    assert choice.edge == edge
+
+
+def test_the_best_point_at_the_very_end_is_at_the_edge_whatever_lies_before_it() -> None:
+    assert choose(measured([0.3, 0.6, 0.9, 1.0], 1.3), [LR]).edge == ("lr",)
+    assert choose(measured([0.0, 0.1, 0.5, 0.9], -0.2), [LR]).edge == ("lr",)
+
+
+def test_an_end_that_is_worse_at_another_setting_of_the_second_range_brackets_nothing() -> None:
+    axes = [LR, Axis("decay", 0.0, 1.0)]
+    points = [Measured((0.96, 0.5), 0.0), Measured((1.0, 0.1), 0.1), Measured((0.5, 0.5), 0.1)]
+    assert choose(points, axes).edge == ("lr",)
+    assert choose([*points, Measured((1.0, 0.5), 0.1)], axes).edge == ()
+
+
+def test_a_cliff_above_the_optimum_does_not_pull_the_chosen_point_down() -> None:
+    """Three times as steep above 0.5 as below, without noise: a symmetric parabola through 0.2, 0.35, 0.45, 0.5,
+    0.6 and 0.7 has its vertex below 0.46, and 0.45 would be chosen."""
+    shares = [0.2, 0.35, 0.45, 0.5, 0.6, 0.7]
+    points = [Measured((x,), (0.8 if x < 0.5 else 2.4) * (x - 0.5) ** 2) for x in shares]
+    choice = choose(points, [LR])
+    assert points[choice.index].at == (0.5,)
+    assert choice.gap < 0.002
+
+
 def test_the_chosen_point_is_the_one_with_the_least_fitted_loss_not_the_luckiest() -> None:
     """A parabola around 0.5; the point at 0.5 was unlucky by 0.1%, the one at 0.47 lucky by 0.1%."""
     points = measured([0.2, 0.35, 0.47, 0.5, 0.65, 0.8], 0.5)
@@ -105,7 +137,7 @@ def test_points_without_a_value_are_not_chosen() -> None:
 
 
 def test_the_optimum_of_the_measured_response_is_found_from_four_points() -> None:
-    """Straight far away, curved near the optimum, noise of 0.2%: 19 of 20 times the chosen point is within 0.05%."""
+    """Straight far away, curved near the optimum, noise of 0.2%: 19 of 20 times the chosen point is within 0.1%."""
     width = math.log(30)
 
     def loss(share: float, best: float) -> float:
@@ -123,4 +155,4 @@ def test_the_optimum_of_the_measured_response_is_found_from_four_points() -> Non
             room -= len(proposed)
         choice = choose(points, [LR])
         above.append(loss(points[choice.index].at[0], best))
-    assert np.quantile(above, 0.95) < 0.0005
+    assert np.quantile(above, 0.95) < 0.001

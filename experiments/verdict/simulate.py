@@ -88,6 +88,12 @@ class Arm:
     """log FVU of the chosen point, a value per seed that compares."""
     about: dict[str, object]
     trainings: int
+    searched: np.ndarray
+    """ln lr/lr_best of the points that the search measured."""
+    losses: np.ndarray
+    """What it measured: log FVU."""
+    chosen: int
+    """Index of the chosen one."""
 
 
 def search(rng: np.random.Generator, plan: Plan, best: float, least: float, case: Case, prune: bool) -> Arm:
@@ -120,7 +126,10 @@ def search(rng: np.random.Generator, plan: Plan, best: float, least: float, case
     assert chosen is not None
     trial, about = chosen
     values = np.array([log_fvu(float(trial.params["lr"])) for _ in range(case.seeds)])  # type: ignore[arg-type]
-    return Arm(values, about, len(found.trials) + case.seeds)
+    measured = found.candidates()
+    places = np.array([math.log(float(t.params["lr"])) - best for t in measured])  # type: ignore[arg-type]
+    losses = np.array([math.log(t.value) for t in measured])  # type: ignore[arg-type]
+    return Arm(values, about, len(found.trials) + case.seeds, places, losses, measured.index(trial))
 
 
 def verdict(arms: list[tuple[Arm, Arm]]) -> tuple[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,10 @@ def loss_of(metric: Metric, value: float) -> float:
     return -value if metric.direction == "maximize" else value
 
 
+_FAR = 0.15
+"""Loss beyond which it no longer grows with the square of the way."""
+
+
 @dataclass(frozen=True)
 class CellSearch:
     """One arm at one sparsity and width."""
@@ -42,7 +46,7 @@ class CellSearch:
     objective: str
     """Name of the metric that the search chose by."""
     spread: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> how far it varies among points of the search that could have been chosen as well."""
+    """Metric -> by how much it may differ between the chosen point and the best one."""
 
     def error(self, metric: str) -> float:
         """The search error of a metric."""
@@ -72,19 +76,30 @@ def _names(edge: Any) -> tuple[str, ...]:
 
 
 def _spread(trials: DataFrame, point: str, objective: str, gap: float) -> dict[str, float]:
-    """The largest distance, in every metric, between the chosen point and those whose objective is as good but for
-    noise, as the search seed measured them."""
+    """`spread` in every metric, as the search seed measured them."""
     searched = trials[(trials["role"] == "search") & usable(trials, objective)]
-    chosen = searched[searched["point"] == point]
-    metric = METRICS.get(objective.partition("/")[2])
-    if chosen.empty or metric is None:
+    metric, mine = METRICS.get(objective.partition("/")[2]), searched["point"] == point
+    if not mine.any() or metric is None:
         return {}
-    near = [abs(loss_of(metric, value) - loss_of(metric, chosen[objective].iloc[0])) <= max(gap, _NOISE)
-            for value in searched[objective].astype(float)]  # fmt: skip
+    chosen = int(mine.to_numpy().argmax())
+    first = [loss_of(metric, float(value)) for value in searched[objective]]
     found = {}
     for name, other in METRICS.items():
         if (key := f"{FINAL}{name}") in trials.columns and other.direction:
-            losses = [loss_of(other, float(v)) for v in searched.loc[near, key]]
-            own = loss_of(other, float(chosen[key].iloc[0]))
-            found[name] = max((abs(v - own) for v in losses if math.isfinite(v)), default=0.0)
+            found[name] = spread(first, [loss_of(other, float(v)) for v in searched[key]], chosen, gap)
     return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def spread(objective: Sequence[float], metric: Sequence[float], chosen: int, gap: float) -> float:
+    """Return by how much a metric may differ between the chosen point of a search and the best one; losses of the same
+    points in both.
+
+    Loss grows with the square of the way from the best setting, a metric with the way itself. So the distance in the
+    metric of a point whose loss is `worse` higher counts sqrt(gap / worse) times; losses within noise are equal.
+    """
+    found = 0.0
+    for loss, value in zip(objective, metric, strict=True):
+        worse, distance = max(abs(loss - objective[chosen]), _NOISE), abs(value - metric[chosen])
+        if worse <= _FAR and math.isfinite(distance):
+            found = max(found, distance * min(1.0, math.sqrt(gap / worse)))
+    return found
