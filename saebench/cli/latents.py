@@ -122,7 +122,7 @@ def _fired(one: Latents, texts: Sequence[str]) -> list[tuple[str, dict[int, floa
 
 
 def show(tables: Sequence[Table], kind: str, out: Path | None) -> None:
-    from saebench.report import formats
+    from saebench.report import formats, latex
 
     if kind == "table":
         _print(tables, out)
@@ -136,7 +136,7 @@ def show(tables: Sequence[Table], kind: str, out: Path | None) -> None:
         raise UserError("--format html is the page of a trial's latents: without --table")
     else:
         show = {"csv": formats.csv, "json": formats.to_json, "markdown": formats.markdown_table,
-                "latex": formats.latex_table}[kind]  # fmt: skip
+                "latex": latex.longtable}[kind]  # fmt: skip
         text = "\n".join(show(table) for table in tables)
         click.echo(text, nl=False) if out is None else write(out, text)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,8 +42,10 @@ _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only 
 @click.option("--table", "names", multiple=True, type=click.Choice([*NAMES, "all"]), help="Only these tables.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a plot (.png, .svg, .pdf).")
 @click.option("--chart", default="pareto", type=click.Choice([*PLOTS, "all"]), help="Which plot (default: pareto).")
+@click.option("--width", metavar="LENGTH", help="Of --plot, for a paper: 3.3in, 84mm, 240pt; without a title.")
 @click.option("--open", "browse", is_flag=True, help="Write the page (html) and open it in a browser.")
-@click.option("--all", "everything", is_flag=True, help="Print all tables; by default what fits a screen.")
+@click.option("--watch", is_flag=True, help="Write the page again while the sweep runs; ends with it, or by Ctrl-C.")
+@click.option("--all", "--full", "everything", is_flag=True, help="Print all tables; by default what fits a screen.")
 @click.option("--log", is_flag=True, help="Attach the page and all plots to the sweep's run in MLflow.")
 @_WHERE
 @runs_option
@@ -53,7 +57,9 @@ def report(
     names: tuple[str, ...],
     plot: Path | None,
     chart: str,
+    width: str | None,
     browse: bool,
+    watch: bool,
     everything: bool,
     log: bool,
     where: tuple[str, ...],
@@ -63,17 +69,24 @@ def report(
     """Say what SWEEP found: a verdict with intervals, tables, plots.
 
     SWEEP is a name or a directory, the newest by default; several are reported together. csv, json and parquet hold
-    one table (default: trials, a row per trial) with raw numbers, the other formats the whole report. How to read it:
-    docs/report.md.
+    one table (default: trials, a row per trial) with raw numbers, the other formats the whole report; latex with
+    --table is that table as a float for a paper. How to read it: docs/report.md.
     """
     from saebench.report import load
 
-    kind = kind or (_kind_of(out) if out else "html" if browse else "table")
-    if browse and kind != "html":
-        raise UserError(f"--open shows the page: --format html, not {kind}")
+    kind = kind or (_kind_of(out) if out else "html" if browse or watch else "table")
+    if (browse or watch) and kind != "html":
+        raise UserError(f"{'--watch' if watch else '--open'} shows the page: --format html, not {kind}")
+    if width and not plot:
+        raise UserError("--width is the width of a plot: give --plot FILE, too")
+    if watch:
+        from saebench.cli.watch import watch_page
+
+        watch_page(sweeps, out, browse, partial(load, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where))
+        return
     document = load(*sweeps, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
     if plot:
-        drawn = _plots(document, plot, chart)
+        drawn = _plots(document, plot, chart, inches(width) if width else None)
         for path in drawn.values():
             echo(f"plot: {path}", err=True)
         if missing := [name for name in PLOTS if chart == "all" and name not in drawn]:
@@ -104,21 +117,34 @@ def _kind_of(out: Path) -> str:
     return kind
 
 
-def _plots(document: Report, path: Path, chart: str) -> dict[str, Path]:
+_UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
+"""Unit of a length -> inches; TeX's points."""
+
+
+def inches(length: str) -> float:
+    """A length such as 3.3in or 84mm. Raises UserError for what is none, or no width of a figure."""
+    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(in|cm|mm|pt)?", length.strip())
+    value = float(found[1]) * _UNITS[found[2] or "in"] if found else 0.0
+    if not 1 <= value <= 40:
+        raise UserError(f"--width {length}: not a width from 1 to 40 inches, such as 3.3in, 84mm or 240pt")
+    return value
+
+
+def _plots(document: Report, path: Path, chart: str, width: float | None = None) -> dict[str, Path]:
     """The file of every chart that has something to show."""
     from saebench.report.charts import CHARTS
     from saebench.report.plots import save
 
     if chart != "all":
         with _writing(path):
-            save(CHARTS[chart](document), path)
+            save(CHARTS[chart](document), path, width)
         return {chart: path}
     drawn = {}
     for name in PLOTS:
         if (made := CHARTS[name](document)).panels:
             drawn[name] = path.with_stem(f"{path.stem}-{name}")
             with _writing(drawn[name]):
-                save(made, drawn[name])
+                save(made, drawn[name], width)
     return drawn
 
 
@@ -144,7 +170,7 @@ def _write(document: Report, kind: str, out: Path | None, names: tuple[str, ...]
 
 
 def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
-    from saebench.report import formats
+    from saebench.report import formats, latex
 
     if kind == "html":
         from saebench.report.html import page
@@ -154,7 +180,11 @@ def _text(document: Report, kind: str, names: tuple[str, ...]) -> str:
         table = document.table(names[0] if names else "trials")
         return formats.csv(table) if kind == "csv" else formats.to_json(table)
     tables = [document.table(name, quick=not names) for name in names or NAMES]
-    return formats.markdown(document, tables) if kind == "markdown" else formats.latex(document, tables)
+    if kind == "markdown":
+        return formats.markdown(document, tables)
+    if names:  # to put into a paper
+        return "\n".join(latex.floating(document, table) for table in tables)
+    return latex.document(document, tables)
 
 
 def _print_tables(document: Report, out: Path | None, names: tuple[str, ...], everything: bool) -> None:

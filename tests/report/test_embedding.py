@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from sweep_data import frame_of, simulate, with_state
 
-from saebench.report import formats
+from saebench.report import formats, latex
 from saebench.report.document import Report
 from saebench.report.embedding import BASELINES, KS, SCORES
 from saebench.report.html import page
@@ -138,7 +138,7 @@ def test_they_are_in_every_form_of_the_report(report: Report) -> None:
     out = io.StringIO()
     show(report, Console(file=out, width=160), everything=True)
     tables = [report.table(name) for name in ("fidelity", "probing")]
-    texts = [out.getvalue(), page(report), formats.markdown(report, tables), formats.latex(report, tables)]
+    texts = [out.getvalue(), page(report), formats.markdown(report, tables), latex.document(report, tables)]
     for text in texts:
         assert "What is left of similarities" in text
         assert "k-sparse probing" in text

@@ -16,7 +16,7 @@ from rich.console import Console
 from sweep_data import frame_of, simulate, with_state
 
 from saebench.escape import CONTROLS
-from saebench.report import TABLES, formats
+from saebench.report import TABLES, formats, latex
 from saebench.report.document import Report
 from saebench.report.html import page
 from saebench.report.record import Record
@@ -71,26 +71,62 @@ def test_markdown_has_the_verdict_before_the_tables(report: Report) -> None:
 
 
 def test_tex_escapes_everything_that_means_something() -> None:
-    assert formats.tex("50% & _x_ {a} #1 $2 ~ ^ \\ < >") == (
+    assert latex.tex("50% & _x_ {a} #1 $2 ~ ^ \\ < >") == (
         r"50\% \& \_x\_ \{a\} \#1 \$2 \textasciitilde{} \textasciicircum{} \textbackslash{} \textless{} \textgreater{}"
     )
-    assert formats.tex("é ± 木") == "é ± ?"
+    assert latex.tex("é ± 木") == "é ± ?"
 
 
 def test_latex_is_balanced(report: Report) -> None:
-    text = formats.latex(report, [report.table(name) for name in TABLES])
+    text = latex.document(report, [report.table(name) for name in TABLES])
     body = text.replace(r"\{", "").replace(r"\}", "")
     assert body.count("{") == body.count("}")
     for kind in ("document", "itemize", "longtable"):
         assert text.count(f"\\begin{{{kind}}}") == text.count(f"\\end{{{kind}}}") > 0
 
 
+def test_a_table_for_a_paper_is_a_float_with_label_bold_best_and_math(report: Report) -> None:
+    text = latex.floating(report, report.table("strata"))
+    assert text.startswith("% needs \\usepackage{booktabs}\n\\begin{table}[t]\n")
+    assert "\\label{tab:demo-strata}" in text
+    assert "documentclass" not in text
+    body = text.partition("\\midrule\n")[2].partition("    \\bottomrule")[0]
+    rows = [line for line in body.splitlines() if "&" in line]
+    assert len(rows) == len(report.strata.frame)
+    assert len({row.count("&") for row in [*rows, text.splitlines()[8]]}) == 1
+    bold = [row for row in rows if re.search(r"\$\\mathbf\{0\.\d+ \\pm 0\.\d+\}\$", row)]
+    frame = report.strata.frame
+    best = frame.loc[frame.groupby("level")["fvu"].idxmin()]
+    assert len(bold) == len(best)
+    for row, (arm, width) in zip(sorted(bold), sorted(zip(best["arm"], best["dict_size"], strict=True)), strict=True):
+        assert row.split(" & ")[0].strip() == arm
+        assert f"${width:g}$" in row
+    assert "\\addlinespace" in body
+    assert "--table" not in text
+
+
+def test_negative_numbers_and_dashes_have_the_right_sign() -> None:
+    assert latex._cell("-4.1%", False) == r"$-$4.1\%"
+    assert latex._cell("-0.5", True) == r"$\mathbf{-0.5}$"
+    assert latex._cell("1,536", False) == "$1{,}536$"
+    assert latex._cell("-", False) == "--"
+    assert latex._cell("0.4556 ± 0.0069", False) == r"$0.4556 \pm 0.0069$"
+    assert latex._cell("k=16_a", False) == r"k=16\_a"
+
+
+def test_a_long_table_breaks_between_pages_and_has_its_label(report: Report) -> None:
+    text = latex.floating(report, report.table("trials"))
+    assert "\\begin{longtable}" in text
+    assert text.count("\\label{tab:demo-trials}") == 1
+
+
 @pytest.mark.slow
 def test_latex_compiles(report: Report, tmp_path: Path) -> None:
     if not shutil.which("pdflatex"):
         pytest.skip("pdflatex is not installed")
-    text = formats.latex(report, [report.table(name) for name in TABLES])
-    (tmp_path / "report.tex").write_text(text)
+    text = latex.document(report, [report.table(name) for name in TABLES])
+    inside = "\n".join(latex.floating(report, report.table(name)) for name in TABLES)
+    (tmp_path / "report.tex").write_text(text.replace("\\end{document}", f"{inside}\\end{{document}}"))
     done = subprocess.run(
         ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "report.tex"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
@@ -149,7 +185,7 @@ def test_every_document_says_what_it_is_about(report: Report) -> None:
     (line,) = report.about
     assert line.endswith("; 100,000 examples per trial; seeds 0, 1, 2")
     assert f"{line}  \n" in formats.markdown(report, [])
-    assert formats.tex(line) in formats.latex(report, [])
+    assert latex.tex(line) in latex.document(report, [])
     assert line in page(report)
 
 
@@ -188,7 +224,7 @@ def test_text_from_outside_is_escaped_at_every_door(text: str) -> None:
     show(report, make_console(terminal, width=100), everything=True)
     lost = [report.table("lost")]
     documents = [terminal.getvalue(), formats.csv(report.table("trials")), formats.markdown(report, lost),
-                 formats.latex(report, lost), page(report)]  # fmt: skip
+                 latex.document(report, lost), page(report)]  # fmt: skip
     for document in documents:
         assert not re.search(f"[{CONTROLS}]", document.replace("\r\n", "\n"))
     assert "<script>x" not in documents[2]

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from sweep_data import frame_of, simulate, with_state
 
-from saebench.report import TABLES, formats, svg
+from saebench.report import TABLES, formats, latex, svg
 from saebench.report.charts import CHARTS
 from saebench.report.document import Report
 from saebench.report.html import page
@@ -80,7 +80,7 @@ def test_every_format_comes(report: Report, tmp_path) -> None:
         assert formats.to_json(table).startswith("[")
         formats.parquet(table, tmp_path / "x.parquet")
     assert "## Verdicts" in formats.markdown(report, tables)
-    tex = formats.latex(report, tables)
+    tex = latex.document(report, tables)
     assert tex.count("\\begin{longtable}") == tex.count("\\end{longtable}")
     for width in (60, 200):
         out = io.StringIO()

@@ -15,7 +15,7 @@ import sweep_data
 from rich.console import Console
 from safetensors.numpy import load_file, save_file
 
-from saebench.report import Report, formats, load, stability
+from saebench.report import Report, formats, latex, load, stability
 from saebench.report.html import page
 from saebench.report.matching import match
 from saebench.report.text import show
@@ -118,7 +118,7 @@ def test_it_is_in_every_form_of_the_report(sweep: Sweep, tmp_path: Path) -> None
     report, out = sweep.report(), io.StringIO()
     show(report, Console(file=out, width=160), everything=True)
     table = report.table("stability")
-    for text in (out.getvalue(), page(report), formats.markdown_table(table), formats.latex_table(table)):
+    for text in (out.getvalue(), page(report), formats.markdown_table(table), latex.longtable(table)):
         assert "Stability of latents across seeds" in text
         assert "3/0/0" in text
     assert [row["pairs"] for row in json.loads(formats.to_json(table))] == [3, 3]
