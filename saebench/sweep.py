@@ -10,7 +10,7 @@ import contextlib
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,6 +42,7 @@ from saebench.spec.source import read_text
 from saebench.sweep_config import RunConfig, TrackingConfig
 from saebench.terminal.picture import counts_text, failure_lines
 from saebench.terminal.views import LoggedView, View, choose_view
+from saebench.trial import floor_process
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -248,10 +249,12 @@ class _Sweep:
                 raise
             finally:
                 if floors is not None:
-                    _end_floors(floors, patience if exit_code in (0, 3) else 0.0, self._view.note)
+                    floor_process.finish(floors, self._view.say) if exit_code in (0, 3) else floor_process.stop(floors)
                 waiting = partial(self._await, patience)
                 lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience, waiting=waiting)
         self._farewell(board, halt, lag)
+        if exit_code in (0, 3) and self._target == TARGET and not (lag.unsent or lag.error):
+            self._publish()
         return SweepResult(
             self._paths.name,
             self._paths.root,
@@ -388,13 +391,11 @@ class _Sweep:
     def _floors(self, plan: Plan) -> subprocess.Popen[str] | None:
         """A process that measures the floors beside the trials; None where they are known or there is nothing to
         measure them on."""
-        from saebench.trial.floors import measured, start
-
         sizes = set(floor_sizes(plan))
-        if self._target != TARGET or plan.cache_key is None or sizes <= measured(self._paths.floors):
+        if self._target != TARGET or plan.cache_key is None or sizes <= floor_process.measured(self._paths.floors):
             return None
         with contextlib.suppress(OSError):  # no room for another process: the trials matter more
-            return start(self._spec.data, self._cache, plan.cache_key, sizes, self._paths.floors)
+            return floor_process.start(self._spec.data, self._cache, plan.cache_key, sizes, self._paths.floors)
         return None
 
     # --- the trials --------------------------------------------------------------------------------------------------
@@ -454,6 +455,17 @@ class _Sweep:
         if self._lost:
             say(f"{len(self._lost)} files of this sweep are lost or damaged (above, and in {self._paths.log})")
 
+    def _publish(self) -> None:
+        """Write the verdict to the sweep's run in MLflow."""
+        from saebench.report import load
+        from saebench.report.publish import publish
+
+        try:
+            publish(load(self._paths.root))
+        except Exception as error:  # any class: the sweep has ended well, whatever MLflow or a report says
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            self._view.say(f"the verdict is not in MLflow ({why}); saebench report {self._paths.name} --log writes it")
+
 
 def floor_sizes(plan: Plan) -> Iterator[tuple[int, int]]:
     """(k, dict_size) of the strata that say how many latents fire."""
@@ -461,19 +473,6 @@ def floor_sizes(plan: Plan) -> Iterator[tuple[int, int]]:
         k, width = stratum.axes.get("k") or stratum.axes.get("target_l0"), stratum.axes.get("dict_size")
         if isinstance(k, int | float) and isinstance(width, int):
             yield max(1, round(k)), width
-
-
-def _end_floors(child: subprocess.Popen[str], patience: float, note: Callable[[str], None]) -> None:
-    """Wait for the floors, or end their process."""
-    try:
-        _, errors = child.communicate(timeout=patience)
-    except subprocess.TimeoutExpired:
-        child.terminate()
-        _, errors = child.communicate()
-        note("floors: not all were measured; run the same command to measure them")
-        return
-    if child.returncode:
-        note(f"floors: {(errors.strip().splitlines() or ['ended'])[-1]}")
 
 
 def _info_on_disk(paths: SweepPaths) -> dict[str, Any] | None:

@@ -630,3 +630,35 @@ def test_the_sweep_and_status_foresee_the_same(sweep: Callable[..., SweepResult]
     for ours, our_eta, theirs, their_eta in seen:
         assert ours == theirs
         assert our_eta == pytest.approx(their_eta, rel=0.35)
+
+
+def test_a_sweep_at_its_end_writes_its_verdict_to_mlflow(
+    sweep: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    monkeypatch.setattr("saebench.sweep.TARGET", TOY)
+    monkeypatch.setattr("saebench.sweep._Sweep._floors", lambda *_: None)
+    result = sweep(threads=True)
+    client = MlflowClient(tracking_uri=result.tracking_uri)
+    run = client.get_run(result.run_id)
+    assert "Whole report: artifacts, report/report.html" in run.data.tags["mlflow.note.content"]
+    assert any(name.startswith("best/fvu_") for name in run.data.metrics)
+    files = {item.path for item in client.list_artifacts(result.run_id, "report")}
+    assert files == {"report/report.html", "report/verdict.md"}
+    assert run.info.status == "FINISHED"
+
+
+def test_a_verdict_that_mlflow_refuses_does_not_fail_the_sweep(
+    sweep: Callable[..., SweepResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("413 too large\nmore")
+
+    monkeypatch.setattr("saebench.sweep.TARGET", TOY)
+    monkeypatch.setattr("saebench.sweep._Sweep._floors", lambda *_: None)
+    monkeypatch.setattr("saebench.report.publish.publish", refuse)
+    result = sweep(threads=True)
+    assert result.ok
+    said = SweepPaths(result.root).log.read_text()
+    assert f"the verdict is not in MLflow (413 too large); saebench report {result.name} --log writes it" in said

@@ -30,8 +30,6 @@ NAMES = ("metrics", "verdict", "strata", "arms", "pareto", "best", "floors", "fi
 PLOTS = ("pareto", "forest", "curves", "lr", "dead", "density", "l0", "importance", "parallel")
 """report.charts.CHARTS, likewise."""
 
-_TAG = 5000
-"""Characters of a tag that every MLflow server takes."""
 _WHERE = click.option("--where", multiple=True, metavar="KEY=VALUE", help="Only trials with this value; repeatable.")
 
 
@@ -226,25 +224,14 @@ def _default_file(document: Report, kind: str) -> Path:
 
 
 def _log(document: Report) -> list[str]:
-    """The page and every plot as artifacts of each sweep's parent run, in the folder report; verdict and failed checks
-    as its tags."""
+    """Verdict, page and every plot, to the run of each sweep."""
     import tempfile
 
-    from saebench.report.html import page
-    from saebench.runs.tags import Tag
-    from saebench.tracking.server import open_reader, reading
+    from saebench.report.publish import publish
 
     with tempfile.TemporaryDirectory() as folder:
-        Path(folder, "report.html").write_text(page(document), encoding="utf-8")
         _plots(document, Path(folder, "plot.png"), "all")
-        for source in document.record.sources:
-            client = open_reader(source.uri)
-            with reading(source.uri):
-                client.log_artifacts(source.run_id, folder, "report")
-                client.set_tag(source.run_id, Tag.REPORT, document.verdict[:_TAG])
-                failed = "\n".join(check.text for check in document.checks if check.passed is False)
-                client.set_tag(source.run_id, Tag.CHECKS, (failed or "all passed")[:_TAG])
-        return sorted(f"report/{path.name}" for path in Path(folder).iterdir())
+        return publish(document, Path(folder))
 
 
 @click.command()

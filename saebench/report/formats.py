@@ -93,14 +93,14 @@ def markdown_table(table: Table) -> str:
     return "\n".join([*lines, *map(_row, cells), ""])
 
 
-def _md(text: str) -> str:
+def md(text: str) -> str:
     """Text from outside in Markdown: no HTML, no control characters, one line."""
     text = escape_controls(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return " ".join(text.split())
 
 
 def _pipe(text: str) -> str:
-    return _md(text).replace("|", "\\|")
+    return md(text).replace("|", "\\|")
 
 
 def _row(cells: Iterable[str]) -> str:
@@ -109,17 +109,17 @@ def _row(cells: Iterable[str]) -> str:
 
 def markdown(report: Report, tables: Sequence[Table]) -> str:
     """The verdicts, notes and tables as one document."""
-    about = [f"{_md(line)}  " for line in report.about]
-    lines = [f"# {_md(report.name)}", "", *about, f"{report.counts}.", "", "## Verdict", ""]
-    lines += [_md(report.verdict), "", *(f"- {_md(text)}" for text in report.sentences)]
+    about = [f"{md(line)}  " for line in report.about]
+    lines = [f"# {md(report.name)}", "", *about, f"{report.counts}.", "", "## Verdict", ""]
+    lines += [md(report.verdict), "", *(f"- {md(text)}" for text in report.sentences)]
     if report.checks:
         lines += [
             "",
             "## Before you use it",
             "",
-            *(f"- [{'x' if c.passed else ' '}] {_md(c.text)}" for c in report.checks),
+            *(f"- [{'x' if c.passed else ' '}] {md(c.text)}" for c in report.checks),
         ]
     parts = [markdown_table(table) for table in tables]  # before the notes: reading for a table may add some
     if report.record.notes:
-        lines += ["", "## Notes", "", *(f"- {_md(note)}" for note in report.record.notes)]
+        lines += ["", "## Notes", "", *(f"- {md(note)}" for note in report.record.notes)]
     return "\n".join([*lines, "", *parts])

@@ -48,7 +48,10 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     if len(ours) < len(runs):
         record.note(f"{source.name}: {len(runs) - len(ours)} runs under this sweep are not saebench's: left out")
     record.places |= {run.id: run.artifacts for run in ours}
-    record.descriptions[source.name] = parent.data.tags.get("mlflow.note.content", "")
+    tags = parent.data.tags
+    record.descriptions[source.name] = tags.get(Tag.DESCRIPTION) or (
+        "" if Tag.REPORT in tags else tags.get("mlflow.note.content", "")
+    )
     rows = [row_of(run.id, run.tags, run.params, run.metrics, run.start, run.end, run.status) for run in ours]
     _say_deleted(source, {run.id for run in runs}, record)
     rows = _one_per_trial(rows, source.name, record)

@@ -121,6 +121,7 @@ def gc(
         elif named:
             yield listed.folder, 0, "stays: a process uses it"
     yield from _stale_digests(cache_dir, dry_run)
+    yield from _stale_floors(cache_dir, dry_run)
     yield from _cut_off(cache_dir, dry_run)
 
 
@@ -181,6 +182,19 @@ def _stale_digests(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, 
                 if not dry_run:
                     path.unlink()
                 yield path, size, "of a file that is gone"
+
+
+def _stale_floors(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
+    """Remove floors (CACHE/floors/KEY-DIGEST.json) of embeddings that the cache has no more."""
+    root = embeddings_dir(cache_dir)
+    for path in sorted((cache_dir / "floors").glob("*.json")):
+        key, _, digest = path.stem.rpartition("-")
+        if not key or not digest or not (root / key).is_dir():
+            with contextlib.suppress(FileNotFoundError):  # another process tidies up, too
+                size = path.stat().st_size
+                if not dry_run:
+                    path.unlink()
+                yield path, size, "floors of embeddings that are gone"
 
 
 def _cut_off(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:

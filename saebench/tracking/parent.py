@@ -94,6 +94,7 @@ class Parent:
             {
                 "mlflow.runName": self._name,
                 "mlflow.note.content": self._info.get("description") or None,
+                Tag.DESCRIPTION: self._info.get("description") or None,
                 Tag.KIND: "sweep",
                 Tag.SWEEP: self._name,
                 Tag.ID: self._book.id,

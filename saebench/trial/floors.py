@@ -6,17 +6,15 @@
     random
 
 FVU, probing and neighbours on the test part, as an SAE's (evaluation.py). Computed once per (data, k, dict_size) and
-kept in the cache; `start` runs `python -m saebench.trial.floors` beside a sweep, on one core.
+kept in the cache; floor_process.py runs `python -m saebench.trial.floors` beside a sweep, on one core.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,52 +24,19 @@ from saebench import telemetry
 from saebench.config import DataConfig
 from saebench.metrics import EVAL, TEST
 from saebench.runs.durable import write_json
+from saebench.trial.floor_process import FORMAT, LONGEST, cache_file, end_after, read_cached
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from saebench.stores.entry import CacheEntry
 
-FORMAT = 1
 TRAIN_ROWS = 16_384
 """Training rows from which dictionaries are built."""
 WIDEST_GRAM = 8_192
 """Most directions for which the Gram matrix is kept (256 MiB)."""
 _PART = 2_048
 """Rows per chunk."""
-
-
-def start(
-    data: DataConfig, cache_dir: Path, cache_key: str, sizes: Iterable[tuple[int, int]], to: Path
-) -> subprocess.Popen[str]:
-    """Start a process that writes the floors of these (k, dict_size) to the file `to` once it has all of them."""
-    request = {
-        "data": data.model_dump(mode="json"),
-        "cache_dir": str(cache_dir),
-        "cache_key": cache_key,
-        "sizes": sorted(set(sizes)),
-        "to": str(to),
-    }
-    here = str(Path(__file__).parents[2])
-    environment = {
-        **os.environ,
-        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"), "1"),
-        "CUDA_VISIBLE_DEVICES": "",
-        "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")])),
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-m", "saebench.trial.floors"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(request))
-    child.stdin.close()
-    child.stdin = None  # communicate() would flush it
-    return child
 
 
 def main() -> None:
@@ -92,25 +57,11 @@ def main() -> None:
     write_json(Path(request["to"]), {"format": FORMAT, "floors": found})
 
 
-def measured(file: Path) -> set[tuple[int, int]]:
-    """Return the (k, dict_size) whose floors are in the file; empty if the file cannot be read."""
-    try:
-        return {(floor["k"], floor["dict_size"]) for floor in json.loads(file.read_text("utf-8"))["floors"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return set()
-
-
 def cached(entry: CacheEntry, data: DataConfig, k: int, dict_size: int, cache_dir: Path) -> list[dict[str, Any]]:
     """Return the floors at (k, dict_size) from the cache; compute and cache them if missing."""
-    about = [FORMAT, entry.cache_key, data.num_examples, data.model_dump(mode="json"), k, dict_size]
-    name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:24]
-    file = cache_dir / "floors" / f"{name}.json"
-    try:
-        known = json.loads(file.read_text("utf-8"))
-        if isinstance(known, list):
-            return known
-    except (OSError, ValueError, RecursionError):
-        pass
+    file = cache_file(cache_dir, entry.cache_key, data, k, dict_size)
+    if (known := read_cached(file)) is not None:
+        return known
     found = compute(entry, k, dict_size)
     write_json(file, found)
     return found
@@ -264,4 +215,5 @@ FLOORS: dict[str, Callable[[Any, int, int], Encode]] = {
 """Name -> function of (training rows, k, dict_size) that returns `encode`; it raises ValueError if it cannot."""
 
 if __name__ == "__main__":
+    end_after(LONGEST)
     main()

@@ -760,6 +760,19 @@ def test_gc_removes_what_killed_writers_left_beside_entries(corpus: Corpus, cach
     assert [path.exists() for path in (*old, young)] == [False, False, True]
 
 
+def test_gc_removes_floors_of_embeddings_that_are_gone(corpus: Corpus, cache_dir: Path) -> None:
+    entry = replace(cache.build(corpus(sentences(20)), cache_dir), hold=None)
+    (cache_dir / "floors").mkdir()
+    kept, gone, old = (
+        cache_dir / "floors" / f"{name}.json" for name in (f"{entry.cache_key}-0a", "0123abcd-0a", "ffff")
+    )
+    for path in (kept, gone, old):
+        path.write_text("[]")
+    assert list(tidy.gc(cache_dir, dry_run=True)) == list(tidy.gc(cache_dir))
+    assert [path.exists() for path in (kept, gone, old)] == [True, False, False]
+    assert entry.cache_key == entry.directory.name
+
+
 def test_two_who_tidy_up_at_once_do_not_stumble(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = cache_dir / "digests" / "x.json"
     path.parent.mkdir(parents=True)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,8 +17,9 @@ import torch
 from sklearn.linear_model import orthogonal_mp
 
 from saebench.config import DataConfig, DatasetConfig
+from saebench.runs.durable import write_json
 from saebench.stores import cache
-from saebench.trial import floors
+from saebench.trial import floor_process, floors
 
 
 def entry(n: int = 900, d: int = 12, labelled: bool = True) -> Any:
@@ -100,14 +104,54 @@ def test_the_process_writes_the_floors_of_every_size(tmp_path: Path, monkeypatch
     floors.main()
     written = json.loads((tmp_path / "floors.json").read_text())
     assert [(f["k"], f["dict_size"]) for f in written["floors"]] == [(2, 8), (3, 8)]
-    assert floors.measured(tmp_path / "floors.json") == {(2, 8), (3, 8)}
+    assert floor_process.measured(tmp_path / "floors.json") == {(2, 8), (3, 8)}
     (tmp_path / "floors.json").write_text('{"floors": 5}')
-    assert floors.measured(tmp_path / "floors.json") == set()
+    assert floor_process.measured(tmp_path / "floors.json") == set()
+
+
+DATA = DataConfig(model="m", dataset=DatasetConfig(path="p"), num_examples=900)
 
 
 def test_a_process_without_the_embeddings_says_so(tmp_path: Path) -> None:
-    data = DataConfig(model="m", dataset=DatasetConfig(path="p"), num_examples=900)
-    child = floors.start(data, tmp_path, "0123abcd", [(2, 8)], tmp_path / "floors.json")
-    with child:
-        assert child.stderr.read() == f"embeddings 0123abcd: not in {tmp_path}\n"
+    child = floor_process.start(DATA, tmp_path, "0123abcd", [(2, 8)], tmp_path / "floors.json")
+    assert child is not None
+    said: list[str] = []
+    floor_process.finish(child, said.append, patience=60)
+    assert said == [f"floors: embeddings 0123abcd: not in {tmp_path}"]
     assert child.returncode == 1
+
+
+def test_floors_in_the_cache_start_no_process(tmp_path: Path) -> None:
+    for k in (2, 3):
+        write_json(floor_process.cache_file(tmp_path, "key", DATA, k, 8), [{"floor": "pca", "k": k, "dict_size": 8}])
+    to = tmp_path / "floors.json"
+    assert floor_process.start(DATA, tmp_path, "key", [(3, 8), (2, 8), (2, 8)], to) is None
+    assert floor_process.measured(to) == {(2, 8), (3, 8)}
+    assert json.loads(to.read_text())["format"] == floor_process.FORMAT
+
+
+def sleeper() -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], stderr=subprocess.PIPE, text=True)
+
+
+def test_a_sweep_does_not_wait_long_for_its_floors_and_says_what_is_missing() -> None:
+    child, said = sleeper(), list[str]()
+    begun = time.monotonic()
+    floor_process.finish(child, said.append, patience=0.2)
+    assert time.monotonic() - begun < 5
+    assert said == [f"floors (scores without training): still being measured by process {child.pid}; "
+                    "the next `saebench report` has them"]  # fmt: skip
+    assert child.poll() is None, "left to itself"
+    child.kill()
+    child.wait()
+
+
+def test_an_interrupted_sweep_ends_the_process() -> None:
+    child = sleeper()
+    floor_process.stop(child)
+    assert child.returncode is not None
+
+
+def test_the_process_ends_itself_after_its_time() -> None:
+    code = "import time; from saebench.trial import floor_process as f; f.end_after(0.1); time.sleep(60)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=50, check=False).returncode == 1
