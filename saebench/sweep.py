@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
     from saebench.executors import Executor
+    from saebench.stores.child_process import Launch
     from saebench.stores.entry import CacheEntry
     from saebench.study import Search
     from saebench.tracking import Lag, Tracker
@@ -231,7 +232,7 @@ class _Sweep:
             plan = make_plan(self._spec, lock.d_in, lock.cache_key, lock.second_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
-            executor.settle(self._paths, self._view.note, lock.cache_key)
+            executor.settle(self._paths, self._view.note, [key for key in (lock.cache_key, lock.second_key) if key])
             self._paths.remove_left_overs()
             search = Search(plan, self._paths.journal)
             tracker.start(lock.info())
@@ -326,7 +327,7 @@ class _Sweep:
         second = self._second_key(entry, lock, executor.encoders())
         return {**counts, "cache_key": entry.cache_key, "second_key": second, "data": entry.info}
 
-    def _second_key(self, entry: CacheEntry, lock: Lock | None, devices: list[str]) -> str | None:
+    def _second_key(self, entry: CacheEntry, lock: Lock | None, devices: Sequence[str | Launch]) -> str | None:
         """Return the key of the embeddings by `eval.second_encoder`, once they are there. Raises CircularError at the
         first start if they are those of `data.model`, PreflightError if they are others than at the first start."""
         model = self._spec.eval.second_encoder

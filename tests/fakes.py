@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,7 +136,7 @@ class ToyExecutor:
     def encoders(self) -> list[str]:
         return ["cpu"]
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:
+    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
         """Its workers end with their scheduler."""
 
     def _advance(self, number: int) -> list[Message]:

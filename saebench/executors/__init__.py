@@ -6,14 +6,17 @@ picks the slot, polls for messages, answers `eval` events and decides what an ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from saebench.config import TrialConfig
 from saebench.devices import Slot
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.paths import SweepPaths, TrialPaths
+
+if TYPE_CHECKING:
+    from saebench.stores.child_process import Launch
 
 __all__ = [
     "TARGET", "Attempt", "EventMessage", "Executor", "ExitMessage", "How", "Message", "NoteMessage", "Slot",
@@ -78,14 +81,14 @@ class Executor(Protocol):
         """Slots that are in service, busy ones included; fewer after `quarantine`. A cluster's may come and go."""
         ...
 
-    def encoders(self) -> list[str]:
-        """Devices of this machine on which `stores.cache.build` may encode."""
+    def encoders(self) -> Sequence[str | Launch]:
+        """Devices of this machine, or places on others, on which `stores.cache.build` may encode."""
         ...
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:
+    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
         """Wait for the workers of an earlier scheduler of this sweep to leave, kill those that do not, and bring what
         they wrote to the sweep's directory. Called once, before the first trial of this start; the trials will need the
-        cache's entry `cache_key`."""
+        cache's entries `cache_keys`."""
         ...
 
     def start(self, attempt: Attempt, slot: Slot) -> None:

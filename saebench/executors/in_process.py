@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,7 +99,7 @@ class InProcessExecutor:
     def encoders(self) -> list[str]:
         return ["cpu"]
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:  # noqa: ARG002
+    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:  # noqa: ARG002
         await_orphans(paths.trials(), note)
 
     def start(self, attempt: Attempt, slot: Slot) -> None:

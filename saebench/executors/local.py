@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,7 +91,7 @@ class LocalExecutor:
     def encoders(self) -> list[str]:
         return list(dict.fromkeys(slot.device for slot in self._slots))
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:  # noqa: ARG002
+    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:  # noqa: ARG002
         await_orphans(paths.trials(), note, self._grace)
 
     def start(self, attempt: Attempt, slot: Slot) -> None:

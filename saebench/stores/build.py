@@ -19,7 +19,7 @@ from saebench.errors import DataError
 from saebench.stores import child_process
 from saebench.stores.beside import beside
 from saebench.stores.build_checks import check_disk, check_identity, check_model
-from saebench.stores.child_process import Child, Inbox, Message
+from saebench.stores.child_process import Child, Inbox, Launch, Message
 from saebench.stores.encoder_pool import EncoderPool, bfloat16_hint
 from saebench.stores.in_use import nobody_holds
 from saebench.stores.manifest import (
@@ -43,7 +43,12 @@ class Build:
     """One call of `cache.build` that found work to do; holds the entry's lock."""
 
     def __init__(
-        self, data: DataConfig, folder: Path, identity: dict[str, Any], devices: Sequence[str], tell: OnProgress
+        self,
+        data: DataConfig,
+        folder: Path,
+        identity: dict[str, Any],
+        devices: Sequence[str | Launch],
+        tell: OnProgress,
     ) -> None:
         self.data, self.folder, self.identity, self.tell = data, folder, identity, tell
         self.parts = folder / "parts"

@@ -28,6 +28,7 @@ from saebench.runs.paths import embeddings_dir
 from saebench.stores import keys, neighbours, own
 from saebench.stores.beside import beside, keep_file, name_of, read_keep, read_twins
 from saebench.stores.build import Build
+from saebench.stores.child_process import Launch
 from saebench.stores.entry import CacheEntry
 from saebench.stores.in_use import Hold
 from saebench.stores.manifest import MANIFEST, File, Manifest, has_content
@@ -65,13 +66,13 @@ def find(data: DataConfig, cache_dir: Path, cache_key: str | None = None) -> Cac
 def build(
     data: DataConfig,
     cache_dir: Path,
-    devices: Sequence[str] = ("cpu",),
+    devices: Sequence[str | Launch] = ("cpu",),
     on_progress: Callable[[Progress], None] | None = None,
 ) -> CacheEntry:
     """Return the complete entry for `data`; encode what is missing. Raises DataError in one line.
 
-    `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each. The next call resumes a build that was
-    killed, from the last piece of 1,024 texts.
+    `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each, or places on other machines. The next call
+    resumes a build that was killed, from the last piece of 1,024 texts.
     """
     tell = on_progress or _no_one
     with contextlib.suppress(OSError):  # digests of data files are kept there, and needed again below
@@ -83,7 +84,7 @@ def build(
     return _with_twins(entry, tell)
 
 
-def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str], tell: OnProgress) -> CacheEntry:
+def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str | Launch], tell: OnProgress) -> CacheEntry:
     """The complete entry, all its files read against their checksums since the machine started."""
     folder = entry_folder(data, cache_dir)
     entry = find(data, cache_dir)

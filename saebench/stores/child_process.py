@@ -15,7 +15,8 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
 
 from saebench import telemetry
 from saebench.errors import DataError
@@ -27,7 +28,28 @@ Serve = Callable[[Iterator[Message], Callable[[Message], None]], None]
 process, tests run it in a thread."""
 
 
-class Child:
+class Child(Protocol):
+    """A process that takes requests; its replies arrive in an `Inbox`, the last one is {"type": "gone", "why": ...}."""
+
+    name: str
+
+    def send(self, message: Message) -> None: ...
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A place on another machine where a child may run."""
+
+    name: str
+    device: str
+    """As the child sees it: cpu | cuda:0."""
+    environment: Mapping[str, str]
+    start: Callable[[str, str, Mapping[str, str], Inbox], Child]
+    """See `start` below."""
+
+
+class ChildProcess:
     """A running `python -m <module>`; its replies arrive in `inbox`, the last one is {"type": "gone", "why": ...}."""
 
     def __init__(self, module: str, name: str, environment: Mapping[str, str], inbox: Inbox) -> None:
@@ -77,7 +99,7 @@ class Child:
 
 def start(module: str, name: str, environment: Mapping[str, str], inbox: Inbox) -> Child:
     """Start a child. A function of its own so that a test can replace it by a thread."""
-    return Child(module, name, environment, inbox)
+    return ChildProcess(module, name, environment, inbox)
 
 
 def run_child(serve: Serve) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from saebench.cores import count_cores
 from saebench.errors import DataError
 from saebench.hub import find_model
 from saebench.stores import child_process
-from saebench.stores.child_process import Child, Inbox, Message
+from saebench.stores.child_process import Child, Inbox, Launch, Message
 from saebench.stores.manifest import ROWS_PER_PART
 
 MAX_CPU_PROCESSES = 8
@@ -34,8 +34,10 @@ class EncoderPool:
     core: measured on two cores that others used too, MiniLM, 1.1 to 6 times as fast as one process with two threads,
     which wait for each other after every operation."""
 
-    def __init__(self, data: DataConfig, folder: Path, devices: list[str], inbox: Inbox) -> None:
-        self._data, self._folder, self._devices, self._inbox = data, folder, devices, inbox
+    def __init__(self, data: DataConfig, folder: Path, devices: Sequence[str | Launch], inbox: Inbox) -> None:
+        self._data, self._folder, self._inbox = data, folder, inbox
+        self._devices = [device for device in devices if isinstance(device, str)]
+        self._launches = [device for device in devices if isinstance(device, Launch)]
         self.loading: list[Child] = []
         self.ready: list[Child] = []
         self.d_in: int | None = None
@@ -55,13 +57,14 @@ class EncoderPool:
             return
         _, local = find_model(self._data.model, self._data.revision)
         offline = {"HF_HUB_OFFLINE": "1"} if local else {}
-        for place in _places(self._devices, self._data.num_examples):
+        most = max(1, -(-self._data.num_examples // ROWS_PER_PART))
+        elsewhere = [Place(one.name, one.device, dict(one.environment), one.start) for one in self._launches[:most]]
+        for place in [*_places(self._devices, self._data.num_examples), *elsewhere]:
             self._start(place._replace(environment={**place.environment, **offline}))
 
     def _start(self, place: Place) -> None:
-        child = child_process.start(
-            "saebench.stores.encoder_process", f"the encoder on {place.name}", place.environment, self._inbox
-        )
+        start = place.start or child_process.start
+        child = start("saebench.stores.encoder_process", f"the encoder on {place.name}", place.environment, self._inbox)
         self.loading.append(child)
         self._places[child] = place
         child.send({"data": self._data.model_dump(mode="json"), "device": place.inside, "folder": str(self._folder)})
@@ -75,7 +78,7 @@ class EncoderPool:
             return
         del self._spent[child]
         waits = spent["tokens"] > 0.7 * spent["all"] and spent["device"] < 0.6 * spent["all"]
-        if place.inside.startswith("cuda") and waits and left >= HELP_TEXTS:
+        if place.start is None and place.inside.startswith("cuda") and waits and left >= HELP_TEXTS:
             most = min(MAX_GPU_PROCESSES, count_cores() // (2 * len(self._devices)))
             if not self.loading and len(self._beside(child)) < most and not self._refused:
                 self._start(place)
@@ -115,6 +118,8 @@ class Place(NamedTuple):
     inside: str
     """The device as the process sees it."""
     environment: dict[str, str]
+    start: Callable[[str, str, Mapping[str, str], Inbox], Child] | None = None
+    """How a child is started there; None: on this machine."""
 
 
 def _places(devices: list[str], examples: int) -> list[Place]:
@@ -145,7 +150,7 @@ def _visible(which: str) -> str:
     return names[int(which)]
 
 
-def bfloat16_hint(data: DataConfig, devices: Sequence[str], rows: int) -> str | None:
+def bfloat16_hint(data: DataConfig, devices: Sequence[str | Launch], rows: int) -> str | None:
     """Return a hint for a long encoding in float32 on devices that compute in bfloat16; else None. bfloat16 is not the
     default there: the cache key must not depend on the machine, and other CPUs are slower at it."""
     if data.precision != "float32" or rows < LONG_WORK or not all(map(_computes_in_bfloat16, devices)):
@@ -156,7 +161,9 @@ def bfloat16_hint(data: DataConfig, devices: Sequence[str], rows: int) -> str | 
     )
 
 
-def _computes_in_bfloat16(device: str) -> bool:
+def _computes_in_bfloat16(device: str | Launch) -> bool:
+    if isinstance(device, Launch):
+        return device.device.startswith("cuda")
     if device != "cpu":
         return device.startswith("cuda")
     try:

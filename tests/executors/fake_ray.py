@@ -89,12 +89,12 @@ class World:
         config = RunConfig.model_validate({"executor": "ray", "devices": "cpu", "per_device": 2, "grace": 1.0, **run})
         self.fleet = Fleet(cluster, Setup(config, str(folder / "cache"), "toys:play", lease), self.said.append)
 
-    async def open(self, cache_key: str | None = None) -> None:
+    async def open(self, *cache_keys: str) -> None:
         await self.fleet.open()
         (self.folder / "sweep").mkdir(parents=True, exist_ok=True)
         (self.folder / "sweep" / "nonce").touch()
         where = {"root": str(self.folder / "sweep"), "sweep_id": "toy", "nonce": "nonce"}
-        await self.fleet.settle({"cache_key": cache_key, "settled": False, **where})
+        await self.fleet.settle({"cache_keys": cache_keys, **where})
 
     def start(self, attempt: Attempt, slot: int = 1000) -> None:
         order = {"number": attempt.number, "slot": slot, "memory_fraction": None}

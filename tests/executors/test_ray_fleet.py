@@ -267,8 +267,8 @@ def test_a_node_that_does_not_see_the_directory_is_refused_where_that_was_said(t
     async def run() -> list[Any]:
         world = World(tmp_path, FakeCluster(), storage="shared")
         await world.fleet.open()
-        where = {"root": str(tmp_path / "nowhere"), "sweep_id": "toy", "nonce": "nonce", "cache_key": None}
-        await world.fleet.settle({"settled": False, **where})
+        where = {"root": str(tmp_path / "nowhere"), "sweep_id": "toy", "nonce": "nonce", "cache_keys": []}
+        await world.fleet.settle({**where})
         return world.of("refused")
 
     (refused,) = asyncio.run(run())

@@ -22,6 +22,7 @@ from saebench.executors import Executor
 from saebench.executors.local import LocalExecutor
 from saebench.executors.orphans import await_orphans
 from saebench.executors.ray import scratch
+from saebench.executors.ray.encoding import Children
 from saebench.executors.ray.host import Host, Lease
 from saebench.executors.ray.pieces import Incoming, inside, list_files, read_piece
 from saebench.executors.ray.wire import Json, slot_to_json
@@ -71,7 +72,9 @@ class Agent:
             with contextlib.suppress(RuntimeError):  # the loop is closing
                 loop.call_soon_threadsafe(news.set)
 
-        return Host(executor, lease, heard, self._end)
+        host = Host(executor, lease, heard, self._end, lambda order: self._children.obey(order))
+        self._children = Children(host.put)
+        return host
 
     def _find_cache(self) -> Path:
         """The scheduler's cache, where it is visible under the same path; else the node's own."""
@@ -124,6 +127,7 @@ class Agent:
         """Kill the trials."""
         if self._host is not None:
             await asyncio.to_thread(self._host.close)
+            await asyncio.to_thread(self._children.close)
         return "{}"
 
     # --- files -------------------------------------------------------------------------------------------------------
@@ -179,6 +183,16 @@ class Agent:
         asked = json.loads(text)
         found = await asyncio.to_thread(list_files, self._place(asked), asked["names"])
         return json.dumps({"files": found})
+
+    async def make_folder(self, text: str) -> str:
+        asked = json.loads(text)
+        inside(self._place(asked), asked["name"]).mkdir(parents=True, exist_ok=True)
+        return "{}"
+
+    async def remove(self, text: str) -> str:
+        asked = json.loads(text)
+        inside(self._place(asked), asked["name"]).unlink(missing_ok=True)
+        return "{}"
 
     async def read(self, text: str) -> bytes:
         asked = json.loads(text)

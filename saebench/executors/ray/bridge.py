@@ -49,6 +49,8 @@ async def serve(channel: socket.socket) -> None:
             fleet.start(message)
         elif operation == "order":
             fleet.order(message)
+        elif operation == "child":
+            fleet.encode(message)
         elif operation == "settle":
             settling = asyncio.create_task(fleet.settle(message))
         elif operation == "close":

@@ -40,18 +40,18 @@ class Budget:
 
 
 async def fetch(
-    remote: Remote, number: int, names: Sequence[str], root: Path, budget: Budget | None = None
+    remote: Remote, number: int | None, names: Sequence[str], root: Path, budget: Budget | None = None
 ) -> list[str]:
-    """Copy files and folders of trial `number` on the agent's node to `root`; return their names. Raises
+    """Copy files and folders of trial `number`, or (None) of the cache, to `root`; return their names. Raises
     UnreachableError if a file changed at every try, or no reply comes; LostError."""
     for _ in range(TRIES):
         listed = (await ask(remote, "list_files", PATIENCE, number=number, names=list(names)))["files"]
         if all([await _fetch_file(remote, number, file, root, budget) for file in listed]):
             return [file["name"] for file in listed]
-    raise UnreachableError(f"trial {number:04d}: its files change while they are copied")
+    raise UnreachableError(f"{', '.join(names)}: change while they are copied")
 
 
-async def _fetch_file(remote: Remote, number: int, file: Json, root: Path, budget: Budget | None) -> bool:
+async def _fetch_file(remote: Remote, number: int | None, file: Json, root: Path, budget: Budget | None) -> bool:
     path = inside(root, file["name"])
     if path.is_file() and file_sum(path) == (file["size"], file["crc"]):
         return True
@@ -136,6 +136,16 @@ async def push(remote: Remote, number: int | None, root: Path, files: Sequence[J
             offset += len(data)
             if last:
                 break
+
+
+async def make_folder(remote: Remote, name: str) -> None:
+    """Make a folder of the node's cache."""
+    await ask(remote, "make_folder", PATIENCE, number=None, name=name)
+
+
+async def remove(remote: Remote, name: str) -> None:
+    """Remove a file of the node's cache."""
+    await ask(remote, "remove", PATIENCE, number=None, name=name)
 
 
 async def _write(remote: Remote, data: bytes, **asked: object) -> None:

@@ -9,15 +9,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from saebench.devices import Slot, find_devices
+from saebench.devices import Slot
 from saebench.errors import ExecutorLostError, PreflightError
 from saebench.executors import TARGET, Attempt, EventMessage, ExitMessage, How, Message, NoteMessage, check_free
+from saebench.executors.ray.encoders import ONE_THREAD, Encoders
 from saebench.executors.ray.link import BRIDGE, Link, require_ray
 from saebench.executors.ray.wire import Json, attempt_to_json, event_of, slot_from_json
 from saebench.runs.durable import write_json, write_text
 from saebench.runs.events import Event, EventLog, Verdict
 from saebench.runs.files import DamagedError, read_object
 from saebench.runs.paths import SweepPaths
+from saebench.stores.child_process import Launch
 from saebench.sweep_config import RunConfig
 
 LEASE = 30.0
@@ -67,8 +69,9 @@ class RayExecutor:
         self._opened = self._settled = self._closed = False
         self._slots: tuple[Slot, ...] = ()
         self._link = Link(bridge)
+        self._encoders = Encoders(self._link.send, self._take, self._link.wake)
         opening = {"run": run.model_dump(mode="json"), "cache_dir": str(cache_dir), "target": target, "lease": lease}
-        self._grace, self._devices = run.grace, run.devices
+        self._grace = run.grace
         self._link.send(opening)
         try:
             self._wait_until(lambda: self._opened, OPENING, "run.address: the cluster does not answer")
@@ -95,18 +98,33 @@ class RayExecutor:
         agents = (agent for agent in self._agents.values() if agent.ready or not self._settled)
         self._slots = tuple(slot for agent in agents for slot in agent.slots if slot.device not in self._quarantined)
 
-    def encoders(self) -> list[str]:
-        """Encoding runs on this machine; nodes get a copy of the entry."""
-        return [device for device, _ in find_devices(self._devices)]
+    def encoders(self) -> list[Launch]:
+        """One for each GPU; without any, one for each core, single-threaded."""
+        found, seen = [], set[str]()
+        for number, agent in self._agents.items():
+            for slot in agent.slots:
+                inside = slot.device.removeprefix(f"{slot.node}/")
+                if inside.startswith("cuda:") and slot.device not in seen:
+                    seen.add(slot.device)
+                    visible = {"CUDA_VISIBLE_DEVICES": inside.removeprefix("cuda:")}
+                    found.append(self._encoders.launch(number, slot.device, "cuda:0", visible))
+                elif inside == "cpu":
+                    found += [self._encoders.launch(number, slot.name, "cpu", ONE_THREAD)] * slot.threads
+        return found
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_key: str | None = None) -> None:
+    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
         """See `Executor`. Finds out, too, which nodes see the sweep's directory, by a file of a name that is new."""
         nonce = paths.root / f".nonce-{secrets.token_hex(6)}"
         paths.root.mkdir(parents=True, exist_ok=True)
         write_text(nonce, "", durable=False)
-        sweep = {"root": str(paths.root), "nonce": nonce.name, "sweep_id": _identity(paths), "cache_key": cache_key}
+        sweep = {
+            "root": str(paths.root),
+            "nonce": nonce.name,
+            "sweep_id": _identity(paths),
+            "cache_keys": list(cache_keys),
+        }
         try:
-            self._link.send({"op": "settle", "settled": False, **sweep})
+            self._link.send({"op": "settle", **sweep})
             self._wait_until(lambda: self._settled, self._grace + SETTLING, "run.executor: ray: agents do not answer")
         finally:
             nonce.unlink(missing_ok=True)
@@ -193,6 +211,8 @@ class RayExecutor:
             self._opened = True
         elif what == "settled":
             self._settled = True
+        elif what == "child":
+            self._encoders.hear(message)
         elif what == "refused":
             raise PreflightError(message["text"])
         if what in ("joined", "ready", "gone", "settled"):

@@ -19,6 +19,7 @@ from typing import Any
 from saebench.errors import PreflightError
 from saebench.executors.ray.agent import versions
 from saebench.executors.ray.courier import Budget
+from saebench.executors.ray.encoding import Encoding
 from saebench.executors.ray.lives import UNREACHED, Life
 from saebench.executors.ray.member import Member, slots_of
 from saebench.executors.ray.nodes import Cluster, Nodes
@@ -44,6 +45,7 @@ class Fleet:
         self._lives: dict[int, Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._nodes, self._settling = Nodes(cluster), Settling(setup, self._say)
+        self._encoding = Encoding(setup.cache_dir, send, self._start)
         self._kind = "cpu"
         self._count = 0
         self._nonce = Path(setup.cache_dir) / f".nonce-{uuid.uuid4().hex[:12]}"
@@ -154,6 +156,10 @@ class Fleet:
         if life is not None:
             life.order(order)
 
+    def encode(self, order: Json) -> None:
+        """An order to an encoder."""
+        self._encoding.order(order, self._members.get(order.get("agent", 0)))
+
     def _orphaned(self) -> list[int]:
         return [life.number for life in self._lives.values() if not life.member.alive]
 
@@ -167,7 +173,9 @@ class Fleet:
 
     def _deliver(self, member: Member, message: Json) -> None:
         life = self._lives.get(message.get("number", -1))
-        if life is not None and life.member is member:
+        if message["type"] == "child":
+            self._encoding.hear(message)
+        elif life is not None and life.member is member:
             life.hear(message)
         elif message["type"] == "note":
             self._say(f"node {member.node}: {message['text']}")
@@ -180,6 +188,7 @@ class Fleet:
         self._send({"type": "gone", "agent": member.number})
         self._say(f"node {member.node}: its agent is lost: {why}")
         member.remote.kill()
+        self._encoding.lost(member)
         lives = [life for life in self._lives.values() if life.member is member]
         self._start(self._return(share))
         if member.shared and lives:

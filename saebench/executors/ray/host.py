@@ -48,11 +48,18 @@ class Lease:
 
 
 class Host:
-    """Runs `executor` until it is closed or its lease ends. `heard` and `ended` are called in its thread: when there
-    are messages, and once when it has ended by itself."""
+    """Runs `executor` until it is closed or its lease ends. Called in its thread: `heard` when there are messages,
+    `ended` once when it has ended by itself, `other` with orders that are not about trials."""
 
-    def __init__(self, executor: Executor, lease: Lease, heard: Callable[[], None], ended: Callable[[], None]) -> None:
-        self.executor, self.lease = executor, lease
+    def __init__(
+        self,
+        executor: Executor,
+        lease: Lease,
+        heard: Callable[[], None],
+        ended: Callable[[], None],
+        other: Callable[[Json], None] = lambda _: None,
+    ) -> None:
+        self.executor, self.lease, self._other = executor, lease, other
         self._heard, self._ended = heard, ended
         self._lock = threading.Lock()
         self._orders: deque[Json] = deque()
@@ -89,6 +96,13 @@ class Host:
         with self._lock:
             return bool(self._messages) and self._messages[-1][0] > acknowledged
 
+    def put(self, message: Json) -> None:
+        """Number a message and keep it until it is acknowledged."""
+        with self._lock:
+            self._count += 1
+            self._messages.append((self._count, message))
+        self._heard()
+
     def close(self) -> None:
         """Kill what runs."""
         self._closing = True
@@ -102,7 +116,7 @@ class Host:
             for message in self.executor.poll(POLL):
                 if isinstance(message, ExitMessage):
                     self._running.discard(message.number)
-                self._put(message_to_json(message))
+                self.put(message_to_json(message))
             while (order := self._next_order()) is not None:
                 self._obey(order)
             if self.lease.has_ended() and self._has_left():
@@ -122,7 +136,10 @@ class Host:
                 self.executor.stop(number, "leave")
         return not self._running or self.lease.grace_is_over()
 
-    def _obey(self, order: Mapping[str, Any]) -> None:
+    def _obey(self, order: Json) -> None:
+        if order["do"] == "child":
+            self._other(order)
+            return
         number = order["number"]
         if order["do"] == "answer":
             self.executor.answer(number, Verdict(order["verdict"]))
@@ -137,12 +154,6 @@ class Host:
         try:
             self.executor.start(attempt, replace(slot, memory_fraction=order["memory_fraction"]))
         except (OSError, RuntimeError) as error:
-            self._put(message_to_json(ExitMessage(attempt.number, "crash", str(error))))
+            self.put(message_to_json(ExitMessage(attempt.number, "crash", str(error))))
             return
         self._running.add(attempt.number)
-
-    def _put(self, message: Json) -> None:
-        with self._lock:
-            self._count += 1
-            self._messages.append((self._count, message))
-        self._heard()

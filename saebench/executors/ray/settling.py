@@ -29,7 +29,7 @@ class Settling:
         """A lock for each node and folder of a cache: its agents share the copy."""
 
     def begin(self, sweep: Json) -> None:
-        """sweep: {root, nonce, sweep_id, cache_key}."""
+        """sweep: {root, nonce, sweep_id, cache_keys}."""
         self._sweep = sweep
         self._begun.set()
 
@@ -52,8 +52,9 @@ class Settling:
             async with self._bringing:  # agents of one node have one scratch folder
                 await self._bring(member, {int(number): one for number, one in found["trials"].items()})
         member.settled_at = asyncio.get_running_loop().time()
-        if sweep["cache_key"] is not None and member.about["cache_dir"] != self._setup.cache_dir:
-            await self._copy_entry(member, sweep["cache_key"])
+        if member.about["cache_dir"] != self._setup.cache_dir:
+            for key in sweep["cache_keys"]:
+                await self._copy_entry(member, key)
 
     async def _bring(self, member: Member, trials: dict[int, Json]) -> None:
         """Copy what a scratch folder has beyond the sweep's directory: records, newer checkpoints, results."""
