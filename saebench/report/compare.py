@@ -81,6 +81,15 @@ def _searched(c: Comparison, searches: Mapping[Cell, CellSearch]) -> Comparison:
     return wide if wide.excludes_zero else replace(wide, needed=needed(wide))
 
 
+def widen(c: Comparison, search: float) -> Comparison:
+    """Return the comparison with the same search error in every stratum."""
+    strata = tuple(replace(s, **_wider(s, search)) for s in c.strata)
+    adjusted = statistics.holm([s.p for s in strata])
+    strata = tuple(replace(s, p_holm=float(p)) for s, p in zip(strata, adjusted, strict=True))
+    wide = replace(c, strata=strata, **_wider(c, search))
+    return wide if wide.excludes_zero else replace(wide, needed=needed(wide))
+
+
 def _search_of(c: Comparison, s: Stratum, arm: str, searches: Mapping[Cell, CellSearch]) -> CellSearch | None:
     """The search of `arm` in a stratum; where the arm is interpolated, the least certain of those of that width."""
     level = s.level if arm == s.base else s.counterpart[1] if s.counterpart else None

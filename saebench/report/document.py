@@ -23,7 +23,7 @@ from saebench.report.record import Record
 from saebench.report.search_error import Cell, CellSearch, cell_searches
 from saebench.report.sources import find
 from saebench.report.stability import stability
-from saebench.report.table import Table, counted, number_of, trial_counts
+from saebench.report.table import Row, Table, counted, number_of, trial_counts
 from saebench.report.text_interval import runs_of
 from saebench.report.texts import texts
 from saebench.report.verdict import sentence
@@ -112,7 +112,13 @@ class Report:
         found = compare(self.frame, self.chosen, self.searches, self.progress)
         wanted = runs_of(found)
         evaluations = {run: held for run, held in self.evaluations.items() if run in wanted}
-        return judge(found, self.frame, self.searches, evaluations, self.primary, self.record.margin)
+        stable = [] if self.progress else self._stable
+        return judge(found, self.frame, self.searches, evaluations, self.primary, self.record.margin, stable)
+
+    @cached_property
+    def _stable(self) -> list[Row]:
+        """Stability of the best points, as far as it is at hand or done in seconds."""
+        return stability(self.record, self.frame, self.chosen, quick=True)
 
     @property
     def comparisons(self) -> list[Comparison]:
@@ -180,7 +186,7 @@ class Report:
     @cached_property
     def quick_stability(self) -> Table:
         """Of the best points what is at hand, or done in seconds."""
-        return embedding.stability(stability(self.record, self.frame, self.chosen, quick=True))
+        return embedding.stability(self._stable)
 
     def table(self, name: str, *, quick: bool = False) -> Table:
         """One of TABLES; `quick`: without what would take long, which becomes a note."""

@@ -186,7 +186,8 @@ def stability(rows: Sequence[Row]) -> Table:
         note += " Sampled: so many rows of one dictionary stand for all, which gives at least the value of the whole."
     if not rows:
         note = "No point has SAEs of several complete seeds that could be compared."
-    return make("stability", "Stability of latents across seeds", list(rows), columns, note)
+    shown = [{key: value for key, value in row.items() if key != "shares"} for row in rows]
+    return make("stability", "Stability of latents across seeds", shown, columns, note)
 
 
 def _point(row: Row) -> str:

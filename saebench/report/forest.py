@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from saebench.metrics import METRICS
 from saebench.report import points
 from saebench.report.chart import Chart, Panel, Series
 from saebench.report.comparison import Comparison, Stratum
 from saebench.report.controls import is_control, is_control_of
 from saebench.report.judge import label
+from saebench.report.metric_table import ALL
 from saebench.report.verdict_tables import OUTCOMES
 from saebench.report.wording import difference_text, interval_text, margin_text, value_of
 
@@ -37,13 +37,13 @@ def forest(report: Report) -> Chart:
     if one is not None:
         rows = [("all strata", rows[0][1]), *(_stratum(one, s) for s in one.strata)][:MOST]
     series = [_placed(found, float(at)) for at, (_, found) in enumerate(rows)]
-    unit = "%" if METRICS[first].comparison == "ratio" else "points" if first == "dead_fraction" else "its own units"
+    unit = "%" if ALL[first].comparison == "ratio" else "points" if first == "dead_fraction" else "its own units"
     what = f"{one.a} against {one.b}" if one is not None else "the first against the second"
     panel = Panel(
         "", f"{label(first)} of {what} ({unit})", "", series, rows=[name for name, _ in rows],
         marks=[(0.0, "no difference")],
     )  # fmt: skip
-    better = "right" if METRICS[first].direction == "maximize" else "left"
+    better = "right" if ALL[first].direction == "maximize" else "left"
     note = (
         f"Differences in {label(first)} at equal L0 with 95% intervals over seeds and search. To the {better} of the "
         f"line {one.a if one is not None else 'the first-named'} is better; an interval that crosses the line leaves "

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from saebench.metrics import METRICS
 from saebench.report import statistics
 from saebench.report.compare import in_metric
 from saebench.report.comparison import Comparison
+from saebench.report.metric_table import ALL, STABILITY
 from saebench.report.search_error import Cell, CellSearch
+from saebench.report.seed_stability import in_stability
+from saebench.report.table import Row
 from saebench.report.text_interval import with_texts
 
 if TYPE_CHECKING:
@@ -28,6 +30,7 @@ LABELS = {
     **{f"probing_auc_k{k}": f"probing AUC k={k}" for k in (1, 5, 20)},
     **{f"probing_accuracy_k{k}": f"probing accuracy k={k}" for k in (1, 5, 20)},
     "code_stability": "code stability",
+    STABILITY: "latents that other seeds find",
     "code_stability_duplicates": "code stability, near-duplicates",
     "coherence_above_floor": "coherence above floor",
     "example_auroc_above_floor": "example AUROC above floor",
@@ -38,7 +41,7 @@ _RESTATED = ("mse", "explained_variance", "dead_features", *(f"probing_accuracy_
              "code_stability_largest", "code_stability_duplicates_largest", "label_f1_above_floor",
              "label_found_above_floor", "label_purity_above_floor")  # fmt: skip
 """Metrics that say what another one says, in other units or of a part: judged if primary."""
-JUDGED = tuple(name for name, metric in METRICS.items() if metric.direction and name not in _RESTATED)
+JUDGED = tuple(name for name, metric in ALL.items() if metric.direction and name not in _RESTATED)
 """Metrics that a verdict is given for."""
 Judged = dict[str, Comparison]
 """Metric -> the comparison of one pair of arms."""
@@ -58,26 +61,44 @@ def judge(
     evaluations: Evaluations,
     primary: Sequence[str],
     margin: float,
+    stable: Sequence[Row] = (),
 ) -> list[Judged]:
-    """Compare each of `pairs` (in FVU) in every metric that both arms have, the primary metrics first.
+    """Compare each of `pairs` (in FVU) in every metric that both arms have, the primary metrics first; `stable` are the
+    rows of `stability.stability`.
 
-    p is corrected by Holm's method over all pairs in the primary metrics, and apart from that over all pairs in the
-    others: what was asked first does not pay for what was measured besides.
+    There are two families: all pairs in the primary metrics, and all pairs in the others. p is corrected by Holm's
+    method within each: what was asked first does not pay for what was measured besides.
     """
     names = list(dict.fromkeys([*primary, "fvu", *JUDGED]))
     judged: list[Judged] = []
     for pair in pairs:
         found: Judged = {}
         for name in names:
-            one = pair if name == "fvu" else in_metric(pair, METRICS[name], frame, searches)
+            one = _compared(pair, name, frame, searches, stable, margin)
             if one is not None:
-                values = METRICS[name].per_text
+                values = ALL[name].per_text
                 known = {run: e[values] for run, e in evaluations.items() if values is not None and values in e}
                 found[name] = with_texts(replace(one, margin=margin), known)
         judged.append(found)
     for family in (set(primary), set(names) - set(primary)):
         _correct(judged, family)
     return judged
+
+
+def _compared(
+    pair: Comparison,
+    name: str,
+    frame: DataFrame,
+    searches: Mapping[Cell, CellSearch],
+    stable: Sequence[Row],
+    margin: float,
+) -> Comparison | None:
+    """A pair, compared in FVU, in another metric."""
+    if name == "fvu":
+        return pair
+    if name == STABILITY:
+        return in_stability(pair, stable, searches, margin)
+    return in_metric(pair, ALL[name], frame, searches)
 
 
 def _correct(judged: Sequence[Judged], family: set[str]) -> None:

@@ -99,6 +99,7 @@ def _summary(pairs: Sequence[Pair]) -> Row:
         "same_share": float(np.mean([pair.match.same for pair in pairs])),
         "alive": float(np.mean([pair.match.latents for pair in pairs])) if all(p.firing_known for p in pairs) else None,
         "sampled": min((p.match.rows for p in pairs if p.match.rows < p.match.latents), default=None),
+        "shares": {(min(pair.seeds), max(pair.seeds)): pair.match.same for pair in pairs},
         "by_pair": ", ".join(f"{a}-{b}: {pair.match.cosine:.3f}" for pair in pairs for a, b in [pair.seeds]),
     }
 

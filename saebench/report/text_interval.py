@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from saebench.metrics import METRICS
 from saebench.report import statistics
 from saebench.report.compare import needed
 from saebench.report.comparison import Comparison, Pair
+from saebench.report.metric_table import ALL
 
 
 def runs_of(comparisons: list[Comparison]) -> set[str]:
@@ -27,7 +27,7 @@ def with_texts(comparison: Comparison, errors: dict[str, NDArray[Any]]) -> Compa
     `errors` maps run ids to squared errors per test text (of other metrics: to their values per text). Pairs of which a
     run is missing are left out; nothing is computed where test parts differ in length.
     """
-    metric = METRICS[comparison.metric]
+    metric = ALL[comparison.metric]
     ratio = metric.comparison == "ratio"
     kept = [[p for p in s.pairs.values() if all(run in errors for run in p.weights)] for s in comparison.strata]
     runs = sorted({run for pairs in kept for pair in pairs for run in pair.weights})

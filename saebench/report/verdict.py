@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from saebench.metrics import METRICS
 from saebench.report.comparison import SAME, Comparison
 from saebench.report.judge import label
+from saebench.report.metric_table import ALL
 from saebench.report.table import number_of
 from saebench.report.wording import (
     amount,
@@ -83,7 +83,7 @@ def what_would_decide(c: Comparison) -> str:
 
 
 def _lower(c: Comparison) -> str:
-    side = "higher" if METRICS[c.metric].direction == "maximize" else "lower"
+    side = "higher" if ALL[c.metric].direction == "maximize" else "lower"
     return f"{side} in {_strata(c)}"
 
 
@@ -109,7 +109,7 @@ def _texts(c: Comparison) -> str:
     elif c.texts:
         ends = span(c, c.text_low, c.text_high)
         side = f" {side_of(value_of(c, c.text_low))}" if c.text_low * c.text_high > 0 else ""
-        unit = "%" if side and METRICS[c.metric].comparison == "ratio" else ""
+        unit = "%" if side and ALL[c.metric].comparison == "ratio" else ""
         parts.append(f"over {c.texts:,} test texts {ends}{unit}{side}")
     if c.interpolated:
         parts.append(f"interpolated along L0 in {c.interpolated} of {len(c.strata)} strata")

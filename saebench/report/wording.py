@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from saebench.metrics import METRICS
 from saebench.report.comparison import SAME, Comparison
+from saebench.report.metric_table import ALL
 
 
 def percent(log_ratio: float) -> float:
@@ -32,7 +32,7 @@ def side_of(value: float) -> str:
 
 def value_of(c: Comparison, difference: float) -> float:
     """A difference of losses as a difference of values: in percent where the metric is compared by its ratio."""
-    metric = METRICS[c.metric]
+    metric = ALL[c.metric]
     if metric.comparison == "ratio":
         return percent(difference)
     return -difference if metric.direction == "maximize" else difference
@@ -40,7 +40,7 @@ def value_of(c: Comparison, difference: float) -> float:
 
 def difference_text(c: Comparison, difference: float) -> str:
     """For example 4.1% lower, 0.012 higher, 0.3 points lower (of a share in percent), equal."""
-    if METRICS[c.metric].comparison == "ratio":
+    if ALL[c.metric].comparison == "ratio":
         return worded(difference)
     if abs(difference) < SAME:
         return "equal"
@@ -71,19 +71,19 @@ def span(c: Comparison, low: float, high: float) -> str:
 def _signed(c: Comparison, difference: float) -> str:
     """For example -1.4% or +0.012."""
     value = value_of(c, difference)
-    if METRICS[c.metric].comparison == "ratio":
+    if ALL[c.metric].comparison == "ratio":
         return f"{value:+.2g}%"
     return f"{100 * value:+.2g} points" if c.metric == "dead_fraction" else f"{value:+.2g}"
 
 
 def amount(c: Comparison, difference: float) -> str:
-    ratio = METRICS[c.metric].comparison == "ratio"
+    ratio = ALL[c.metric].comparison == "ratio"
     return f"{_digits(100 * difference)}%" if ratio else _small(difference)
 
 
 def margin_text(c: Comparison) -> str:
     """For example 0.5%, or 0.005."""
-    return f"{100 * c.margin:g}%" if METRICS[c.metric].comparison == "ratio" else f"{c.margin:g}"
+    return f"{100 * c.margin:g}%" if ALL[c.metric].comparison == "ratio" else f"{c.margin:g}"
 
 
 def listed(names: Sequence[str]) -> str:

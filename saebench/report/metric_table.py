@@ -1,0 +1,12 @@
+"""The metrics that a report judges: those of an evaluation, and what only several seeds together have."""
+
+from __future__ import annotations
+
+from saebench.metrics import METRICS, Metric
+
+STABILITY = "seed_stability"
+ALL: dict[str, Metric] = {
+    **METRICS,
+    STABILITY: Metric(STABILITY, "maximize", "difference", None, "Share of latents that another seed finds, too"),
+}
+"""Name -> metric, for everything that a comparison may be in."""
