@@ -117,32 +117,36 @@ def _symmetric(rows: Array, offset: Array, weight: Array) -> _Fitted | None:
 def _two_sided(x: Array, offset: Array, weight: Array, start: _Fitted) -> _Fitted:
     """A curvature of its own on either side of the centre, which differ by about their mean; `start` where no centre
     between the points gives two positive ones."""
-    usual = float(start[1][0])
-    prior = np.array([0.0, 1.0, -1.0]) * NOISE / usual
-    best: tuple[float, float, Array] | None = None
-    for centre in np.linspace(float(x.min()), float(x.max()), _STEPS)[1:-1]:
-        design = np.vstack([_sides(x, float(centre)) * weight[:, None], prior])
-        found: Array = np.asarray(np.linalg.lstsq(design, np.append(offset * weight, 0.0), rcond=None)[0], np.float64)
-        misfit = float(((np.append(offset * weight, 0.0) - design @ found) ** 2).sum())
-        if (found[1:] > 0).all() and (best is None or misfit < best[0]):
-            best = misfit, float(centre), found
-    if best is None:
+    prior = np.array([0.0, 1.0, -1.0]) * NOISE / float(start[1][0])
+    centres = np.linspace(float(x.min()), float(x.max()), _STEPS)[1:-1]
+    sides = _sides(x, centres[:, None]) * weight[:, None]
+    designs = np.concatenate([sides, np.broadcast_to(prior, (len(centres), 1, 3))], axis=1)
+    wanted = np.append(offset * weight, 0.0)
+    square = np.swapaxes(designs, 1, 2) @ designs
+    square += 1e-12 * np.trace(square, axis1=1, axis2=2)[:, None, None] * np.eye(3)
+    each: Array = np.linalg.solve(square, (np.swapaxes(designs, 1, 2) @ wanted)[..., None])[..., 0]
+    misfit = ((wanted - (designs @ each[..., None])[..., 0]) ** 2).sum(1)
+    misfit[(each[:, 1:] <= 0).any(1)] = np.inf
+    least = int(misfit.argmin())
+    if not math.isfinite(misfit[least]):
         return start
-    _, place, found = best
-    sides = _sides(x, place)
+    place, found = float(centres[least]), each[least]
+    there = _sides(x, place)
     moved = -2 * (x - place) * np.where(x < place, found[1], found[2])
-    design = np.column_stack([sides, moved])
+    design = np.column_stack([there, moved])
     pinned = np.vstack([design, np.append(prior, 0.0)])
-    left = np.append((offset - sides @ found) * weight, prior @ found)
+    left = np.append((offset - there @ found) * weight, prior @ found)
     covariance = _covariance(pinned, np.append(weight, 1.0), left)
     error = math.sqrt(max(0.0, float(covariance[3, 3])))
     return np.array([place]), found[1:2], found[2:3], np.array([error])
 
 
-def _sides(x: Array, centre: float) -> Array:
-    """Columns: 1, the squared distance of points below the centre, that of points above it."""
-    square = (x - centre) ** 2
-    return np.column_stack([np.ones(len(x)), np.where(x < centre, square, 0), np.where(x < centre, 0, square)])
+def _sides(x: Array, centre: float | Array) -> Array:
+    """Columns: 1, the squared distance of points below the centre, that of points above it; for several centres, a
+    matrix each."""
+    offset = x - centre
+    below, beyond = np.where(offset < 0, offset**2, 0), np.where(offset < 0, 0, offset**2)
+    return np.stack([np.ones_like(offset), below, beyond], axis=-1)
 
 
 def _covariance(design: Array, weight: Array, left: Array) -> Array:
