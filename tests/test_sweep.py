@@ -33,7 +33,8 @@ from saebench.runs.paths import SweepPaths, TrialPaths
 from saebench.runs.state import TrialState, read_config, read_state
 from saebench.spec import parse_spec
 from saebench.stores.progress import Progress
-from saebench.sweep import SweepResult, _given, run_sweep, spec_of
+from saebench.sweep import SweepResult, run_sweep, spec_of
+from saebench.sweep.given import given_spec
 from saebench.sweep_config import RunConfig
 from saebench.terminal.views import QuietView
 
@@ -410,7 +411,7 @@ def test_of_a_spec_from_a_pipe_the_text_is_kept() -> None:
     reader, writer = os.pipe()
     os.write(writer, text.encode())
     os.close(writer)
-    given = _given(f"/dev/fd/{reader}", ())
+    given = given_spec(f"/dev/fd/{reader}", ())
     os.close(reader)
     assert (given.text, given.spec.name, given.folder) == (text, "toy", Path.cwd())
 
@@ -498,7 +499,9 @@ def test_the_first_start_fixes_the_number_of_threads(
     root = tmp_path / "runs" / "toy"
     made = []
     real = make_executor
-    monkeypatch.setattr("saebench.sweep.make_executor", lambda run, *rest: made.append(run.threads) or real(run, *rest))
+    monkeypatch.setattr(
+        "saebench.sweep.life.make_executor", lambda run, *rest: made.append(run.threads) or real(run, *rest)
+    )
     for cores, seeds in ((8, [0]), (2, [0, 1])):
         monkeypatch.setattr("saebench.devices.count_cores", lambda cores=cores: cores)
         overrides = ["run.per_device=4"]

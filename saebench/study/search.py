@@ -20,23 +20,23 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from saebench.config import TrialConfig
-from saebench.errors import SpecError
 from saebench.forecast import trials_left
 from saebench.plan import Plan
 from saebench.runs.events import FailureKind, Verdict
-from saebench.runs.state import Row, same_trial
+from saebench.runs.state import Row
 from saebench.runs.tags import Tag
-from saebench.spec import Range, Scalar
+from saebench.spec import Scalar
 from saebench.study import pruners, samplers
+from saebench.study.comparisons import COMPARE_TAGS, Comparisons
 from saebench.study.draw import SEARCH_TAGS, accept, add, draw, search_seed
 from saebench.study.journal import UNREADABLE, attach, frozen, open_journal
+from saebench.study.recorded import planned_params, recorded_trials, resume_round
 from saebench.study.records import set_aside
-from saebench.study.refine import choice_tags, choose, propose
-from saebench.study.stratum_search import End, StratumSearch, Trial, known_trial
+from saebench.study.refine import propose
+from saebench.study.stratum_search import End, StratumSearch, Trial
 from saebench.study.studies import Studies
 
 REFINED_TAGS = {**SEARCH_TAGS, Tag.REFINED: "1"}
-COMPARE_TAGS = {Tag.ROLE: "compare"}
 INFEASIBLE: frozenset[str] = frozenset({"cuda_oom", "diverged", "collapsed"})
 """Failures that the point itself causes: the sampler hears of them as a violated constraint. (As FAIL they would be
 invisible to TPE, which then proposes the same again and again.)"""
@@ -49,10 +49,6 @@ class Decision:
     verdict: Verdict
     numbers: dict[str, Any]
     """pruner, samples, value, threshold, rung, peers: what led to it."""
-
-
-Pending = tuple[Trial, int, dict[str, str]]
-"""A point, a seed that is to measure it, and the tags of that trial."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,6 @@ class Search:
         self._plan = plan
         self._trials: dict[int, Trial] = {}
         self._next = 0
-        self._pending: list[Pending] = []
         self._searches: list[StratumSearch] = []
         try:
             self._open(storage)
@@ -89,6 +84,7 @@ class Search:
         self._storage = open_journal(storage)
         self._studies = Studies(self._plan, self._storage)
         self._searches = [self._studies.stratum_search(stratum) for stratum in self._plan.strata]
+        self._comparisons = Comparisons(self._plan, self._searches)
         self._load()
 
     # --- the caller's side ---
@@ -118,12 +114,12 @@ class Search:
             return False
         for search in self._searches:
             self._settle(search)
-        return not self._pending and not any(s.searching for s in self._searches)
+        return not self._comparisons and not any(s.searching for s in self._searches)
 
     def counts(self) -> dict[str, int]:
         """Return trials by state. `planned`: those known to come; what follows depends on running points."""
         found = Counter(trial.state for trial in self._trials.values())
-        planned = sum(s.missing + len(s.proposals) for s in self._searches) + len(self._pending)
+        planned = sum(s.missing + len(s.proposals) for s in self._searches) + len(self._comparisons)
         return {"planned": planned, **{state: found[state] for state in ("running", "complete", "pruned", "failed")}}
 
     def running(self) -> list[TrialConfig]:
@@ -234,17 +230,8 @@ class Search:
             if search.proposals:
                 params, whole = search.proposals.popleft()
                 return self._register(self._add(search, search.study, params, refinement=whole, tags=REFINED_TAGS))
-        while self._pending:
-            following = min(self._pending, key=self._turn)
-            self._pending.remove(following)
-            if following[0].state != "failed":
-                return self._compare(*following)
-        return None
-
-    def _turn(self, pending: Pending) -> tuple[int, int]:
-        """All strata in turn, seed by seed: the same order however often the sweep was interrupted."""
-        point, seed, _ = pending
-        return self._plan.spec.seeds.index(seed), self._searches.index(point.stratum_search)
+        following = self._comparisons.pop()
+        return self._compare(*following) if following is not None else None
 
     def _add(self, search: StratumSearch, study: optuna.Study, params: dict[str, Scalar], **more: Any) -> Trial:
         return add(search, study, params, search_seed(self._plan), self._next, **more)
@@ -257,28 +244,7 @@ class Search:
             search.proposals.extend((params, whole) for params in whole)
             return
         search.settled = True
-        self._choose(search)
-
-    def _choose(self, search: StratumSearch) -> None:
-        """Queue what the other seeds are to measure: the chosen point, or all of them."""
-        self._pending = [item for item in self._pending if item[0].stratum_search is not search]
-        found = choose(self._plan, search)
-        newest, measured = _newest_choice(search)
-        number = newest if found is not None and measured == found[0].params else newest + 1
-        there = {
-            (self._point(t), t.seed) for t in search.compared.values() if t.tags.get(Tag.CHOICE, number) == str(number)
-        }
-        for point in [found[0]] if found is not None else []:
-            self._queue(point, choice_tags(found[1], number) if found else {}, there)
-        if self._plan.spec.replicate == "all":
-            for point in search.trials.values():
-                if point.state != "failed" and (found is None or point is not found[0]):
-                    self._queue(point, COMPARE_TAGS, {(self._point(t), t.seed) for t in search.compared.values()})
-
-    def _queue(self, point: Trial, tags: dict[str, str], there: set[tuple[str, int]]) -> None:
-        for seed in self._plan.spec.seeds[1:]:
-            if (self._point(point), seed) not in there:
-                self._pending.append((point, seed, tags))
+        self._comparisons.choose(search)
 
     def _compare(self, point: Trial, seed: int, tags: dict[str, str]) -> Trial:
         search = point.stratum_search
@@ -301,18 +267,8 @@ class Search:
 
     def _load(self) -> None:
         """Every trial of the journal that has a number; then those that a crash left without one."""
-        unnumbered: list[tuple[StratumSearch, FrozenTrial]] = []
-        found: list[Trial] = []
-        for search in self._searches:
-            for study in filter(None, (search.study, search.replicates)):
-                for past in study.get_trials(deepcopy=False):
-                    if "number" in past.user_attrs:
-                        found.append(known_trial(search, study, past, search_seed(self._plan)))
-                    elif past.state == TrialState.RUNNING:
-                        unnumbered.append((search, past))
-        for trial in sorted(
-            found, key=lambda t: (t.number, t.trial_id)
-        ):  # of the trials of one number the newest counts
+        found, unnumbered = recorded_trials(self._plan, self._searches)
+        for trial in found:  # of the trials of one number the newest counts
             if (older := self._trials.get(trial.number)) is not None:
                 self._storage.supersede(older.trial_id, trial.trial_id)
             self._register(trial)
@@ -324,27 +280,14 @@ class Search:
             if adopted is not None:
                 self._register(adopted).inherited = True
         for search in self._searches:
-            self._resume_round(search)
-
-    def _resume_round(self, search: StratumSearch) -> None:
-        """Queue the points of an interrupted round of refinement that had not begun."""
-        rounds = [trial.refinement for _, trial in sorted(search.trials.items()) if trial.refinement]
-        for params in rounds[-1] if rounds else ():
-            if self._plan.point_id(search.stratum, params) not in search.points:
-                search.proposals.append((params, rounds[-1]))
+            resume_round(self._plan, search)
 
     def restore(self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]) -> bool:
         """Add a trial that the journal has lost, from what is in its directory: the configuration, the tags of its run,
         and what it measured at its marks. The caller tells its end. False where it is none of this plan's trials."""
         search = next((s for s in self._searches if s.stratum.id == config.stratum), None)
-        params = None if search is None else _params_of(search, config)
+        params = None if search is None else planned_params(self._plan, search, config)
         if search is None or params is None or config.number in self._trials:
-            return False
-        try:
-            same = same_trial(self._plan.trial(search.stratum, params, config.seed, config.number), config)
-        except SpecError:
-            same = False
-        if not same or config.seed not in self._plan.spec.seeds:
             return False
         replicate = config.seed != search_seed(self._plan)
         study = self._studies.replicates(search) if replicate else search.study
@@ -418,34 +361,5 @@ def _tried(search: StratumSearch) -> int:
     return len(search.trials)
 
 
-def _newest_choice(search: StratumSearch) -> tuple[int, dict[str, Scalar] | None]:
-    """Return the number of the newest measured choice and its params, or 0 and None if nothing was chosen yet."""
-    trials = [*search.trials.values(), *search.compared.values()]
-    newest = max(trials, key=_choice_number, default=None)
-    if newest is None or not _choice_number(newest):
-        return 0, None
-    return _choice_number(newest), newest.params
-
-
-def _choice_number(trial: Trial) -> int:
-    return int(trial.tags.get(Tag.CHOICE, 0))
-
-
 def _row(trial: Trial) -> Row:
     return Row(trial.stratum_search.stratum.id, trial.seed, trial.state, trial.tags)
-
-
-def _params_of(search: StratumSearch, config: TrialConfig) -> dict[str, Scalar] | None:
-    """The searched parameters of a trial's configuration; None where it lacks one or has one outside the space."""
-    found: dict[str, Scalar] = {}
-    for name, space in search.stratum.space.items():
-        value = getattr(config.sae, name, getattr(config.train, name, None))
-        if isinstance(space, Range):
-            if not isinstance(value, int | float):
-                return None
-            found[name] = value
-        elif value in space:
-            found[name] = space[space.index(value)]
-        else:
-            return None
-    return found

@@ -1,34 +1,24 @@
-"""`run_sweep`: from a spec to the last trial, and the same call again to resume.
-
-First everything that can be wrong is checked (spec, tracking server, devices, texts and encoder, widths), then the
-sweep's directory gets its lock.json, and only then trials start. A sweep that fails before leaves nothing behind.
-"""
+"""One start of a sweep: what is checked before the first trial, the trials, and the end."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench import telemetry
-from saebench.errors import ExecutorLostError, PreflightError, SpecError, environment_error_message
+from saebench.errors import ExecutorLostError, PreflightError, SpecError
 from saebench.executors import TARGET
 from saebench.executors.table import make_executor
 from saebench.forecast import empty_board
-from saebench.hub import embedding_width
 from saebench.plan import Plan, make_plan
-from saebench.runs import corpus
-from saebench.runs import paths as places
 from saebench.runs.board import Board
 from saebench.runs.clock import duration
 from saebench.runs.durable import write_text
-from saebench.runs.holder import hold_sweep_dir, now
+from saebench.runs.holder import now
 from saebench.runs.lock import Extension, Lock, Tracked, check_unchanged, provenance, read_lock, write_lock
 from saebench.runs.paths import SweepPaths
 from saebench.runs.secrets import is_masked, mask
@@ -36,157 +26,20 @@ from saebench.scheduler import Halt, Scheduler
 from saebench.scheduler.interrupts import Interrupts
 from saebench.scheduler.ledger import Ledger, MovedError
 from saebench.scheduler.recovery import recover
-from saebench.spec import SweepSpec, parse_spec
-from saebench.spec.load import folder_of, load_text
-from saebench.spec.source import read_text
+from saebench.sweep.embeddings import Embeddings
+from saebench.sweep.given import GivenSpec, unmasked_uri
+from saebench.sweep.result import SweepResult
 from saebench.sweep_config import RunConfig, TrackingConfig
 from saebench.terminal.picture import counts_text, failure_lines
-from saebench.terminal.views import LoggedView, View, choose_view
+from saebench.terminal.views import View
 from saebench.trial import floor_process
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from saebench.executors import Executor
-    from saebench.stores.child_process import Launch
-    from saebench.stores.entry import CacheEntry
     from saebench.study import Search
     from saebench.tracking import Lag, Tracker
 
 _RUN_STATUS = {0: "FINISHED", 3: "FINISHED", 4: "FAILED"}
-
-
-@dataclass(frozen=True)
-class SweepResult:
-    """How a sweep ended, this time."""
-
-    name: str
-    root: Path
-    """Its directory, runs/<name>."""
-    exit_code: int
-    """0 all well, 3 some trials failed, 4 given up, 75 stopped but resumable, 130 interrupted."""
-    reason: str = ""
-    """Why it ended before its end."""
-    counts: Mapping[str, int] = field(default_factory=dict)
-    """Trials by state."""
-    failures: Mapping[int, str] = field(default_factory=dict)
-    """Trial -> why it failed."""
-    tracking_uri: str = ""
-    run_id: str = ""
-    """MLflow's id of the parent run."""
-
-    @property
-    def ok(self) -> bool:
-        """Every trial ended, and none failed."""
-        return self.exit_code == 0
-
-    def trial(self, number: int) -> Path:
-        """Directory of a trial; its SAE is in `sae` below."""
-        return SweepPaths(self.root).trial(number).root
-
-    def frame(self) -> DataFrame:
-        """A row per trial: `saebench.report.trials` of this sweep."""
-        from saebench import report
-
-        return report.trials(self.root)
-
-
-def run_sweep(
-    spec: str | Path | SweepSpec | Mapping[str, Any],
-    *,
-    runs_dir: str | Path | None = None,
-    cache_dir: str | Path | None = None,
-    overrides: Sequence[str] = (),
-    extend: bool = False,
-    retry_failed: bool = False,
-    quiet: bool = False,
-    view: View | None = None,
-    target: str = TARGET,
-    executor: Executor | None = None,
-    circular_anyway: bool = False,
-) -> SweepResult:
-    """Run a sweep, or resume it. Works from a script (no main guard), a notebook or a thread.
-
-    spec: a file, a mapping as YAML would give it, or a `SweepSpec`. overrides: "key=value" as for `--set`. extend: take
-    more seeds, points, devices or budget into a sweep that exists. retry_failed: give failed trials another chance.
-    target: "module:function" that a worker runs for a trial, with the signature of `trial.run_trial`. executor: where
-    trials run in place of what `run.executor` names: an object of the protocol `executors.Executor`; it is closed.
-    circular_anyway: let the data's own encoder be `eval.second_encoder`.
-
-    Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
-    """
-    telemetry.disable()
-    with _preflight():
-        given = _given(spec, overrides)
-        paths = SweepPaths(places.runs_dir(runs_dir) / given.spec.name)
-    with (
-        Interrupts() as signals,
-        hold_sweep_dir(paths),
-        LoggedView(view or choose_view(quiet=quiet), paths.log) as shown,
-    ):
-        work = _Sweep(given, paths, places.cache_dir(cache_dir), shown, signals, target, executor, circular_anyway)
-        try:
-            return work.run(extend, retry_failed)
-        except KeyboardInterrupt:
-            shown.say(f"{signals.why or 'interrupted'}: ended at once")
-            return SweepResult(paths.name, paths.root, signals.exit_code, signals.why)
-        except _StoppedError:
-            shown.say("ended early: saebench stop; run the same command to resume")
-            return SweepResult(paths.name, paths.root, 75, "saebench stop")
-        except MovedError as error:
-            shown.say(f"ended early: {error}; move it back, or resume it from where it is now")
-            return SweepResult(paths.name, paths.root, 75, str(error))
-        except (OSError, RuntimeError, MemoryError) as error:
-            if isinstance(error, FileNotFoundError) and work.begun and not paths.lock.exists():
-                moved = f"{paths.root}: was moved or deleted while the sweep ran"
-                shown.say(f"ended early: {moved}; move it back, or resume it from where it is now")
-                return SweepResult(paths.name, paths.root, 75, moved)
-            message = environment_error_message(error)
-            if message is None:
-                raise
-            if getattr(error, "filename", None) is None:
-                message = f"{paths.root}: {message}"
-            if not paths.lock.exists():
-                raise PreflightError(message) from error
-            shown.say(f"ended early: {message}; fix that, then run the same command to resume")
-            return SweepResult(paths.name, paths.root, 75, message)
-
-
-class _StoppedError(Exception):
-    """`saebench stop` came before there was a scheduler to obey it."""
-
-
-@contextlib.contextmanager
-def _preflight() -> Iterator[None]:
-    """Turn what the machine refuses before anything has begun into a PreflightError."""
-    try:
-        yield
-    except (OSError, RuntimeError, MemoryError) as error:
-        if (message := environment_error_message(error)) is None:
-            raise
-        raise PreflightError(message) from error
-
-
-@dataclass(frozen=True)
-class _Given:
-    spec: SweepSpec
-    text: str
-    """The spec as the user wrote it."""
-    folder: Path
-    """Where it lies: its git commit is recorded."""
-
-
-def _given(spec: str | Path | SweepSpec | Mapping[str, Any], overrides: Sequence[str]) -> _Given:
-    if isinstance(spec, str | Path):
-        text = read_text(Path(spec))
-        return _Given(load_text(text, spec, overrides), text, folder_of(spec))
-    if not isinstance(spec, SweepSpec):
-        spec = parse_spec(spec, overrides)
-    elif overrides:
-        spec = parse_spec(spec.plain(), overrides)
-    import yaml
-
-    return _Given(spec, yaml.safe_dump(spec.plain(), sort_keys=False), Path.cwd())
 
 
 END_PATIENCE = 120.0
@@ -195,12 +48,12 @@ HURRIED_PATIENCE = 20.0
 """The same where somebody or something told the sweep to stop."""
 
 
-class _Sweep:
+class SweepRun:
     """One life of a sweep's scheduler."""
 
     def __init__(
         self,
-        given: _Given,
+        given: GivenSpec,
         paths: SweepPaths,
         cache: Path,
         view: View,
@@ -211,7 +64,7 @@ class _Sweep:
     ) -> None:
         self._given, self._spec, self._target, self._executor = given, given.spec, target, executor
         self._paths, self._cache, self._view, self._signals = paths, cache, view, signals
-        self._circular_anyway = circular_anyway
+        self._embeddings = Embeddings(given.spec, paths, cache, view, circular_anyway)
         self._lost: list[str] = []
         self.begun = False
         """lock.json is written."""
@@ -228,7 +81,7 @@ class _Sweep:
         with contextlib.closing(made) as executor:
             self._view.say(f"sweep {self._spec.name}: {self._paths.root}")
             self._view.say(f"embedding cache: {self._cache}")
-            lock = self._with_threads(self._resolved(lock, self._data(executor, lock), changes), executor)
+            lock = self._with_threads(self._resolved(lock, self._embeddings.prepare(executor, lock), changes), executor)
             plan = make_plan(self._spec, lock.d_in, lock.cache_key, lock.second_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
@@ -267,8 +120,6 @@ class _Sweep:
             tracker.run_id,
         )
 
-    # --- before the first trial --------------------------------------------------------------------------------------
-
     def _remove_stop(self) -> None:
         with contextlib.suppress(OSError):  # a folder, or in a directory that cannot be written to, which is said later
             self._paths.stop.unlink(missing_ok=True)
@@ -292,62 +143,10 @@ class _Sweep:
 
         tracking, before = self._spec.tracking, lock.tracking if lock else Tracked()
         if tracking.uri and is_masked(tracking.uri):
-            tracking = tracking.model_copy(update={"uri": _unmasked(tracking.uri)})
+            tracking = tracking.model_copy(update={"uri": unmasked_uri(tracking.uri)})
         uri = start_uri(tracking, before.uri or None, self._view.note, self._paths.root, before.run_id)
         check(uri)
         return tracking.model_copy(update={"uri": uri})
-
-    def _data(self, executor: Executor, lock: Lock | None) -> dict[str, Any]:
-        """Fields of the lock about the embeddings, once they are all there; PreflightError for others than at first."""
-        data = self._spec.data
-        if not data.cache:
-            width = embedding_width(data.model, data.revision)
-            if width is None:
-                raise PreflightError(f"data.model: {data.model}: its width is not known without loading it; cache: on")
-            return {"d_in": width}
-        from saebench.stores import cache
-
-        key = cache.entry_folder(data, self._cache).name
-        if lock is not None and lock.cache_key not in (None, key):
-            raise PreflightError(
-                f"{self._paths.root}: began with other texts or another model: embeddings {lock.cache_key}, now they "
-                f"are {key}; put back what has changed, or give the sweep another name"
-            )
-        entry = cache.build(data, self._cache, executor.encoders(), self._encoding)
-        self._entry = entry  # kept: gc leaves it alone
-        parts = {"num_train": entry.num_train, "num_validation": entry.num_validation, "num_test": entry.num_test}
-        entry.check(data)
-        self._view.note(
-            f"embeddings: {entry.num_train:,} to train on, {entry.num_validation:,} for validation, "
-            f"{entry.num_test:,} for test, d_in {entry.d_in}"
-        )
-        for sentence in corpus.sentences(entry.info):
-            self._view.note(sentence)
-        counts = {"d_in": entry.d_in, **parts}
-        second = self._second_key(entry, lock, executor.encoders())
-        return {**counts, "cache_key": entry.cache_key, "second_key": second, "data": entry.info}
-
-    def _second_key(self, entry: CacheEntry, lock: Lock | None, devices: Sequence[str | Launch]) -> str | None:
-        """Return the key of the embeddings by `eval.second_encoder`, once they are there. Raises CircularError at the
-        first start if they are those of `data.model`, PreflightError if they are others than at the first start."""
-        model = self._spec.eval.second_encoder
-        if model is None:
-            return None
-        from saebench.latents.second import CircularError, check_second, second_data
-        from saebench.stores import cache
-
-        where, unchecked = f"eval.second_encoder: {model}", self._circular_anyway or lock is not None
-        if model == self._spec.data.model and not unchecked:
-            raise CircularError(where)
-        self._second = second = cache.build(second_data(self._spec.data, model), self._cache, devices, self._encoding)
-        if lock is not None and lock.second_key not in (None, second.cache_key):
-            raise PreflightError(
-                f"{self._paths.root}: {where}: began with embeddings {lock.second_key}, now they are "
-                f"{second.cache_key}; put back what has changed, or give the sweep another name"
-            )
-        if not unchecked:
-            check_second(entry, second, where)
-        return second.cache_key
 
     def _run_config(self, lock: Lock | None) -> RunConfig:
         """The spec's `run`, with the number of threads that the first start has fixed."""
@@ -358,14 +157,6 @@ class _Sweep:
         if lock.threads is not None or not executor.slots:
             return lock
         return lock.model_copy(update={"threads": executor.slots[0].threads})
-
-    def _encoding(self, progress: Any) -> None:
-        if self._paths.stop.exists():
-            raise _StoppedError
-        if progress.warning:
-            self._view.note(progress.message)
-        else:
-            self._view.encoding(progress)
 
     def _resolved(self, lock: Lock | None, data: dict[str, Any], changes: dict[str, tuple[Any, Any]]) -> Lock:
         """What lock.json is to hold: as before, but for what was extended."""
@@ -398,8 +189,6 @@ class _Sweep:
         with contextlib.suppress(OSError):  # no room for another process: the trials matter more
             return floor_process.start(self._spec.data, self._cache, plan.cache_key, sizes, self._paths.floors)
         return None
-
-    # --- the trials --------------------------------------------------------------------------------------------------
 
     def _trials(
         self, board: Board, search: Search, executor: Executor, tracker: Tracker, retry_failed: bool
@@ -482,19 +271,3 @@ def _info_on_disk(paths: SweepPaths) -> dict[str, Any] | None:
     except SpecError:
         return None
     return lock.info() if lock else None
-
-
-def _unmasked(uri: str) -> str:
-    """The address with its secrets, which are not stored: MLFLOW_TRACKING_URI has them, if it is the same otherwise."""
-    known = os.environ.get("MLFLOW_TRACKING_URI", "")
-    if mask(known) != uri:
-        raise PreflightError(f"tracking.uri: {uri}: its secret is not stored; set MLFLOW_TRACKING_URI")
-    return known
-
-
-def spec_of(paths: SweepPaths) -> SweepSpec:
-    """Return the resolved spec of a sweep that exists; raise SpecError if there is none."""
-    lock = read_lock(paths)
-    if lock is None:
-        raise SpecError(f"{paths.root}: there is no such sweep")
-    return parse_spec(lock.spec, label=str(paths.lock))
