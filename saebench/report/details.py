@@ -8,6 +8,7 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any
 
 from saebench.report import artifacts, wire
+from saebench.report.local import local_points
 from saebench.report.record import Record
 from saebench.report.rows import finite
 from saebench.report.sources import Source
@@ -28,7 +29,8 @@ def histories(record: Record, runs: Iterable[tuple[str, str]], key: str) -> dict
     for source in record.sources:
         mine = [run for sweep, run in wanted if sweep == source.name]
         if mine:
-            points = _points(source.uri, mine, key)
+            local = source.name in record.local
+            points = local_points(source, mine, key) if local else _points(source.uri, mine, key)
             found |= {run: sorted({step: finite(value) for step, value in points[run]}.items()) for run in mine}
     return found
 
@@ -57,7 +59,8 @@ def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.nda
                 away[run] = record.places.get(run, "")
             else:
                 found[run] = arrays
-        found |= artifacts.evaluations(source, away, _AT_ONCE)
+        if source.name not in record.local:
+            found |= artifacts.evaluations(source, away, _AT_ONCE)
     if missing := len(trials) - len(found):
         record.note(
             f"{missing} of {len(trials)} trials have no evaluation.safetensors any more (neither on disk nor as an "

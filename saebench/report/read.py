@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
 from saebench.report import wire
+from saebench.report.local import local_rows
 from saebench.report.record import Record
 from saebench.report.rows import row_of, to_frame
 from saebench.report.sources import Source, known_runs, pages
 from saebench.report.table import number_of
 from saebench.runs.tags import Tag
-from saebench.tracking.server import open_reader, reading
+from saebench.tracking.mlflow_errors import is_lasting, reading
+from saebench.tracking.server import open_reader
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -27,7 +29,7 @@ def read(sources: Sequence[Source]) -> Record:
     for source in sources:
         rows += _rows(source, record)
     record.frame = to_frame(rows)
-    _say_missing(record.frame, record)
+    _note_missing(record.frame, record)
     if len({(s.search("objective", "eval/fvu"), s.search("direction", "minimize")) for s in sources}) > 1:
         record.note(f"the sweeps have different objectives; points are chosen by {record.objective}")
     return record
@@ -37,8 +39,9 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
     wanted = f"tags.`mlflow.parentRunId` = '{source.run_id}'"
     client = open_reader(source.uri)
     with reading(source.uri):
+        if deleted := _deleted(source, client):
+            return _rows_of_directory(source, deleted, record)
         parent = client.get_run(source.run_id)
-        _refuse_deleted(source, parent, client)
         if wire.is_server(source.uri):
             runs = wire.runs(source.uri, source.experiment_id, wanted, _AT_ONCE)
         else:
@@ -53,9 +56,9 @@ def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
         "" if Tag.REPORT in tags else tags.get("mlflow.note.content", "")
     )
     rows = [row_of(run.id, run.tags, run.params, run.metrics, run.start, run.end, run.status) for run in ours]
-    _say_deleted(source, {run.id for run in runs}, record)
+    _note_deleted(source, {run.id for run in runs}, record)
     rows = _one_per_trial(rows, source.name, record)
-    _say_unfinished(source, parent.info.status, rows, record)
+    _note_unfinished(source, parent.info.status, rows, record)
     return [{**row, "sweep": source.name} for row in rows]
 
 
@@ -67,21 +70,40 @@ def _plain(run: Any) -> wire.Run:
     )  # fmt: skip
 
 
-def _refuse_deleted(source: Source, parent: Any, client: Any) -> None:
-    """Raise PreflightError if the experiment or the parent run is deleted in MLflow: a search would find no runs."""
-    experiment = client.get_experiment(source.experiment_id)
+def _deleted(source: Source, client: Any) -> str:
+    """Return a sentence if the sweep's record in MLflow is deleted, where a search would find no runs; else an empty
+    one."""
+    try:
+        experiment, parent = client.get_experiment(source.experiment_id), client.get_run(source.run_id)
+    except Exception as error:
+        if not is_lasting(error):
+            raise
+        return f"{source.name}: its run {source.run_id} no longer exists in MLflow"
     if experiment.lifecycle_stage == "deleted":
-        raise UserError(
-            f"{source.name}: its experiment {experiment.name!r} is deleted in MLflow; restore it: "
+        return (
+            f"{source.name}: its experiment {experiment.name!r} is deleted in MLflow; to restore it: "
             f"mlflow experiments restore -x {source.experiment_id}"
         )
     if parent.info.lifecycle_stage == "deleted":
-        raise UserError(
-            f"{source.name}: its run is deleted in MLflow; restore it: mlflow runs restore --run-id {source.run_id}"
+        return (
+            f"{source.name}: its run is deleted in MLflow; to restore it: mlflow runs restore --run-id {source.run_id}"
         )
+    return ""
 
 
-def _say_deleted(source: Source, there: set[str], record: Record) -> None:
+def _rows_of_directory(source: Source, deleted: str, record: Record) -> list[dict[str, Any]]:
+    """Return the rows of a sweep that MLflow has deleted, from its directory. Raises UserError unless that is whole."""
+    rows = local_rows(source)
+    if rows is None:
+        raise UserError(deleted)
+    record.note(f"{deleted} (this report was made from {source.paths.root if source.paths else source.name})")
+    record.local.add(source.name)
+    record.descriptions[source.name] = str(source.lock.get("description", ""))
+    _note_unfinished(source, "FINISHED", rows, record)
+    return [{**row, "sweep": source.name} for row in rows]
+
+
+def _note_deleted(source: Source, there: set[str], record: Record) -> None:
     """Note the trials whose runs were deleted in MLflow: `status` still counts them."""
     missing = {number: run for number, run in known_runs(source).items() if run not in there}
     if missing:
@@ -104,7 +126,7 @@ def _one_per_trial(rows: list[dict[str, Any]], name: str, record: Record) -> lis
     return list(best.values())
 
 
-def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]], record: Record) -> None:
+def _note_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]], record: Record) -> None:
     from saebench.runs.holder import holder
 
     unfinished = sum(row["state"] in ("running", "interrupted", "planned") for row in rows)
@@ -121,7 +143,7 @@ def _say_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]],
         record.note(f"{source.name}: no trials yet")
 
 
-def _say_missing(frame: DataFrame, record: Record) -> None:
+def _note_missing(frame: DataFrame, record: Record) -> None:
     """Note complete trials without a finite value: they are counted as complete, but enter no comparison."""
     import numpy as np
 

@@ -26,6 +26,8 @@ class Record:
     """Sweep -> the description in its spec."""
     unfinished: set[str] = field(default_factory=set)
     """Unfinished sweeps: no verdict is reached on them."""
+    local: set[str] = field(default_factory=set)
+    """Sweeps read from their directory, because MLflow has deleted their record."""
 
     @property
     def primary(self) -> list[str]:

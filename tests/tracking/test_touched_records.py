@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from fakes import trial_config
 
 from saebench.errors import PreflightError, UserError
+from saebench.report.details import evaluations, histories
 from saebench.report.read import read
 from saebench.report.sources import find
 from saebench.runs.durable import write_json
@@ -156,11 +160,34 @@ def test_what_was_deleted_in_mlflow_is_named(project: Path) -> None:
     assert (
         f"toy: 1 trial (1) left out: deleted in MLflow; to restore: mlflow runs restore --run-id {gone}" in record.notes
     )
+    client.delete_run(made.run_id)
+    assert f"mlflow runs restore --run-id {made.run_id}" in read(find([str(paths.root)])).notes[0]
+
+
+def test_a_deleted_experiment_is_reported_from_a_whole_directory(project: Path) -> None:
+    """Same rows, same curves, and a note; without the directory, or with a hole in it, one line."""
+    paths, uri = make_sweep(project / "runs" / "toy", 3), sqlite_uri(project / "mlflow.db")
+    for number in range(3):
+        log = EventLog(paths.trial(number).events)
+        log.append(Event("eval", 20, {"eval/fvu": 0.7, "eval/l0": float("nan")}))
+        log.close()
+    made = run(paths, uri)
+    before, client = read(find([str(paths.root)])), server.connect(uri)
+    runs = [("toy", str(run_id)) for run_id in before.frame["run_id"]]
+    curves = histories(before, runs, "eval/fvu")
     client.delete_experiment(made.experiment_id)
-    with pytest.raises(
-        UserError, match=rf"experiment 'toy' is deleted.*mlflow experiments restore -x {made.experiment_id}"
-    ):
+    after = read(find([str(paths.root)]))
+    seconds = ["duration_s"]  # without attempts in state.json: between the first and the last event, or the run's own
+    pd.testing.assert_frame_equal(after.frame.drop(columns=seconds), before.frame.drop(columns=seconds))
+    assert histories(after, runs, "eval/fvu") == curves
+    assert len(evaluations(after, after.frame)) == 0
+    advice = rf"experiment 'toy' is deleted.*mlflow experiments restore -x {made.experiment_id}"
+    assert re.search(rf"{advice} \(this report was made from {paths.root}\)", after.notes[0])
+    paths.trial(1).state.unlink()
+    with pytest.raises(UserError, match=advice):
         read(find([str(paths.root)]))
+    with pytest.raises(UserError, match=advice):
+        read([replace(find([str(paths.root)])[0], paths=None)])
 
 
 def test_a_locked_database_is_one_line_without_sql(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
