@@ -62,7 +62,8 @@ def ui(
 
 def _experiment_tags(source: Source) -> list[str] | None:
     """Their names; None where the server does not say (who opens the page will see why)."""
-    from saebench.tracking.server import open_reader, reading
+    from saebench.tracking.mlflow_errors import reading
+    from saebench.tracking.server import open_reader
 
     try:
         client = open_reader(source.uri)

@@ -12,7 +12,8 @@ from saebench.errors import UserError
 from saebench.report.sources import Source
 from saebench.runs.paths import EVALUATION
 from saebench.runs.tags import Tag
-from saebench.tracking.server import open_reader, reading
+from saebench.tracking.mlflow_errors import reading
+from saebench.tracking.server import open_reader
 
 if TYPE_CHECKING:
     import numpy as np

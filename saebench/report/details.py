@@ -12,7 +12,8 @@ from saebench.report.local import local_points
 from saebench.report.record import Record
 from saebench.report.rows import finite
 from saebench.report.sources import Source
-from saebench.tracking.server import open_reader, reading
+from saebench.tracking.mlflow_errors import reading
+from saebench.tracking.server import open_reader
 
 if TYPE_CHECKING:
     import numpy as np

@@ -21,7 +21,8 @@ from saebench.report.sources import Source, directory_of, find
 from saebench.runs.paths import SAE_WEIGHTS, TRIAL_CONFIG, SweepPaths, TrialPaths, runs_dir
 from saebench.runs.secrets import mask
 from saebench.runs.tags import Tag
-from saebench.tracking.server import open_reader, reading
+from saebench.tracking.mlflow_errors import reading
+from saebench.tracking.server import open_reader
 from saebench.tracking.uploads import SAE_FILES, is_plain, sae_files
 
 if TYPE_CHECKING:

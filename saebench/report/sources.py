@@ -14,7 +14,8 @@ from saebench.runs.paths import SweepPaths, TrialPaths, runs_dir
 from saebench.runs.secrets import mask
 from saebench.runs.tags import Tag
 from saebench.tracking.address import moved_database, sqlite_file, sqlite_uri, unmasked
-from saebench.tracking.server import open_reader, reading
+from saebench.tracking.mlflow_errors import reading
+from saebench.tracking.server import open_reader
 
 
 @dataclass(frozen=True)

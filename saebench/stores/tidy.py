@@ -126,7 +126,7 @@ def gc(
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[bool]:
+def _locked(folder: Path) -> Iterator[bool]:
     """Yield whether no process builds or reads the entry; none can start to until the block ends. The lock file stays:
     a process that waits for it must not wait for a deleted file."""
     with contextlib.ExitStack() as stack:
@@ -141,7 +141,7 @@ def _alone(folder: Path) -> Iterator[bool]:
 def _remove_entry(folder: Path, dry_run: bool) -> bool:
     """Remove an entry; return whether it was (in a dry run: would be) removed."""
     try:
-        with _alone(folder) as alone:
+        with _locked(folder) as alone:
             if alone and not dry_run:
                 (folder / MANIFEST).unlink(missing_ok=True)  # first, so that half an entry is not taken for one
                 shutil.rmtree(folder)
@@ -161,7 +161,7 @@ def _leftovers(listed: Listed, dry_run: bool) -> Iterator[tuple[Path, int, str]]
     extra = [path for path in sorted(listed.folder.iterdir()) if path.name not in keep]
     if not extra:
         return
-    with _alone(listed.folder) as alone:
+    with _locked(listed.folder) as alone:
         for path in extra if alone else []:
             size = sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
             if not dry_run:

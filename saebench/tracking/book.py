@@ -78,13 +78,13 @@ class Book:
         offsets = [sent.offset for sent in self.trials.values()]
         return all(isinstance(name, str) for name in names) and all(type(o) is int and o >= 0 for o in offsets)
 
-    def save(self, path: Path, settle: Callable[[], None], *, now: bool = False) -> None:
+    def save(self, path: Path, sync: Callable[[], None], *, now: bool = False) -> None:
         """Write the file, at most once a second unless `now` (less often if there are so many trials that writing takes
-        more than 2% of the time). Call `settle` first: it makes durable what the file says the server has."""
+        more than 2% of the time). Call `sync` first: it makes durable what the file says the server has."""
         begun = time.monotonic()
         if not now and begun - self._written < self._pause:
             return
-        settle()
+        sync()
         trials = {f"{number:04d}": _short(sent) for number, sent in sorted(self.trials.items())}
         head = {"uri": self.uri, "id": self.id, "experiment_id": self.experiment_id, "run_id": self.run_id}
         write_text(path, json.dumps({**head, "trials": trials}, separators=(",", ":")) + "\n")

@@ -25,36 +25,38 @@ from saebench.tracking.address import sqlite_file
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry
 
-_QUICK: set[str] = set()
+_LOGGED: set[str] = set()
 """Files (real paths) whose connections do not wait for the disk at every commit."""
 _POOLED: weakref.WeakKeyDictionary[ConnectionPoolEntry, set[str]] = weakref.WeakKeyDictionary()
 """Connections of this process to such files, idle or not."""
-_OF_ONE_MACHINE = frozenset({"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs"})
+_LOCAL_FILE_SYSTEMS = frozenset(
+    {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs"}
+)
 """A write-ahead log has an index in memory that machines cannot share, so network file systems cannot use one."""
 
 
-def quicken(uri: str) -> None:
+def use_log(uri: str) -> None:
     """Let this process's connections to the database commit into a write-ahead log without waiting for the disk.
 
-    Call it before MLflow connects; `settle` syncs the log. Does nothing for a file on a network file system, or while
+    Call it before MLflow connects; `sync_log` syncs the log. Does nothing for a file on a network file system, or while
     another process has the file open in its old mode.
     """
     path = sqlite_file(uri)
-    if path is None or str(path.resolve()) in _QUICK or _file_system(path) not in _OF_ONE_MACHINE:
+    if path is None or str(path.resolve()) in _LOGGED or _file_system(path) not in _LOCAL_FILE_SYSTEMS:
         return
     from sqlalchemy import Engine, event
 
-    if not event.contains(Engine, "connect", _connected):
-        event.listen(Engine, "connect", _connected)
-    _QUICK.add(str(path.resolve()))
+    if not event.contains(Engine, "connect", _on_connect):
+        event.listen(Engine, "connect", _on_connect)
+    _LOGGED.add(str(path.resolve()))
 
 
-def _connected(connection: Any, entry: ConnectionPoolEntry) -> None:
+def _on_connect(connection: Any, entry: ConnectionPoolEntry) -> None:
     """SQLAlchemy's hook for each new connection, to any database."""
     if not isinstance(connection, sqlite3.Connection):
         return
     files = {os.path.realpath(row[2]) for row in connection.execute("PRAGMA database_list") if row[2]}
-    if not files & _QUICK:
+    if not files & _LOGGED:
         return
     with contextlib.suppress(sqlite3.OperationalError):  # another process has it open in its old mode
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
@@ -63,34 +65,34 @@ def _connected(connection: Any, entry: ConnectionPoolEntry) -> None:
             _POOLED[entry] = files
 
 
-def settle(uri: str) -> None:
+def sync_log(uri: str) -> None:
     """Sync the write-ahead log, so that every commit is on the disk. (SQLite itself syncs what it has moved from the
     log into the file.)"""
     path = sqlite_file(uri)
-    if path is None or str(path.resolve()) not in _QUICK:
+    if path is None or str(path.resolve()) not in _LOGGED:
         return
     # not the database file: closing a second descriptor of it would drop SQLite's POSIX locks
     with contextlib.suppress(FileNotFoundError), path.with_name(f"{path.name}-wal").open("r+b") as log:
         os.fsync(log.fileno())
 
 
-def gather(uri: str) -> None:
+def checkpoint_log(uri: str) -> None:
     """Checkpoint the log into the file, so that the file alone is the whole database. Does nothing while another
     connection reads; SQLite checkpoints again when the last connection is closed."""
     path = sqlite_file(uri)
-    if path is None or not path.exists() or str(path.resolve()) not in _QUICK:
+    if path is None or not path.exists() or str(path.resolve()) not in _LOGGED:
         return
     with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(path, timeout=1)) as own:
         own.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
 
 
-def restore(uri: str) -> None:
+def restore_journal(uri: str) -> None:
     """Restore the file's old journal mode. Does nothing while another process has the file open (`mlflow ui`, or
     another sweep, which restores the mode when it ends); after a kill, the next sweep to end restores it."""
     path = sqlite_file(uri)
-    if path is None or not path.exists() or str(path.resolve()) not in _QUICK:
+    if path is None or not path.exists() or str(path.resolve()) not in _LOGGED:
         return
-    _QUICK.discard(str(path.resolve()))
+    _LOGGED.discard(str(path.resolve()))
     for entry in [entry for entry, files in _POOLED.items() if str(path.resolve()) in files and not entry.in_use]:
         entry.invalidate()  # MLflow's pool keeps them for good, and the mode changes for the last connection only
     with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(path, timeout=1)) as own:

@@ -14,7 +14,7 @@ from saebench.config import DataConfig
 from saebench.runs.paths import SweepPaths
 from saebench.runs.tags import Tag
 from saebench.sweep_config import TrackingConfig
-from saebench.tracking import record, server, views
+from saebench.tracking import lookup, record, views
 from saebench.tracking.best import best_trials
 from saebench.tracking.book import Book
 from saebench.tracking.stream import UPLOADS, Sender
@@ -50,12 +50,12 @@ class Parent:
         if book.lost:
             self._adopt()
         tags = {**record.origin_tags(self._info), **self._tags()}
-        if book.run_id and not server.alive(client, book.run_id):
+        if book.run_id and not lookup.alive(client, book.run_id):
             book.run_id, book.trials = "", {}  # a user deleted it: send everything on disk again
         if not book.run_id:
             name = self._tracking.experiment or os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._name
-            book.experiment_id = server.experiment(client, uri, name)
-            book.run_id = server.find_run(client, book.experiment_id, {Tag.ID: book.id}) or ""
+            book.experiment_id = lookup.experiment(client, uri, name)
+            book.run_id = lookup.find_run(client, book.experiment_id, {Tag.ID: book.id}) or ""
         new = not book.run_id
         if new:
             save()
@@ -73,7 +73,7 @@ class Parent:
         """If `tracking.json` is lost, continue the run that lock.json names, provided it is this sweep's and not
         deleted. Its trials' runs are then found by their tags, and MLflow drops a point that is sent again."""
         run_id = str((self._info.get("tracking") or {}).get("run_id") or "")
-        if run_id and server.alive(self._client, run_id):
+        if run_id and lookup.alive(self._client, run_id):
             run = self._client.get_run(run_id)
             if run.data.tags.get(Tag.KIND) == "sweep" and run.data.tags.get(Tag.SWEEP) == self._name:
                 self._book.run_id, self._book.experiment_id = run_id, str(run.info.experiment_id)
@@ -117,7 +117,7 @@ class Parent:
         files = (self._paths.spec, self._paths.lock)
         if (last or not self.attached) and self._attempts < UPLOADS and all(file.exists() for file in files):
             self._attempts += 1
-            log_files(server.artifacts(self._client, self._book.run_id), *files, self._paths.floors)
+            log_files(lookup.artifacts(self._client, self._book.run_id), *files, self._paths.floors)
             self.attached, self._attempts = True, 0
 
     def copy_best(self, sender: Sender) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from saebench.tracking.server import is_lasting, open_reader, reading
+from saebench.tracking.mlflow_errors import is_lasting, reading
+from saebench.tracking.server import open_reader
 
 
 def runs_of(uri: str, experiment_id: str, parent: str) -> list[str]:

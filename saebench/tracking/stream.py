@@ -15,7 +15,7 @@ from saebench.runs import events
 from saebench.runs.paths import TrialPaths
 from saebench.runs.tags import Tag
 from saebench.sweep_config import TrackingConfig
-from saebench.tracking import record, server, tail
+from saebench.tracking import lookup, mlflow_errors, record, tail
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.model import log_model
 from saebench.tracking.uploads import log_files, log_sae, sae_files
@@ -101,7 +101,7 @@ class Sender:
         found = None
         if stream.unsure:
             wanted = {key: tags[key] for key in ("mlflow.parentRunId", Tag.TRIAL)}
-            found = server.find_run(client, self._book.experiment_id, wanted)
+            found = lookup.find_run(client, self._book.experiment_id, wanted)
         stream.unsure = True
         if found is None:
             first = next((event.ts for event, _ in events.read(stream.paths.events)), None)
@@ -159,7 +159,7 @@ class Sender:
         paths, sent = stream.paths, stream.sent
         with self._persistence(stream.number, sent.run_id):
             if sent.closed != end:
-                to = server.artifacts(self._client, sent.run_id, stream.artifacts)
+                to = lookup.artifacts(self._client, sent.run_id, stream.artifacts)
                 log_files(to, paths.log, paths.config, paths.evaluation)
             if self.owes_sae(sent, paths):
                 self._log_sae(sent, stream.config, paths, stream.artifacts, end)
@@ -174,12 +174,12 @@ class Sender:
             self._failed[number] += 1
             if self._failed[number] < UPLOADS:
                 raise
-            self._client.set_tag(run_id, Tag.ARTIFACTS, f"not uploaded: {server.one_line(error)}")
+            self._client.set_tag(run_id, Tag.ARTIFACTS, f"not uploaded: {mlflow_errors.one_line(error)}")
 
     def _log_sae(
         self, sent: Sent, config: TrialConfig, paths: TrialPaths, place: str = "", end: str = "complete"
     ) -> None:
-        if not log_sae(server.artifacts(self._client, sent.run_id, place), paths.sae):
+        if not log_sae(lookup.artifacts(self._client, sent.run_id, place), paths.sae):
             return
         if self._tracking.log_model and end == "complete":
             log_model(self._client, self._book.experiment_id, sent.run_id, config, paths)

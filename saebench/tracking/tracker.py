@@ -15,7 +15,7 @@ from saebench.runs.secrets import mask
 from saebench.runs.state import read_config, read_state
 from saebench.runs.tags import Tag
 from saebench.sweep_config import TrackingConfig
-from saebench.tracking import database, record, server, tail
+from saebench.tracking import database, mlflow_errors, record, server, tail
 from saebench.tracking.address import resolve_uri
 from saebench.tracking.book import Book, Sent
 from saebench.tracking.parent import Parent
@@ -111,7 +111,7 @@ class Tracker:
         self.uri = resolve_uri(self._tracking)
         database.relocate(self.uri, (info.get("tracking") or {}).get("uri") or "")
         self._client = server.connect(self.uri)
-        with server.preflight(self.uri):
+        with mlflow_errors.preflight(self.uri):
             self._book = Book.open(self._paths.tracking, mask(self.uri))
             self._parent = Parent(self._client, self._book, self._paths, self._tracking, self._name, info)
             self._fresh = self._parent.open(self.uri, partial(self._save, now=True))
@@ -185,7 +185,7 @@ class Tracker:
 
     def _save(self, *, now: bool = False) -> None:
         if self._paths.root.is_dir():  # if the sweep's directory was moved, do not create a second one
-            self._book.save(self._paths.tracking, partial(database.settle, self.uri), now=now)
+            self._book.save(self._paths.tracking, partial(database.sync_log, self.uri), now=now)
 
     def _moved(self) -> None:
         self._progress = time.monotonic()
@@ -222,7 +222,7 @@ class Tracker:
                     return
             except Exception as error:  # any class: keep the thread alive and retry
                 failures += 1
-                self._error = server.one_line(error)
+                self._error = mlflow_errors.one_line(error)
             if closing:
                 time.sleep(min(0.5 * failures, 1.0))
             elif failures:
@@ -247,7 +247,7 @@ class Tracker:
             try:
                 self._forget(stream, self._sender.advance(stream))
             except Exception as error:
-                if not server.is_lasting(error):
+                if not mlflow_errors.is_lasting(error):
                     raise
                 self._set_aside(stream, error)
             if stream.end is None:
@@ -263,7 +263,7 @@ class Tracker:
 
     def _set_aside(self, stream: Stream, error: Exception) -> None:
         """Stop sending a trial that the server rejects for good; the others continue. The next scheduler retries it."""
-        stream.sent.refused = server.one_line(error)
+        stream.sent.refused = mlflow_errors.one_line(error)
         with self._lock:
             self._streams.pop(stream.number, None)
 
@@ -272,5 +272,5 @@ class Tracker:
             self._parent.copy_best(self._sender)
         self._parent.close(self._status)
         self._save(now=True)
-        database.gather(self.uri)
-        database.restore(self.uri)
+        database.checkpoint_log(self.uri)
+        database.restore_journal(self.uri)

@@ -258,7 +258,7 @@ def test_a_server_that_refuses_is_one_line(runs: Path) -> None:
 
 
 def test_a_server_that_is_silent_is_one_line_within_seconds(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saebench.tracking.server.ANSWER_WITHIN", 0.5)
+    monkeypatch.setattr("saebench.tracking.reachable.ANSWER_WITHIN", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()

@@ -25,7 +25,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 def opened(file: Path) -> sqlalchemy.Engine:
-    database.quicken(f"sqlite:///{file}")
+    database.use_log(f"sqlite:///{file}")
     return sqlalchemy.create_engine(f"sqlite:///{file}")
 
 
@@ -50,7 +50,7 @@ def test_commits_do_not_wait_for_the_disk_and_settle_does(file: Path, monkeypatc
     with engine.connect() as connection:
         assert connection.execute(sqlalchemy.text("PRAGMA journal_mode")).scalar() == "wal"
         assert connection.execute(sqlalchemy.text("PRAGMA synchronous")).scalar() == 1
-    database.settle(f"sqlite:///{file}")
+    database.sync_log(f"sqlite:///{file}")
     assert waited == ["mlflow.db-wal"]
     engine.dispose()
 
@@ -74,7 +74,7 @@ os.kill(os.getpid(), 9)
 def test_after_gather_the_file_alone_is_the_database(file: Path, tmp_path: Path) -> None:
     engine = opened(file)
     fill(engine, 7)
-    database.gather(f"sqlite:///{file}")
+    database.checkpoint_log(f"sqlite:///{file}")
     shutil.copy(file, tmp_path / "copy.db")
     assert rows(tmp_path / "copy.db") == 7
     engine.dispose()
@@ -89,7 +89,7 @@ def test_in_the_end_the_file_is_a_plain_one_again_and_still_in_use(file: Path) -
     engine = opened(file)
     fill(engine, 7)
     assert mode(file) == "wal"
-    database.restore(f"sqlite:///{file}")
+    database.restore_journal(f"sqlite:///{file}")
     assert mode(file) == "delete"
     assert [path.name for path in file.parent.iterdir()] == [file.name]
     with engine.begin() as connection:  # MLflow's engine lives on: it connects again, in the file's own mode
@@ -102,11 +102,11 @@ def test_a_file_that_another_process_reads_keeps_its_mode_until_the_next_end(fil
     fill(opened(file), 7)
     with closing(sqlite3.connect(file)) as other:  # as `mlflow ui` has it open
         other.execute("SELECT * FROM points").fetchone()
-        database.restore(f"sqlite:///{file}")
+        database.restore_journal(f"sqlite:///{file}")
         assert (mode(file), rows(file)) == ("wal", 7)
     engine = opened(file)
     engine.connect().close()
-    database.restore(f"sqlite:///{file}")
+    database.restore_journal(f"sqlite:///{file}")
     assert (mode(file), rows(file)) == ("delete", 7)
     engine.dispose()
 
@@ -116,7 +116,7 @@ def test_a_file_that_somebody_holds_and_other_databases_stay_as_they_are(file: P
         other.execute("CREATE TABLE held (x)")
         other.execute("BEGIN")
         other.execute("SELECT * FROM held").fetchall()
-        database.quicken(f"sqlite:///{file}")
+        database.use_log(f"sqlite:///{file}")
         engine = sqlalchemy.create_engine(f"sqlite:///{file}", connect_args={"timeout": 0.1})
         with engine.connect() as connection:
             assert connection.execute(sqlalchemy.text("PRAGMA journal_mode")).scalar() == "delete"
@@ -135,8 +135,8 @@ def test_a_disk_that_machines_may_share_is_left_alone(file: Path, monkeypatch: p
     fill(engine)
     with engine.connect() as connection:
         assert connection.execute(sqlalchemy.text("PRAGMA journal_mode")).scalar() == "delete"
-    database.settle(f"sqlite:///{file}")
-    database.gather(f"sqlite:///{file}")
+    database.sync_log(f"sqlite:///{file}")
+    database.checkpoint_log(f"sqlite:///{file}")
     engine.dispose()
 
 

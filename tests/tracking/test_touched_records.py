@@ -192,7 +192,7 @@ def test_a_deleted_experiment_is_reported_from_a_whole_directory(project: Path) 
 
 def test_a_locked_database_is_one_line_without_sql(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = sqlite_uri(project / "mlflow.db")
-    monkeypatch.setattr(server, "quicken", lambda _: None)
+    monkeypatch.setattr(server, "use_log", lambda _: None)
     locked = sqlite3.OperationalError("database is locked")
 
     def refuse(**_: Any) -> None:

@@ -29,7 +29,7 @@ from saebench.runs.events import Event, EventLog
 from saebench.runs.paths import SweepPaths, TrialPaths
 from saebench.runs.state import TrialState
 from saebench.sweep_config import TrackingConfig
-from saebench.tracking import Lag, Tracker, record, resolve_uri, server
+from saebench.tracking import Lag, Tracker, mlflow_errors, record, resolve_uri, server
 from saebench.tracking.book import Book
 from saebench.tracking.uploads import SAE_FILES
 
@@ -160,8 +160,8 @@ def test_a_server_that_does_not_answer_is_one_line_within_ten_seconds(
 
 
 def test_a_server_that_accepts_and_says_nothing_is_given_up(sweep: SweepPaths, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert int(server._PREFLIGHT["MLFLOW_HTTP_REQUEST_TIMEOUT"]) * 2 < 10
-    monkeypatch.setitem(server._PREFLIGHT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    assert int(mlflow_errors.PREFLIGHT_ENVIRONMENT["MLFLOW_HTTP_REQUEST_TIMEOUT"]) * 2 < 10
+    monkeypatch.setitem(mlflow_errors.PREFLIGHT_ENVIRONMENT, "MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
     with socket.socket() as mute:
         mute.bind(("127.0.0.1", 0))
         mute.listen(8)
