@@ -21,7 +21,7 @@ from saebench.tracking.book import Book, Sent
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(database, "_file_system", lambda _: "ext4")
     yield tmp_path / "mlflow.db"
-    database._QUICK.discard(str(tmp_path / "mlflow.db"))
+    database._LOGGED.discard(str(tmp_path / "mlflow.db"))
 
 
 def opened(file: Path) -> sqlalchemy.Engine:
@@ -42,7 +42,7 @@ def rows(file: Path) -> int:
         return int(own.execute("SELECT count(*) FROM points").fetchone()[0])
 
 
-def test_commits_do_not_wait_for_the_disk_and_settle_does(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_commits_do_not_wait_for_the_disk_and_sync_log_does(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[str] = []
     monkeypatch.setattr("os.fsync", lambda fd: waited.append(Path(f"/proc/self/fd/{fd}").readlink().name))
     engine = opened(file)
