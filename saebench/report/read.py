@@ -15,7 +15,6 @@ from saebench.report.table import number_of
 from saebench.runs.tags import Tag
 from saebench.tracking.mlflow_errors import is_lasting, reading
 from saebench.tracking.server import open_reader
-from saebench.tracking.server import open_reader
 
 if TYPE_CHECKING:
     from pandas import DataFrame
