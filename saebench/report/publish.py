@@ -15,7 +15,8 @@ from saebench.report.formats import markdown, md
 from saebench.report.headline import headline, leaders
 from saebench.report.html import page
 from saebench.runs.tags import Tag
-from saebench.tracking.server import open_reader, reading
+from saebench.tracking.mlflow_errors import reading
+from saebench.tracking.server import open_reader
 
 if TYPE_CHECKING:
     from saebench.report.document import Report
