@@ -2,8 +2,8 @@
 
     RECIPE_DATA=... BATCHTOPK_CODE=... python experiments/benchmarks/time_to_fvu.py --kind topk --lrs 0.002 0.004 0.008
 
-Every trainer gets the same rows in the same order; peers are tried at every lr of the list and the best is shown, ours
-runs at `lr: null`. The goal is the final FVU of the best peer. Measuring the hold-out is not counted. One thread,
+Every trainer gets the same rows in the same order; a peer is tried at every lr of its list (`--lr NAME=LR`, several
+times; without it `--lrs`) and the best is shown, ours runs at `lr: null`. The goal is the final FVU of the best peer. Measuring the hold-out is not counted. One thread,
 processor time; median over the seeds.
 """
 
@@ -103,13 +103,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="a peer's batch; without it, the one that ours takes")
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--lrs", nargs="*", type=float, default=[2e-3, 4e-3, 8e-3])
+    parser.add_argument("--lr", action="append", default=[], help="NAME=LR: what one peer is tried at")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     torch.set_num_threads(1)
     texts = corpus(options.corpus)
     curves: dict[str, list[list[Mark]]] = {"saebench": [ours(options.kind, texts, options, s) for s in options.seeds]}
     for name in options.peers:
-        tried = {lr: theirs(name, options.kind, texts, options, lr, options.seeds[0]) for lr in options.lrs}
+        own = [float(text.partition("=")[2]) for text in options.lr if text.partition("=")[0] == name]
+        tried = {lr: theirs(name, options.kind, texts, options, lr, options.seeds[0]) for lr in own or options.lrs}
         best = min(tried, key=lambda lr: tried[lr][-1].fvu)
         rest = [theirs(name, options.kind, texts, options, best, seed) for seed in options.seeds[1:]]
         curves[f"{name}, lr {best:g}"] = [tried[best], *rest]

