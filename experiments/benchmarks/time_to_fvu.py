@@ -3,8 +3,8 @@
     RECIPE_DATA=... BATCHTOPK_CODE=... python experiments/benchmarks/time_to_fvu.py --kind topk --lrs 0.002 0.004 0.008
 
 Every trainer gets the same rows in the same order; a peer is tried at every lr of its list (`--lr NAME=LR`, several
-times; without it `--lrs`) and the best is shown, ours runs at `lr: null`. The goal is the final FVU of the best peer. Measuring the hold-out is not counted. One thread,
-processor time; median over the seeds.
+times; without it `--lrs`) and the best is shown, ours runs at `lr: null`. The goal is the final FVU of the best peer.
+Measuring the hold-out is not counted. One thread, processor time; median over the seeds.
 """
 
 from __future__ import annotations

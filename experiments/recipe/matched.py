@@ -40,7 +40,9 @@ START_COEFF: dict[tuple[str, str], float] = {
 """Coefficients to begin the search with; a type that is not here takes k, or an L0 to aim at."""
 K_TYPES = ("topk", "batchtopk", "matryoshka")
 FIXED_COEFF = {("dictionary-learning", "jumprelu"): 1.0}
-MOST_COEFFS, NEAR = 6, 0.02
+MOST_COEFFS, NEAR = 5, 0.02
+MOST_FACTOR, OUT_OF_REACH = 64, 0.25
+"""Of a coefficient, from where its search begins; ln L0 beyond which nothing is extrapolated: not reached at this lr."""
 
 Setting = dict[str, Any]
 Result = dict[str, float]
@@ -76,6 +78,8 @@ def at_l0(points: list[tuple[float, float]], l0: float) -> float:
     below = next((p for p in known if p[0] <= l0), None)
     above = next((p for p in known if p[0] > l0), None)
     pair = [p for p in (below, above) if p is not None]
+    if len(pair) < 2 and abs(math.log(known[0][0] / l0)) > OUT_OF_REACH:
+        return math.inf
     if len(pair) < 2:
         pair = known[:2]
     if len(pair) < 2 or pair[0][0] == pair[1][0]:
@@ -110,7 +114,7 @@ def theirs(book: Book, setting: Setting, lr: float) -> float:
         return book({**setting, **fixed, "lr": lr})["fvu"]
     l0 = setting["k"]
     tried: list[tuple[float, float, float]] = []
-    coeff = _coeff_near(book, setting, lr)
+    coeff = start = _coeff_near(book, setting, lr)
     for _ in range(MOST_COEFFS):
         found = book({**setting, "coeff": coeff, "lr": lr})
         tried.append((coeff, found["l0"], found["fvu"]))
@@ -121,6 +125,8 @@ def theirs(book: Book, setting: Setting, lr: float) -> float:
         if low and high and min(t[1] for t in high) / max(t[1] for t in low) < 1.4:
             break
         coeff = float(f"{_next_coeff(coeff, found['l0'] / l0, low, high, l0):.4g}")
+        if not start / MOST_FACTOR <= coeff <= start * MOST_FACTOR:
+            break
     return at_l0([(found, fvu) for _, found, fvu in tried], l0)
 
 
