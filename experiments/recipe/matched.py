@@ -42,7 +42,7 @@ K_TYPES = ("topk", "batchtopk", "matryoshka")
 FIXED_COEFF = {("dictionary-learning", "jumprelu"): 1.0}
 MOST_COEFFS, NEAR = 5, 0.02
 MOST_FACTOR, OUT_OF_REACH = 64, 0.25
-"""Of a coefficient, from where its search begins; ln L0 beyond which nothing is extrapolated: not reached at this lr."""
+"""Of a coefficient, from where its search begins; distance in ln L0 beyond which nothing is extrapolated."""
 
 Setting = dict[str, Any]
 Result = dict[str, float]
