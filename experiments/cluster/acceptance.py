@@ -36,7 +36,7 @@ from saebench.runs.state import load_config, read_state
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 RUN = "import json, sys; from saebench.sweep import run_sweep; sys.exit(run_sweep(**json.loads(sys.argv[1])).exit_code)"
-STEPS = 40_000
+STEPS = 30_000
 GRACE = 20.0
 
 
@@ -102,13 +102,13 @@ class Lab:
 
     def sweep(self, name: str) -> subprocess.Popen[bytes]:
         """Start a sweep on the head; `local` runs beside the cluster."""
-        run: dict[str, Any] = {"devices": "cpu", "per_device": 1, "threads": 1, "grace": GRACE}
+        run: dict[str, Any] = {"devices": "cpu", "per_device": 3, "threads": 1, "grace": GRACE}
         if name != "local":
-            run |= {"executor": "ray", "address": self.address, "storage": "auto"}
+            run |= {"per_device": 1, "executor": "ray", "address": self.address, "storage": "auto"}
         spec = {
             "name": name,
             "data": {"embeddings": str(self.folder / "e.npy"), "holdout": 0.3},
-            "sae": [{"type": "topk", "k": [2, 4], "dict_size": 64}],
+            "sae": [{"type": "topk", "k": [4], "dict_size": 64}],
             "train": {"samples": 64 * STEPS, "batch_size": 64, "eval_every": 16 * STEPS, "lr": 0.003,
                       "checkpoint_every": 4 * STEPS},
             "seeds": [0, 1, 2], "search": {"refine": 0}, "prune": {"pruner": "none"}, "run": run,
