@@ -20,12 +20,15 @@ import numpy as np
 import psutil
 import pytest
 from ray_cluster import Cluster
+from stores.corpora import sentences, write_jsonl, write_static_model
 
+from saebench.config import DataConfig, DatasetConfig
 from saebench.errors import PreflightError
 from saebench.executors.ray.executor import RayExecutor
 from saebench.runs import events
 from saebench.runs.paths import SweepPaths
 from saebench.runs.state import load_config, read_state
+from saebench.stores import cache
 from saebench.sweep import SweepResult, run_sweep
 from saebench.sweep_config import RunConfig
 
@@ -113,6 +116,25 @@ def test_three_nodes_compute_what_one_machine_does(
         assert not file.is_file() or token.encode() not in file.read_bytes(), file
     copied = [list((node.cache / "embeddings").glob("*/manifest.json")) for node in ray_cluster.nodes[1:]]
     assert all(copied) if storage == "streamed" else not any(copied)
+
+
+def test_three_nodes_encode_what_one_machine_does(world: Path, ray_cluster: Cluster) -> None:
+    """They do not see the scheduler's cache: texts go there, encoded pieces come back."""
+    model = write_static_model(world / "model")
+    texts = write_jsonl(world / "texts.jsonl", sentences(5000))
+    data = DataConfig(model=model, dataset=DatasetConfig(path="json", data_files=str(texts)), num_examples=5000)
+    here = cache.build(data, world / "here")
+    run = RunConfig(executor="ray", address=ray_cluster.address, storage="streamed", devices="cpu", per_device=1)
+    executor = RayExecutor(run, world / "there", TARGET)
+    try:
+        launches = executor.encoders()
+        there = cache.build(data, world / "there", launches)
+    finally:
+        executor.close()
+    assert {launch.name for launch in launches} == {"a cpu", "b cpu", "c cpu"}
+    files = sorted(path.name for path in here.directory.iterdir())
+    assert files == sorted(path.name for path in there.directory.iterdir())
+    assert all((here.directory / name).read_bytes() == (there.directory / name).read_bytes() for name in files)
 
 
 def strike(root: Path, at: Callable[[int], None], checkpoints: int) -> threading.Thread:

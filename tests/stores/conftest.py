@@ -8,8 +8,7 @@ from typing import Any
 
 import datasets  # noqa: F401 - before threads import it side by side
 import pytest
-import torch
-from corpora import WORDS, HashModel, ThreadChild, write_jsonl
+from corpora import HashModel, ThreadChild, write_jsonl, write_static_model
 from transformers import PreTrainedTokenizerBase  # noqa: F401 - likewise
 
 from saebench.config import DataConfig, DatasetConfig
@@ -73,17 +72,4 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def static_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A real SentenceTransformer folder that encodes thousands of texts a second: a table of word vectors."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import StaticEmbedding
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    vocabulary = {word: i for i, word in enumerate(["[UNK]", *WORDS, *map(str, range(10))])}
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.Digits(individual_digits=True)]
-    )
-    table = torch.randn(len(vocabulary), 12, generator=torch.Generator().manual_seed(0))
-    folder = tmp_path_factory.mktemp("static") / "model"
-    SentenceTransformer(modules=[StaticEmbedding(tokenizer, embedding_weights=table)], device="cpu").save(str(folder))
-    return str(folder)
+    return write_static_model(tmp_path_factory.mktemp("static") / "model")
