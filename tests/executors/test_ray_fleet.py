@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import random
@@ -183,6 +184,22 @@ async def test_results_are_there_before_done_is_said(tmp_path: Path) -> None:
     assert recorded(world)[-1] == ("done", 40)
     assert not first.paths.sae.exists()
     await world.fleet.close()
+
+
+@asked
+async def test_a_disk_of_the_scheduler_that_is_full_is_no_fault_of_the_trial(tmp_path: Path) -> None:
+    def full(path: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(courier, "Incoming", full)
+        world = World(tmp_path, FakeCluster(), storage="streamed")
+        await world.open()
+        world.start(of_sweep(tmp_path, "count", samples=40))
+        ended = await world.exit_of(0, ["leave"])
+        assert ended["kind"] == "no_space"
+        assert "No space left on device" in ended["detail"]
+        await world.fleet.close()
 
 
 @asked

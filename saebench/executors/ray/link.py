@@ -46,7 +46,6 @@ class Link:
                     **os.environ,
                     "PYTHONPATH": os.pathsep.join(filter(None, places)),
                     "RAY_USAGE_STATS_ENABLED": "0",
-                    "RAY_DEDUP_LOGS": "0",
                 },
             )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +47,9 @@ class Life:
         if not await self._start():
             return
         while not self._over:
-            await self._pass_on(await self._messages.get())
+            message = await self._messages.get()
+            if not self._over:
+                await self._pass_on(message)
 
     def hear(self, message: Json) -> None:
         """Take a message of the agent about this trial."""
@@ -64,6 +67,7 @@ class Life:
         """Report the exit of an attempt of which nobody will say more; once."""
         if not self._over:
             self._over = True
+            self._messages.put_nowait({"type": "over"})  # wakes `run`
             if self._copying is not None:
                 self._copying.cancel()
             kind, detail = ("killed", "killed") if self._killed else (kind, detail)
@@ -93,10 +97,13 @@ class Life:
         if message["type"] == "exit":
             await self._finish(message)
             return
-        event = event_of(message)
-        if not self.member.shared and not await self._carry(event):
-            self.end("lost", f"node {self.member.node}: what the trial wrote could not be copied")
-            return
+        try:
+            if not self.member.shared:
+                await self._carry(event_of(message))
+        except UNREACHED as error:
+            full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            self.member.order({"do": "stop", "number": self.number, "how": "kill"})
+            self.end("no_space" if full else "lost", f"node {self.member.node}: {error}")
         if not self._over:
             self._send(message)
 
@@ -110,20 +117,19 @@ class Life:
             self._over = True
             self._send(message)
 
-    async def _carry(self, event: Event) -> bool:
-        """Bring what an event speaks of; False if that is impossible."""
+    async def _carry(self, event: Event) -> None:
+        """Bring what an event speaks of."""
         loop = asyncio.get_running_loop()
         if event.type == "checkpoint" and (self._copying is None or self._copying.done()):
             if loop.time() - self._copied_at >= CHECKPOINT_SECONDS:
                 self._copied_at = loop.time()
                 self._copying = asyncio.create_task(self._copy(str(event.info.get("name", ""))))
         elif event.type in ("done", "left"):
-            return await self._fetch_results(event)
+            await self._fetch_results(event)
         elif loop.time() - self._logged_at >= LOG_SECONDS:
             self._logged_at = loop.time()
             with contextlib.suppress(*UNREACHED):
                 await self._fetch_log()
-        return True
 
     async def _copy(self, name: str) -> None:
         with contextlib.suppress(*UNREACHED):
@@ -135,18 +141,14 @@ class Life:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._copying
 
-    async def _fetch_results(self, event: Event) -> bool:
-        """SAE and evaluation after the end, the whole checkpoint folder after leaving."""
+    async def _fetch_results(self, event: Event) -> None:
+        """SAE and evaluation after the end, the newest checkpoint after leaving."""
         await self._stop_copying()
-        remote, number, root = self.member.remote, self.number, self._trial.root
-        try:
-            if event.type == "left" and event.info.get("why") != "prune":
-                await courier.fetch_newest(remote, number, self._trial)
-            else:
-                await courier.fetch(remote, number, ["sae", self._trial.evaluation.name], root)
-        except UNREACHED:
-            return False
-        return True
+        remote, number, trial = self.member.remote, self.number, self._trial
+        if event.type == "left" and event.info.get("why") != "prune":
+            await courier.fetch_newest(remote, number, trial)
+        else:
+            await courier.fetch(remote, number, ["sae", trial.evaluation.name], trial.root)
 
     async def _fetch_log(self) -> None:
         self._log_offset = await courier.fetch_log(self.member.remote, self.number, self._log_offset, self._trial)
