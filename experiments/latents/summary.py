@@ -35,7 +35,7 @@ def main() -> None:
                 print(f"- `{score}`, {other} less {arms[0]}: {shown((wide[other] - wide[arms[0]]).dropna())}")
         wide = some.pivot(index=["arm", "seed"], columns="score", values="value")
         wide["fvu"] = fvu.set_index(["arm", "seed"])["fvu"]
-        for score in [c for c in wide if c != "fvu"]:
+        for score in [c for c in wide if c != "fvu" and wide[c].nunique() > 1]:
             found = spearmanr(wide[score], wide["fvu"]).statistic
             print(f"- rank correlation of `{score}` with FVU over {len(wide)} SAEs: {found:.2f}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -79,21 +80,23 @@ class ByLatent:
 
     def top(self, latent: int, count: int = TOP) -> list[Example]:
         """The texts that fire it most."""
-        rows, values = self.firing(latent)
-        deciles = decile_of(len(rows))[:count].tolist()
+        pairs = slice(int(self._starts[latent]), int(self._starts[latent + 1]))
+        rows, values = self._rows[pairs], self._values[pairs]
+        deciles = [number for number, tenth in enumerate(_tenths(len(rows)), 1) for _ in tenth[:count]][:count]
+        if len(rows) < DECILES:
+            deciles = [0] * min(len(rows), count)
         return [Example(*pair) for pair in zip(rows[:count].tolist(), values[:count].tolist(), deciles, strict=True)]
 
     def deciles(self, latent: int, each: int = 1) -> list[list[Example]]:
         """`each` texts from the middle of every tenth of the firing texts, the strongest tenth first; where fewer than
         ten texts fire, one list per text."""
-        rows, values = self.firing(latent)
-        groups = np.array_split(np.arange(len(rows)), min(DECILES, len(rows))) if len(rows) else []
-        whole = len(groups) == DECILES
-        found = []
-        for number, group in enumerate(groups, 1):
+        start, stop = int(self._starts[latent]), int(self._starts[latent + 1])
+        tenths, found = _tenths(stop - start), []
+        for number, group in enumerate(tenths, 1):
             middle = max(0, (len(group) - each) // 2)
-            some = group[middle : middle + each]
-            found.append([Example(int(rows[i]), float(values[i]), number if whole else 0) for i in some])
+            some = [start + i for i in group[middle : middle + each]]
+            decile = number if len(tenths) == DECILES else 0
+            found.append([Example(int(self._rows[i]), float(self._values[i]), decile) for i in some])
         return found
 
 
@@ -101,8 +104,17 @@ def decile_of(firing: int) -> NDArray[np.int64]:
     """(firing,) the tenth in which each place of a ranking lies, 1 to 10; zeros where there are fewer than ten."""
     if firing < DECILES:
         return np.zeros(firing, np.int64)
-    sizes = [len(group) for group in np.array_split(np.arange(firing), DECILES)]
-    return np.repeat(np.arange(1, DECILES + 1), sizes)
+    return np.repeat(np.arange(1, DECILES + 1), [len(tenth) for tenth in _tenths(firing)])
+
+
+def _tenths(firing: int) -> list[range]:
+    """Return consecutive places of a ranking in ten groups, the first ones larger by one where they cannot be equal;
+    a group per place where there are fewer than ten."""
+    if not firing:
+        return []
+    size, larger = divmod(firing, min(DECILES, firing))
+    bounds = [size * i + min(i, larger) for i in range(min(DECILES, firing) + 1)]
+    return [range(low, high) for low, high in pairwise(bounds)]
 
 
 def sample_by_density(facts: Facts, count: int, fewest: int = 1) -> Sequence[int]:

@@ -13,11 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saebench.latents.codes import Codes
+from saebench.latents.threads import ahead
 from saebench.latents.words import Terms
 
 MOST = 8
@@ -64,18 +66,32 @@ def _chosen(scored: _Scored, names: list[str], most: int) -> list[Keyword]:
         return []
     first = np.argpartition(-scored.score, candidates - 1)[:candidates]
     chosen: list[Keyword] = []
-    for i in sorted(first.tolist(), key=lambda i: _order(float(scored.score[i]), names[scored.term[i]])):
+    for i in _best_first(first[scored.score[first] > 0], scored, names):
         name = names[scored.term[i]]
-        if scored.score[i] > 0 and not any(_inside(name, other.term) for other in chosen):
+        if not any(_inside(name, other.term) for other in chosen):
             chosen.append(Keyword(name, float(scored.score[i]), float(scored.share[i]), float(scored.silent[i])))
         if len(chosen) == most:
             break
     return chosen
 
 
-def _order(score: float, name: str) -> tuple[float, int, str]:
-    """Best first; among equals the longer one, which holds the others."""
-    return -round(score, 10), -len(name), name
+def _best_first(first: NDArray[np.int64], scored: _Scored, names: list[str]) -> Iterator[int]:
+    """Yield places by score; among equals the longer term first, which holds the others. Only equals are compared by
+    name, and only as far as the caller reads."""
+    rounded = np.round(scored.score[first], 10)
+    order = np.argsort(-rounded, kind="stable")
+    places, values, low = first[order].tolist(), rounded[order].tolist(), 0
+    while low < len(places):
+        high = low + 1
+        while high < len(places) and values[high] == values[low]:
+            high += 1
+        equal = places[low:high]
+        yield from equal if len(equal) == 1 else sorted(equal, key=lambda i: _longest_first(names[scored.term[i]]))
+        low = high
+
+
+def _longest_first(name: str) -> tuple[int, str]:
+    return -len(name), name
 
 
 def _inside(a: str, b: str) -> bool:
@@ -92,14 +108,18 @@ def _scored(codes: Codes, terms: Terms, latents: Sequence[int], allowed: NDArray
     rarity = np.log1p(codes.rows / np.maximum(frequency, 1))
     both = abs(codes.matrix()).astype(np.complex128).tocsc()
     both.data += 1j  # the activation, and beside it a 1: one product gives both sums
-    for start in range(0, len(latents), _LATENTS):
-        some = both[:, list(latents[start : start + _LATENTS])]
+    parts = [list(latents[start : start + _LATENTS]) for start in range(0, len(latents), _LATENTS)]
+
+    def counted(part: list[int]) -> tuple[Any, Any]:
+        some = both[:, part]
+        return some, (some.T @ matrix).tocsr()
+
+    for some, product in ahead(counted, parts):
         sums = np.asarray(some.sum(axis=0)).ravel()
         weights, counts = sums.real, sums.imag
         square = some.copy()
         square.data = square.data.real**2
         effective = weights**2 / np.maximum(np.asarray(square.sum(axis=0)).ravel(), 1e-300)
-        product = (some.T @ matrix).tocsr()
         for i in range(len(weights)):
             pairs = slice(product.indptr[i], product.indptr[i + 1])
             term = product.indices[pairs].astype(np.int64)

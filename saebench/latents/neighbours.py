@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from saebench.errors import UserError
 from saebench.latents.codes import Codes
+from saebench.latents.threads import ahead
 
 SAME = 0.7
 """Cosine above which a latent of another SAE counts as the same; as in the report's stability."""
@@ -78,8 +79,10 @@ def coactivation(codes: Codes, latents: NDArray[np.int64], k: int = NEAREST) -> 
     index, value = np.full((len(latents), k), -1, np.int64), np.full((len(latents), k), np.nan)
     by_latent = firing.T.tocsr()
     size = max(1, _CELLS // max(len(latents), 1))
-    for start in range(0, len(latents), size):
-        together = (by_latent[start : start + size] @ firing).tocsr()
+    starts = range(0, len(latents), size)
+    for start, together in zip(
+        starts, ahead(lambda start: (by_latent[start : start + size] @ firing).tocsr(), starts), strict=True
+    ):
         for i in range(together.shape[0]):
             pairs = slice(together.indptr[i], together.indptr[i + 1])
             me, others = start + i, together.indices[pairs]

@@ -6,7 +6,6 @@ Texts go into the page as data and are shown through `textContent` alone, so tha
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from html import escape
 from importlib.resources import files
@@ -117,4 +116,4 @@ def _pairs(near: Any, i: int) -> list[tuple[int, float]]:
 def _short(value: Any) -> float | None:
     """Four significant digits; None for NaN."""
     number = float(value)
-    return None if math.isnan(number) else float(f"{number:.4g}")
+    return float(f"{number:.4g}") if number == number else None

@@ -6,6 +6,7 @@ A term counts once per text: a text of a megabyte says no more about a latent th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,8 @@ _RUN = rf"[{_UNSPACED}][{_UNSPACED}\p{{M}}\u30fc]*"
 _WORD = rf"[\p{{L}}\p{{N}}](?:(?![{_UNSPACED}])[\p{{L}}\p{{M}}\p{{N}}]|['\u2019.\-](?=[\p{{L}}\p{{N}}]))*"
 _TOKEN = regex.compile(f"{_RUN}|{_WORD}", regex.VERSION1)
 _IS_UNSPACED = regex.compile(rf"[{_UNSPACED}]", regex.VERSION1)
+_ASCII = re.compile(r"[a-z0-9](?:[a-z0-9]|['.\-](?=[a-z0-9]))*")
+"""_WORD in a text of ASCII in lower case: the same words in half the time."""
 _LETTER = regex.compile(r"\p{L}", regex.VERSION1)
 _CUT = -1
 """Between two texts, and where no n-gram reaches across."""
@@ -54,6 +57,8 @@ class Terms:
 
 def tokens(text: str) -> list[str]:
     """Words in lower case, and runs of scripts without spaces."""
+    if text.isascii():
+        return [token for token in _ASCII.findall(text[:CHARACTERS].lower()) if len(token) <= LONGEST_WORD]
     return [token for token in _TOKEN.findall(text[:CHARACTERS].lower()) if len(token) <= LONGEST_WORD or _run(token)]
 
 
@@ -78,9 +83,12 @@ def _flatten(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]
     ids: list[int] = []
     lengths, runs, total = [], 0, 0
     for text in texts:
-        before = len(ids)
-        for token in tokens(text):
-            total += 1
+        before, found = len(ids), tokens(text)
+        total += len(found)
+        if text.isascii():
+            ids += [known.setdefault(token, len(known)) for token in found]
+            found = []
+        for token in found:
             if _run(token):
                 runs += 1
                 ids += [known.setdefault(character, len(known)) for character in token]

@@ -116,3 +116,10 @@ def test_a_term_inside_another_is_shown_once() -> None:
     dense = np.array([[1.0 if i < 5 else 0.0] for i in range(len(rows))], np.float32)
     found = [k.term for k in keywords(Codes.of(dense), count_terms(rows), [0])[0]]
     assert found == ["new york city"]
+
+
+def test_ascii_texts_have_the_words_of_any_text() -> None:
+    """They are read by a pattern of their own: an accent that begins no word must not change the others."""
+    texts = ["Don't stop-me 3.14 at a.b-c' -x y's 'quoted' e-mail.", "", "...", f"{'x' * 50} ok", "A1-B2 c_d (e)"]
+    for text in texts:
+        assert tokens(text) == [token for token in tokens(f"{text} \u00e9") if token != "\u00e9"]
