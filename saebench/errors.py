@@ -49,6 +49,12 @@ class LockedError(UserError):
     exit_code = 6
 
 
+class StorageLostError(UserError):
+    """The database of search.storage did not come back; the sweep can be resumed."""
+
+    exit_code = 75
+
+
 class ExecutorLostError(UserError):
     """What runs the trials, such as a cluster, is gone in the middle of a sweep; it can be resumed."""
 

@@ -29,6 +29,8 @@ class SearchConfig(Config):
     """Seed of the samplers. Strata that search the same space draw the same points."""
     strata: tuple[str, ...] | None = None
     """Stratum axes; null: type, the sparsity parameter and the width."""
+    storage: str | None = None
+    """Where Optuna's journal lies: null for a file of the sweep, or postgresql://user@host/database."""
     enqueue: tuple[dict[str, Any], ...] = ()
     """Known-good points to try first; each applies to the strata that have its parameters."""
 

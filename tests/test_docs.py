@@ -20,7 +20,8 @@ from saebench.spec import parse_spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_CODE = {"text", "bibtex", "mermaid"}
+NOT_CODE = {"text", "bibtex", "mermaid", "console"}
+"""console: commands for machines that no test has, clusters and containers (tests/test_compose.py)."""
 SMALL: dict[str, Any] = {
     "data": {"num_examples": 500, "holdout": 0.2},
     "train": {"samples": 1500, "batch_size": 128, "lr": 3e-3, "lr_factor": 1},

@@ -32,8 +32,8 @@ EXTENDABLE = ("seeds", "search.points", "search.refine", "run", "budget", "track
               "eval.primary", "eval.margin")  # fmt: skip
 """Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
 trials run, and leave the trials that exist what they are."""
-PER_START = ("run.executor", "run.devices", "run.per_device", "run.grace", "run.address", "run.agents",
-             "run.gpus_per_trial", "run.storage", "run.transfer_mbps", "run.insecure",
+PER_START = ("search.storage", "run.executor", "run.devices", "run.per_device", "run.grace", "run.address",
+             "run.agents", "run.gpus_per_trial", "run.storage", "run.transfer_mbps", "run.insecure",
              "tracking.log_sae", "data.encode_batch_size")  # fmt: skip
 """Keys that may differ at every start without --extend: another machine, more of the same one, copies of files."""
 _PACKAGES = ("saebench", "torch", "sentence-transformers", "datasets", "numpy", "optuna", "mlflow")

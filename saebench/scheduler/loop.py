@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from saebench.config import TrialConfig
+from saebench.errors import StorageLostError
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Message, NoteMessage, Slot
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.paths import SweepPaths
@@ -19,11 +20,14 @@ from saebench.scheduler.failures import FAULTLESS, DeviceRecord, abort_reason, m
 from saebench.scheduler.ledger import Ledger, reason_of
 from saebench.scheduler.placement import Active, Job, Queue, Seats
 from saebench.scheduler.protocols import Search, Signals, View
-from saebench.scheduler.requests import Halt, retry_request, stop_requests
+from saebench.scheduler.requests import Halt, retry_request, stop_request
 from saebench.sweep_config import BudgetConfig, FailuresConfig
 
 POLL = 0.25
 """Seconds that one turn of the loop waits for messages."""
+LOOK = 0.25
+"""Seconds between two looks at what changes slowly: files with requests, time limits of the running trials. Both cost
+time in proportion to the slots, or a round trip to a file server."""
 CHECK = 2.0
 """Seconds between two questions whether MLflow keeps up."""
 KILL_AFTER = 1.5
@@ -62,6 +66,7 @@ class Scheduler:
         self._leave_grace = KILL_AFTER * grace
         self._clock = clock
         self._started = self._checked = clock()
+        self._looked = self._started - LOOK
         self._devices = DeviceRecord(failures)
         self._active: dict[int, Active] = {}
         self._answers: list[tuple[int, Verdict]] = []
@@ -70,18 +75,45 @@ class Scheduler:
         self._exhausted = False  # the search had nothing when it was last asked, and nothing has changed since
 
     def run(self) -> Halt | None:
-        """Returns why it stopped early; None when every trial has ended."""
+        """Return why it stopped early; None when every trial has ended. Raises StorageLostError, once the workers have
+        left, if the search's records cannot be kept any more."""
+        try:
+            return self._run()
+        except StorageLostError as error:
+            self._drain(str(error))
+            raise
+
+    def _drain(self, why: str) -> None:
+        """Let workers write a checkpoint and leave. Nothing is recorded of it: what the search has not committed is
+        judged again at the next start, from the events that the workers wrote."""
+        self._note(f"stopping: {why}")
+        self._leave(self._active.values(), why)
+        until = self._clock() + self._leave_grace
+        while self._active and self._clock() < until and self._signals.level < 2:
+            for message in self._executor.poll(POLL):
+                if isinstance(message, ExitMessage):
+                    self._active.pop(message.number, None)
+                elif isinstance(message, EventMessage) and message.event.type == "eval":
+                    self._executor.answer(message.number, Verdict.LEAVE)
+
+    def _run(self) -> Halt | None:
         while True:
-            self._check_requests()
+            look = self._clock() - self._looked >= LOOK
+            self._check_signals()
+            if look:
+                self._looked = self._clock()
+                self._check_requests()
             more = self._fill()
-            self._board.slots = [slot.name for slot in self._executor.slots]
+            if look or more:
+                self._board.slots = [slot.name for slot in self._executor.slots]
             self._ledger.refresh_left()
             self._view.show(self._board)
             stranded = not self._executor.slots and not self._exhausted
             if not self._active and (self.halt or not (self._waiting or stranded)):
                 break
             self._hear(self._executor.poll(0.0 if more else POLL))
-            self._check_time_limits()
+            if look:
+                self._check_time_limits()
         for number in self._waiting.numbers():
             self._ledger.interrupt(number, self._ledger.states[number].reason or self._board.stopping)
         if self.halt is None and (late := self._ledger.numbers("interrupted")):
@@ -90,16 +122,20 @@ class Scheduler:
 
     # --- being told to stop ------------------------------------------------------------------------------------------
 
+    def _check_signals(self) -> None:
+        if self._signals.level:
+            self._stop(Halt(self._signals.why, self._signals.exit_code, now=self._signals.level > 1))
+        if self._out_of_samples() and self._something_left():
+            self._stop(Halt(f"budget.samples = {self._budget.samples:,} is spent", 75))
+
     def _check_requests(self) -> None:
         self._ledger.check_place()
-        for halt in stop_requests(self._paths, self._signals):
+        if (halt := stop_request(self._paths)) is not None:
             self._stop(halt)
         self._retry(retry_request(self._paths, self._note))
         hours = (self._clock() - self._started) / 3600
         if self._budget.wall_hours and hours >= self._budget.wall_hours:
             self._stop(Halt(f"budget.wall_hours = {self._budget.wall_hours:g} is spent", 75))
-        if self._out_of_samples() and self._something_left():
-            self._stop(Halt(f"budget.samples = {self._budget.samples:,} is spent", 75))
 
     def _out_of_samples(self) -> bool:
         return self._budget.samples is not None and self._ledger.samples >= self._budget.samples
@@ -140,7 +176,8 @@ class Scheduler:
 
     def _fill(self) -> bool:
         """Start trials on free slots; True if STARTS of them were started and there may be more."""
-        if self.halt or self._out_of_samples() or (self._exhausted and not self._waiting):
+        busy = len(self._active) >= len(self._executor.slots)
+        if busy or self.halt or self._out_of_samples() or (self._exhausted and not self._waiting):
             return False
         seats = Seats(self._executor.slots, self._active.values(), self._waiting.alone())
         chosen: list[tuple[Job, Slot]] = []

@@ -1,16 +1,15 @@
-"""Requests from outside the loop: signals and `saebench stop` end a sweep early, `saebench retry` retries trials."""
+"""Requests in files: `saebench stop` ends a sweep early, `saebench retry` retries failed trials."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
 from saebench.runs.files import DamagedError, read, read_bytes
 from saebench.runs.paths import SweepPaths
-from saebench.scheduler.protocols import Signals
 
 _NUMBERS: TypeAdapter[list[int]] = TypeAdapter(list[int])
 
@@ -24,14 +23,13 @@ class Halt:
     now: bool = False
 
 
-def stop_requests(paths: SweepPaths, signals: Signals) -> Iterator[Halt]:
-    """Yield a Halt for the signals that have come, and one for the file that `saebench stop` leaves."""
-    if signals.level:
-        yield Halt(signals.why, signals.exit_code, now=signals.level > 1)
+def stop_request(paths: SweepPaths) -> Halt | None:
+    """Return a Halt for the file that `saebench stop` leaves, None without one."""
     if paths.stop.exists():
         with contextlib.suppress(FileNotFoundError, DamagedError):
             asked = read_bytes(paths.stop, 1 << 10).decode("utf-8", "replace").strip()
-            yield Halt("saebench stop", 75, now=asked == "now")
+            return Halt("saebench stop", 75, now=asked == "now")
+    return None
 
 
 def retry_request(paths: SweepPaths, note: Callable[[str], None]) -> list[int]:

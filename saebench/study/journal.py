@@ -12,7 +12,9 @@ import optuna
 from optuna.storages import JournalStorage
 from optuna.trial import FrozenTrial, TrialState
 
+from saebench.study.database import Database
 from saebench.study.records import FileRecords, Records, repair_journal, set_aside
+from saebench.study.table import TableRecords, set_rows_aside
 
 
 class Journal(JournalStorage):
@@ -78,8 +80,29 @@ class Journal(JournalStorage):
         self._records.close()
 
 
-def open_journal(path: Path) -> Journal:
-    """The storage in `path`, put in order after a crash.
+def open_journal(storage: Path | Database) -> Journal:
+    """Return the storage in a file or a database, put in order after a crash."""
+    return _open_file(storage) if isinstance(storage, Path) else _open_table(storage)
+
+
+def set_journal_aside(storage: Path | Database) -> None:
+    """Rename a journal that cannot be used; the trials are read from their directories again."""
+    if isinstance(storage, Path):
+        set_aside(storage)
+    else:
+        set_rows_aside(storage)
+
+
+def _open_table(database: Database) -> Journal:
+    try:
+        return Journal(TableRecords(database))
+    except UNREADABLE:
+        set_rows_aside(database)
+        return Journal(TableRecords(database))
+
+
+def _open_file(path: Path) -> Journal:
+    """Return the storage in `path`, put in order after a crash.
 
     A broken line followed by any append would make the journal unreadable for good, so it is cut off first. Only
     whoever holds the sweep's own lock calls this: there is no living writer, and there will be none but the caller.

@@ -28,10 +28,10 @@ from saebench.runs.tags import Tag
 from saebench.spec import Scalar
 from saebench.study import pruners, samplers
 from saebench.study.comparisons import COMPARE_TAGS, Comparisons
+from saebench.study.database import Database
 from saebench.study.draw import SEARCH_TAGS, accept, add, draw, search_seed
-from saebench.study.journal import UNREADABLE, attach, frozen, open_journal
+from saebench.study.journal import UNREADABLE, attach, frozen, open_journal, set_journal_aside
 from saebench.study.recorded import planned_params, recorded_trials, resume_round
-from saebench.study.records import set_aside
 from saebench.study.refine import propose
 from saebench.study.stratum_search import End, StratumSearch, Trial
 from saebench.study.studies import Studies
@@ -65,8 +65,9 @@ class Ended:
 class Search:
     """All of Optuna. To be opened by one process at a time, and called by one thread."""
 
-    def __init__(self, plan: Plan, storage: Path) -> None:
-        """`storage`: Optuna's journal. Raises SpecError, naming what changed, where it was begun with another space."""
+    def __init__(self, plan: Plan, storage: Path | Database) -> None:
+        """`storage`: of Optuna's journal, a file or a database. Raises SpecError, naming what changed, if it was begun
+        with another space."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         samplers.check_sampler(plan)
         self._plan = plan
@@ -76,11 +77,11 @@ class Search:
         try:
             self._open(storage)
         except UNREADABLE:  # whole records that are not those of this program
-            set_aside(storage)
+            set_journal_aside(storage)
             self._trials, self._next = {}, 0
             self._open(storage)
 
-    def _open(self, storage: Path) -> None:
+    def _open(self, storage: Path | Database) -> None:
         self._storage = open_journal(storage)
         self._studies = Studies(self._plan, self._storage)
         self._searches = [self._studies.stratum_search(stratum) for stratum in self._plan.strata]

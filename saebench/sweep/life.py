@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench.errors import ExecutorLostError, PreflightError, SpecError
+from saebench.errors import ExecutorLostError, LockedError, PreflightError, SpecError, StorageLostError
 from saebench.executors import TARGET
 from saebench.executors.table import make_executor
 from saebench.forecast import empty_board
@@ -29,6 +29,7 @@ from saebench.scheduler.recovery import recover
 from saebench.sweep.embeddings import Embeddings
 from saebench.sweep.given import GivenSpec, unmasked_uri
 from saebench.sweep.result import SweepResult
+from saebench.sweep.storage import Storage
 from saebench.sweep_config import RunConfig, TrackingConfig
 from saebench.terminal.picture import counts_text, failure_lines
 from saebench.terminal.views import View
@@ -65,9 +66,14 @@ class SweepRun:
         self._given, self._spec, self._target, self._executor = given, given.spec, target, executor
         self._paths, self._cache, self._view, self._signals = paths, cache, view, signals
         self._embeddings = Embeddings(given.spec, paths, cache, view, circular_anyway)
+        self._storage = Storage(given.spec, paths)
         self._lost: list[str] = []
         self.begun = False
         """lock.json is written."""
+
+    def close(self) -> None:
+        """Give back what is held beside the sweep's directory. Idempotent."""
+        self._storage.close()
 
     def run(self, extend: bool, retry_failed: bool) -> SweepResult:
         from saebench.study import Search
@@ -76,6 +82,7 @@ class SweepRun:
         self._remove_stop()
         lock = self._known_lock()
         changes = check_unchanged(lock.spec, self._spec.plain(), self._paths, extend=extend) if lock else {}
+        storage = self._storage.open(self._view.note, lambda: self._signals.level > 0)
         tracker = Tracker(self._paths, self._reachable_tracking(lock), self._spec.name)
         made = self._executor or make_executor(self._run_config(lock), self._cache, self._target)
         with contextlib.closing(made) as executor:
@@ -87,7 +94,8 @@ class SweepRun:
                 plan.check_corpus(lock.num_train)
             executor.settle(self._paths, self._view.note, [key for key in (lock.cache_key, lock.second_key) if key])
             self._paths.remove_left_overs()
-            search = Search(plan, self._paths.journal)
+            search = Search(plan, storage)
+            self._storage.refuse_foreign(search)
             tracker.start(lock.info())
             self._view.say(f"tracking: {mask(tracker.uri)}")
             exit_code, patience = 75, HURRIED_PATIENCE
@@ -98,7 +106,7 @@ class SweepRun:
                 board, halt = self._trials(empty_board(plan), search, executor, tracker, retry_failed)
                 exit_code = halt.exit_code if halt else 3 if board.failures or self._lost else 0
                 patience = HURRIED_PATIENCE if halt else END_PATIENCE
-            except MovedError:
+            except (MovedError, LockedError):
                 patience = 0.0
                 raise
             finally:
@@ -177,7 +185,7 @@ class SweepRun:
         where = Tracked(uri=mask(tracker.uri), experiment_id=tracker.experiment_id, run_id=tracker.run_id)
         lock = lock.model_copy(update={"tracking": where})
         if lock.info() != _info_on_disk(self._paths) or not self._paths.spec.is_file():
-            write_text(self._paths.spec, mask(self._given.text, tracker.uri))
+            write_text(self._paths.spec, mask(self._given.text, tracker.uri, self._spec.search.storage or ""))
             write_lock(self._paths, lock)
 
     def _floors(self, plan: Plan) -> subprocess.Popen[str] | None:
@@ -212,7 +220,11 @@ class SweepRun:
             waiting=recovered.waiting,
         )
         try:
-            return board, scheduler.run()
+            halt = scheduler.run()
+            self._storage.copy(search)
+            return board, halt
+        except StorageLostError as error:  # nothing is written of the trials that ran: the next start replays them
+            return board, Halt(str(error), error.exit_code)
         except ExecutorLostError as error:
             for number in ledger.numbers("running"):
                 ledger.interrupt(number, str(error))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench import telemetry
-from saebench.errors import PreflightError, environment_error_message
+from saebench.errors import PreflightError, StorageLostError, environment_error_message
 from saebench.executors import TARGET
 from saebench.runs import paths as places
 from saebench.runs.holder import hold_sweep_dir
@@ -72,6 +72,11 @@ def run_sweep(
         except StoppedError:
             shown.say("ended early: saebench stop; run the same command to resume")
             return SweepResult(paths.name, paths.root, 75, "saebench stop")
+        except StorageLostError as error:
+            if not work.begun:
+                raise PreflightError(str(error)) from None
+            shown.say(f"ended early: {error}; run the same command to resume")
+            return SweepResult(paths.name, paths.root, 75, str(error))
         except MovedError as error:
             shown.say(f"ended early: {error}; move it back, or resume it from where it is now")
             return SweepResult(paths.name, paths.root, 75, str(error))
@@ -89,6 +94,8 @@ def run_sweep(
                 raise PreflightError(message) from error
             shown.say(f"ended early: {message}; fix that, then run the same command to resume")
             return SweepResult(paths.name, paths.root, 75, message)
+        finally:
+            work.close()
 
 
 @contextlib.contextmanager
