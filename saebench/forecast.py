@@ -26,7 +26,7 @@ class Work:
     train_examples: int
     """Embeddings trained on, over all trials."""
     eval_examples: int
-    """Embeddings evaluated on the hold-out, over all trials and marks."""
+    """Embeddings evaluated on the validation part, over all trials and marks."""
     train_flops: float | None
     """Of the SAEs' matrix products; AuxK and the optimiser are not counted. None while d_in is not known."""
     texts: int

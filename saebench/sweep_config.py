@@ -22,7 +22,7 @@ class SearchConfig(Config):
     refine: Annotated[int, Field(ge=0)] = 4
     """Points that may be added per stratum around the best one, where ranges are searched; fewer once it is located."""
     objective: str = "eval/fvu"
-    """Metric to improve, measured on the hold-out."""
+    """Metric to improve, measured on the validation part."""
     direction: Literal["minimize", "maximize"] = "minimize"
     """Which way is better."""
     seed: int = 0

@@ -89,7 +89,7 @@ class DataConfig(Config):
     dataset: DatasetConfig
     """Where the texts come from."""
     num_examples: PositiveInt
-    """Cap on the distinct, non-empty texts read, hold-out included."""
+    """Cap on the distinct, non-empty texts read, held-out ones included."""
     holdout: Annotated[float, Field(gt=0, lt=1)] | HoldoutConfig = 0.1
     """Share of the texts, chosen by their hash, that is only evaluated on: one number (a third of it is for validation,
     two thirds for test), or {validation, test}."""

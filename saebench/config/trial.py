@@ -40,7 +40,7 @@ class TrainConfig(Config):
     dead_after: PositiveInt | None = None
     """Examples without firing after which a latent is dead; null: min(one epoch, 100,000), at least five steps."""
     eval_every: PositiveInt | None = None
-    """Examples between two evaluations on the hold-out; null: a twentieth of the budget."""
+    """Examples between two evaluations on the validation part; null: a twentieth of the budget."""
     keep: Literal["best", "last"] = "best"
     """The SAE to save: of the mark with the lowest eval/fvu (under a fixed penalty: the last mark), or of the last."""
     log_every: PositiveInt | None = None

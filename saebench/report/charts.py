@@ -141,7 +141,7 @@ def _first_seeds(report: Report) -> DataFrame:
 
 
 def density(report: Report) -> Chart:
-    """How often latents fire: a histogram of the share of hold-out examples on which each latent fires."""
+    """How often latents fire: a histogram of the share of test texts on which each latent fires."""
     arms, panels = points.arms(report.frame), []
     for title, mine in by_panel(report, _first_seeds(report)):
         series = []

@@ -7,7 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from saebench.report import statistics
+from saebench.report.comparison import LEVEL
 from saebench.report.controls import is_control
+from saebench.report.floors import beaten, who
 from saebench.report.points import FINAL, cells, usable
 from saebench.report.table import number_of
 
@@ -121,12 +124,24 @@ def _probing(report: Report) -> Iterator[Check]:
         return
     both = best[best[ours].notna() & best[theirs].notna()]
     if len(both):
-        means = both.groupby("arm")[[ours, theirs]].mean()
-        worse = [str(arm) for arm in means.index if means.loc[arm, ours] < means.loc[arm, theirs]]
-        low = means[ours].min()
-        said = f"AUC on 5 latents {low:.3f} at least, on 5 principal components {means[theirs].mean():.3f}"
+        outcomes = {str(arm): _against(rows, ours, theirs) for arm, rows in both.groupby("arm", sort=False)}
+        worse = [arm for arm, outcome in outcomes.items() if outcome is False]
+        open_ = [arm for arm, outcome in outcomes.items() if outcome is None]
+        low = both.groupby("arm")[ours].mean().min()
+        said = f"AUC on 5 latents {low:.3f} at least, on 5 principal components {both[theirs].mean():.3f}"
         said += f" (worse: {_few(worse)})" if worse else ""
-        yield Check("classes", not worse, said, "The latents do not name these classes: read them before you use them")
+        said += f" (not told apart: {_few(open_)})" if open_ else ""
+        passed = False if worse else None if open_ else True
+        yield Check("classes", passed, said, "The latents do not name these classes: read them before you use them")
+
+
+def _against(rows: DataFrame, ours: str, theirs: str) -> bool | None:
+    """Is `ours` better than `theirs`, by the interval over seeds? None where it does not say."""
+    table = (rows[ours] - rows[theirs]).groupby([rows["seed"], rows["stratum"]]).mean().unstack()
+    interval = statistics.over_strata(table.to_numpy(dtype=float))
+    if not float(interval.p) <= LEVEL:
+        return None
+    return bool(interval.mean > 0)
 
 
 def _stability(report: Report) -> Iterator[Check]:
@@ -205,12 +220,27 @@ def _budgets(report: Report) -> Iterator[Check]:
 
 def _failed(report: Report) -> Iterator[Check]:
     failed = int((report.frame["state"] == "failed").sum())
-    if failed:
-        yield Check("failures", False, number_of(failed, "trial") + " failed", "See --table lost; saebench retry")
+    said = f"{number_of(failed, 'trial')} failed" if failed else "no trial failed"
+    yield Check("failures", not failed, said, "See --table lost; saebench retry")
+
+
+def _floors(report: Report) -> Iterator[Check]:
+    """Is every arm above what needs no training, in FVU?"""
+    if report.progress or not report.tested or not len(report.chosen):
+        return
+    found = {arm: counts["fvu"] for arm, counts in beaten(report.floors, report.frame, report.chosen).items()
+             if "fvu" in counts and not is_control(arm)}  # fmt: skip
+    if not found:
+        yield Check("floors", None, "none were measured at these sizes")
+        return
+    said = f"for certain above every score without training, in FVU: {who(found)}"
+    advice = "An untrained dictionary reconstructs as well: use these SAEs for what their latents mean"
+    yield Check("floors", all(above == of for above, of in found.values()), said, advice)
 
 
 _CHECKS: tuple[Callable[[Report], Iterator[Check]], ...] = (
     _finished, _edges, _search, _memory, _stability, _probing, _dead, _texts, _leaks, _sparsity, _budgets, _failed,
+    _floors,
 )  # fmt: skip
 
 

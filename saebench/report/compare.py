@@ -67,14 +67,15 @@ def _searched(c: Comparison, searches: Mapping[Cell, CellSearch]) -> Comparison:
     if not c.strata or not searches:
         return c
     edge: dict[str, None] = {}
-    points, errors = [], []
+    points, errors, own = [], [], []
     for stratum in c.strata:
         found = [s for s in (_search_of(c, stratum, arm, searches) for arm in (c.a, c.b)) if s is not None]
         edge |= dict.fromkeys(f"{s.arm}: {name}" for s in found for name in s.edge)
         points += [s.needed for s in found if s.needed]
         errors.append(max((s.error(c.metric) for s in found), default=0.0))
+        own.append(math.inf if any(s.edge for s in found) else errors[-1])
     search = float(np.mean(errors))
-    strata = tuple(replace(s, **_wider(s, e)) for s, e in zip(c.strata, errors, strict=True))
+    strata = tuple(replace(s, **_wider(s, e)) for s, e in zip(c.strata, own, strict=True))
     adjusted = statistics.holm([s.p for s in strata])
     strata = tuple(replace(s, p_holm=float(p)) for s, p in zip(strata, adjusted, strict=True))
     wide = replace(c, strata=strata, edge=tuple(edge), points=max(points, default=None), **_wider(c, search))

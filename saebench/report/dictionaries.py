@@ -50,7 +50,7 @@ def trained(source: Source, row: Row) -> Trained:
 
 @dataclass(frozen=True)
 class Dictionary:
-    """Decoder rows (latents, d_in) of the latents that fire on the hold-out; of all of them where `firing_known` is
+    """Decoder rows (latents, d_in) of the latents that fire on a test text; of all of them where `firing_known` is
     false."""
 
     rows: NDArray[Any]

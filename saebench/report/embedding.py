@@ -94,7 +94,7 @@ _FIDELITY_WORDS = {
 
 
 def fidelity(frame: DataFrame, best: DataFrame) -> Table:
-    """A row per stratum: what of the similarities between hold-out texts is left in the reconstructions."""
+    """A row per stratum: what of the similarities between test texts is left in the reconstructions."""
     columns = [
         *_WHERE, Column("seeds", "seeds"), Column("cosine", "cosine ± 95%", plus_minus("cosine", "cosine_high")),
         Column("cosine_p5", "5th percentile", decimals("cosine_p5", 4), spare=2),
@@ -105,7 +105,7 @@ def fidelity(frame: DataFrame, best: DataFrame) -> Table:
     ]  # fmt: skip
     rows = _per_stratum(frame, best, _FIDELITY)
     said = [words for name, words in _FIDELITY_WORDS.items() if any(math.isfinite(row[name]) for row in rows)]
-    note = f"Best point of each stratum, mean and t interval over its seeds, on the hold-out: {'; '.join(said)}."
+    note = f"Best point of each stratum, mean and t interval over its seeds, on test texts: {'; '.join(said)}."
     return make("fidelity", "What is left of similarities", rows, columns, note if said else "")
 
 
@@ -134,7 +134,7 @@ def probing(frame: DataFrame, best: DataFrame) -> Table:
 
 _PROBING = (
     "Classes told by a logistic regression on the k latents (raw dimensions, principal components) whose means differ "
-    "most between class and rest, on the hold-out: balanced accuracy and area under the ROC curve, 0.5 by chance. Best "
+    "most between class and rest, on test texts: balanced accuracy and area under the ROC curve, 0.5 by chance. Best "
     "point of each stratum, mean and t interval over its seeds."
 )
 
@@ -180,7 +180,7 @@ def stability(rows: Sequence[Row]) -> Table:
     pairs = ", lowest and highest pair of seeds," if any(row["pairs"] > 1 for row in rows) else ""
     note = (
         "Latents of two seeds matched one to one by the cosine of their decoder rows (Hungarian algorithm; those that "
-        f"fire on the hold-out): mean cosine{pairs} and the share matched above {SAME}."
+        f"fire on a test text): mean cosine{pairs} and the share matched above {SAME}."
     )
     if any(row["sampled"] for row in rows):
         note += " Sampled: so many rows of one dictionary stand for all, which gives at least the value of the whole."

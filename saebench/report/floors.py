@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
 from saebench.metrics import METRICS, TEST
-from saebench.report import artifacts
+from saebench.report import artifacts, statistics
+from saebench.report.comparison import LEVEL
 from saebench.report.controls import is_control
 from saebench.report.judge import label
 from saebench.report.points import FINAL, arms, cells
@@ -124,8 +125,8 @@ def beside(floors: Floors, trials: DataFrame) -> Row:
 
 
 def sentence(floors: Floors, frame: DataFrame, best: DataFrame) -> str:
-    """In which strata every seed of an arm's best point is better than the best floor, metric by metric; of arms that
-    are no controls."""
+    """In how many strata an arm is better than the best floor for certain, metric by metric; of arms that are no
+    controls."""
     if not floors.rows:
         return "No floors were measured: what these scores are without training is not known."
     found = {arm: counts for arm, counts in beaten(floors, frame, best).items() if not is_control(arm)}
@@ -133,14 +134,14 @@ def sentence(floors: Floors, frame: DataFrame, best: DataFrame) -> str:
     for metric in COMPARED:
         mine = {arm: counts[metric] for arm, counts in found.items() if metric in counts}
         if mine:
-            said.setdefault(_who(mine), []).append(label(metric))
+            said.setdefault(who(mine), []).append(label(metric))
     if not said:
         return "Floors were measured, at no size that these arms have."
     parts = "; ".join(f"in {' and '.join(names)} {who}" for who, names in said.items())
-    return f"Above every floor (scores without training): {parts}."
+    return f"For certain above every floor (scores without training): {parts}."
 
 
-def _who(counts: Mapping[str, tuple[int, int]]) -> str:
+def who(counts: Mapping[str, tuple[int, int]]) -> str:
     """For example topk in 1 of 2 strata, batchtopk in 2 of 2; every arm in all strata; no arm."""
     if all(above == of for above, of in counts.values()):
         return f"{'every arm' if len(counts) > 1 else next(iter(counts))} in all strata"
@@ -151,17 +152,23 @@ def _who(counts: Mapping[str, tuple[int, int]]) -> str:
 
 
 def beaten(floors: Floors, frame: DataFrame, best: DataFrame) -> Mapping[str, Mapping[str, tuple[int, int]]]:
-    """{arm: {metric: (strata in which every seed is better than the best floor, strata with a floor)}}."""
-    found: dict[str, dict[str, tuple[int, int]]] = {arm: {} for arm in arms(frame)}
+    """{arm: {metric: (strata in which the arm is better than the best floor for certain, strata with a floor)}}.
+
+    For certain: the t interval over its seeds leaves the floor out, after Holm's correction over the arm's strata.
+    """
+    p_values: dict[tuple[str, str], list[float]] = {}
     for (_, arm, level, width), trials in cells(best):
         for metric in COMPARED:
             floor = floors.best(str(trials["sweep"].iloc[0]), float(level), float(width), metric)
             key = f"{FINAL}{metric}"
-            if floor is None or key not in trials.columns or trials[key].isna().all():
-                continue
-            values = trials[key].dropna()
-            more = METRICS[metric].direction == "maximize"
-            above, of = found[str(arm)].get(metric, (0, 0))
-            better = all(value > floor[1] if more else value < floor[1] for value in values)
-            found[str(arm)][metric] = (above + better, of + 1)
+            if floor is not None and key in trials.columns and trials[key].notna().any():
+                values = trials[key].dropna().astype(float).to_numpy() - floor[1]
+                worse = values if METRICS[metric].direction == "minimize" else -values
+                interval = statistics.over_seeds(worse)
+                p = float(interval.p) if interval.mean < 0 and math.isfinite(float(interval.p)) else 1.0
+                p_values.setdefault((str(arm), metric), []).append(p)
+    found: dict[str, dict[str, tuple[int, int]]] = {arm: {} for arm in arms(frame)}
+    for (arm, metric), p_of_strata in p_values.items():
+        above = int((statistics.holm(p_of_strata) <= LEVEL).sum())
+        found[arm][metric] = (above, len(p_of_strata))
     return found

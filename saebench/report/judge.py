@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 LABELS = {
     "fvu": "FVU",
     "cosine": "cosine",
-    "cosine_p5": "cosine, 5th percentile",
+    "cosine_p5": "5th-percentile cosine",
     "dead_fraction": "dead latents",
     "knn_overlap_at_10": "neighbours kept",
     "similarity_rank_correlation": "rank correlation",
@@ -31,7 +31,7 @@ LABELS = {
     **{f"probing_accuracy_k{k}": f"probing accuracy k={k}" for k in (1, 5, 20)},
     "code_stability": "code stability",
     STABILITY: "latents that other seeds find",
-    "code_stability_duplicates": "code stability, near-duplicates",
+    "code_stability_duplicates": "code stability of near-duplicates",
     "coherence_above_floor": "coherence above floor",
     "example_auroc_above_floor": "example AUROC above floor",
     "label_auroc_above_floor": "label AUROC above floor",

@@ -31,7 +31,7 @@ def paragraph(judged: Sequence[Judged], primary: Sequence[str]) -> str:
 
 def _begun(text: str) -> str:
     """A sentence with a capital, unless it begins with the name of an arm."""
-    return f"{text[0].upper()}{text[1:]}" if text.startswith(("so far", "the data")) else text
+    return _capital(text) if text.startswith(("so far", "the data", "no arm")) else text
 
 
 def _said(found: Judged, first: str) -> str:
@@ -57,7 +57,7 @@ def _others(found: Judged, main: Comparison) -> str:
 
 def _ranking(main: Sequence[Judged], first: str) -> str:
     """Which arm leads in the first metric, and over which others that is certain."""
-    pairs = [found[first] for found in main if first in found]
+    pairs = [found[first] for found in main if first in found and found[first].outcome != "not compared"]
     if not pairs:
         return ""
     if any(c.outcome == "so far" for c in pairs):
@@ -77,9 +77,16 @@ def _ranking(main: Sequence[Judged], first: str) -> str:
     parts += [f"not told apart from {listed([_other(c, leader) for c in open_])}"] if open_ else []
     rest = len(pairs) - len(mine)
     more = f". {number_of(rest, 'more pair')} of arms: --table verdict" if rest else ""
-    why = f". {what_would_decide(open_[0]).capitalize()}" if open_ else ""
-    head = "has the least FVU at equal L0" if first == "fvu" else f"leads in {label(first)} at equal L0"
-    return f"{leader} {head}: {'; '.join(parts) or 'nothing to compare it with'}{why}{more}"
+    why = f". {_capital(what_would_decide(open_[0]))}" if open_ else ""
+    what = "FVU" if first == "fvu" else label(first)
+    if not beaten:
+        return f"no arm is shown to be better in {what} at equal L0: {leader} is {'; '.join(parts)}{why}{more}"
+    head = "has the least FVU at equal L0" if first == "fvu" else f"leads in {what} at equal L0"
+    return f"{leader} {head}: {'; '.join(parts)}{why}{more}"
+
+
+def _capital(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 def _arms(pairs: Sequence[Comparison]) -> list[str]:

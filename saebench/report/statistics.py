@@ -140,7 +140,7 @@ def _power(effect: float, n: int, level: float) -> float:
 
 @dataclass(frozen=True)
 class TextInterval:
-    """Bootstrap over hold-out texts; arrays of the leading shape of `weights`."""
+    """Bootstrap over test texts; arrays of the leading shape of `weights`."""
 
     mean: Array
     low: Array
@@ -161,7 +161,7 @@ def over_texts(
     """Percentile bootstrap, over the texts n, of sum_t weights[..., t] * log(sum_n errors[t, n]); of the means over
     texts instead of the logarithms of sums without `log`.
 
-    `errors` (trials, texts) holds squared errors of the same hold-out in the same order, so that one draw of texts
+    `errors` (trials, texts) holds squared errors of the same test part in the same order, so that one draw of texts
     serves all trials and all rows of `weights` (..., trials): differences are paired. Weights that add up to 0, as in
     a log-ratio, cancel the variance in FVU's denominator. More than `groups` texts are dealt at random into that many
     groups first, and groups are drawn: the same spread for a fraction of the work (texts left over are not drawn).

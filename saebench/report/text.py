@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from saebench.report.controls import is_of_interest
-from saebench.report.judge import label
 from saebench.report.table import Column, Table
 
 if TYPE_CHECKING:
@@ -20,12 +17,8 @@ ALL = ("metrics", "strata", "arms", "pareto", "best", "floors", "fidelity", "pro
 """Tables of `--all`; the others on request."""
 FEW = 30
 """Rows up to which a table of trials is shown with `--all`."""
-_LINES = 8
-"""Lines of verdicts by metric, and rows of the one table, that a screen has room for."""
-_FAILED = 5
-"""Failed checks that are shown unasked."""
-_GOOD, _BAD, _OPEN = "green", "red", "yellow"
-_STYLE = {"better": _GOOD, "worse": _GOOD, "equal": _GOOD, "small": _GOOD, "same": _GOOD}
+SCREEN = 30
+"""Lines of the default report, at 80 columns and more."""
 
 
 def show(report: Report, console: Console, tables: Sequence[Table] | None = None, *, everything: bool = False) -> None:
@@ -35,70 +28,39 @@ def show(report: Report, console: Console, tables: Sequence[Table] | None = None
     def line(text: str, style: str = "") -> None:
         console.print(Text(text, style=style), highlight=False)
 
+    if tables is None and not everything:
+        from saebench.report.screen import screen
+
+        screen(report, console, SCREEN)
+        return
     console.print(Text.assemble((report.name, "bold"), "  ", report.counts), highlight=False)
     if tables is None:
         for text in report.about:
             line(text, "dim")
         line(f"\n{report.verdict}")
-        _metrics(report, console)
-        _checks(report, console, everything)
-    for table in _chosen(report, tables, everything):
+        _checks(report, console)
+    for table in _chosen(report, tables):
         line("")
         _show_table(table, console)
-        if note := " ".join(
-            filter(None, (table.note, _left_out(table, console.width) if tables is not None or everything else ""))
-        ):
+        if note := " ".join(filter(None, (table.note, _left_out(table, console.width)))):
             line(note, "dim")
-    if tables is None and not everything:
-        line("more: --all, --table NAME (--help lists them), --out report.html", "dim")
     for note in report.record.notes:
-        line(f"note: {note}", _OPEN)
+        line(f"note: {note}", "yellow")
 
 
-def _metrics(report: Report, console: Console) -> None:
-    """A line per metric and pair of arms."""
+def _checks(report: Report, console: Console) -> None:
+    """Before you use it: a line per check, failed ones first."""
     from rich.text import Text
 
-    frame = report.table("metrics")
-    rows = frame.rows()
-    several = len({row["pair"] for row in rows}) > 1
-    names = [f"{row['pair']}, {label(row['metric'])}" if several else label(row["metric"]) for row in rows]
-    if several:  # the first metric of every pair; the rest is one --table away
-        first = report.primary[0]
-        kept = [i for i, row in enumerate(rows) if row["metric"] == first and is_of_interest(row["a"], row["b"])]
-        rows, names = [rows[i] for i in kept], [rows[i]["pair"] for i in kept]
-    if len(rows) < 2:
-        return
-    width = min(max(map(len, names[:_LINES])), console.width // 2)
-    said = max(len(row["said"]) for row in rows[:_LINES])
-    console.print()
-    for name, row in list(zip(names, rows, strict=True))[:_LINES]:
-        outcome = (row["said"].ljust(said), _STYLE.get(row["outcome"], _OPEN))
-        text = Text.assemble("  ", name[:width].ljust(width), "  ", outcome, "  ", row["difference_text"])
-        console.print(text, overflow="ellipsis", no_wrap=True)
-    if len(rows) > _LINES:
-        console.print(Text(f"  and {len(rows) - _LINES} more: --table metrics", style="dim"), highlight=False)
-
-
-def _checks(report: Report, console: Console, everything: bool) -> None:
-    """Before you use it: a line per failed check, one for all that passed."""
-    from rich.text import Text
-
-    found = report.checks
-    if not found:
-        return
-    console.print(Text("\nBefore you use it", style="bold"), highlight=False)
-    passed = [check for check in found if check.passed]
-    rest = [check for check in found if not check.passed]
-    for check in rest if everything else rest[:_FAILED]:
-        mark, style = ("x", _BAD) if check.passed is False else ("?", _OPEN)
+    if report.checks:
+        console.print(Text("\nBefore you use it", style="bold"), highlight=False)
+    for check in report.checks:
+        mark, style = MARKS[check.passed]
         _line(console, f"{mark} {check.name}", style, check.text[len(check.name) :])
-    if len(rest) > _FAILED and not everything:
-        console.print(Text(f"  and {len(rest) - _FAILED} more: --all", style="dim"))
-    if passed and not everything:
-        _line(console, f"+ {len(passed)} passed", _GOOD, f": {', '.join(check.name for check in passed)}")
-    for check in passed if everything else []:
-        _line(console, f"+ {check.name}", _GOOD, check.text[len(check.name) :])
+
+
+MARKS = {False: ("x", "red"), None: ("?", "yellow"), True: ("+", "green")}
+"""What stands before a check that failed, that nothing tells, that passed."""
 
 
 def _line(console: Console, head: str, style: str, rest: str) -> None:
@@ -109,23 +71,13 @@ def _line(console: Console, head: str, style: str, rest: str) -> None:
     console.print(Padding(Text.assemble((head, style), rest), (0, 0, 0, 2)))
 
 
-def _chosen(report: Report, tables: Sequence[Table] | None, everything: bool) -> list[Table]:
+def _chosen(report: Report, tables: Sequence[Table] | None) -> list[Table]:
     if tables is not None:
         return list(tables)
-    if not everything:
-        return [_short(report.table("strata"))] if len(report.frame) else []
     found = [report.table(name, quick=True) for name in ALL]
     if len(report.frame) <= FEW:
         found.append(report.table("trials"))
     return [table for table in found if len(table.frame) and (table.name != "lost" or len(table.frame) <= FEW)]
-
-
-def _short(table: Table) -> Table:
-    """The first rows of a table, and how many more there are; not the column whose words wrap every row."""
-    left = len(table.frame) - _LINES
-    note = f"{left} more rows: --table {table.name}" if left > 0 else ""
-    columns = tuple(column for column in table.columns if column.key != "chosen_by")
-    return replace(table, frame=table.frame.head(_LINES), columns=columns, note=note)
 
 
 def _show_table(table: Table, console: Console) -> None:

@@ -22,7 +22,7 @@ def runs_of(comparisons: list[Comparison]) -> set[str]:
 
 
 def with_texts(comparison: Comparison, errors: dict[str, NDArray[Any]]) -> Comparison:
-    """The same with intervals from a bootstrap over hold-out texts: the noise of the data, seeds held fixed.
+    """The same with intervals from a bootstrap over test texts: the noise of the data, seeds held fixed.
 
     `errors` maps run ids to squared errors per test text (of other metrics: to their values per text). Pairs of which a
     run is missing are left out; nothing is computed where test parts differ in length.

@@ -40,7 +40,7 @@ class Running:
     samples_before: int = 0
     """Samples when the attempt started."""
     held_out: bool = False
-    """Whether `fvu` and `l0` are those of the hold-out."""
+    """Whether `fvu` and `l0` are those of the validation part."""
     parameters: str = ""
     """Values of what the sweep searches, such as "lr 0.0031, batch_size 256"."""
     curve: list[float] = field(default_factory=list)
@@ -51,7 +51,7 @@ class Running:
     """Whether the attempt has sent an event."""
 
     def see(self, event: Event, objective: str = FVU) -> None:
-        """Take the event's values. Once there are hold-out values, those of training batches (which may be a tenth of
+        """Take the event's values. Once there are validation values, those of training batches (which may be a tenth of
         them) are not shown any more."""
         self.begun = True
         self.samples = max(self.samples, event.samples)

@@ -40,7 +40,7 @@ class Verdict(StrEnum):
 class Event:
     """One line.
 
-    start: the attempt begins (`info`: device, pid, versions). step: training metrics. eval: hold-out metrics at a
+    start: the attempt begins (`info`: device, pid, versions). step: training metrics. eval: validation metrics at a
     fixed mark, asks for a verdict. checkpoint: durable up to `samples`. done: `values` are the final metrics, the SAE
     is saved; if that is the SAE of an earlier mark, `info["kept"]` is the mark's samples and `info["fvu_at_end"]` is
     where training ended. failed: `info` has kind, message, traceback. left: `info["why"]` is "prune" or "leave".

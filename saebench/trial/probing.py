@@ -1,7 +1,7 @@
 """k-sparse probing: how well k latents predict a label, compared with k raw dimensions and k principal components.
 
 Per class (the most common ones, one against the rest): choose on training rows the k features whose means differ most
-between the class and the rest, and fit a logistic regression on them that weighs both sides the same. On the hold-out,
+between the class and the rest, and fit a logistic regression on them that weighs both sides the same. On the test part,
 measure the area under its ROC curve, and its balanced accuracy: the mean of the shares it gets right of the class and
 of the rest. Both are 0.5 by chance, however rare the class; the mean over classes is what is returned. The procedure is
 that of Gurnee et al. (arXiv:2305.01610) and SAEBench (arXiv:2503.09532), which measure accuracy on balanced samples.

@@ -6,19 +6,24 @@ import io
 import math
 import re
 from dataclasses import replace
+from itertools import combinations
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
-from sweep_data import frame_of, simulate, simulate_search
+from sweep_data import frame_of, simulate, simulate_search, with_state
 
+from saebench.report import points
 from saebench.report.checks import Check
 from saebench.report.comparison import Comparison
 from saebench.report.document import Report
+from saebench.report.floors import Floors
 from saebench.report.judge import JUDGED
 from saebench.report.record import Record
-from saebench.report.text import show
+from saebench.report.sources import Source
+from saebench.report.text import SCREEN, show
 from saebench.report.verdict import sentence
 from saebench.terminal.console import make_console
 
@@ -231,10 +236,6 @@ def test_the_widened_interval_holds_its_level_and_the_plain_one_does_not() -> No
 # --- checks, and a screen --------------------------------------------------------------------------------------------
 
 
-def test_a_clean_sweep_fails_no_check_but_classes() -> None:
-    assert set(failed(report(simulate_search()))) == {"classes"}
-
-
 def changed(key: str, value: float, kind: str = "topk") -> list[dict[str, Any]]:
     trials = simulate_search()
     for trial in trials:
@@ -243,24 +244,104 @@ def changed(key: str, value: float, kind: str = "topk") -> list[dict[str, Any]]:
     return trials
 
 
-@pytest.mark.parametrize(
-    ("name", "trials", "said"),
-    [
-        ("ranges", lambda: simulate_search(about={"edge": ["lr"]}), "edge of its range (batchtopk: lr, topk: lr)"),
-        ("search", lambda: simulate_search(about={"gap": None, "needed": 9}), "Set search.points to about 9"),
-        ("memory", lambda: changed("train_sample/fvu", 0.1), "times that of training rows (topk)"),
-        ("dead latents", lambda: changed("test/dead_fraction", 0.3), "up to 30% fire on no test text (topk)"),
-        ("test texts", lambda: simulate_search(examples=300.0), "300 test texts"),
-        ("sparsity", lambda: changed("test/l0", 24.0), "off its target (topk)"),
-        ("parts", lambda: simulate(), "the sweep has no test part"),
-        ("classes", lambda: simulate_search(), "on 5 principal components 0.700"),
-    ],
-)
-def test_every_check_fails_where_it_should_and_says_what_to_do(name: str, trials: Any, said: str) -> None:
-    check = failed(report(trials()))[name]
+def shown(trials: list[dict[str, Any]] | None = None, *, unfinished: bool = False, **held: Any) -> Report:
+    """A report; `held` stands for what it would read on demand, `floors` and `data` for the sweep's files."""
+    found = report(simulate_search() if trials is None else trials, unfinished=unfinished)
+    if "data" in held:
+        found.record.sources = (Source("demo", "", "", "", lock={"data": held.pop("data")}),)
+    found.__dict__.update(held)
+    return found
+
+
+def curves(best_at: int) -> Report:
+    """Every chosen trial has a curve of ten marks whose best is that one."""
+    found = shown()
+    rows = [(run, 100 * i, abs(i - best_at)) for run in found.chosen["run_id"] for i in range(1, 11)]
+    return shown(chosen_curves=pd.DataFrame(rows, columns=["run_id", "samples", "value"]))
+
+
+def stable(share: float) -> Report:
+    found = shown()
+    rows = [{"group": "", "arm": arm, "level": level, "dict_size": width, "level_name": "k", "best": True, "seeds": 4,
+             "pairs": 6, "same_share": share, "cosine": 0.5, "cosine_lowest": 0.4, "cosine_highest": 0.6, "alive": None,
+             "sampled": None, "complete": 4, "pruned": 0, "failed": 0, "unfinished": 0,
+             "shares": dict.fromkeys(combinations(range(4), 2), share)}
+            for (_, arm, level, width), _ in points.cells(found.frame)]  # fmt: skip
+    return shown(_stable=rows)
+
+
+def probed(pca: float) -> list[dict[str, Any]]:
+    trials = simulate_search()
+    for trial in trials:
+        trial["metrics"]["test/probing_auc_k5_pca"] = pca
+    return trials
+
+
+def floored(fvu: float) -> Report:
+    rows = [{"sweep": "demo", "floor": "kmeans", "k": k, "dict_size": 1536, "fvu": fvu} for k in (16, 32)]
+    return shown(floors=Floors(rows))
+
+
+def leaky(near: int) -> Report:
+    return shown(data={"near_test": near, "near_test_of": 200, "near_above": 0.95, "equal_test": 0})
+
+
+def budgeted(samples: int) -> list[dict[str, Any]]:
+    trials = simulate_search()
+    for trial in trials:
+        if trial["type"] == "topk":
+            trial["params"] = {**trial["params"], "samples": samples}
+    return trials
+
+
+CHECKS = {
+    "trials": (lambda: shown(unfinished=True), lambda: shown(), "44 trials ended, more are due"),
+    "ranges": (lambda: shown(simulate_search(about={"edge": ["lr"]})), lambda: shown(),
+               "edge of its range (batchtopk: lr, topk: lr)"),
+    "search": (lambda: shown(simulate_search(about={"gap": None, "needed": 9})), lambda: shown(),
+               "Set search.points to about 9"),
+    "memory": (lambda: shown(changed("train_sample/fvu", 0.1)), lambda: shown(), "times that of training rows (topk)"),
+    "curves": (lambda: curves(5), lambda: curves(10), "before the last tenth in 12 of 12 trials"),
+    "stability": (lambda: stable(0.3), lambda: stable(0.8), "70% of latents are found by no other seed"),
+    "classes": (lambda: shown(probed(0.7)), lambda: shown(probed(0.6)), "on 5 principal components 0.700 (worse: "),
+    "dead latents": (lambda: shown(changed("test/dead_fraction", 0.3)), lambda: shown(),
+                     "up to 30% fire on no test text (topk)"),
+    "test texts": (lambda: shown(simulate_search(examples=300.0)), lambda: shown(), "300 test texts"),
+    "leak": (lambda: leaky(20), lambda: leaky(3), "20 of 200 test texts have a training text at a cosine above 0.95"),
+    "sparsity": (lambda: shown(changed("test/l0", 24.0)), lambda: shown(), "off its target (topk)"),
+    "budgets": (lambda: shown(budgeted(5)), lambda: shown(), "unequal numbers of examples"),
+    "failures": (lambda: shown([*simulate_search(), with_state({**simulate_search()[0], "trial": 99}, "failed")]),
+                 lambda: shown(), "1 trial failed"),
+    "floors": (lambda: floored(0.1), lambda: floored(0.9), "above every score without training, in FVU: no arm"),
+}  # fmt: skip
+"""Check -> a report in which it fails, one in which it passes, what the failing one says."""
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_every_check_fails_where_it_should_says_what_to_do_and_passes_elsewhere(name: str) -> None:
+    fails, passes, said = CHECKS[name]
+    check = failed(fails())[name]
     assert said in check.text
     assert check.advice
     assert check.advice in check.text
+    assert {c.name: c.passed for c in passes().checks}[name] is True
+
+
+def test_the_check_of_stability_has_the_chance_level_beside_it() -> None:
+    """1,536 random directions in 384 dimensions: hardly one has a partner above 0.7."""
+    assert failed(stable(0.3))["stability"].found.endswith("at random 100%")
+
+
+def test_a_sweep_without_a_test_part_says_so() -> None:
+    assert "the sweep has no test part" in failed(report(simulate()))["parts"].text
+    assert "parts" not in {c.name for c in shown().checks}
+
+
+def test_classes_told_as_well_by_five_components_neither_fail_nor_pass() -> None:
+    """0.645 give or take 0.004: a difference of 0.0005 is no difference."""
+    check = next(c for c in shown(probed(0.6452)).checks if c.name == "classes")
+    assert check.passed is None
+    assert "not told apart: " in check.found
 
 
 @pytest.mark.parametrize("arms", [{"topk": 1.0, "batchtopk": 0.97}, dict.fromkeys(["topk", "batchtopk", "gated"], 1.0)])
@@ -268,7 +349,7 @@ def test_the_default_report_fits_a_screen_of_80_columns(arms: dict[str, float]) 
     out = io.StringIO()
     show(report(simulate_search(arms=arms, levels=(16, 32, 64))), make_console(out, width=80))
     lines = out.getvalue().splitlines()
-    assert len(lines) <= 48
+    assert len(lines) <= SCREEN
     assert all(len(line) <= 80 for line in lines)
     assert "Before you use it" in out.getvalue()
     assert lines[0].startswith("demo")

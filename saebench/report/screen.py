@@ -1,0 +1,126 @@
+"""The report that fits a screen: the verdict whole, then what there is room for of metrics, checks and one table."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from saebench.report.controls import is_of_interest
+from saebench.report.headline import headline
+from saebench.report.judge import label
+from saebench.report.table import Row, Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+    from saebench.report.document import Report
+
+LEAST = (2, 2, 3)
+"""Metrics, checks and rows of the table that are shown however long the verdict is."""
+_GOOD, _BAD, _OPEN = "green", "red", "yellow"
+_STYLE = {"better": _GOOD, "worse": _GOOD, "equal": _GOOD, "small": _GOOD, "same": _GOOD}
+
+
+def screen(report: Report, console: Console, lines: int) -> None:
+    """Print the report in at most so many lines, unless the verdict alone is longer."""
+    from rich.text import Text
+
+    head = [
+        Text.assemble((report.name, "bold"), "  ", report.counts),
+        *(Text(line, "dim") for line in report.about[:2]),
+    ]
+    said = [Text(f"{headline(report)}.", "bold"), Text(report.verdict)]
+    notes = report.record.notes
+    rows, failed = _metric_rows(report), [check for check in report.checks if not check.passed]
+    table = report.table("strata") if len(report.frame) else None
+    last = [Text(_last(report), "dim"), *([Text(f"note: {notes[0]}", _OPEN)] if notes else [])]
+    taken = len(head) + sum(len(text.wrap(console, console.width)) for text in said) + len(last) + 6
+    wanted = (len(rows), len(failed), len(table.frame) if table is not None else 0)
+    if table is not None:  # its head, which may wrap
+        taken += len(console.render_lines(_shown(table, 1, console.width), pad=False)) - 1
+    metrics, checks, strata = _shares(wanted, lines - taken)
+    for text in head:
+        console.print(text, overflow="ellipsis", no_wrap=True)
+    console.print()
+    for text in said:
+        console.print(text, highlight=False)
+    _metrics(console, rows, metrics)
+    _checks(report, console, checks)
+    if table is not None:
+        console.print()
+        console.print(_shown(table, strata, console.width), highlight=False)
+    console.print()
+    for text in last:
+        console.print(text, overflow="ellipsis", no_wrap=True, highlight=False)
+
+
+def _shares(wanted: tuple[int, int, int], room: int) -> tuple[int, int, int]:
+    """Deal out `room` lines: first what each part has at least, then turn by turn, the table first."""
+    given = [min(want, least) for want, least in zip(wanted, LEAST, strict=True)]
+    while sum(given) < room and any(has < want for has, want in zip(given, wanted, strict=True)):
+        for part in (2, 1, 0):
+            if given[part] < wanted[part] and sum(given) < room:
+                given[part] += 1
+    return given[0], given[1], given[2]
+
+
+def _metric_rows(report: Report) -> list[tuple[str, Row]]:
+    """(name, row) per metric; the primary metric of every pair of interest where there are several pairs."""
+    rows = report.table("metrics").rows()
+    if len({row["pair"] for row in rows}) <= 1:
+        return [(label(row["metric"]), row) for row in rows] if len(rows) > 1 else []
+    first = report.primary[0]
+    return [(row["pair"], row) for row in rows if row["metric"] == first and is_of_interest(row["a"], row["b"])]
+
+
+def _metrics(console: Console, rows: list[tuple[str, Row]], most: int) -> None:
+    from rich.text import Text
+
+    shown = rows if len(rows) <= most else rows[: max(most - 1, 1)]
+    if not shown:
+        return
+    console.print()
+    width = min(max(len(name) for name, _ in shown), console.width // 2)
+    said = max(len(row["said"]) for _, row in shown)
+    for name, row in shown:
+        outcome = (row["said"].ljust(said), _STYLE.get(row["outcome"], _OPEN))
+        text = Text.assemble("  ", name[:width].ljust(width), "  ", outcome, "  ", row["difference_text"])
+        console.print(text, overflow="ellipsis", no_wrap=True, highlight=False)
+    if len(rows) > len(shown):
+        console.print(Text(f"  and {len(rows) - len(shown)} more: --table metrics", "dim"), highlight=False)
+
+
+def _checks(report: Report, console: Console, most: int) -> None:
+    """Before you use it: how many passed, and a line for each that did not, cut where the line ends."""
+    from rich.text import Text
+
+    found = report.checks
+    if not found:
+        return
+    failed, passed = [c for c in found if not c.passed], sum(bool(c.passed) for c in found)
+    shown = failed if len(failed) <= most else failed[: max(most - 1, 1)]
+    more = f"; {len(failed) - len(shown)} more did not: --all" if len(failed) > len(shown) else ""
+    head = Text.assemble(("Before you use it", "bold"), f"  {passed} of {len(found)} checks passed{more}")
+    console.print()
+    console.print(head, overflow="ellipsis", no_wrap=True, highlight=False)
+    for check in shown:
+        mark, style = ("x", _BAD) if check.passed is False else ("?", _OPEN)
+        text = Text.assemble("  ", (f"{mark} {check.name}", style), check.text[len(check.name) :])
+        console.print(text, overflow="ellipsis", no_wrap=True, highlight=False)
+
+
+def _shown(table: Table, rows: int, width: int) -> RichTable:
+    """The first rows, without title and edge."""
+    from saebench.report.text import rich_table
+
+    columns = tuple(column for column in table.columns if column.key != "chosen_by")
+    shown = rich_table(replace(table, frame=table.frame.head(rows), columns=columns), width)
+    shown.title, shown.show_edge = None, False
+    return shown
+
+
+def _last(report: Report) -> str:
+    notes, rows = report.record.notes, len(report.frame)
+    more = f"; {len(notes) - 1} more notes" if len(notes) > 1 else ""
+    return f"more: --all, --table NAME (--help lists them), --out report.html{more}" if rows else "no trials yet"
