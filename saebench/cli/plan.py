@@ -203,13 +203,27 @@ def _encoding(plan: Plan, entry: dict[str, Any]) -> str:
     data, cost = plan.spec.data, work(plan)
     width = f"width {plan.d_in}" if plan.d_in is not None else "width not known before the model is loaded"
     size = f", {cost.embedding_bytes / 1e6:,.1f} MB" if cost.embedding_bytes is not None else ""
+    if data.embeddings is not None:
+        return _own_rows(plan, entry, f"{width}{size}")
     texts = f"up to {data.num_examples:,} texts with {data.model} ({width}{size})"
     if not data.cache:
         return f"{texts} in every trial: data.cache is off"
     if entry["cached"]:
         return f"nothing: {entry['texts']:,} texts are cached in {entry['dir']} ({width})"
-    state = "not cached yet" if entry["cached"] is False else "whether they are cached could not be told"
-    return f"{texts}, once; {state} ({entry['dir']})"
+    return f"{texts}, once; {_is_cached(entry)} ({entry['dir']})"
+
+
+def _is_cached(entry: dict[str, Any]) -> str:
+    return "not cached yet" if entry["cached"] is False else "whether they are cached could not be told"
+
+
+def _own_rows(plan: Plan, entry: dict[str, Any], size: str) -> str:
+    """Embeddings of one's own: nothing is encoded, the rows are copied once."""
+    data = plan.spec.data
+    if entry["cached"]:
+        return f"nothing: {entry['texts']:,} rows of {data.embeddings} are cached in {entry['dir']}"
+    rows = f"{data.num_examples:,} rows of {data.embeddings} ({size})"
+    return f"nothing: {rows} are copied into the cache once; {_is_cached(entry)} ({entry['dir']})"
 
 
 def _keeping(plan: Plan) -> list[tuple[str, str]]:

@@ -7,10 +7,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from saebench.cli import cli, outlook
+from saebench.cli.plan import show_plan
 from saebench.plan import make_plan
 from saebench.runs.paths import SweepPaths
 from saebench.spec import load_spec
@@ -142,3 +144,14 @@ def test_a_step_and_the_encoding_of_a_text_are_measured(spec: Path, minilm_path:
     assert found.text is not None
     assert 0 < found.text < 60
     assert measure.measure([config], 384, "no such device", 1) is None
+
+
+def test_own_embeddings_are_copied_not_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((600, 32)).astype("f4"))
+    (tmp_path / "own.yaml").write_text(
+        "name: own\ndata: {embeddings: v.npy}\nsae:\n  - {type: topk, k: 4, dict_size: 64}\ntrain: {samples: 2000}\n"
+    )
+    show_plan(load_spec(tmp_path / "own.yaml", []), str(tmp_path), str(tmp_path / "cache"), measured=False)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("encode"))
+    assert line.split(maxsplit=1)[1].startswith("nothing: 600 rows of ")
+    assert "v.npy (width 32, 0.1 MB) are copied into the cache once; not cached yet" in line
