@@ -18,8 +18,9 @@ from typing import Any
 from saebench import telemetry
 from saebench.config import TrialConfig
 
-SECONDS = 0.5
-"""Seconds of timed steps per configuration."""
+SECONDS, LONGEST = 0.5, 3.0
+"""Seconds of timed steps per configuration; up to LONGEST where they are too few to find one that nothing disturbed."""
+LEAST_STEPS = 20
 WARM_UP = 2
 """Steps before the timed ones: the first allocate memory and choose kernels."""
 ROWS = 8192
@@ -67,7 +68,7 @@ def measure(
 
 
 def seconds_per_example(config: TrialConfig, d_in: int, device: str) -> float:
-    """Train on random rows for about SECONDS and return the time of the fastest step, which is the least disturbed by
+    """Train on random rows for SECONDS to LONGEST and return the time of the fastest step, which is the least disturbed by
     other processes. Runs in the child."""
     import torch
 
@@ -78,8 +79,8 @@ def seconds_per_example(config: TrialConfig, d_in: int, device: str) -> float:
     for _ in range(WARM_UP):
         training.advance(store.next_batch())
     training.check()
-    end, seconds = time.perf_counter() + SECONDS, list[float]()
-    while len(seconds) < 2 or time.perf_counter() < end:
+    begun, seconds = time.perf_counter(), list[float]()
+    while len(seconds) < 2 or time.perf_counter() < begun + (SECONDS if len(seconds) >= LEAST_STEPS else LONGEST):
         start = time.perf_counter()
         training.advance(store.next_batch())
         if device.startswith("cuda"):
