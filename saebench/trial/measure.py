@@ -68,8 +68,8 @@ def measure(
 
 
 def seconds_per_example(config: TrialConfig, d_in: int, device: str) -> float:
-    """Train on random rows for SECONDS to LONGEST and return the time of the fastest step, which is the least disturbed by
-    other processes. Runs in the child."""
+    """Train on random rows for SECONDS to LONGEST and return the time of the fastest step, which is the least disturbed
+    by other processes. Runs in the child."""
     import torch
 
     from saebench.trial.trainer import Training
