@@ -9,6 +9,7 @@ some repetitions each: other processes can only add to it. (A mean over omp's st
 from __future__ import annotations
 
 import argparse
+import resource
 import sys
 import time
 from collections.abc import Callable
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 from torch import Tensor
 
@@ -36,13 +36,25 @@ def least(work: Callable[[], Any], repeats: int) -> float:
     return min(times)
 
 
-def ours(rows: Tensor, dict_size: int, batch: int, k: int, repeats: int) -> dict[str, tuple[float, float]]:
+OURS: dict[str, tuple[str, dict[str, Any]]] = {
+    "topk": ("topk", {}),
+    "topk, refine 2": ("topk", {"refine": 2}),
+    "omp": ("omp", {}),
+    "omp, 16 at a time": ("omp", {"at_a_time": 16}),
+}
+
+
+def ours(
+    rows: Tensor, dict_size: int, batch: int, k: int, repeats: int, arms: list[str]
+) -> dict[str, tuple[float, float]]:
     found, work = {}, Work(batch, rows.shape[1], dict_size, k, rows)
-    for name, kind, fields in (("topk", "topk", {}), ("topk, refine 2", "topk", {"refine": 2}), ("omp", "omp", {})):
+    for name, (kind, fields) in OURS.items():
+        if name not in arms:
+            continue
         training, step = start(kind, work, sae=fields)
         for _ in range(3):
             step()
-        stepping = least(step, 2 * repeats) if name != "omp" else _mean(step, 16)
+        stepping = least(step, 2 * repeats) if kind != "omp" else _mean(step, 8 * min(repeats, 2))
         training.calibrate()
         with torch.no_grad():
             encoding = least(lambda sae=training.sae: sae.encode(rows[:1000]), repeats)
@@ -77,6 +89,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--arms", nargs="+", default=list(OURS), choices=OURS)
     parser.add_argument("--peers", action="store_true", help="other projects' too")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -84,11 +97,11 @@ def main() -> None:
     print("| dict_size | what | step, ms | / topk | encoding 1,000, ms | / topk | peak memory, MiB |")
     print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
     for dict_size in args.dict_sizes:
-        found = ours(x, dict_size, args.batch, args.k, args.repeats)
+        found = ours(x, dict_size, args.batch, args.k, args.repeats, args.arms)
         if args.peers:
             found |= theirs(x, dict_size, args.batch, args.k, max(1, args.repeats // 2))
-        step, encoding = found["topk"]
-        peak = psutil.Process().memory_info().rss / 2**20
+        step, encoding = found.get("topk", (float("nan"),) * 2)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         for name, (a, b) in found.items():
             print(f"| {dict_size} | {name} | {a:.1f} | {a / step:.2f} | {b:.1f} | {b / encoding:.2f} | {peak:.0f} |")
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from saebench.latents import Latents
 from saebench.latents.judge import SAE, Judged
+from saebench.latents.scores import FEWEST
 from saebench.latents.seeds import judged_rows, judged_with_seeds, label_rows, score_rows
 from saebench.latents.visible import visible
 from saebench.report.table import Column, Table, decimals, make, percentage, plus_minus
@@ -32,7 +33,9 @@ def _columns(many: bool) -> list[Column]:
         return visible(row["keywords"], 60) or "-"
 
     def label(row: dict[Any, Any]) -> str:
-        return f"{visible(str(row['label']), 30)} {percentage(row['label_share'])}" if row["label"] is not None else "-"
+        if not isinstance(row["label"], str):  # a data frame turns None into NaN
+            return "-"
+        return f"{visible(row['label'], 30)} {percentage(row['label_share'])}"
 
     def nearest(key: str) -> Any:
         return lambda row: ", ".join(f"#{n}" for n, _ in row[key][:3]) or "-"
@@ -79,6 +82,9 @@ def fired_table(one: Latents, text: str, values: dict[int, float]) -> Table:
     return make("fired", f"Latents that fire on {visible(text, 80)!r}", found, columns, note if shared else "")
 
 
+_NO_SCORE = f"A score needs latents that fire on {FEWEST} texts or more, and texts, labels or --second MODEL."
+
+
 def scores(
     analyses: Sequence[Latents], which: str, second: str | None, circular: bool, cache_dir: str | None, build: bool
 ) -> Table:
@@ -104,6 +110,7 @@ def scores(
         Column("above", "above the best floor ± 95%", plus_minus("above", "above_high", 3)),
     ]  # fmt: skip
     note = "Mean and t interval over seeds. Floors: the same score for directions with the latents' activation rates."
+    note = note if rows else _NO_SCORE
     return make("scores", "Scores of interpretability, and their floors", rows, columns, note)
 
 
@@ -124,4 +131,5 @@ def _judged(analyses: Sequence[Latents], judged: Sequence[Judged]) -> Table:
         for score in ("coherence", "example_auroc")
         if score in one.values[SAE]
     ]
-    return make("judged", "Latents that were judged", rows, columns, f"Means, with their floors: {'; '.join(floors)}.")
+    note = f"Means, with their floors: {'; '.join(floors)}." if floors else _NO_SCORE
+    return make("judged", "Latents that were judged", rows, columns, note)

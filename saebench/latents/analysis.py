@@ -143,6 +143,8 @@ class Latents:
             found.append(
                 f"the texts of {self.part.entry.cache_key} cannot be read: row numbers stand for them, no keywords"
             )
+        elif not self.terms.names:
+            found.append("no word is in three of these texts: no keywords")
         elif self.terms.unspaced > UNSPACED:
             found.append(
                 f"{self.terms.unspaced:.0%} of the tokens are in scripts without spaces between words: keywords there "

@@ -11,10 +11,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from latents.planted import NAMES, TOPICS, texts
+from latents.planted import NAMES, TOPICS, planted_sae, texts, write_trial
 from scipy.sparse import load_npz
 
 from saebench.cli import cli
+from saebench.config import TrialConfig
 from saebench.errors import UserError
 from saebench.latents import Encoder
 from saebench.latents.trial import open_trial
@@ -156,3 +157,17 @@ def test_a_text_on_the_command_line_is_answered_in_lines(trial: TrialPaths, tmp_
     lines = done(tmp_path, "encode", "demo/0", "--text", "river flood canal").stdout.splitlines()
     assert lines[0].startswith("river flood canal: ")
     assert lines[1].split()[0] == "0"
+
+
+def test_what_is_not_there_is_a_dash_or_a_sentence(config: TrialConfig, tmp_path: Path) -> None:
+    """A latent that no label goes with, and an SAE that nothing fires, whose tables of scores are empty."""
+    sae = planted_sae()
+    sae.b_enc[10:] = 0.5  # fires on everything
+    write_trial(tmp_path / "runs", config, sae)
+    shown = done(tmp_path, "latents", "demo/0").stdout
+    assert "nan" not in shown
+    sae.b_enc.fill_(-1e6)
+    write_trial(tmp_path / "runs", config.model_copy(update={"number": 1}), sae)
+    for table in ("scores", "judged"):
+        shown = " ".join(done(tmp_path, "latents", "demo/1", "--table", table).stdout.split())
+        assert "A score needs latents that fire on 5 texts or more, and texts, labels or --second MODEL." in shown
