@@ -36,7 +36,7 @@ from saebench.runs.state import load_config, read_state
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 RUN = "import json, sys; from saebench.sweep import run_sweep; sys.exit(run_sweep(**json.loads(sys.argv[1])).exit_code)"
-STEPS = 30_000
+STEPS = 6_000
 GRACE = 20.0
 
 
@@ -108,10 +108,10 @@ class Lab:
         spec = {
             "name": name,
             "data": {"embeddings": str(self.folder / "e.npy"), "holdout": 0.3},
-            "sae": [{"type": "topk", "k": [4], "dict_size": 64}],
+            "sae": [{"type": "topk", "k": [2, 4, 8], "dict_size": 64}],
             "train": {"samples": 64 * STEPS, "batch_size": 64, "eval_every": 16 * STEPS, "lr": 0.003,
                       "checkpoint_every": 4 * STEPS},
-            "seeds": [0, 1, 2], "search": {"refine": 0}, "prune": {"pruner": "none"}, "run": run,
+            "seeds": [0], "search": {"refine": 0}, "prune": {"pruner": "none"}, "run": run,
         }  # fmt: skip
         given = {"spec": spec, "runs_dir": str(self.folder / "runs"), "cache_dir": str(self.folder / "cache")}
         log = self.folder / f"sweep-{name}.log"
