@@ -32,7 +32,7 @@ from saebench.stores import cache
 from saebench.sweep import SweepResult, run_sweep
 from saebench.sweep_config import RunConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TARGET = "real_trial:plain"
 
 
