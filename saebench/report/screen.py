@@ -13,6 +13,7 @@ from saebench.report.table import Row, Table
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table as RichTable
+    from rich.text import Text
 
     from saebench.report.document import Report
 
@@ -41,7 +42,7 @@ def screen(report: Report, console: Console, lines: int) -> None:
         taken += len(console.render_lines(_shown(table, 1, console.width), pad=False)) - 1
     metrics, checks, strata = _shares(wanted, lines - taken)
     for text in head:
-        console.print(text, overflow="ellipsis", no_wrap=True)
+        _print_line(console, text)
     console.print()
     for text in said:
         console.print(text, highlight=False)
@@ -52,7 +53,16 @@ def screen(report: Report, console: Console, lines: int) -> None:
         console.print(_shown(table, strata, console.width), highlight=False)
     console.print()
     for text in last:
-        console.print(text, overflow="ellipsis", no_wrap=True, highlight=False)
+        _print_line(console, text)
+
+
+def _print_line(console: Console, text: Text) -> None:
+    """Print one line; what does not fit is left out from a word's beginning on."""
+    if text.cell_len > console.width:
+        kept = text.plain[: console.width - 2].rfind(" ")
+        text.truncate(kept if kept > 0 else console.width - 2)
+        text.append(" …")
+    console.print(text, overflow="ellipsis", no_wrap=True, highlight=False)
 
 
 def _shares(wanted: tuple[int, int, int], room: int) -> tuple[int, int, int]:
@@ -86,7 +96,7 @@ def _metrics(console: Console, rows: list[tuple[str, Row]], most: int) -> None:
     for name, row in shown:
         outcome = (row["said"].ljust(said), _STYLE.get(row["outcome"], _OPEN))
         text = Text.assemble("  ", name[:width].ljust(width), "  ", outcome, "  ", row["difference_text"])
-        console.print(text, overflow="ellipsis", no_wrap=True, highlight=False)
+        _print_line(console, text)
     if len(rows) > len(shown):
         console.print(Text(f"  and {len(rows) - len(shown)} more: --table metrics", "dim"), highlight=False)
 
@@ -103,11 +113,11 @@ def _checks(report: Report, console: Console, most: int) -> None:
     more = f"; {len(failed) - len(shown)} more did not: --all" if len(failed) > len(shown) else ""
     head = Text.assemble(("Before you use it", "bold"), f"  {passed} of {len(found)} checks passed{more}")
     console.print()
-    console.print(head, overflow="ellipsis", no_wrap=True, highlight=False)
+    _print_line(console, head)
     for check in shown:
         mark, style = ("x", _BAD) if check.passed is False else ("?", _OPEN)
         text = Text.assemble("  ", (f"{mark} {check.name}", style), check.text[len(check.name) :])
-        console.print(text, overflow="ellipsis", no_wrap=True, highlight=False)
+        _print_line(console, text)
 
 
 def _shown(table: Table, rows: int, width: int) -> RichTable:
