@@ -43,13 +43,11 @@ def in_process(tmp_path: Path) -> Iterator[InProcessExecutor]:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[Cluster]:
-    """A head without CPUs and the nodes a, b and c with two each."""
+    """A head without CPUs; nodes are started where they are needed (`ensure`)."""
     pytest.importorskip("ray", reason="the extra [ray] is not installed")
     cluster = Cluster()
     try:
         cluster.start_head()
-        for name in "abc":
-            cluster.start_node(name)
         yield cluster
     finally:
         cluster.close()
@@ -58,6 +56,7 @@ def ray_cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="session")
 def ray_session(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayExecutor]:
     """One agent with two slots."""
+    ray_cluster.ensure("a")
     run = TWO_SLOTS.model_copy(update={"executor": "ray", "address": ray_cluster.address, "agents": 1})
     folder = tmp_path_factory.mktemp("ray")
     with pytest.MonkeyPatch.context() as patch:

@@ -76,6 +76,12 @@ class Cluster:
                 return node
         raise TimeoutError("no Ray head came up")
 
+    def ensure(self, names: str) -> None:
+        """Have these nodes, with two CPUs each."""
+        for name in names:
+            if name not in [node.name for node in self.nodes]:
+                self.start_node(name)
+
     def start_node(self, name: str, cpus: int = 2) -> Node:
         for _ in range(TRIES):
             if node := self._start(name, cpus, [f"--address={self.address}"]):

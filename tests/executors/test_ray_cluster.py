@@ -55,6 +55,7 @@ def spec(folder: Path, name: str, samples: int, **run: Any) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def world(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with embeddings, and the environment of a user of the cluster."""
+    ray_cluster.ensure("abc")
     folder = tmp_path_factory.mktemp("world")
     generator = np.random.default_rng(0)
     codes = generator.random((2000, 30)) * (generator.random((2000, 30)) < 0.1)
