@@ -11,10 +11,13 @@ from urllib.parse import unquote, unquote_plus
 MASK = "***"
 _DATABASE = re.compile(r"(?:postgres|mysql|mariadb|mssql|oracle|redis|mongodb|snowflake|redshift|cockroachdb)", re.I)
 """Schemes whose user name is no secret by itself; over http a user name may be a token."""
-_ADDRESS = re.compile(r"(?<![\w+.-])([A-Za-z][\w+.-]*)://((?:[^\s\"/?#@:]{0,200}:[^\s\"/?#]{0,200}@)?[^\s\"'<>`|\\]+)")
-"""An address in other text. A quote, bracket or backslash ends it, except between a user name's colon and the @."""
-_WHOLE = re.compile(r"([A-Za-z][\w+.-]*)://(\S+)")
-"""Text that is an address as a whole: there a password may hold any character but a space."""
+_ADDRESS = re.compile(
+    r"(?<![\w+.-])([A-Za-z][\w+.-]*)://("
+    r"(?:[^\s\"/?#@:]{0,200}:(?:[^\s\"/?#]{0,200}|[^\s\"/?#@:)][^\n\"/?#@:]{0,200})@)?[^\s\"'<>`|\\]+)"
+)
+"""An address in other text. A quote, bracket, backslash or space ends it, except between a user name's colon and the @."""
+_WHOLE = re.compile(r"([A-Za-z][\w+.-]*)://(\S+|[^\s/?#@:]*:\S.*@[^\s@]+)")
+"""Text that is an address as a whole: there a password may hold any character, a space too."""
 _KEY = re.compile(
     r"^pass$|passw|passphrase|pwd|token(?!iz)|secret|credential|signature|^sig$|auth(?!or(?!iz))|api.?key|"
     r"access.?key|private.?key|^key$|odbc_connect",
@@ -72,7 +75,7 @@ def secrets_of(address: str) -> Iterator[str]:
     parts += [value for _, key, value in _WHOLE_PARAMETER.findall(found[2]) if _KEY.search(unquote(key))]
     parts += [decoded for part in parts for decoded in (unquote(part), unquote_plus(part))]
     parts += [quoted for part in parts for quoted in (part.replace("'", "''"), json.dumps(part)[1:-1])]
-    for part in {piece for whole in parts for piece in (whole, *re.split(r"[:@/?#=;]", whole))}:
+    for part in {piece for whole in parts for piece in (whole, *re.split(r"[:@/?#=;\s]", whole))}:
         if len(part) >= _LEAST and part != MASK:
             yield part
 
@@ -110,10 +113,9 @@ def _split(scheme: str, rest: str) -> tuple[str | None, str]:
             return f"{authority[0]}{more}", host_and_rest + later[len(path) :]
         return userinfo, host + later
     name, colon, port = authority[0].partition(":")
-    if name and colon and "@" in rest and not (port.isdigit() or not port):
-        userinfo, _, host = rest.rpartition("@")
-        return userinfo, host
-    if name and colon and _is_database(scheme) and "@" in rest.partition("?")[0]:  # a password that begins like a port
+    # a password may begin like a port: an @ behind one is taken for the end of a password, not for a part of a path
+    later = rest if port and not port.isdigit() else rest.partition("?")[0]
+    if name and colon and "@" in later:
         userinfo, _, host = rest.rpartition("@")
         return userinfo, host
     return None, rest

@@ -19,6 +19,11 @@ WITH_SECRET = [
     (f"https://:{PW}@host", "https://***@host"),
     (f"https://me:{PW}%40{PW}@host", "https://***@host"),
     (f"https://me:a/{PW}?{PW}#{PW}@host", "https://***@host"),
+    (f"http://me:5000/{PW}@host", "http://***@host"),
+    (f"https://me:443/{PW}@host:5000/x", "https://***@host:5000/x"),
+    (f"http://me:{PW} {PW}@host:5000", "http://***@host:5000"),
+    (f"http://me:two words {PW}@host", "http://***@host"),
+    (f"postgresql://me:my {PW}@db/x", "postgresql://me:***@db/x"),
     (f"postgresql://me:{PW}@db:5432/x", "postgresql://me:***@db:5432/x"),
     (f"postgresql+psycopg2://me:a/{PW}@db/x?sslmode=require", "postgresql+psycopg2://me:***@db/x?sslmode=require"),
     (f"postgresql://me:5432/{PW}@db/x", "postgresql://me:***@db/x"),
@@ -35,7 +40,8 @@ WITH_SECRET = [
     (f"PostgreSQL://me:{PW}@db/x", "PostgreSQL://me:***@db/x"),
 ]
 WITHOUT = [
-    "http://host:5000", "http://127.0.0.1:5000/#/experiments/1", "https://host/path@v2", "http://host:5000/a@b",
+    "http://host:5000", "http://127.0.0.1:5000/#/experiments/1", "https://host/path@v2",
+    "http://host: cannot be reached (me@example.com)", "http://host:5000?x=a@b",
     "sqlite:////home/a@b/my p/mlflow.db", "sqlite:///C:/a@b/mlflow.db", "sqlite:///mlflow.db", "postgresql:///x",
     "postgresql://me@db/x", "hf://datasets/a/b@main/x.csv", "s3://bucket/key", "file:///a@b", "databricks://profile",
     "me@example.com: hello", "a://b", "http://host/?monkey=1&page=2&keys=3&compass=n&author=a&tokenizer=b",
@@ -73,6 +79,13 @@ def test_the_secret_of_a_known_address_is_masked_wherever_it_stands(address: str
     said = f'could not translate host name "{PW}@host" to address; login {PW} failed'
     assert PW not in mask(said, address)
     assert all(len(secret) > 2 for secret in secrets_of(address))
+
+
+def test_a_password_with_spaces_is_masked_in_a_message_and_in_a_folded_spec() -> None:
+    address = f"http://me:first {PW} third@host:5000"
+    assert mask(f"tracking {address}: no answer") == "tracking http://***@host:5000: no answer"
+    assert PW not in mask(f"tracking:\n  uri: http://me:first\n    {PW} third@host:5000\n", address)
+    assert mask(f"http://host:5000 is away, write to me@example.com", address).startswith("http://")
 
 
 def test_a_short_part_of_a_secret_does_not_blank_a_message() -> None:
