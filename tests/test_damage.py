@@ -3,6 +3,7 @@ that names the file and exit code 3."""
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import sweep_toys
+from click.testing import CliRunner
 
+from saebench.cli import cli
 from saebench.config import TrialConfig
 from saebench.plan import make_plan
 from saebench.runs.board import Board
@@ -23,21 +26,13 @@ from saebench.spec import parse_spec
 from saebench.study import Search
 from saebench.sweep import run_sweep
 
-SPEC: dict[str, Any] = {
-    "name": "toy",
-    "data": {
-        "model": "all-MiniLM-L6-v2",
-        "dataset": {"path": "text", "data_files": str(Path(__file__))},
-        "num_examples": 1000,
-        "cache": False,
-    },
-    "sae": [{"type": "topk", "k": 4, "dict_size": 64}],
-    "train": {"samples": 200, "batch_size": 10, "eval_every": 100, "lr": {"low": 1e-3, "high": 1e-1, "log": True}},
-    "seeds": [0, 1],
-    "search": {"sampler": "qmc", "points": 3, "refine": 1},
-    "prune": {"pruner": "none"},
-    "run": {"executor": "in_process"},
-}
+SPEC: dict[str, Any] = sweep_toys.spec(
+    sae=[{"type": "topk", "k": 4, "dict_size": 64}],
+    train__samples=200,
+    train__lr={"low": 1e-3, "high": 1e-1, "log": True},
+    search={"sampler": "qmc", "points": 3, "refine": 1},
+    run={"executor": "in_process"},
+)
 PLAN = make_plan(parse_spec(SPEC), 384)
 DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
     "deleted": lambda _: None,
@@ -47,16 +42,20 @@ DAMAGES: dict[str, Callable[[bytes], bytes | None]] = {
 }
 FILES = ["lock.json", "spec.yaml", "optuna.journal", "tracking.json", "scheduler.log"]
 TRIAL_FILES = ["config.json", "state.json", "events.jsonl", "log.txt", "evaluation.safetensors"]
+TRIAL_FILES += ["sae/sae.json", "sae/sae.safetensors"]
 TRIALS = [1, 4]
 """One that searched, one that compares."""
 
 
 def train(config: TrialConfig, paths: TrialPaths, device: str, report: Callable[[Event], Verdict], **more: Any) -> None:
-    """The toy, which leaves an evaluation too."""
+    """The toy, which leaves an evaluation and an SAE too."""
 
     def reported(event: Event) -> Verdict:
         if event.type == "done":
             paths.evaluation.write_bytes(bytes(range(200)))
+            paths.sae.mkdir()
+            (paths.sae / "sae.json").write_text('{"format_version": 1}')
+            (paths.sae / "sae.safetensors").write_bytes(bytes(range(100)))
             paths.log.write_text("said")
         return report(event)
 
@@ -155,6 +154,24 @@ def test_a_damaged_file_of_a_trial_is_rebuilt_or_said(
         assert [line.split(": ")[0] for line in lost] == [str(path)]
         path.write_bytes(whole)
         assert recovered(root) == ([], []), "put back from elsewhere"
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["config.json", "state.json"])
+def test_status_alone_says_what_a_trial_has_lost(complete: Path, tmp_path: Path, name: str, damage: str) -> None:
+    """A config that was cut or flipped is left to the next start: status would have to read every one."""
+    root = copy(complete, tmp_path)
+    assert CliRunner().invoke(cli, ["status", str(root)]).exit_code == 0
+    path = SweepPaths(root).trial(1).root / name
+    harm(path, damage)
+    seen = CliRunner().invoke(cli, ["status", str(root)])
+    as_json = CliRunner().invoke(cli, ["status", str(root), "--json"])
+    if name == "config.json" and damage in ("cut", "flipped"):
+        return
+    assert (seen.exit_code, as_json.exit_code) == (3, 3), seen.output
+    assert str(path) in seen.output.replace("\n", "")
+    assert str(path) in as_json.stderr
+    assert len(json.loads(as_json.stdout)["trials"]) == (5 if name == "config.json" else 4)
 
 
 def test_a_trial_whose_directory_was_deleted_is_said_at_every_start(complete: Path, tmp_path: Path) -> None:

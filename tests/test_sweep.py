@@ -22,6 +22,7 @@ import psutil
 import pytest
 import sweep_toys
 import yaml
+from sweep_toys import spec
 
 from saebench.errors import DataError, PreflightError, SpecError
 from saebench.executors import Message
@@ -39,31 +40,6 @@ from saebench.sweep_config import RunConfig
 from saebench.terminal.views import QuietView
 
 TOY = "sweep_toys:train"
-
-
-def spec(**changes: Any) -> dict[str, Any]:
-    """Four trials of a toy: 2 strata, 2 seeds. `cache: off` and a known model: nothing is encoded."""
-    found: dict[str, Any] = {
-        "name": "toy",
-        "data": {
-            "model": "all-MiniLM-L6-v2",
-            "dataset": {"path": "text", "data_files": str(Path(__file__))},
-            "num_examples": 1000,
-            "cache": False,
-        },
-        "sae": [{"type": "topk", "k": [4, 8], "dict_size": 64}],
-        "train": {"samples": 400, "batch_size": 10, "eval_every": 100, "lr": 0.01},
-        "seeds": [0, 1],
-        "prune": {"pruner": "none"},
-        "run": {"devices": "cpu", "per_device": 2},
-    }
-    for key, value in changes.items():
-        place = found
-        *path, last = key.split("__")
-        for part in path:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
 
 
 @pytest.fixture(autouse=True)

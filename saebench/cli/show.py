@@ -18,6 +18,7 @@ from saebench.cli.options import runs_option
 from saebench.cli.output import echo
 from saebench.errors import SpecError, UserError
 from saebench.runs import paths as places
+from saebench.runs.lost import lost_files
 from saebench.runs.paths import SweepPaths, TrialPaths
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
     if name is None:
         known = sweeps(runs_dir)
         if not known:
-            raise UserError(f"{places.runs_dir(runs_dir)}: there are no sweeps")
+            raise UserError(f"{places.runs_dir(runs_dir)}: no sweeps")
         return known[0]
     for root in (places.runs_dir(runs_dir) / name, Path(name).absolute()):
         if _is_sweep(root):
@@ -78,16 +79,18 @@ def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -
     """Show how a sweep stands.
 
     Slots, trials by state, pace, verdicts, failures with reasons. SWEEP is a name or a directory; by default the
-    sweep that changed last.
+    sweep that changed last. Exit code 3: a file of a trial is lost or damaged.
     """
     from saebench.runs.holder import holder
 
     paths = find_sweep(name, runs_dir)
-    if as_json:
-        _print_json(paths)
-        return
     if not watch:
-        _print_status(paths)
+        lost = list(lost_files(paths))
+        for line in lost:
+            echo(f"damaged: {line}", err=as_json)
+        _print_json(paths, lost.append) if as_json else _print_status(paths, lost.append)
+        if lost:
+            raise SystemExit(3)
         return
     try:
         _watch(paths)
@@ -97,7 +100,7 @@ def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -
         echo(_scheduler_line(paths))
 
 
-def _print_status(paths: SweepPaths) -> None:
+def _print_status(paths: SweepPaths, damaged: Callable[[str], None]) -> None:
     from saebench.terminal.console import make_console
     from saebench.terminal.picture import picture
 
@@ -105,7 +108,12 @@ def _print_status(paths: SweepPaths) -> None:
     console.print(_scheduler_line(paths), soft_wrap=True)
     for sentence in _about_texts(paths):
         console.print(sentence, soft_wrap=True, markup=False, highlight=False)
-    console.print(picture(_board(paths), 1000, console.width))
+    lines: list[str] = []
+    board = _board(paths, lines.append)
+    board.notes.extend(lines)
+    for line in lines:
+        damaged(line)
+    console.print(picture(board, 1000, console.width))
 
 
 def _about_texts(paths: SweepPaths) -> list[str]:
@@ -161,27 +169,31 @@ def _scheduler_line(paths: SweepPaths) -> str:
     from saebench.runs.holder import describe, holder
 
     if holder(paths) is not None:
-        begins = "" if paths.lock.exists() else "; it gets the embeddings ready, no trial has begun"
+        begins = "" if paths.lock.exists() else "; preparing embeddings; no trial has begun"
         return f"{paths.root}: {describe(paths)}{begins}"
-    return f"{paths.root}: no scheduler is at work on it"
+    return f"{paths.root}: no scheduler is running"
 
 
-def _print_json(paths: SweepPaths) -> None:
+def _print_json(paths: SweepPaths, damaged: Callable[[str], None]) -> None:
     """One object; its trials are printed as they are read, however many there are."""
     from saebench.runs.board import read_states
 
-    head = json.dumps(_as_json(paths), indent=1)
+    head = json.dumps(_as_json(paths, damaged), indent=1)
     echo(head.removesuffix("\n}") + ',\n "trials": [', nl=False)
     for index, state in enumerate(read_states(paths, lambda _: None)):
         echo(("," if index else "") + "\n  " + json.dumps(asdict(state)), nl=False)
     echo("\n ]\n}")
 
 
-def _as_json(paths: SweepPaths) -> dict[str, Any]:
+def _as_json(paths: SweepPaths, damaged: Callable[[str], None]) -> dict[str, Any]:
     from saebench.runs.holder import holder
     from saebench.runs.lock import read_lock
 
-    board = _board(paths, partial(echo, err=True))
+    lines: list[str] = []
+    board = _board(paths, lines.append)
+    for line in lines:
+        echo(line, err=True)
+        damaged(line)
     lock = read_lock(paths)
     return {
         "sweep": paths.name,
@@ -235,7 +247,7 @@ def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
     from saebench.terminal.console import make_console
 
     if not rows:
-        echo(f"{root}: there are no sweeps")
+        echo(f"{root}: no sweeps")
         return
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for column in ("sweep", "begun", "scheduler", "trials"):
@@ -259,7 +271,7 @@ def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> No
     if not number.isdecimal() or not (root := paths.trial(int(number)).root).is_dir():
         numbers = [int(t.root.name) for t in paths.trials()]
         there = f"0 to {max(numbers)}" if numbers else "none"
-        raise UserError(f"{paths.name}: there is no trial {number!r} (there: {there})")
+        raise UserError(f"{paths.name}: no trial {number!r} (there: {there})")
     try:
         for text in _follow(TrialPaths(root), paths, follow):
             echo(text, nl=False)
