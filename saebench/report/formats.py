@@ -94,8 +94,9 @@ def markdown_table(table: Table) -> str:
 
 
 def md(text: str) -> str:
-    """Text from outside in Markdown: no HTML, no control characters, one line."""
+    """Text from outside in Markdown: no HTML, no link or image, no control characters, one line."""
     text = escape_controls(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"(\\*)\](?=[(\[:])", lambda end: f"{2 * end[1]}\\]", text)
     return " ".join(text.split())
 
 

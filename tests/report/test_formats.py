@@ -234,3 +234,21 @@ def test_text_from_outside_is_escaped_at_every_door(text: str) -> None:
 
 def test_numbers_stay_numbers_in_csv() -> None:
     assert [formats._cell(text) for text in ("-1.5e-3", "+2", "-", "=1", "a")] == ["-1.5e-3", "+2", "'-", "'=1", "a"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[click](https://x.org)", "![see](https://x.org/a.png)", r"[a\](https://x.org)", r"[a\\](https://x.org)",
+        "[a][b] and [b]: https://x.org", "[b]: https://x.org", "<https://x.org>", "[a] (0.1 to 0.2) [0.3, 0.4]",
+        "[![a](https://x.org)](https://y.org)",
+    ],
+)  # fmt: skip
+def test_text_from_outside_makes_no_link_and_no_image_in_markdown(text: str) -> None:
+    from markdown_it import MarkdownIt
+
+    document = formats.md(text)
+    tokens = [child for token in MarkdownIt().parse(f"{document}\n\n[b]\n") for child in token.children or [token]]
+    assert not {token.type for token in tokens} & {"link_open", "image", "html_inline", "html_block"}
+    shown = "".join(token.content for token in tokens if token.type in ("text", "text_special"))
+    assert shown.removesuffix("[b]").replace("\\", "") == text.replace("\\", ""), "what is shown stays the same"
