@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from saebench.config import TrialConfig
 from saebench.devices import Slot
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.paths import SweepPaths, TrialPaths
+from saebench.worker import Request
 
 if TYPE_CHECKING:
     from saebench.stores.child_process import Launch
@@ -37,6 +39,18 @@ class Attempt:
     """1 for the first try."""
     config: TrialConfig
     paths: TrialPaths
+
+    def request(self, cache_dir: Path, target: str, **where: Any) -> Request:
+        """Return what a worker is asked to do; `where`: the fields of Request about its device and process."""
+        return Request(
+            number=self.number,
+            attempt=self.attempt,
+            config=self.config.model_dump(mode="json"),
+            root=str(self.paths.root),
+            cache_dir=str(cache_dir),
+            target=target,
+            **where,
+        )
 
 
 @dataclass(frozen=True)

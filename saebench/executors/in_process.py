@@ -107,22 +107,16 @@ class InProcessExecutor:
         thread = _Thread(attempt.number, slot, self._messages)
         self._running[attempt.number] = thread
         name = f"trial {attempt.number:04d}"
-        threading.Thread(target=thread.run, args=(self._request(attempt),), name=name, daemon=True).start()
-
-    def _request(self, attempt: Attempt) -> Request:
-        return Request(
-            number=attempt.number,
-            attempt=attempt.attempt,
-            config=attempt.config.model_dump(mode="json"),
-            root=str(attempt.paths.root),
-            cache_dir=str(self._cache_dir),
-            target=self._target,
+        request = attempt.request(
+            self._cache_dir,
+            self._target,
             device="cpu",
             threads=1,
             memory_fraction=None,
             environment={},
             sys_path=[],
         )
+        threading.Thread(target=thread.run, args=(request,), name=name, daemon=True).start()
 
     def poll(self, timeout: float) -> list[Message]:
         found: list[Message] = []

@@ -107,13 +107,9 @@ class LocalExecutor:
         self._selector.register(ours, selectors.EVENT_READ, worker)
 
     def _request(self, attempt: Attempt, slot: Slot) -> Request:
-        return Request(
-            number=attempt.number,
-            attempt=attempt.attempt,
-            config=attempt.config.model_dump(mode="json"),
-            root=str(attempt.paths.root),
-            cache_dir=str(self._cache_dir),
-            target=self._target,
+        return attempt.request(
+            self._cache_dir,
+            self._target,
             device="cuda:0" if slot.device.startswith("cuda") else slot.device,
             threads=slot.threads,
             memory_fraction=slot.memory_fraction,

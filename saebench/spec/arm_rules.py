@@ -10,7 +10,7 @@ from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, TrainConfig, nested
 from saebench.spec import strata
 from saebench.spec.accepts import did_you_mean
 from saebench.spec.draft import Draft, Found, at, given
-from saebench.spec.grammar import LIST_FIELDS, Arm, Range, Value, choices, options
+from saebench.spec.grammar import Arm, Range, Value, choices, is_list_field, options
 
 MAX_STRATA = 2_000
 MAX_TRIALS = 100_000
@@ -36,9 +36,10 @@ def _widths(draft: Draft) -> Found:
 
 
 def _levels(draft: Draft) -> Found:
-    """Each nested level of a matryoshka SAE must add at least one latent."""
+    """Each nested level of an SAE that has `groups` must add at least one latent."""
     for i, arm in draft.arms:
-        widths = [w for w in given(arm.width, arm.options(arm.width)) if arm.type == "matryoshka"]
+        nested = "groups" in SAE_CONFIGS[arm.type].model_fields
+        widths = given(arm.width, arm.options(arm.width)) if nested else ()
         for groups in options("groups", arm.options("groups")) if widths else ():
             for width in widths:
                 size = _dict_size(arm.width, width, draft.d_in)
@@ -113,7 +114,7 @@ def _sampler(draft: Draft) -> Found:
                 key,
                 "cmaes searches ranges only, a list has no covariance: fix it, add it to search.strata or use tpe",
             )
-        elif name in LIST_FIELDS and listed is not None and len(listed) > 1:
+        elif is_list_field(name) and listed is not None and len(listed) > 1:
             yield key, f"{name} can differ only between strata: add it to search.strata"
     if sampler == "grid" and draft.get("search", "points") is not None:
         yield "search.points", "grid has as many points as its lists give: leave points out"

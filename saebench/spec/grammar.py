@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from pydantic import Field
 
@@ -117,15 +117,17 @@ def _plain(value: Value) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
-LIST_FIELDS = frozenset({"groups"})
-"""Fields whose one value is a list; a list of lists gives choices."""
+def is_list_field(name: str) -> bool:
+    """Return whether one value of an SAE's field is a list, so that only a list of lists gives choices."""
+    found = [config.model_fields[name] for config in SAE_CONFIGS.values() if name in config.model_fields]
+    return any(get_origin(field.annotation) is tuple for field in found)
 
 
 def choices(name: str, value: Value) -> Choices | None:
     """Return the choices of a field; None if its value is fixed or a range."""
     if not isinstance(value, tuple):
         return None
-    return value if name not in LIST_FIELDS or isinstance(value[0], tuple) else None
+    return value if not is_list_field(name) or isinstance(value[0], tuple) else None
 
 
 def options(name: str, value: Value) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from saebench.config import FIXED_TRAIN_FIELDS, SAE_CONFIGS, Config, TrainConfig
-from saebench.spec.grammar import LIST_FIELDS, SweepSpec
+from saebench.spec.grammar import SweepSpec, is_list_field
 from saebench.spec.rules import LARGEST_SEED, NAME
 from saebench.spec.strata import WIDTH
 
@@ -73,7 +73,7 @@ def _searchable(model: type[Config], definitions: Schema) -> Schema:
         forms = list(one.get("anyOf", [one]))
         if name not in FIXED_TRAIN_FIELDS:
             forms.append({"type": "array", "minItems": 1, "uniqueItems": True, "items": one})
-            if name not in LIST_FIELDS and _is_number(one):
+            if not is_list_field(name) and _is_number(one):
                 forms.append(_range(one))
         properties[name] = {"description": field.description, "anyOf": forms}
         if not field.is_required() and field.default is not None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from saebench.saes.calibrate import rows_per_chunk
 from saebench.trial.probing import KS, class_gaps, principal_components, probing, strongest
 
 
@@ -200,3 +202,30 @@ def test_features_in_chunks_give_the_same_and_are_never_held_together() -> None:
     values = probing({"": codes}, labels, {"": codes}, labels)
     whole = torch.cat(list(itertools.islice(map(torch.clone, codes()), 8)))
     assert values == probing({"": whole}, labels, {"": whole}, labels)
+
+
+def test_sums_of_65_536_latents_take_a_few_chunks_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chunk as `evaluate` makes it, 128 rows of 65,536, is 32 MiB. The largest tensor that is made of it is its
+    float64 copy; codes of all 4,000 rows would be 1 GB."""
+    largest, whole = [0], torch.where
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        made = whole(*arguments)
+        largest[0] = max(largest[0], made.numel() * made.element_size())
+        return made
+
+    monkeypatch.setattr(torch, "where", watched)
+    rows = rows_per_chunk(65_536)
+    places = np.zeros((3, 2 * rows), dtype=bool)
+    places[0, ::2], places[1, 1::2] = True, True
+
+    def codes() -> Iterator[torch.Tensor]:
+        for _ in range(2):
+            chunk = torch.zeros(rows, 65_536)
+            chunk[::2, 3] = 1.0
+            yield chunk
+
+    gaps = class_gaps(codes, places)
+    assert gaps.shape == (2, 65_536)
+    assert gaps[:, 3].tolist() == [1.0, 1.0]
+    assert 0 < largest[0] <= rows * 65_536 * 8 <= 64 << 20
