@@ -73,7 +73,7 @@ def find_devices(wanted: str | Sequence[int | str]) -> list[tuple[str, str]]:
         return [("cpu", "cpu")]
     if wanted == "mps":
         if not has_mps():
-            raise PreflightError(f"run.devices: mps: there is none on this machine ({_what_there_is()})")
+            raise PreflightError(f"run.devices: mps: not available on this machine ({_what_there_is()})")
         return [("mps", "mps")]
     if wanted == "auto":
         gpus = visible_gpus() if torch_has_cuda() else []
@@ -126,7 +126,7 @@ def _what_there_is() -> str:
     gpus = visible_gpus()
     masked = " visible through CUDA_VISIBLE_DEVICES" if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else ""
     if not gpus:
-        return f"there is no GPU{masked}" + (", but mps" if has_mps() else ", only the cpu")
+        return f"no GPU was found{masked}" + (", but mps" if has_mps() else ", only the cpu")
     return f"there are{masked}: " + ", ".join(f"{i} = {gpu.name} {gpu.uuid}" for i, gpu in enumerate(gpus))
 
 

@@ -264,9 +264,9 @@ def test_a_device_that_is_not_there_is_one_line(
 
 @pytest.mark.usefixtures("no_gpu")
 def test_asking_for_a_gpu_or_mps_without_one_says_what_there_is() -> None:
-    with pytest.raises(PreflightError, match=r"0: no such GPU \(there is no GPU, only the cpu\)"):
+    with pytest.raises(PreflightError, match=r"0: no such GPU \(no GPU was found, only the cpu\)"):
         devices.make_slots(RunConfig(devices=(0,)))
-    with pytest.raises(PreflightError, match="mps: there is none on this machine"):
+    with pytest.raises(PreflightError, match="mps: not available on this machine"):
         devices.make_slots(RunConfig(devices="mps"))
 
 

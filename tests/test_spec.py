@@ -303,8 +303,8 @@ def test_errors_name_the_override(tmp_path: Path, setting: str, line: str) -> No
 
 WRONG: list[tuple[str, str, str]] = [
     # formats of files
-    ("{path: fancyzhx/ag_news}", "{path: jsonl, data_files: x.jsonl}", 's.yaml:4:19: data.dataset.path: "jsonl": is no format of files (use "json", which reads JSON lines too)'),
-    ("{path: fancyzhx/ag_news}", "{path: parqet, data_files: [x]}", 's.yaml:4:19: data.dataset.path: "parqet": is no format of files (did you mean "parquet"?)'),
+    ("{path: fancyzhx/ag_news}", "{path: jsonl, data_files: x.jsonl}", 's.yaml:4:19: data.dataset.path: "jsonl": is not a file format (use "json", which reads JSON lines too)'),
+    ("{path: fancyzhx/ag_news}", "{path: parqet, data_files: [x]}", 's.yaml:4:19: data.dataset.path: "parqet": is not a file format (did you mean "parquet"?)'),
     # unknown, missing and misplaced keys
     ("name: base", "nmae: base", 's.yaml:1:1: name: is missing|s.yaml:1:1: nmae: unknown key (did you mean "name"?)'),
     ("name: base\n", "", "s.yaml:1:1: name: is missing"),
@@ -381,9 +381,9 @@ WRONG: list[tuple[str, str, str]] = [
     ("points: 3}", "points: 3, enqueue: [{lrr: 1}]}", 's.yaml:15:49: search.enqueue[0].lrr: unknown key (did you mean "lr"?)'),
     ("points: 3}", "points: 3, enqueue: [{lr: -1}]}", "s.yaml:15:53: search.enqueue[0].lr: -1: must be above 0"),
     ("points: 3}", "points: 3, enqueue: [{bandwidth: 1}]}", "s.yaml:15:49: search.enqueue[0].bandwidth: unknown key"),
-    ("points: 3}", "points: 3, enqueue: [{lr: 1e-3}, {lr: 0.5}]}", "s.yaml:15:60: search.enqueue[1].lr: is a point of no stratum (lr 0.5 is outside 0.0001..0.01)"),
-    ("points: 3}", "points: 3, enqueue: [{k: 99}]}", "s.yaml:15:48: search.enqueue[0].k: is a point of no stratum (topk: k 99 is none of 16, 32; batchtopk: k is 16, not 99)"),
-    ("points: 3}", "points: 3, enqueue: [{warmup: 0.3}]}", "s.yaml:15:48: search.enqueue[0].warmup: is a point of no stratum (warmup is 0.1, not 0.3)"),
+    ("points: 3}", "points: 3, enqueue: [{lr: 1e-3}, {lr: 0.5}]}", "s.yaml:15:60: search.enqueue[1].lr: matches no stratum (lr 0.5 is outside 0.0001..0.01)"),
+    ("points: 3}", "points: 3, enqueue: [{k: 99}]}", "s.yaml:15:48: search.enqueue[0].k: matches no stratum (topk: k 99 must be one of 16, 32; batchtopk: k is 16, not 99)"),
+    ("points: 3}", "points: 3, enqueue: [{warmup: 0.3}]}", "s.yaml:15:48: search.enqueue[0].warmup: matches no stratum (warmup is 0.1, not 0.3)"),
     ("points: 3}", "points: 1, enqueue: [{lr: 1e-3}, {lr: 2e-3}]}", "s.yaml:15:47: search.enqueue: has 2 points for topk-k16-n512, where search.points is 1: raise it"),
     ("points: 3}", "points: 3, enqueue: {lr: 1}}", "s.yaml:15:47: search.enqueue: {lr}: must be a list of points, such as [{lr: 1e-3}]"),
     # objective

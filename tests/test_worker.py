@@ -96,7 +96,7 @@ def test_a_failure_says_where_it_came_from() -> None:
 
 @pytest.mark.parametrize("target", ["json:no_such", "json:__doc__"])
 def test_a_target_that_is_no_function_is_the_users_error(target: str) -> None:
-    with pytest.raises(UserError, match=f"{target}: there is no such function"):
+    with pytest.raises(UserError, match=f"{target}: no such function"):
         resolve(target)
 
 

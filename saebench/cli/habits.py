@@ -20,7 +20,7 @@ COMMANDS = {
     "evaluate": "`saebench report SWEEP` shows the metrics of a sweep",
     "kill": "`saebench stop SWEEP --now`",
     "new": "`saebench init` writes a spec",
-    "pause": "`saebench stop SWEEP`; `saebench resume SWEEP` goes on",
+    "pause": "`saebench stop SWEEP`; `saebench resume SWEEP` resumes it",
     "plot": "`saebench report SWEEP --plot FILE.png`",
     "server": "`saebench ui` starts MLflow's pages",
     "train": "`saebench sweep SPEC` trains what the spec asks for",

@@ -32,7 +32,7 @@ def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
 
     paths = find_sweep(name, runs_dir)
     if holder(paths) is None:
-        raise UserError(f"{paths.name}: no scheduler is at work on it")
+        raise UserError(f"{paths.name}: no scheduler is running")
     write_text(paths.stop, "now" if now else "leave")
     echo(f"{paths.name}: asked {describe(paths)} to stop{' now' if now else ''}")
 

@@ -166,7 +166,7 @@ def _with_threshold(form: Plain, tensors: dict[str, Tensor]) -> Plain:
 def _dict_class(path: Path) -> str:
     name = _trainer(path).get("dict_class")
     if not isinstance(name, str) or name not in TENSORS:
-        raise LayoutError(f"{path}: trainer.dict_class: {name!r} is none of {', '.join(TENSORS)}")
+        raise LayoutError(f"{path}: trainer.dict_class: {name!r} must be one of {', '.join(TENSORS)}")
     return name
 
 

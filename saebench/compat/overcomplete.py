@@ -73,7 +73,7 @@ class DictionaryLayer(nn.Module):
         super().__init__()
         shape = (nb_concepts, in_dimensions)
         if isinstance(normalization, str) and normalization not in NORMALIZATIONS:
-            raise ValueError(f"normalization: {normalization!r} is none of {', '.join(NORMALIZATIONS)}")
+            raise ValueError(f"normalization: {normalization!r} must be one of {', '.join(NORMALIZATIONS)}")
         if initializer is not None and tuple(initializer.shape) != shape:
             raise ValueError(f"initializer: shape {tuple(initializer.shape)}, expected {shape}")
         self.normalization = NORMALIZATIONS[normalization] if isinstance(normalization, str) else normalization
@@ -212,7 +212,7 @@ def _encoder(module: str | nn.Module | None, input_shape: int | tuple[int, ...],
         return module
     name = "linear" if module is None else module
     if name not in ENCODERS:
-        raise ValueError(f"encoder_module: {name!r} is none of {', '.join(ENCODERS)}; or give a module")
+        raise ValueError(f"encoder_module: {name!r} must be one of {', '.join(ENCODERS)}; or give a module")
     if not isinstance(input_shape, int):
         raise ValueError(f"input_shape: {input_shape} needs an encoder module of its own, {name!r} takes one dimension")
     return ENCODERS[name](input_shape, nb_concepts)

@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise LayoutError(f"{path}: not whole JSON ({error})") from error
+        raise LayoutError(f"{path}: incomplete or invalid JSON ({error})") from error
 
 
 @dataclass(frozen=True)

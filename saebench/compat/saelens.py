@@ -104,7 +104,7 @@ def _config(path: Path) -> dict[str, Any]:
             "omp does neither, so that it would encode otherwise"
         )
     if config["architecture"] not in TENSORS:
-        raise LayoutError(f"{path}: architecture: {config['architecture']!r} is none of {', '.join(TENSORS)}")
+        raise LayoutError(f"{path}: architecture: {config['architecture']!r} must be one of {', '.join(TENSORS)}")
     for key, plain_value in (("normalize_activations", "none"), ("reshape_activations", "none")):
         if (value := config.get(key, plain_value)) not in (plain_value, None):
             raise LayoutError(f"{path}: {key}: {value!r} has no counterpart here, only {plain_value!r} is read")

@@ -241,7 +241,7 @@ class OMPConfig(SAEConfig):
     k: PositiveInt | None = None
     """Latents picked per example at most; give this or target_l0."""
     target_l0: PositiveFloat | None = None
-    """Latents per example on average: picks end where none explains more than a calibrated threshold."""
+    """Latents per example on average: picking stops once no latent explains more than a calibrated threshold."""
     refit_every: PositiveInt = 8
     """Picks between two refits of all values."""
     at_a_time: PositiveInt = 1

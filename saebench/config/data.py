@@ -37,7 +37,7 @@ class DatasetConfig(Config):
     path: str
     """Hub name, a local folder, or a builder such as "parquet", "json", "csv", "text"."""
     name: str | None = None
-    """Configuration of the dataset, where it has several."""
+    """Name of the dataset's configuration, if it has several."""
     data_files: str | list[str] | None = None
     """File or files for a builder; relative ones are resolved against the spec's folder."""
     split: str = "train"
@@ -57,7 +57,7 @@ class DatasetConfig(Config):
 
 
 LARGEST_CORPUS = 2**31
-"""num_examples of embeddings of one's own, until their number is known."""
+"""num_examples of precomputed embeddings, until their number is known."""
 
 
 class HoldoutConfig(Config):
@@ -81,8 +81,8 @@ class HoldoutConfig(Config):
 
 
 class DataConfig(Config):
-    """Texts, the encoder, and how they become rows of an embedding matrix; or `embeddings` of one's own in their place,
-    for which model, dataset and num_examples need not be given."""
+    """Texts, the encoder, and how they become rows of an embedding matrix; or precomputed `embeddings` in their place,
+    for which model, dataset and num_examples are optional."""
 
     model: str
     """Any SentenceTransformer name or path."""
@@ -114,7 +114,7 @@ class DataConfig(Config):
     encode_batch_size: PositiveInt | None = None
     """Texts (of median length) per forward pass of the encoder; null: 64 on a CPU, 1,024 on a GPU."""
     embeddings: str | None = None
-    """Embeddings of one's own: a .npy file (rows, values), a folder of such files, a .safetensors file with one
+    """Precomputed embeddings: a .npy file (rows, values), a folder of such files, a .safetensors file with one
     tensor, or a .parquet file with one column of lists."""
     texts: str | None = None
     """With `embeddings`: a text per row, as a .txt (a line each), .npy or .json file, or a column of the .parquet
@@ -130,7 +130,7 @@ class DataConfig(Config):
     @model_validator(mode="before")
     @classmethod
     def _names_of_own_embeddings(cls, values: Any) -> Any:
-        """Model and dataset are called after the file, where nothing else is said."""
+        """Name model and dataset after the file unless they are given."""
         if not isinstance(values, dict) or not isinstance(values.get("embeddings"), str):
             return values
         path = values["embeddings"]

@@ -49,7 +49,7 @@ def stability(record: Record, frame: DataFrame, best: DataFrame, quick: bool) ->
     """Return a row per point that several seeds have completed, the best points first. `quick`: only the best points,
     and of these only what is cached or takes seconds. Each omission is added to the record's notes with its reason."""
     points = _points(frame, best, record.sources, quick)
-    if quick and points and all(_unwanted(source) for source in record.sources):
+    if quick and points and all(_not_requested(source) for source in record.sources):
         record.note(f"stability of latents: not measured (eval.extra: none); {ASK} measures it all the same")
         return []
     measuring, rows = _Measuring(quick), []
@@ -80,7 +80,7 @@ def _points(
     return sorted(found, key=lambda item: not item[0]["best"])
 
 
-def _unwanted(source: Source) -> bool:
+def _not_requested(source: Source) -> bool:
     spec = source.lock.get("spec")
     section = spec.get("eval") if isinstance(spec, dict) else None
     return isinstance(section, dict) and section.get("extra") == "none"

@@ -15,7 +15,7 @@ _ADDRESS = re.compile(
     r"(?<![\w+.-])([A-Za-z][\w+.-]*)://("
     r"(?:[^\s\"/?#@:]{0,200}:(?:[^\s\"/?#]{0,200}|[^\s\"/?#@:)][^\n\"/?#@:]{0,200})@)?[^\s\"'<>`|\\]+)"
 )
-"""An address in other text. A quote, bracket, backslash or space ends it, except between a user name's colon and the @."""
+"""In other text. A quote, bracket, backslash or space ends it, but not between a user name's colon and the @."""
 _WHOLE = re.compile(r"([A-Za-z][\w+.-]*)://(\S+|[^\s/?#@:]*:\S.*@[^\s@]+)")
 """Text that is an address as a whole: there a password may hold any character, a space too."""
 _KEY = re.compile(

@@ -35,7 +35,9 @@ def save_sae(sae: SAE, folder: str | Path) -> Path:
     Raises TypeError for a module that wraps an SAE, as those of saebench.compat do, and for weights not in float32.
     """
     if not isinstance(sae, SAE):
-        raise TypeError(f"{type(sae).__name__} is no SAE; one of saebench.compat holds it: to_saebench()")
+        raise TypeError(
+            f"{type(sae).__name__} is not a saebench SAE; convert models of saebench.compat with to_saebench()"
+        )
     for name, tensor in sae.state_dict().items():
         if tensor.is_floating_point() and tensor.dtype != torch.float32:
             raise TypeError(f"{name} is {tensor.dtype}: an SAE is saved in float32: sae.float()")
@@ -96,7 +98,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise SAEFileError(f"{path}: not whole JSON ({error})") from error
+        raise SAEFileError(f"{path}: incomplete or invalid JSON ({error})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
         raise SAEFileError(f"{path}: format: not written by saebench")
     saved = about.get("format_version")

@@ -299,7 +299,7 @@ class Scheduler:
         shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
         state.close_attempt(kind, detail)
         again = may_retry(kind, state, self._failures.retries, shared=shared)
-        then = ("tried again" if not self.halt else "it goes on next time") if again else "it has failed"
+        then = ("tried again" if not self.halt else "it is resumed at the next start") if again else "it has failed"
         self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then}")
         if not again:
             self._ledger.finish(number, "failed", reason_of(kind, detail), kind)

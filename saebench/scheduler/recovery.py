@@ -68,7 +68,7 @@ def _restore_lost(ledger: Ledger, search: RecoverableSearch, note: Callable[[str
             restored.append(trial.number)
         elif any(trial.root.iterdir()):
             ledger.set_aside(trial.number)
-            reason = why or "it is no trial of this sweep"
+            reason = why or "it is not a trial of this sweep"
             lost.append(f"{trial.root}: the search does not know this trial ({reason}); renamed to .lost-...")
         else:
             trial.root.rmdir()

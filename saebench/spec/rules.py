@@ -99,7 +99,7 @@ def _dataset(draft: Draft) -> Found:
     if isinstance(path, str) and files and path not in FILE_FORMATS and not re.search(r"[/\\.]", path):
         hint = 'use "json", which reads JSON lines too' if "json" in path else did_you_mean(path, sorted(FILE_FORMATS))
         if hint:
-            yield "data.dataset.path", f"is no format of files ({hint})"
+            yield "data.dataset.path", f"is not a file format ({hint})"
 
 
 def _budget(draft: Draft) -> Found:
@@ -227,7 +227,7 @@ def _enqueue(draft: Draft) -> Found:
         names, rules = {name for _, name, _ in why}, {rule for _, _, rule in why}
         said = rules if len(rules) == 1 else dict.fromkeys(f"{kind}: {rule}" for kind, _, rule in why)
         key = f".{names.pop()}" if len(names) == 1 else ""
-        yield f"search.enqueue[{i}]{key}", f"is a point of no stratum ({'; '.join(said)})"
+        yield f"search.enqueue[{i}]{key}", f"matches no stratum ({'; '.join(said)})"
     if draft.get("search", "sampler") not in (None, "grid") and not any("search.points" in key for key in draft.unread):
         for _, arm in draft.arms:
             if found := too_many_enqueued(draft.spec, arm):

@@ -59,12 +59,12 @@ def refusal(spec: SweepSpec, arm: Arm, point: Mapping[str, Any]) -> tuple[str, s
             if not isinstance(value, int | float) or not given.low <= value <= given.high:
                 return name, f"{name} {value} is outside {given.low:g}..{given.high:g}"
             if given.integer and value != int(value):
-                return name, f"{name} {value} is no whole number"
+                return name, f"{name} {value} is not a whole number"
         elif value not in allowed:
             listed = ", ".join(label(option) for option in allowed)
             return name, f"{name} is {listed}, not {value}" if len(
                 allowed
-            ) == 1 else f"{name} {value} is none of {listed}"
+            ) == 1 else f"{name} {value} must be one of {listed}"
     return None
 
 

@@ -37,7 +37,7 @@ class Adam:
     ) -> None:
         self._parameters = dict(parameters)
         self._turned = {name for name, p in self._parameters.items() if p.ndim == 2 and not p.is_contiguous()}
-        self._seen = {name: nn.Parameter(self._as_it_lies(name, p.detach())) for name, p in self._parameters.items()}
+        self._seen = {name: nn.Parameter(self._laid_out(name, p.detach())) for name, p in self._parameters.items()}
         groups: dict[float, list[nn.Parameter]] = {}
         for name, seen in self._seen.items():
             groups.setdefault(factors.get(name, 1.0), []).append(seen)
@@ -61,7 +61,7 @@ class Adam:
         clipping the gradients to a total norm of `clip`."""
         for name, parameter in self._parameters.items():
             gradient = parameter.grad
-            self._seen[name].grad = None if gradient is None else self._as_it_lies(name, gradient).contiguous()
+            self._seen[name].grad = None if gradient is None else self._laid_out(name, gradient).contiguous()
         clip_gradients([seen.grad for seen in self._seen.values() if seen.grad is not None], clip)
         for group in self._adam.param_groups:
             group["lr"] = lr * group["factor"]
@@ -71,7 +71,7 @@ class Adam:
     def state_dict(self) -> dict[str, Tensor]:
         """Return step and moments by "parameter.key"."""
         return {
-            f"{name}.{key}": self._as_it_lies(name, value)
+            f"{name}.{key}": self._laid_out(name, value)
             for name, seen in self._seen.items()
             for key, value in self._adam.state[seen].items()
         }
@@ -81,12 +81,12 @@ class Adam:
         """Load a state that `state_dict` returned."""
         for name, seen in self._seen.items():
             self._adam.state[seen] = {
-                key.removeprefix(f"{name}."): self._as_it_lies(name, value).to(seen.device, copy=True).contiguous()
+                key.removeprefix(f"{name}."): self._laid_out(name, value).to(seen.device, copy=True).contiguous()
                 for key, value in state.items()
                 if key.startswith(f"{name}.")
             }
 
-    def _as_it_lies(self, name: str, tensor: Tensor) -> Tensor:
+    def _laid_out(self, name: str, tensor: Tensor) -> Tensor:
         """Convert between a parameter's shape and its memory layout (the same transposition both ways)."""
         return tensor.t() if name in self._turned and tensor.ndim == 2 else tensor
 

@@ -45,7 +45,7 @@ CHECKPOINT_SECONDS = 10.0
 """Without `checkpoint_every`, an evaluation is followed by a checkpoint if the last one is older than this."""
 
 
-def go_on() -> Verdict:
+def always_go() -> Verdict:
     """Return the verdict for a trial that runs without a scheduler."""
     return Verdict.GO
 
@@ -65,7 +65,7 @@ def run_trial(
     *,
     cache_dir: Path,
     attempt: int = 1,
-    pending: Callable[[], Verdict] = go_on,
+    pending: Callable[[], Verdict] = always_go,
 ) -> None:
     """Train, evaluate at every mark, save; return after a `done` or a `left` event, raise any error.
 

@@ -23,7 +23,7 @@ FEWEST_PAIRS = 20
 """With fewer pairs, the metrics of near-duplicates are left out."""
 
 
-class Kept:
+class RetainedCounts:
     """Running counts of active latents, and of those that stay active."""
 
     def __init__(self) -> None:
@@ -76,7 +76,7 @@ class CodeStability:
 
     def __init__(self, encode: Callable[[Tensor], Tensor], duplicates: bool = False) -> None:
         self._encode, self._duplicates = encode, duplicates
-        self._noise, self._seen = Kept(), 0
+        self._noise, self._seen = RetainedCounts(), 0
         self._x: list[Tensor] = []
 
     def update(self, x: Tensor, latents: Tensor) -> None:
@@ -97,7 +97,7 @@ class CodeStability:
         pairs = near_duplicates(x)
         if len(pairs) < FEWEST_PAIRS:
             return {}
-        kept = Kept()
+        kept = RetainedCounts()
         for some in torch.split(pairs, 256):
             kept.update(self._encode(x[some[:, 0]]), self._encode(x[some[:, 1]]))
         return kept.values("code_stability_duplicates")

@@ -102,7 +102,7 @@ def resolve(target: str) -> Target:
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name, None)
     if not callable(function):
-        raise UserError(f"{target}: there is no such function")
+        raise UserError(f"{target}: no such function")
     return function  # type: ignore[no-any-return]
 
 

@@ -78,7 +78,7 @@ def complaint(*arguments: str) -> str:
 def test_status_shows_everything_of_the_last_sweep(paths: SweepPaths) -> None:
     text = call("status").output
     for words in (
-        f"{paths.root}: no scheduler is at work on it",
+        f"{paths.root}: no scheduler is running",
         "3 trials of at most 8  1 complete  1 pruned  1 failed  1 running  1 interrupted",
         "0003",
         "0.25",
@@ -118,7 +118,7 @@ def test_ls(paths: SweepPaths, tmp_path: Path) -> None:
     assert "1 complete" in text
     assert "not-a-sweep" not in text
     assert json.loads(call("ls", "--json").output)[0]["root"] == str(paths.root)
-    assert "there are no sweeps" in call("ls", "--runs-dir", str(tmp_path / "empty")).output
+    assert "no sweeps" in call("ls", "--runs-dir", str(tmp_path / "empty")).output
     (tmp_path / "file").touch()
     assert isinstance(CliRunner().invoke(cli, ["ls", "--runs-dir", str(tmp_path / "file")]).exception, OSError)
 
@@ -178,10 +178,10 @@ def test_retry_runs_a_sweep_that_nobody_works_on(paths: SweepPaths, monkeypatch:
     ("arguments", "says"),
     [
         (["status", "nosuch"], "nosuch: no such sweep"),
-        (["stop", "toy"], "toy: no scheduler is at work on it"),
-        (["logs", "99"], "there is no trial '99' (there: 0 to 4)"),
-        (["logs", "x"], "there is no trial 'x'"),
-        (["logs", "\u00b2"], "there is no trial"),
+        (["stop", "toy"], "toy: no scheduler is running"),
+        (["logs", "99"], "no trial '99' (there: 0 to 4)"),
+        (["logs", "x"], "no trial 'x'"),
+        (["logs", "\u00b2"], "no trial"),
         (["logs", "nosuch/1"], "nosuch: no such sweep"),
         (["retry", "--trial", "0"], "trial 0: complete, not failed"),
         (["retry", "--trial", "77"], "trial 77: is not there, not failed"),
@@ -212,7 +212,7 @@ def test_a_sweep_that_gets_its_embeddings_ready_can_be_seen_and_stopped(paths: S
     early.root.mkdir()
     assert "no such sweep" in complaint("status", "early")
     write_json(early.holder, {**this_process(), "since": time.time(), "at": "2026-01-01T00:00:00+0000"})
-    assert "it gets the embeddings ready, no trial has begun" in call("status", "early").output
+    assert "preparing embeddings; no trial has begun" in call("status", "early").output
     assert json.loads(call("status", "early", "--json").output)["scheduler"]["pid"] == os.getpid()
     assert "early" in call("ls").output
     assert "asked process" in call("stop", "early").output
@@ -221,7 +221,7 @@ def test_a_sweep_that_gets_its_embeddings_ready_can_be_seen_and_stopped(paths: S
 
 
 def test_no_sweeps_at_all(tmp_path: Path) -> None:
-    assert "there are no sweeps" in complaint("status", "--runs-dir", str(tmp_path))
+    assert "no sweeps" in complaint("status", "--runs-dir", str(tmp_path))
 
 
 def test_the_sweep_that_changed_last_is_meant(paths: SweepPaths, tmp_path: Path) -> None:

@@ -122,8 +122,8 @@ def test_a_pickle_is_named_and_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("trainer", "said"),
     [
-        ({"dict_class": "CrossCoder"}, "trainer.dict_class: 'CrossCoder' is none of AutoEncoder"),
-        ({"dict_class": ["AutoEncoder"]}, "trainer.dict_class: .'AutoEncoder'. is none of"),
+        ({"dict_class": "CrossCoder"}, "trainer.dict_class: 'CrossCoder' must be one of AutoEncoder"),
+        ({"dict_class": ["AutoEncoder"]}, "trainer.dict_class: .'AutoEncoder'. must be one of"),
         (None, "trainer: missing"),
     ],
 )
@@ -180,7 +180,7 @@ def test_weights_of_8_bits_are_read(tmp_path: Path) -> None:
 
 def test_json_that_no_parser_takes_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(100_000 * "[")
-    with pytest.raises(LayoutError, match=r"config\.json: not whole JSON"):
+    with pytest.raises(LayoutError, match=r"config\.json: incomplete or invalid JSON"):
         import_dictionary_learning(tmp_path)
 
 

@@ -204,11 +204,11 @@ def test_nonsense_is_refused() -> None:
         BatchTopKSAE(4, 8, top_k=0)
     with pytest.raises(ValueError, match="threshold_momentum: 1"):
         BatchTopKSAE(4, 8, threshold_momentum=1.5)
-    with pytest.raises(ValueError, match="encoder_module: 'mpl' is none of identity, linear"):
+    with pytest.raises(ValueError, match="encoder_module: 'mpl' must be one of identity, linear"):
         BatchTopKSAE(4, 8, encoder_module="mpl")
     with pytest.raises(ValueError, match="needs an encoder module of its own"):
         BatchTopKSAE((5, 4), 8)
-    with pytest.raises(ValueError, match="normalization: 'l3' is none of"):
+    with pytest.raises(ValueError, match="normalization: 'l3' must be one of"):
         BatchTopKSAE(4, 8, dictionary_params={"normalization": "l3"})
     with pytest.raises(ValueError, match=r"initializer: shape \(8, 3\), expected \(8, 4\)"):
         DictionaryLayer(4, 8, initializer=torch.zeros(8, 3))

@@ -81,7 +81,7 @@ def test_a_threshold_never_calibrated_is_not_exported(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": "temporal"}, "architecture: 'temporal' is none of standard"),
+        ({"architecture": "temporal"}, "architecture: 'temporal' must be one of standard"),
         ({"architecture": None}, "only the layout of SAELens 6"),
         ({"normalize_activations": "layer_norm"}, "normalize_activations: 'layer_norm' has no counterpart"),
         ({"reshape_activations": "hook_z"}, "reshape_activations: 'hook_z'"),

@@ -100,7 +100,7 @@ def test_a_foreign_file_is_refused(folder: Path, text: str) -> None:
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"d_in": ' + 5000 * "9" + "}"])
 def test_json_that_no_parser_takes_is_refused(folder: Path, text: str) -> None:
     (folder / "sae.json").write_text(text)
-    with pytest.raises(SAEFileError, match=r"sae\.json: not whole JSON"):
+    with pytest.raises(SAEFileError, match=r"sae\.json: incomplete or invalid JSON"):
         load_sae(folder)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from saebench.trial import stability
-from saebench.trial.stability import CodeStability, Kept, near_duplicates, with_noise
+from saebench.trial.stability import CodeStability, RetainedCounts, near_duplicates, with_noise
 
 
 def test_shares_by_hand() -> None:
@@ -16,13 +16,13 @@ def test_shares_by_hand() -> None:
     before[0, :9] = torch.tensor([1.0, 2, 3, 4, 5, 6, 7, 8, 9])
     after = before.clone()
     after[0, 8], after[0, 15] = 0.0, 1.0
-    kept = Kept()
+    kept = RetainedCounts()
     kept.update(before, after)
     assert kept.values("x") == {"eval/x": 8 / 9, "eval/x_largest": 1 / 2}
 
 
 def test_no_active_latent_and_no_example() -> None:
-    kept = Kept()
+    kept = RetainedCounts()
     kept.update(torch.zeros(3, 4), torch.zeros(3, 4))
     kept.update(torch.zeros(0, 4), torch.zeros(0, 4))
     assert kept.values("x") == {"eval/x": 0.0, "eval/x_largest": 0.0}

@@ -61,7 +61,7 @@ def run(
     config: TrialConfig,
     folder: Path,
     answer: Callable[[Event], Verdict] = lambda _: Verdict.GO,
-    pending: Callable[[], Verdict] = trial.go_on,
+    pending: Callable[[], Verdict] = trial.always_go,
     device: str = "cpu",
 ) -> list[Event]:
     """One attempt, recorded as a worker records it; what it reported."""
