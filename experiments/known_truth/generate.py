@@ -1,6 +1,6 @@
 """Synthetic embeddings whose sparse features are known.
 
-    python generate.py [TRUTH.yaml] OUT      # OUT/embeddings.npy, OUT/labels.npy (the sweep's), OUT/truth.npz (measure.py's)
+    python generate.py [TRUTH.yaml] OUT      # embeddings.npy and labels.npy for the sweep, truth.npz for measure.py
 
 The model is SynthSAEBench's (arXiv 2602.14687), written anew: Zipfian rates, a Gaussian copula of low rank, trees of
 features of which siblings exclude each other, magnitudes, and a dense part that theirs does not have. The label of a

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
-from saebench.report import effects, embedding, floors, points, tables, trial_tables, verdict_tables
+from saebench.report import effects, embedding, floors, nested, points, tables, trial_tables, verdict_tables
 from saebench.report.about import about
 from saebench.report.checks import Check, checks
 from saebench.report.compare import compare
@@ -73,8 +74,14 @@ class Report:
         return floors.read(self.record.sources)
 
     @cached_property
+    def by_level(self) -> tuple[DataFrame, DataFrame]:
+        """`frame` and `chosen`, with a row for every level that a trial serves."""
+        return nested.with_levels(self.frame), nested.with_levels(self.chosen)
+
+    @cached_property
     def strata(self) -> Table:
-        return tables.strata(self.frame, self.chosen, self.floors)
+        table = tables.strata(*self.by_level, self.floors)
+        return replace(table, note=f"{table.note} {nested.note(self.by_level[1])}".rstrip())
 
     @cached_property
     def evaluations(self) -> dict[str, dict[str, np.ndarray]]:
@@ -104,12 +111,12 @@ class Report:
     @cached_property
     def searches(self) -> dict[Cell, CellSearch]:
         """What the search of every cell leaves open."""
-        return cell_searches(self.frame, self.chosen, self.record.objective)
+        return nested.with_searches(cell_searches(self.frame, self.chosen, self.record.objective), self.by_level[1])
 
     @cached_property
     def judged(self) -> list[Judged]:
         """Every pair of arms in every metric."""
-        found = compare(self.frame, self.chosen, self.searches, self.progress)
+        found = compare(*self.by_level, self.searches, self.progress)
         wanted = runs_of(found)
         evaluations = {run: held for run, held in self.evaluations.items() if run in wanted}
         stable = [] if self.progress else self._stable
