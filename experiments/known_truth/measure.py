@@ -1,6 +1,6 @@
 """What every trained SAE has recovered of the truth, and which metric orders the arms as the truth does.
 
-    python measure.py RUN DATA OUT      # RUN: the sweep's directory; OUT/trials.csv, OUT/metrics.csv, OUT/arms.csv
+    python measure.py trials.csv OUT      # OUT/metrics.csv, OUT/arms.csv
 
 The truth is measured on rows that no SAE has seen, over latents that fire there (of a signed SAE, over both ends):
 recovered (mean over features of the largest cosine with a decoder row), f1 (of firing, features matched one to one by
@@ -11,7 +11,6 @@ fires than where none does).
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,12 +23,12 @@ from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import rankdata
 
-from saebench.saes import load_sae
+from saebench.saes import SAE
+from saebench.trial.levels import largest
 
 Array = NDArray[Any]
 METRICS = {
-    "test/fvu": -1, "test/probing_auc_k1": 1, "test/probing_auc_k5": 1, "test/label_auroc": 1,
-    "test/label_auroc_above_floor": 1, "test/label_f1": 1, "test/knn_overlap_at_10": 1,
+    "test/fvu": -1, "test/probing_auc_k1": 1, "test/probing_auc_k5": 1, "test/knn_overlap_at_10": 1,
     "test/similarity_rank_correlation": 1, "test/code_stability": 1, "test/c_dec": -1, "test/dead_fraction": -1,
     "stability": 1,
 }  # fmt: skip
@@ -72,59 +71,22 @@ def absorbed(of: dict[int, int], cosine: Array, fires: Array, present: Array, pa
 
 
 @torch.no_grad()
-def sae_scores(folder: Path, world: Any, cut: int | None = None) -> tuple[dict[str, float], Array]:
-    """The scores of the SAE of a trial, its latents cut to the `cut` largest of a row; and its rows that fire."""
-    sae = load_sae(folder)
+def sae_scores(sae: SAE, world: Any, cut: int | None = None) -> tuple[dict[str, float], Array]:
+    """The scores of an SAE, its latents cut to the `cut` largest of a row; and its decoder rows that fire."""
     latents = sae.encode(torch.from_numpy(world["x"]))
-    if cut is not None:
-        index = latents.topk(cut, dim=1).indices
-        latents = torch.zeros_like(latents).scatter(1, index, latents.gather(1, index))
-    codes, rows = latents.numpy(), sae.W_dec.numpy()
+    latents = latents if cut is None else largest(latents, cut)
+    codes, rows = latents.numpy(), sae.W_dec.detach().numpy()
     fires = np.hstack([codes > 0, codes < 0]) if sae.config.signed else codes > 0
-    rows = np.vstack([rows, -rows]) if sae.config.signed else rows
+    ends = np.vstack([rows, -rows]) if sae.config.signed else rows
     live = fires.any(0)
-    scores = truth_of(rows[live], fires[:, live], world["directions"], world["codes"] > 0, world["parent"])
-    return scores, sae.W_dec.numpy()[(codes != 0).any(0)]
-
-
-def trials(run: Path, data: Path) -> pd.DataFrame:
-    """A row per complete trial (and level that it serves): its arm, its metrics, the truth."""
-    world = dict(np.load(data / "truth.npz"))
-    found, decoders = [], []
-    for folder in sorted((run / "trials").iterdir()):
-        events = [json.loads(line) for line in (folder / "events.jsonl").read_text("utf-8").splitlines()]
-        if events[-1].get("type") != "done":
-            continue
-        config, values = json.loads((folder / "config.json").read_text("utf-8")), events[-1]["values"]
-        sae = config["sae"]
-        level = sae.get("k") or sae.get("target_l0")
-        for k in [int(key.rpartition("/")[2]) for key in values if key.startswith("test/fvu_at/")] or [None]:
-            scores, rows = sae_scores(folder / "sae", world, k if k and k < level else None)
-            own = {key: values.get(key, np.nan) for key in METRICS if key.startswith("test/")}
-            if k and k < level:
-                own = dict.fromkeys(own, np.nan) | {"test/fvu": values[f"test/fvu_at/{k}"]}
-            found.append({"trial": int(folder.name), "arm": arm_of(sae), "level": k or level, "width": sae["dict_size"],
-                          "seed": config["seed"], "l0": values.get(f"test/l0_at/{k}", values["test/l0"])}
-                         | own | scores)  # fmt: skip
-            decoders.append(rows)
-    frame = pd.DataFrame(found)
-    frame["stability"] = np.nan
-    for _, mine in frame.groupby(["arm", "level", "width"]):
-        cosines = [matched(decoders[i], decoders[j]) for i in mine.index for j in mine.index if i < j]
-        frame.loc[mine.index, "stability"] = np.mean(cosines) if cosines else np.nan
-    return frame
+    scores = truth_of(ends[live], fires[:, live], world["directions"], world["codes"] > 0, world["parent"])
+    return scores, rows[(codes != 0).any(0)]
 
 
 def matched(a: Array, b: Array) -> float:
     """Mean cosine of the rows of two dictionaries, matched one to one."""
     cosine = unit(a.astype(np.float64)) @ unit(b.astype(np.float64)).T
     return float(cosine[linear_sum_assignment(cosine, maximize=True)].mean())
-
-
-def arm_of(sae: dict[str, Any]) -> str:
-    """The type, and what makes the arm another one."""
-    own = [sae["control"]] if sae["control"] else []
-    return " ".join([sae["type"], *own, *(["ortho"] if sae["ortho_coeff"] else [])])
 
 
 def correlations(frame: pd.DataFrame, truth: str, rng: np.random.Generator, *, controls: bool) -> pd.DataFrame:
@@ -138,12 +100,18 @@ def correlations(frame: pd.DataFrame, truth: str, rng: np.random.Generator, *, c
         cells = [cell for cell in cells if len(cell) > 3]
         if not cells:
             continue
-        draws = [np.nanmean([spearman(resample(cell, rng)) for cell in cells]) * sign for _ in range(DRAWS)]
-        value = sign * np.nanmean([spearman(np.array([arm.mean(0) for arm in cell])) for cell in cells])
+        draws = [over_cells([spearman(resample(cell, rng)) for cell in cells]) * sign for _ in range(DRAWS)]
+        value = sign * over_cells([spearman(np.array([arm.mean(0) for arm in cell])) for cell in cells])
         low, high = np.nanpercentile(draws, [2.5, 97.5])
         rows.append({"metric": metric, "truth": truth, "controls": controls, "correlation": value, "low": low,
                      "high": high, "cells": len(cells), "arms": max(map(len, cells))})  # fmt: skip
     return pd.DataFrame(rows)
+
+
+def over_cells(values: list[float]) -> float:
+    """The mean of those that are defined; NaN for none."""
+    there = [value for value in values if value == value]
+    return float(np.mean(there)) if there else np.nan
 
 
 def resample(cell: Array, rng: np.random.Generator) -> Array:
@@ -159,15 +127,13 @@ def spearman(pairs: Array) -> float:
 
 
 def main(arguments: list[str]) -> None:
-    """Write the three tables."""
-    run, data, out = map(Path, arguments)
-    out.mkdir(parents=True, exist_ok=True)
-    frame = trials(run, data)
-    frame.to_csv(out / "trials.csv", index=False, float_format="%.5g")
+    """Write the tables of a file of trials that study.py wrote."""
+    trials, out = map(Path, arguments)
+    frame = pd.read_csv(trials)
     rng = np.random.default_rng(0)
     found = [correlations(frame, truth, rng, controls=c) for truth in ("f1", "recovered") for c in (False, True)]
     pd.concat(found).to_csv(out / "metrics.csv", index=False, float_format="%.3f")
-    means = frame.groupby(["arm", "level", "width"]).mean(numeric_only=True).drop(columns=["trial", "seed"])
+    means = frame.groupby(["arm", "level", "width"]).mean(numeric_only=True).drop(columns=["seed"])
     means["seeds"] = frame.groupby(["arm", "level", "width"]).size()
     means.reset_index().to_csv(out / "arms.csv", index=False, float_format="%.4f")
     print(pd.concat(found).to_string(index=False))

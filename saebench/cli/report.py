@@ -41,6 +41,7 @@ PLOTS = ("pareto", "forest", "curves", "lr", "dead", "density", "l0", "importanc
 @click.option("--width", metavar="LENGTH", help="Of --plot, for a paper: 3.3in, 84mm, 240pt; without a title.")
 @click.option("--open", "browse", is_flag=True, help="Write the page (html) and open it in a browser.")
 @click.option("--watch", is_flag=True, help="Write the page again while the sweep runs; ends with it, or by Ctrl-C.")
+@click.option("--advise", is_flag=True, help="Which k, which width: the advice and a spec for the next sweep.")
 @click.option("--all", "--full", "everything", is_flag=True, help="Print all tables; by default what fits a screen.")
 @click.option("--log", is_flag=True, help="Attach the page and all plots to the sweep's run in MLflow.")
 @where_option
@@ -56,6 +57,7 @@ def report(
     width: str | None,
     browse: bool,
     watch: bool,
+    advise: bool,
     everything: bool,
     log: bool,
     where: tuple[str, ...],
@@ -81,6 +83,9 @@ def report(
         watch_page(sweeps, out, browse, partial(load, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where))
         return
     document = load(*sweeps, runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)
+    if advise:
+        _advise(document, plot)
+        return
     if plot:
         drawn = _plots(document, plot, chart, inches(width) if width else None)
         for path in drawn.values():
@@ -100,6 +105,17 @@ def report(
     if kind not in ("table", "markdown", "latex", "html"):
         for note in document.record.notes:
             echo(f"note: {note}", err=True)
+
+
+def _advise(document: Report, plot: Path | None) -> None:
+    from saebench.report.advice_text import chart, text
+    from saebench.report.plots import save
+
+    if plot:
+        with _writing(plot):
+            save(chart(document), plot)
+        echo(f"plot: {plot}", err=True)
+    echo(text(document))
 
 
 def _kind_of(out: Path) -> str:

@@ -31,10 +31,10 @@ class RetainedCounts:
 
     def update(self, before: Tensor, after: Tensor) -> None:
         """Add codes (B, dict_size) of examples before and after a change."""
-        fires, fires_after = before > 0, after > 0
+        fires, fires_after = before != 0, after != 0
         counts = fires.sum(1)
         large_counts = (counts * LARGEST).ceil().long()
-        order = before.topk(int(large_counts.max()) if len(before) else 0, dim=1).indices
+        order = before.abs().topk(int(large_counts.max()) if len(before) else 0, dim=1).indices
         large = torch.arange(order.shape[1], device=before.device) < large_counts.unsqueeze(1)
         self.active += int(counts.sum())
         self.kept += int((fires & fires_after).sum())
