@@ -63,7 +63,9 @@ def _metrics(report: Report) -> str:
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
     html = ""
     for pair in pairs[:_PAIRS]:
-        lines = "".join(_metric(row) for row in rows if row["pair"] == pair)
+        mine = [row for row in rows if row["pair"] == pair]
+        said = [row["would_decide"] for row in mine]
+        lines = "".join(_metric(row, said[i] not in said[:i]) for i, row in enumerate(mine))
         opened = " open" if len(pairs) == 1 else ""
         head = f'{text(pair)} <span class="count">by metric</span>'
         html += f'<details class="metrics"{opened}><summary>{head}</summary><dl>{lines}</dl></details>'
@@ -73,9 +75,10 @@ def _metrics(report: Report) -> str:
     return html
 
 
-def _metric(row: Row) -> str:
+def _metric(row: Row, first: bool) -> str:
+    """A metric's outcome; what would decide it only where it is said for the first time."""
     kind = "decided" if row["outcome"] in _DECIDED else "open"
-    why = f'<span class="why">{text(row["would_decide"])}</span>' if row["would_decide"] else ""
+    why = f'<span class="why">{text(row["would_decide"])}</span>' if row["would_decide"] and first else ""
     return (
         f'<div class="{kind}"><dt>{text(label(row["metric"]))}</dt><dd><b class="badge">{text(row["said"])}</b> '
         f"{text(row['difference_text'])} {why}</dd></div>"

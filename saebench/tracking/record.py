@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saebench.config import DataConfig, TrialConfig
+from saebench.config import SAE_CONFIGS, DataConfig, TrialConfig
 from saebench.runs.events import Event
 from saebench.runs.secrets import mask
 from saebench.runs.state import TrialState
@@ -60,7 +60,23 @@ def trial_tags(config: TrialConfig) -> dict[str, str]:
         Tag.POINT: config.point,
         Tag.SEED: str(config.seed),
         Tag.TYPE: config.sae.type,
+        "mlflow.runColor": _COLOURS[list(SAE_CONFIGS).index(config.sae.type) % len(_COLOURS)],
     }
+
+
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#7f7f7f",
+    "#8c564b",
+    "#9467bd",
+    "#bcbd22",
+)
+"""Colours of types in MLflow's charts, which colour a run by this tag."""
 
 
 def origin_tags(info: Mapping[str, Any]) -> dict[str, str]:

@@ -61,7 +61,9 @@ def _state(sweep: str, spec: Mapping[str, Any], *, grouped: bool) -> dict[str, A
         "runsHiddenMode": "FIRST_20_RUNS",  # in charts
         "groupBy": _by(Tag.STRATUM) if grouped else None,
         "isAccordionReordered": True,  # else the sections are sorted by name, ours behind "eval"
-        "compareRunSections": [{"uuid": "sweep", "name": "sweep", "display": True, "isReordered": True}],
+        "compareRunSections": [
+            {"uuid": "sweep", "name": "sweep", "display": True, "isReordered": True, "columns": 1, "cardHeight": 420}
+        ],
         "compareRunCharts": _charts([] if grouped else params, objective),
     }
 
