@@ -15,6 +15,8 @@ from summary import chosen
 
 COLOURS = {"omp": "#b3261e", "topk": "#1b5fa8", "batchtopk": "#14795b", "matryoshka": "#7a4fb5", "jumprelu": "#9a6200",
            "overcomplete": "#555555", "sae-lens": "#555555", "floor": "#8a8a8a"}  # fmt: skip
+FARTHEST = 0.4
+"""FVU of what is drawn; what lies beyond is written in a corner."""
 PANELS = {"auc_1": "class AUROC of the best latent", "stability": "latents kept under noise of 0.1"}
 
 
@@ -39,7 +41,7 @@ def main() -> None:
     rows = chosen(pd.read_csv(args.results))
     rows = rows[(rows.corpus == args.corpus) & (rows.k == args.k) & (rows.dict_size == args.dict_size)]
     points = rows.groupby("arm", sort=False)[["fvu", *PANELS]].mean().reset_index()
-    dense, points = points[points.arm == "floor: pca"], points[points.arm != "floor: pca"]
+    beyond, points = points[points.fvu > FARTHEST], points[points.fvu <= FARTHEST]
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
     figure, axes = plt.subplots(1, 2, figsize=(12.5, 6.4), layout="constrained")
     for axis, (y, name) in zip(axes, PANELS.items(), strict=True):
@@ -52,9 +54,9 @@ def main() -> None:
         label(axis, points, y)
         axis.set(xlabel="FVU on test texts (less is better)", ylabel=f"{name} (more is better)")
         axis.grid(color="#f0f0f0")
-        for _, row in dense.iterrows():
-            said = f"{args.k} principal components, dense:\nFVU {row.fvu:.2f}, {row[y]:.2f}"
-            axis.text(0.98, 0.03, said, transform=axis.transAxes, ha="right", color=COLOURS["floor"])
+        said = [f"{row.arm.removeprefix('floor: ')}: FVU {row.fvu:.2f}, {row[y]:.2f}" for _, row in beyond.iterrows()]
+        axis.text(0.98, 0.03, "\n".join(["untrained, beyond the edge:", *said]) if said else "", ha="right",
+                  transform=axis.transAxes, color=COLOURS["floor"])  # fmt: skip
     figure.suptitle(
         f"Less error, less meaning: {args.corpus}, k {args.k} of {args.dict_size:,} latents; the band joins what "
         "nothing beats in both; squares are untrained", x=0.01, ha="left", weight="bold",

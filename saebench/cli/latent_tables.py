@@ -93,7 +93,8 @@ def scores(
     if which == "labels":
         rows = [row for one, (mine, *_) in zip(analyses, judged, strict=True) for row in label_rows(one, mine)]
         columns = [
-            Column("trial", "trial"), Column("label", "label"), Column("members", "texts"), Column("latent", "latent"),
+            Column("trial", "trial"), Column("label", "label", lambda row: visible(str(row["label"]), 40)),
+            Column("members", "texts"), Column("latent", "latent"),
             Column("keywords", "keywords"), Column("auroc", "AUROC", decimals("auroc", 3)),
             Column("f1", "best F1", decimals("f1", 3)), Column("purity", "purity at 10", decimals("purity", 2)),
         ]  # fmt: skip

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from latents.planted import NAMES, TOPICS, planted_sae, texts, write_trial
+from latents.planted import NAMES, TOPICS, data_config, planted_sae, texts, trial_config, write_trial
 from scipy.sparse import load_npz
 
 from saebench.cli import cli
@@ -19,7 +19,8 @@ from saebench.config import TrialConfig
 from saebench.errors import UserError
 from saebench.latents import Encoder
 from saebench.latents.trial import open_trial
-from saebench.runs.paths import TrialPaths
+from saebench.runs.paths import TrialPaths, cache_dir
+from saebench.stores import cache
 
 
 def call(tmp_path: Path, *arguments: object) -> Result:
@@ -171,3 +172,15 @@ def test_what_is_not_there_is_a_dash_or_a_sentence(config: TrialConfig, tmp_path
     for table in ("scores", "judged"):
         shown = " ".join(done(tmp_path, "latents", "demo/1", "--table", table).stdout.split())
         assert "A score needs latents that fire on 5 texts or more, and texts, labels or --second MODEL." in shown
+
+
+@pytest.mark.usefixtures("models")
+def test_a_label_does_not_steer_the_terminal(tmp_path: Path) -> None:
+    rows = [row | {"label": row["label"].replace("music", "mu\x1b[2Jsic")} for row in texts(600)]
+    config = trial_config(data_config(tmp_path, rows))
+    cache.build(config.data, cache_dir())
+    write_trial(tmp_path / "runs", config, planted_sae())
+    for table in ("labels", "latents"):
+        shown = done(tmp_path, "latents", "demo/0", "--table", table).stdout
+        assert "\x1b" not in shown
+        assert "mu\\x1b[2Jsic" in "".join(shown.split())
