@@ -95,7 +95,7 @@ def nodes_of(result: SweepResult) -> set[str]:
     return {attempt.slot.split()[0] for state in states if state for attempt in state.attempts}
 
 
-SAMPLES = 64 * 600
+SAMPLES = 64 * 400
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ RUN = "import json, sys; from saebench.sweep import run_sweep; sys.exit(run_swee
 def test_the_scheduler_is_killed_and_started_again(world: Path, ray_cluster: Cluster, undisturbed: list[Any]) -> None:
     root = world / "runs" / "scheduler"
     given = {
-        "spec": spec(world, root.name, SAMPLES, executor="ray", address=ray_cluster.address, storage="streamed"),
+        "spec": spec(world, root.name, SAMPLES, executor="ray", address=ray_cluster.address, storage="streamed", agents=2),
         "runs_dir": str(world / "runs"), "cache_dir": str(world / "cache"), "quiet": True, "target": TARGET,
     }  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", RUN, json.dumps(given)], env=os.environ) as process:
