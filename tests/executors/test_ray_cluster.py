@@ -207,8 +207,9 @@ RUN = "import json, sys; from saebench.sweep import run_sweep; sys.exit(run_swee
 
 def test_the_scheduler_is_killed_and_started_again(world: Path, ray_cluster: Cluster, undisturbed: list[Any]) -> None:
     root = world / "runs" / "scheduler"
+    where = {"executor": "ray", "address": ray_cluster.address, "storage": "streamed", "agents": 2}
     given = {
-        "spec": spec(world, root.name, SAMPLES, executor="ray", address=ray_cluster.address, storage="streamed", agents=2),
+        "spec": spec(world, root.name, SAMPLES, **where),
         "runs_dir": str(world / "runs"), "cache_dir": str(world / "cache"), "quiet": True, "target": TARGET,
     }  # fmt: skip
     with subprocess.Popen([sys.executable, "-c", RUN, json.dumps(given)], env=os.environ) as process:
