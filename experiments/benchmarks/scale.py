@@ -337,14 +337,10 @@ def track(root: Path) -> None:
     tracker = Tracker(paths, TrackingConfig(uri=uri, experiment="scale"), paths.name)
     before, begun = time.process_time(), time.monotonic()
     tracker.start(lock.info())
+    tracked = Tracked(uri=uri, experiment_id=tracker.experiment_id, run_id=tracker.run_id)
+    write_lock(paths, lock.model_copy(update={"tracking": tracked}))
     lag = tracker.close(patience=600)
     cpu, wall = time.process_time() - before, time.monotonic() - begun
-    write_lock(
-        paths,
-        lock.model_copy(
-            update={"tracking": Tracked(uri=uri, experiment_id=tracker.experiment_id, run_id=tracker.run_id)}
-        ),
-    )
     trials = len(paths.trials())
     each = f"{1000 * cpu / trials:.0f} ms CPU and {1000 * wall / trials:.0f} ms a trial"
     print(f"MLflow: {trials:,} trials, {each}; left {lag}")
