@@ -146,7 +146,7 @@ def _print(tables: Sequence[Table], out: Path | None) -> None:
 
     from rich.console import Console
 
-    from saebench.report.text import rich_table
+    from saebench.report.rich_tables import rich_table
 
     file = io.StringIO() if out else None
     terminal = out is None and sys.stdout.isatty()

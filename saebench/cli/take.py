@@ -36,8 +36,8 @@ def best(
     has; or type=batchtopk, dict_size=3072, ...) to compare like with like.
     """
     from saebench.report import formats, load, pick
+    from saebench.report.rich_tables import rich_table
     from saebench.report.table import Table
-    from saebench.report.text import rich_table
     from saebench.terminal.console import make_console
 
     document = load(*([sweep] if sweep else []), runs_dir=runs_dir, tracking_uri=tracking_uri, where=where)

@@ -122,7 +122,7 @@ def _checks(report: Report, console: Console, most: int) -> None:
 
 def _shown(table: Table, rows: int, width: int) -> RichTable:
     """The first rows, without title and edge."""
-    from saebench.report.text import rich_table
+    from saebench.report.rich_tables import rich_table
 
     columns = tuple(column for column in table.columns if column.key != "chosen_by")
     shown = rich_table(replace(table, frame=table.frame.head(rows), columns=columns), width)

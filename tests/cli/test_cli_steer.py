@@ -82,7 +82,7 @@ def test_status_shows_everything_of_the_last_sweep(paths: SweepPaths) -> None:
         "3 trials of at most 8  1 complete  1 pruned  1 failed  1 running  1 interrupted",
         "0003",
         "0.25",
-        "trial 0001 at 100: prune (median: value 0.5, threshold 0.4)",
+        "0001: FVU 0.5 at 25% of the budget, median of its peers 0.4",
         "0002: diverged: train/loss is nan",
     ):
         assert words in text, text
