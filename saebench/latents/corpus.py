@@ -63,6 +63,15 @@ class Part:
         except (OSError, ValueError):
             return None
 
+    @cached_property
+    def row_numbers(self) -> list[int]:
+        """The rows in the data set (from 0), by which results join the user's own table; the rows in the entry where
+        its texts cannot be read any more."""
+        try:
+            return self.entry.row_numbers(self.index)
+        except (OSError, ValueError):
+            return [int(row) for row in self.index]
+
     @property
     def hashes(self) -> NDArray[np.uint64]:
         """Of the texts: by which a row is known in another reading of the data set."""

@@ -71,7 +71,7 @@ def latents(analysis: Latents, top: int = 20, each: int = 2) -> Iterator[dict[st
 def _example(analysis: Latents, example: Example) -> dict[str, Any]:
     texts = analysis.part.texts
     return {
-        "row": int(analysis.part.index[example.row]),
+        "row": analysis.part.row_numbers[example.row],
         "activation": round(example.activation, 6),
         "text": None if texts is None else texts[example.row],
     }
