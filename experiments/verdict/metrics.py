@@ -9,6 +9,7 @@ metrics are judged at the chosen points, with the product's search error (`repor
 correlated     follows FVU: half of its logarithm, with noise that is correlated with FVU's (0.7)
 uncorrelated   best elsewhere: SLOPE x, so that whoever chose a larger lr has the higher value; noise of its own
 mixed          nine metrics, three of the first kind and six of the second, with slopes of either sign
+levels         FVU itself at three levels of sparsity, each judged alone, corrected over the levels
 """
 
 from __future__ import annotations
@@ -73,6 +74,23 @@ def judged(rng: np.random.Generator, kind: Kind, arms: list[Arm], case: Case) ->
     return found
 
 
+def by_level(case: Case, _: list[Kind], levels: int, seed: int) -> tuple[bool, bool]:
+    """The same of FVU at so many levels of sparsity, each with an optimum of its own."""
+    rng = np.random.default_rng([seed, 16])
+    plan, p = plan_of(case.points[0], case.sampler, seed), []
+    for _level in range(levels):
+        best = math.log(LOW) + rng.uniform(0.25, 0.75) * WIDTH
+        a, b = (search(rng, plan, best, 0.0, case, False) for _arm in range(2))
+        gaps = [arm.about["gap"] for arm in (a, b)]
+        if any(arm.about["edge"] or arm.about["needed"] is not None for arm in (a, b)) or None in gaps:
+            p.append(1.0)
+            continue
+        interval = over_strata((a.values - b.values)[:, None])
+        half = float(interval.high - interval.mean)
+        p.append(p_of(abs(float(interval.mean)) - max(gaps), half, case.seeds))  # type: ignore[type-var]
+    return bool((np.array(p) <= LEVEL).any()), bool((holm(p) <= LEVEL).any())
+
+
 def sweep(case: Case, kinds: list[Kind], arms: int, seed: int) -> tuple[bool, bool]:
     """(is any metric called different before, is any after Holm's correction over metrics and pairs)?"""
     rng = np.random.default_rng([seed, 15])
@@ -87,13 +105,15 @@ def sweep(case: Case, kinds: list[Kind], arms: int, seed: int) -> tuple[bool, bo
 
 def rows(sweeps: int) -> list[dict[str, object]]:
     found = []
-    for name, arms in (("correlated", 2), ("uncorrelated", 2), ("mixed", 2), ("mixed", 3)):
+    for name, arms in (("levels", 3), ("correlated", 2), ("uncorrelated", 2), ("mixed", 2), ("mixed", 3)):
         for points, seeds in ((4, 3), (4, 5), (8, 3), (8, 5)):
             case = Case((points, points), seeds)
-            said = [sweep(case, KINDS[name], arms, seed) for seed in range(sweeps)]
+            said = [(by_level if name == "levels" else sweep)(case, KINDS.get(name, []), arms, seed)
+                    for seed in range(sweeps)]  # fmt: skip
             single, family = (round(100 * sum(one[i] for one in said) / sweeps, 1) for i in (0, 1))
             found.append(
-                {"metrics": name, "arms": arms, "tests": len(KINDS[name]) * arms * (arms - 1) // 2, "points": points,
+                {"metrics": name, "arms": 2 if name == "levels" else arms,
+                 "tests": 3 if name == "levels" else len(KINDS[name]) * arms * (arms - 1) // 2, "points": points,
                  "seeds": seeds, "any_uncorrected": single, "any_after_holm": family}
             )  # fmt: skip
             print(*found[-1].values(), flush=True)

@@ -176,6 +176,41 @@ def test_a_metric_that_only_one_arm_has_is_left_out() -> None:
     assert "cosine" in found.judged[0]
 
 
+def test_a_metric_without_spread_is_the_same_or_undecided_never_better() -> None:
+    """Every seed of an arm has one value: equal arms are the same; unequal ones have no interval, and why is said."""
+    for trial in (trials := simulate_search()):
+        trial["metrics"]["test/cosine"] = 0.9
+    assert only(report(trials), "cosine").outcome == "same"
+    for trial in trials:
+        if trial["type"] == "topk":
+            trial["metrics"]["test/cosine"] = 0.8
+    c = only(report(trials), "cosine")
+    assert c.outcome == "undecided"
+    assert "its 3 seeds gave the same values: they did not vary the training" in sentence(c)
+
+
+def test_identical_arms_are_called_the_same_in_every_metric() -> None:
+    trials = [t for t in simulate_search() if t["type"] == "topk"]
+    twins = [{**t, "trial": 100 + t["trial"], "type": "batchtopk", "stratum": t["stratum"].replace("topk", "batchtopk"),
+              "params": {**t["params"], "type": "batchtopk"}} for t in trials]  # fmt: skip
+    found = report([*trials, *twins])
+    assert {c.outcome for c in found.judged[0].values()} == {"same"}
+    assert "have the same FVU at equal L0, in all 2 strata" in found.verdict
+
+
+def test_a_best_point_at_an_edge_decides_nothing_in_its_own_stratum_either() -> None:
+    found = report(simulate_search(arms={"topk": 1.0, "batchtopk": 0.9}, about={"edge": ["lr"]}))
+    assert all(row["p_holm"] == 1 for row in found.table("arms").rows())
+    inside = report(simulate_search(arms={"topk": 1.0, "batchtopk": 0.9}))
+    assert all(row["p_holm"] < 0.05 for row in inside.table("arms").rows())
+
+
+def test_no_arm_leads_where_none_is_shown_to_be_better() -> None:
+    text = report(simulate_search(arms=dict.fromkeys(["topk", "batchtopk", "gated"], 1.0), noise=0.02)).verdict
+    assert text.startswith("No arm is shown to be better in FVU at equal L0: ")
+    assert "not told apart from" in text
+
+
 def test_one_comparing_seed_decides_nothing() -> None:
     c = only(report(simulate_search(seeds=(1,))))
     assert c.outcome == "undecided"
