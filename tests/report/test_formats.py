@@ -147,7 +147,8 @@ def test_the_terminal_begins_with_counts_and_the_verdict(report: Report) -> None
     lines = shown(report, 140).splitlines()
     assert lines[0] == "demo  60 trials: 48 complete, 11 pruned, 1 failed"
     assert lines[1].startswith("sentence-transformers/all-MiniLM-L6-v2 on parquet; up to 20,000 texts, ")
-    assert lines[3].startswith("jumprelu reconstructs better than topk at equal L0: FVU ")
+    assert lines[3].startswith("jumprelu reconstructs better than topk")
+    assert lines[4].startswith("jumprelu reconstructs better than topk at equal L0: FVU ")
     assert "note: a note_with 100% of & everything" in lines
 
 
@@ -222,6 +223,7 @@ def test_text_from_outside_is_escaped_at_every_door(text: str) -> None:
     assert not [c for row in cells for c in row if c[:1] in ("=", "+", "-", "@") and not formats._NUMBER.fullmatch(c)]
     terminal = io.StringIO()
     show(report, make_console(terminal, width=100), everything=True)
+    show(report, make_console(terminal, width=100))
     lost = [report.table("lost")]
     documents = [terminal.getvalue(), formats.csv(report.table("trials")), formats.markdown(report, lost),
                  latex.document(report, lost), page(report)]  # fmt: skip
