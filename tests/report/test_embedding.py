@@ -119,7 +119,7 @@ def test_without_labels_there_is_no_probing_and_it_says_why() -> None:
 def test_what_no_trial_has_is_no_column() -> None:
     table = report_of(simulate()).table("fidelity")
     assert [c.key for c in table.columns if c.key.startswith(("cosine", "knn", "similarity"))] == ["cosine"]
-    assert table.note.endswith("on the hold-out: cosine between embedding and reconstruction.")
+    assert table.note.endswith("on test texts: cosine between embedding and reconstruction.")
 
 
 def test_a_cell_without_a_value_is_a_dash_and_keeps_its_counts() -> None:
