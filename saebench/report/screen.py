@@ -110,7 +110,7 @@ def _checks(report: Report, console: Console, most: int) -> None:
         return
     failed, passed = [c for c in found if not c.passed], sum(bool(c.passed) for c in found)
     shown = failed if len(failed) <= most else failed[: max(most - 1, 1)]
-    more = f"; {len(failed) - len(shown)} more did not: --all" if len(failed) > len(shown) else ""
+    more = f"; {len(failed) - len(shown)} more did not: --full" if len(failed) > len(shown) else ""
     head = Text.assemble(("Before you use it", "bold"), f"  {passed} of {len(found)} checks passed{more}")
     console.print()
     _print_line(console, head)
@@ -133,4 +133,4 @@ def _shown(table: Table, rows: int, width: int) -> RichTable:
 def _last(report: Report) -> str:
     notes, rows = report.record.notes, len(report.frame)
     more = f"; {len(notes) - 1} more notes" if len(notes) > 1 else ""
-    return f"more: --all, --table NAME (--help lists them), --out report.html{more}" if rows else "no trials yet"
+    return f"more: --full, --table NAME (--help lists them), --out report.html{more}" if rows else "no trials yet"

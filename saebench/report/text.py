@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from saebench.report.document import Report
 
 ALL = ("metrics", "strata", "arms", "pareto", "best", "floors", "fidelity", "probing", "stability", "texts", "lost")
-"""Tables of `--all`; the others on request."""
+"""Tables of `--full`; the others on request."""
 FEW = 30
-"""Rows up to which a table of trials is shown with `--all`."""
+"""Rows up to which a table of trials is shown with `--full`."""
 SCREEN = 30
 """Lines of the default report, at 80 columns and more."""
 

@@ -197,7 +197,7 @@ def test_a_terminal_too_narrow_for_a_word_per_column_still_shows_them_all(report
 
 
 def test_a_few_trials_are_listed_with_all_and_the_rest_is_offered(report: Report) -> None:
-    assert "more: --all, --table NAME" in shown(report, 140)
+    assert "more: --full, --table NAME" in shown(report, 140)
     assert "Trials" not in shown(report, 140).split()
     few, out = Report(Record(frame_of(simulate(levels=(16,), widths=(1536,), points=1)))), io.StringIO()
     show(few, Console(file=out, width=140), everything=True)
