@@ -62,7 +62,8 @@ def test_the_default_is_the_newest_sweep_in_the_terminal(store: Store) -> None:
     lines = done(store, "report").stdout.splitlines()
     assert lines[0] == "demo  90 trials: 72 complete, 17 pruned, 1 failed"
     assert lines[1].startswith("sentence-transformers/all-MiniLM-L6-v2 on parquet; ")
-    assert lines[3].startswith("batchtopk has the least FVU at equal L0: better than topk (")
+    assert lines[3].startswith("batchtopk reconstructs ")
+    assert lines[4].startswith("batchtopk has the least FVU at equal L0: better than topk (")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "md", "json", "html", "tex", "latex", "parquet", "txt"])
