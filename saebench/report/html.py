@@ -9,7 +9,8 @@ from importlib.resources import files
 from string import Template
 from typing import TYPE_CHECKING
 
-from saebench.report import svg
+from saebench.report import advice_text, svg
+from saebench.report.advice import FEWEST
 from saebench.report.answer import answer
 from saebench.report.chart import Chart
 from saebench.report.charts import CHARTS
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 GROUPS = (
     ("answer", "Answer", ("metrics", "verdict")),
-    ("error", "Sparsity and error", ("chart:pareto", "strata", "arms", "floors", "chart:dead")),
+    ("error", "Sparsity and error", ("chart:pareto", "strata", "arms", "floors", "chart:dead", "advice")),
     ("search", "Search", ("chart:lr", "chart:curves", "chart:importance", "chart:parallel", "effects", "importances",
                           "seeds")),
     ("latents", "Latents", ("fidelity", "probing", "stability", "chart:density", "chart:l0")),
@@ -76,8 +77,8 @@ def _sections(report: Report, names: tuple[str, ...], quick: bool, seen: set[str
             chart = CHARTS[chart_name](report)
             if chart.panels:
                 yield _figure(chart, seen)
-        elif name == "spec":
-            yield _spec(report)
+        elif name in ("spec", "advice"):
+            yield _spec(report) if name == "spec" else _advice(report, quick, seen)
         else:
             table = levels(report) if kind == "strata" else report.table(kind, quick=quick)
             if len(table.frame):
@@ -94,6 +95,22 @@ def _figure(chart: Chart, seen: set[str]) -> str:
         f'<section id="chart-{chart.name}"><h3>{text(chart.title)}</h3><figure{kind}>'
         f"<figcaption>{explained(text(chart.note), seen)}</figcaption>"
         f'<div class="drawn">{drawn}</div></figure></section>'
+    )
+
+
+def _advice(report: Report, quick: bool, seen: set[str]) -> str:
+    """Which k and which width, with the next sweep's spec to take; "" if no curve has levels enough to say anything."""
+    said, curves = advice_text.advice(report, quick=quick)
+    if not any(len(curve.points) >= FEWEST for curve in curves):
+        return ""
+    lines = [*said.lines, *([] if said.l0 else ["Which k: the data do not say.", *said.silent])]
+    html = "".join(f"<li>{explained(text(line), seen)}</li>" for line in lines)
+    spec = advice_text.spec_text(report, said)
+    taken = download("next.yaml", "text/yaml", spec, "YAML of the next sweep") if spec else ""
+    drawn = advice_text.chart(report, quick=quick)
+    return (
+        f'<section id="advice"><h3>Which k, which width</h3><ul>{html}</ul><div class="tools">{taken}</div></section>'
+        f"{_figure(drawn, seen) if drawn.panels else ''}"
     )
 
 

@@ -76,7 +76,7 @@ def _ranking(main: Sequence[Judged], first: str) -> str:
     parts += [f"equal to {listed(equal)} within {margin_text(mine[0])}"] if equal else []
     parts += [f"not told apart from {listed([_other(c, leader) for c in open_])}"] if open_ else []
     rest = len(pairs) - len(mine)
-    more = f". {number_of(rest, 'more pair')} of arms: --table verdict" if rest else ""
+    more = f". {number_of(rest, 'more pair')} of arms: see the table verdict" if rest else ""
     why = f". {_capital(what_would_decide(open_[0]))}" if open_ else ""
     what = "FVU" if first == "fvu" else label(first)
     if not beaten:

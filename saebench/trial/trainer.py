@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from saebench.config import SAEConfig, TrainConfig
+from saebench.errors import UserError
 from saebench.saes import SAE, Loss, Moment, make_sae
 from saebench.saes.kernels import add_deferred_gradients, stash_gradients
 from saebench.saes.ortho import Orthogonality
@@ -191,9 +192,13 @@ class Training:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Go on where `state_dict` was taken, of a training of the same config. Raises ValueError where it is not."""
+        """Continue from where `state_dict` was taken. Raises UserError if another version of saebench wrote it,
+        ValueError if it is of another config."""
         if meta.get("version") != STATE_VERSION:
-            raise ValueError(f"checkpoint version {meta.get('version')!r}: this saebench reads {STATE_VERSION}")
+            raise UserError(
+                f"checkpoint of version {meta.get('version')!r}, this saebench reads {STATE_VERSION}: resume with the "
+                "saebench that wrote it, or run the sweep under another name"
+            )
         ours = self.sae.state_dict()
         theirs = {name.removeprefix("sae."): tensor for name, tensor in tensors.items() if name.startswith("sae.")}
         if (

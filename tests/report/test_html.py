@@ -275,3 +275,14 @@ def sort(table: Locator, head: Locator, column: int) -> list[float]:
         "(rows, i) => rows.map(row => Number(row.cells[i].dataset.v))", column
     )
     return values
+
+
+def test_advice_stands_on_the_page_if_there_are_levels_enough_for_it() -> None:
+    two, three = (
+        page(Report(Record(frame_of(simulate(levels=levels, widths=(1536,), points=1)))))
+        for levels in ((8, 16), (8, 16, 32))
+    )
+    assert '<section id="advice">' in three
+    assert "Which k: the data do not say." in three
+    assert '<section id="chart-advice">' in three
+    assert '<section id="advice">' not in two

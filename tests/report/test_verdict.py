@@ -239,7 +239,7 @@ def test_several_arms_are_told_as_a_ranking() -> None:
     arms = {"topk": 1.0, "batchtopk": 0.97, "jumprelu": 0.9, "gated": 0.97}
     text = report(simulate_search(arms=arms, seeds=range(1, 6))).verdict
     assert text.startswith("jumprelu has the least FVU at equal L0: better than ")
-    assert "3 more pairs of arms: --table verdict" in text
+    assert "3 more pairs of arms: see the table verdict" in text
 
 
 # --- the statistic holds its level -----------------------------------------------------------------------------------

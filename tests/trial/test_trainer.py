@@ -11,6 +11,7 @@ from sae_examples import K_SPARSE, PENALISED, TYPES, example
 from torch import Tensor
 
 from saebench.config import SAEConfig, TrainConfig, default_batch_size
+from saebench.errors import UserError
 from saebench.saes import NotCalibratedError, load_sae, save_sae
 from saebench.trial.calibration import calibration_rows
 from saebench.trial.dead import default_dead_after
@@ -204,7 +205,7 @@ def test_a_checkpoint_of_something_else_is_refused() -> None:
     for other in (config("vanilla"), config("topk", {"dict_size": 24})):
         with pytest.raises(ValueError, match="another architecture or width"):
             Training.start(*other, rows).load_state_dict(tensors, meta)
-    with pytest.raises(ValueError, match="checkpoint version 99"):
+    with pytest.raises(UserError, match=r"checkpoint of version 99, this saebench reads .* resume with"):
         Training.start(*config("topk"), rows).load_state_dict(tensors, {**meta, "version": 99})
 
 
