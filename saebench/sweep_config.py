@@ -1,4 +1,4 @@
-"""The parts of a sweep around its trials: search, pruning, budget, failures, where it runs, tracking, metrics."""
+"""Settings of a sweep outside its trials: search, pruning, budget, failures, executors, tracking, metrics."""
 
 from __future__ import annotations
 
@@ -9,154 +9,157 @@ from pydantic import Field
 from saebench.config import Config, Fraction, PositiveFloat, PositiveInt
 
 TPE_STARTUP = 10
-"""Points of the shared sequence with which the sampler tpe begins before it learns."""
+"""Points that the sampler tpe takes from the shared sequence before it uses earlier results."""
 
 
 class SearchConfig(Config):
-    """How points are drawn inside a stratum."""
+    """How points are drawn within a stratum."""
 
     sampler: Literal["grid", "random", "qmc", "tpe", "cmaes"] = "tpe"
-    """Optuna sampler; grid crosses every list."""
+    """Optuna sampler. grid tries all combinations of the listed values and takes no ranges."""
     points: PositiveInt | None = None
-    """Points drawn per stratum, a target (not that many more on resume); null: one, or the whole grid."""
+    """Points per stratum in total: a resumed sweep continues up to this number. null: one, for grid all
+    combinations."""
     refine: Annotated[int, Field(ge=0)] = 4
-    """Points that may be added per stratum around the best one, where ranges are searched; fewer once it is located."""
+    """Most points per stratum to add around the best one if ranges are searched; fewer if the optimum is located
+    sooner."""
     objective: str = "eval/fvu"
-    """Metric to improve, measured on the validation part."""
+    """Metric to optimise, measured on the validation part."""
     direction: Literal["minimize", "maximize"] = "minimize"
-    """Which way is better."""
+    """Whether smaller or larger values of the objective are better."""
     seed: int = 0
-    """Seed of the samplers. Strata that search the same space draw the same points."""
+    """Seed of the samplers. Strata with the same search space draw the same points."""
     strata: tuple[str, ...] | None = None
-    """Stratum axes; null: type, the sparsity parameter and the width."""
+    """Parameters that define a stratum; null: type, the sparsity parameter and the width."""
     storage: str | None = None
-    """Where Optuna's journal lies: null for a file of the sweep, or postgresql://user@host/database."""
+    """Storage of Optuna's journal: postgresql://user@host/database; null: a file in the sweep's directory."""
     enqueue: tuple[dict[str, Any], ...] = ()
-    """Known-good points to try first; each applies to the strata that have its parameters."""
+    """Points to try first; each is used in the strata that have its parameters."""
 
 
 class PruneConfig(Config):
     """When a trial is stopped early."""
 
     pruner: Literal["none", "median", "asha", "hyperband", "threshold", "pareto"] = "median"
-    """Rule of the verdict; trials are compared inside their stratum, at the same number of examples."""
+    """Rule that stops trials. Trials are compared within their stratum, at the same number of examples."""
     warmup: PositiveInt | None = None
-    """Examples before the first verdict; null: a fifth of the budget. Never within lr warm-up, sparsity ramp and the
-    first dead window."""
+    """Examples before a trial may be stopped; null: a fifth of `train.samples`. No trial is stopped during lr warm-up,
+    the sparsity ramp or the first `dead_after` examples."""
     startup_trials: Annotated[int, Field(ge=0)] = 2
-    """Complete trials a stratum needs before median prunes."""
+    """For median: complete trials in a stratum before the first trial is stopped."""
     reduction_factor: Annotated[int, Field(ge=2)] = 3
-    """Of asha and hyperband: the share kept at a rung is 1 / this."""
+    """For asha and hyperband: one trial in this many continues beyond a rung."""
     upper: float | None = None
-    """Of threshold: stop above this value."""
+    """For threshold: stop a trial if the objective is above this value."""
     lower: float | None = None
-    """Of threshold: stop below this value."""
+    """For threshold: stop a trial if the objective is below this value."""
     margin: Annotated[float, Field(ge=0)] = 0.05
-    """Of pareto: by how much another trial must be better in both L0 and FVU, relative."""
+    """For pareto: stop a trial if another is better in both L0 and FVU by this fraction."""
 
 
 class BudgetConfig(Config):
-    """Limits after which the sweep ends cleanly, resumable."""
+    """Limits that end the sweep; it can be resumed."""
 
     wall_hours: PositiveFloat | None = None
-    """Hours the scheduler runs."""
+    """Most hours that one start of the sweep may run; null: no limit."""
     trial_minutes: PositiveFloat | None = None
-    """Minutes one trial may train."""
+    """Most minutes that one trial may train; null: no limit."""
     samples: PositiveInt | None = None
-    """Examples trained on, over all trials."""
+    """Most examples that all trials together may train on; null: no limit."""
 
 
 class RetriesConfig(Config):
-    """Further attempts a trial gets, by what ended it."""
+    """Further attempts of a trial, by the cause of its failure."""
 
     crash: Annotated[int, Field(ge=0)] = 2
-    """The worker raised, or died of a signal other than SIGKILL."""
+    """The worker raised an exception or was ended by a signal other than SIGKILL."""
     host_oom: Annotated[int, Field(ge=0)] = 1
-    """The worker was killed by SIGKILL, as the kernel does when memory ends."""
+    """The worker was ended by SIGKILL, which the kernel sends when memory runs out."""
     stall: Annotated[int, Field(ge=0)] = 1
-    """No sign of life for `stall_after` seconds."""
+    """The worker sent nothing for `stall_after` seconds."""
     cuda_oom: Annotated[int, Field(ge=0)] = 1
-    """Only when the trial shared its device; alone on it, more attempts would end the same way."""
+    """The GPU ran out of memory while the trial shared it; alone on a GPU, a trial is not retried."""
     diverged: Annotated[int, Field(ge=0)] = 0
     """A loss or metric became NaN or infinite."""
     collapsed: Annotated[int, Field(ge=0)] = 0
-    """A training without a penalty ended with a training FVU far above what it had been."""
+    """Training without a penalty ended with a training FVU far above an earlier one."""
     lost: Annotated[int, Field(ge=0)] = 20
-    """The machine it ran on is gone or cannot be reached."""
+    """The machine of the trial is gone or cannot be reached."""
     preempted: Annotated[int, Field(ge=0)] = 20
-    """Its machine was taken back by the cluster, and it left with a checkpoint."""
+    """The cluster reclaimed the machine and the trial wrote a checkpoint."""
 
 
 class FailuresConfig(Config):
-    """What happens when trials fail."""
+    """Retries, and when a device or the whole sweep is given up."""
 
     retries: RetriesConfig = RetriesConfig()
-    """Attempts per class of failure."""
+    """Further attempts by class of failure."""
     stall_after: PositiveFloat = 600
-    """Seconds without a sign of life after which a worker is killed."""
+    """Seconds without an event or heartbeat after which a worker is killed."""
     quarantine_after: PositiveInt = 3
-    """Crashes in a row after which a device is taken out of the pool."""
+    """Consecutive crashes after which a device is no longer used."""
     abort_fraction: Fraction = 0.5
-    """Share of failed trials at which the sweep gives up, once `abort_min` trials have ended."""
+    """The sweep ends if this share of trials failed and at least `abort_min` trials have ended."""
     abort_min: PositiveInt = 10
-    """Ended trials before `abort_fraction` counts."""
+    """Ended trials before `abort_fraction` is checked."""
 
 
 class RunConfig(Config):
-    """Where trials run."""
+    """Where and how trials run."""
 
     executor: Literal["local", "in_process", "ray"] = "local"
     """local: processes on this machine. in_process: threads of the sweep's own process, on the CPU, for debuggers. ray:
     processes on the machines of a Ray cluster (docs/cluster.md). May differ at every start."""
     devices: Literal["auto", "cpu", "mps"] | tuple[int | str, ...] = "auto"
-    """auto: CUDA, then MPS, then CPU; a list names GPUs by index or UUID."""
+    """auto: the first kind that is available of CUDA, MPS, CPU. A list names GPUs by index or UUID."""
     per_device: PositiveInt | None = None
-    """Trials at once on one device; null: 1 on a GPU, one per two cores on the CPU."""
+    """Concurrent trials per device; null: 1 on a GPU, one per two cores on the CPU."""
     threads: PositiveInt | None = None
-    """Cores of each trial; null: those of the machine divided by its slots. Fixed at the first start: on the CPU the
-    last bits of a sum depend on it."""
+    """CPU threads per trial; null: the machine's cores divided by its concurrent trials. Fixed at the first start
+    because the last bits of sums on the CPU depend on it."""
     grace: PositiveFloat = 60
-    """Seconds a trial has to write its checkpoint and leave before it is killed: below what the site gives (Slurm's
-    KillWait, Kubernetes' terminationGracePeriodSeconds). May differ at every start."""
+    """Seconds that a trial has to write a checkpoint and exit before it is killed. Choose less than the site allows
+    (Slurm's KillWait, Kubernetes' terminationGracePeriodSeconds). May differ at every start."""
     address: str | None = None
-    """Of ray: HOST:PORT of the head; null: RAY_ADDRESS, else the cluster of this machine. May differ at every start."""
+    """For ray: HOST:PORT of the head; null: RAY_ADDRESS, else the cluster on this machine. May differ at every
+    start."""
     agents: Literal["auto"] | PositiveInt = "auto"
-    """Of ray: how many devices (on the CPU: machines, or shares of per_device x threads cores) to ask for; auto: all
-    there are, and those that join later. May differ at every start."""
+    """For ray: number of devices (on the CPU: machines, or shares of per_device x threads cores) to request; auto: all
+    of the cluster, including those that join later. May differ at every start."""
     gpus_per_trial: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Of ray: share of a GPU that a trial gets; null: a whole one, divided by per_device. May differ at every start."""
+    """For ray: share of a GPU per trial; null: 1 / per_device. May differ at every start."""
     storage: Literal["auto", "shared", "streamed"] = "auto"
-    """Of ray: shared: machines see the sweep's directory under the same path. streamed: they do not, files are copied.
-    auto: found out for each machine. May differ at every start."""
+    """For ray. shared: all machines see the sweep's directory under the same path. streamed: they do not, so files are
+    copied. auto: detect it for each machine. May differ at every start."""
     transfer_mbps: PositiveFloat = 50
-    """Of ray: megabytes per second that copies of checkpoints may take together, where they are copied. May differ at
-    every start."""
-    insecure: bool = False
-    """Of ray: use a cluster without token authentication, where everybody who reaches its ports runs code. May differ
+    """For ray: limit in megabytes per second on all copies of checkpoints together, if storage is streamed. May differ
     at every start."""
+    insecure: bool = False
+    """For ray: accept a cluster without token authentication; anybody who reaches its ports can run code on it. May
+    differ at every start."""
     failures: FailuresConfig = FailuresConfig()
-    """Retries, stalls and when to give up."""
+    """Retries, stalled workers and when to give up."""
 
 
 class TrackingConfig(Config):
-    """Where metrics are recorded."""
+    """Where metrics and SAEs are recorded in MLflow."""
 
     uri: str | None = None
     """MLflow tracking URI; null: MLFLOW_TRACKING_URI, else MLflow's own default, made absolute."""
     experiment: str | None = None
     """MLflow experiment; null: MLFLOW_EXPERIMENT_NAME, else the sweep's name."""
     log_sae: Literal["all", "best", "none"] = "all"
-    """Whose SAE is copied to MLflow's artifacts: every trial's, at the end the best one's of each stratum, nobody's.
-    All of them are in the sweep's directory; logs and evaluations are always copied. May differ at every start."""
+    """SAEs to copy to MLflow's artifacts. all: of every trial; best: at the end, of the best trial of each stratum;
+    none. The sweep's directory keeps every SAE; logs and evaluations are always copied. May differ at every start."""
     log_model: bool = False
-    """Log the SAEs that are copied as MLflow models (pyfunc) too."""
+    """Also log the copied SAEs as MLflow models (pyfunc)."""
 
 
 class EvalConfig(Config):
-    """Embedding-aware metrics beyond the basic ones."""
+    """Additional metrics, and how the verdict uses them."""
 
     extra: Literal["none", "final"] = "final"
-    """final: computed at the end of every trial."""
+    """When `metrics` are computed. final: at the end of every trial; none: never."""
     metrics: tuple[
         Literal[
             "knn_overlap_at_10",
@@ -169,10 +172,11 @@ class EvalConfig(Config):
         ],
         ...,
     ] = ("knn_overlap_at_10",)
-    """Which ones. coherence, example_auroc and label_match, of what latents mean (docs/latents.md), need the cache."""
+    """Additional metrics to compute. coherence, example_auroc and label_match (docs/latents.md) need `data.cache`."""
     second_encoder: str | None = None
-    """Another SentenceTransformer, by name or path, that judges example_auroc; it encodes all texts once, too."""
+    """Name or path of the SentenceTransformer that example_auroc is computed with; it also encodes all texts once."""
     primary: tuple[str, ...] = ("fvu",)
-    """Metrics that the verdict is about, without prefix; the search's objective stays one metric."""
+    """Metrics that the verdict is about, without prefix. They do not change `search.objective`."""
     margin: Annotated[float, Field(ge=0)] = 0.005
-    """Differences below this do not matter: 0.005 is 0.5% of FVU, and 0.005 of a score such as a cosine or an AUC."""
+    """Differences below this count as equal: 0.005 means 0.5% of FVU, or 0.005 of a score such as a cosine or an
+    AUC."""

@@ -1,4 +1,4 @@
-"""The SAE types: one class per architecture, beside the file of its name in `saes/`."""
+"""The SAE types: one config class per architecture; its SAE is in the file of the same name in `saes/`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from saebench.config.sae import Control, Penalty, SAEConfig, Start
 
 class _RefineConfig(SAEConfig):
     refine: Annotated[int, Field(ge=0)] = 0
-    """Sweeps of coordinate descent that move the values of the chosen latents towards the best ones; 0: as encoded."""
+    """Sweeps of coordinate descent at inference that improve the values of the chosen latents; 0: values stay as
+    encoded."""
 
     @property
     def sweeps(self) -> int:
@@ -23,7 +24,8 @@ class _RefineConfig(SAEConfig):
 
 class _RefinedTrainingConfig(_RefineConfig):
     refine_training: bool = False
-    """Train the decoder on refined values too (the encoder learns from its own)."""
+    """Train the decoder on refined values; the encoder still trains on the values that it computed. Needs refine of at
+    least 1, excludes k_start."""
 
     @property
     def training_sweeps(self) -> int:
@@ -39,25 +41,26 @@ class _RefinedTrainingConfig(_RefineConfig):
 
 
 class KSparseConfig(SAEConfig):
-    """What the types have that keep k latents: AuxK for dead latents."""
+    """Fields of the types that keep k latents per example, among them AuxK for dead latents."""
 
     sparsity: ClassVar[tuple[str, ...]] = ("k",)
 
     k: PositiveFloat
-    """Latents kept per example, on average; may be fractional."""
+    """Latents kept per example, averaged over the batch; may be fractional."""
     aux_coeff: Coefficient = 1 / 32
-    """Weight of AuxK (Gao et al. 2024, 2406.04093, A.2); 0 turns it off."""
+    """Weight of the AuxK loss, which revives dead latents (Gao et al. 2024, arXiv 2406.04093, A.2); 0: off."""
     k_aux: PositiveInt | None = None
-    """Dead latents that rebuild the residual; null: the power of two nearest d_in / 2."""
+    """Dead latents that AuxK uses to reconstruct the residual; null: the power of two nearest d_in / 2."""
     multi_coeff: Coefficient = 0.0
-    """Weight of Multi-TopK's second loss, that of the code with `multi_factor` times k (2406.04093, 4.2); 0: off."""
+    """Weight of Multi-TopK's second loss, measured with `multi_factor` times k latents (arXiv 2406.04093, 4.2); 0:
+    off."""
     multi_factor: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 4.0
-    """The second loss keeps this many times k latents."""
+    """Latents kept for the second loss, as a multiple of k; above 1."""
     multi_share: Annotated[float, Field(gt=0, le=1)] = 0.25
-    """Share of a batch that the second loss is measured on."""
+    """Share of each batch on which the second loss is measured."""
     k_start: PositiveFloat | None = None
-    """k at the start of the run, from which it falls evenly to `k` (2602.05735, for k of 8 and less); null: k is
-    constant. Every step then costs what one at k_start does."""
+    """k at the start of the run, above `k`; it falls linearly to `k` (arXiv 2602.05735, for k of 8 and less). Every
+    step costs as much as one with k_start latents. null: k is constant."""
     k_anneal: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Share of the run over which k falls from `k_start`."""
 
@@ -73,22 +76,24 @@ class KSparseConfig(SAEConfig):
 
     @classmethod
     def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
-        """The encoder's product, then four over the k active latents only."""
+        """One product for the encoder, then four over the k active latents only."""
         return float(2 * d_in * dict_size + 8 * d_in * k)
 
 
 class _PenaltyConfig(SAEConfig):
     target_l0: PositiveFloat | None = None
-    """L0 that a controller steers to; calibration then takes the last few per cent on rows set aside."""
+    """L0 (mean latents per example) to reach: a controller adjusts the penalty's weight during training, then
+    calibration on rows set aside corrects the last few per cent."""
     sparsity_warmup: Fraction = 0.1
-    """Share of the run over which the penalty ramps up, or the controller's set point falls to the target."""
+    """Share of the run over which a fixed penalty rises to its weight, or the controller's set point falls to the
+    target."""
 
 
 class _L1Config(_PenaltyConfig):
     sparsity: ClassVar[tuple[str, ...]] = ("target_l0", "l1_coeff")
 
     l1_coeff: Coefficient | None = None
-    """Weight of the L1 penalty in FVU units; give this or target_l0."""
+    """Fixed weight of the L1 penalty in FVU units. Give this or target_l0."""
 
     @model_validator(mode="after")
     def _one_penalty(self) -> Self:
@@ -106,11 +111,11 @@ class VanillaConfig(_L1Config):
 
     type: Literal["vanilla"] = "vanilla"
     encoder_scale: PositiveFloat = 1.0
-    """W_enc at the start, in units of the decoder's transpose: a smaller one would die under the penalty."""
+    """Initial W_enc as a multiple of the decoder's transpose; with less, latents die under the penalty."""
 
 
 class TopKConfig(KSparseConfig, _RefinedTrainingConfig):
-    """Exactly k latents per example (Gao et al. 2024, 2406.04093)."""
+    """Exactly k latents per example (Gao et al. 2024, arXiv 2406.04093)."""
 
     type: Literal["topk"] = "topk"
     k: PositiveInt
@@ -118,13 +123,13 @@ class TopKConfig(KSparseConfig, _RefinedTrainingConfig):
 
 
 class BatchTopKConfig(KSparseConfig, _RefinedTrainingConfig):
-    """k latents per example on average over the batch (Bussmann et al. 2024, 2412.06410)."""
+    """k latents per example, averaged over the batch (Bussmann et al. 2024, arXiv 2412.06410)."""
 
     type: Literal["batchtopk"] = "batchtopk"
 
 
 class AbsTopKConfig(KSparseConfig):
-    """The k latents of largest magnitude of each example, sign kept (2510.00404)."""
+    """The k latents of largest magnitude per example, with their sign (arXiv 2510.00404)."""
 
     signed: ClassVar[bool] = True
 
@@ -134,11 +139,11 @@ class AbsTopKConfig(KSparseConfig):
 
 
 class HierarchicalTopKConfig(KSparseConfig):
-    """TopK trained on the mean of the errors of its 1, 2, ... k largest latents (2505.24473): one SAE for every k."""
+    """TopK trained on the mean error of its 1, 2, ... k largest latents (arXiv 2505.24473): one SAE for every k."""
 
     type: Literal["hierarchical_topk"] = "hierarchical_topk"
     k: PositiveInt
-    """Most latents kept per example; the SAE may be used at every smaller number."""
+    """Latents kept per example at most; the trained SAE can be used with any smaller number."""
 
     @model_validator(mode="after")
     def _one_loss(self) -> Self:
@@ -153,22 +158,22 @@ class HierarchicalTopKConfig(KSparseConfig):
 
     @classmethod
     def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
-        """TopK's, and three passes over the k errors."""
+        """FLOPs of TopK plus three passes over the k errors."""
         return super().flops_per_example(d_in, dict_size, k) + 6 * d_in * k
 
 
 class JumpReLUConfig(_PenaltyConfig, _RefineConfig):
-    """A learned threshold per latent, trained through straight-through estimators (Rajamanoharan et al. 2024)."""
+    """A learned threshold per latent, trained with straight-through estimators (Rajamanoharan et al. 2024)."""
 
     sparsity: ClassVar[tuple[str, ...]] = ("target_l0", "l0_coeff")
 
     type: Literal["jumprelu"] = "jumprelu"
     l0_coeff: Coefficient | None = None
-    """Weight of the L0 penalty in FVU units; give this or target_l0."""
+    """Fixed weight of the L0 penalty in FVU units. Give this or target_l0."""
     bandwidth: PositiveFloat = 0.1
-    """Width of the estimator's kernel, in units of the pre-activations' standard deviation."""
+    """Width of the straight-through estimator's kernel, in standard deviations of the pre-activations."""
     threshold_lr_factor: PositiveFloat = 1.0
-    """Learning rate of the thresholds over that of the weights; at 5, L0 swings once lr is above 1e-3."""
+    """Learning rate of the thresholds divided by that of the weights. At 5, L0 oscillates if lr is above 1e-3."""
 
     @model_validator(mode="after")
     def _one_penalty(self) -> Self:
@@ -182,7 +187,8 @@ class JumpReLUConfig(_PenaltyConfig, _RefineConfig):
 
 
 class GatedConfig(_L1Config):
-    """A gate decides which latents fire, a magnitude path how strongly (Rajamanoharan et al. 2024, 2404.16014)."""
+    """A gate decides which latents fire, a magnitude path how strongly (Rajamanoharan et al. 2024, arXiv
+    2404.16014)."""
 
     dense_products: ClassVar[int] = 8
     """The gate has a decoder pass of its own."""
@@ -197,16 +203,16 @@ def _whole(groups: tuple[float, ...]) -> tuple[float, ...]:
 
 
 class MatryoshkaConfig(KSparseConfig):
-    """BatchTopK whose nested prefixes each reconstruct the input (Bussmann et al. 2025, 2503.17547)."""
+    """BatchTopK whose nested prefixes each reconstruct the input (Bussmann et al. 2025, arXiv 2503.17547)."""
 
     type: Literal["matryoshka"] = "matryoshka"
     groups: Annotated[tuple[PositiveFloat, ...], AfterValidator(_whole)] = (1 / 16, 1 / 16, 1 / 8, 1 / 4, 1 / 2)
-    """Share of the latents that each nested level adds; they add up to 1."""
+    """Share of the latents that each nested level adds; the shares sum to 1."""
 
 
 def nested_widths(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:
-    """Latents in each nested level of a matryoshka SAE, strictly increasing, the last = dict_size. Raises ValueError
-    for a level that adds none."""
+    """Return the number of latents in each nested level of a matryoshka SAE: strictly increasing, the last is
+    dict_size. Raises ValueError if a level adds no latent."""
     whole = sum(groups)
     widths = [round(total / whole * dict_size) for total in accumulate(groups)]
     if any(high <= low for low, high in pairwise((0, *widths))):
@@ -216,15 +222,15 @@ def nested_widths(groups: tuple[float, ...], dict_size: int) -> tuple[int, ...]:
 
 
 class PAnnealConfig(_L1Config):
-    """An Lp penalty whose p falls from 1 to `p_end` (Karvonen et al. 2024, 2408.00113)."""
+    """An Lp penalty whose p falls from 1 to `p_end` (Karvonen et al. 2024, arXiv 2408.00113)."""
 
     type: Literal["p_anneal"] = "p_anneal"
     encoder_scale: PositiveFloat = 1.0
-    """W_enc at the start, in units of the decoder's transpose: a smaller one would die under the penalty."""
+    """Initial W_enc as a multiple of the decoder's transpose; with less, latents die under the penalty."""
     p_end: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Exponent at the end of the run."""
+    """Exponent p of the penalty at the end of the run; above 0, at most 1."""
     anneal_start: Fraction = 0.3
-    """Share of the run after which p begins to fall."""
+    """Share of the run after which p starts to fall."""
 
 
 class OMPConfig(SAEConfig):
@@ -239,14 +245,14 @@ class OMPConfig(SAEConfig):
     start: Start = "data"
     """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
     k: PositiveInt | None = None
-    """Latents picked per example at most; give this or target_l0."""
+    """Latents picked per example at most. Give this or target_l0."""
     target_l0: PositiveFloat | None = None
-    """Latents per example on average: picking stops once no latent explains more than a calibrated threshold."""
+    """Mean latents per example: picking stops once no latent explains more than a calibrated threshold."""
     refit_every: PositiveInt = 8
     """Picks between two refits of all values."""
     at_a_time: PositiveInt = 1
-    """Latents picked at once, with a refit after each such group in the place of `refit_every`; more: steadier codes,
-    more error."""
+    """Latents picked at once; if above 1, values are refitted after each such group in place of `refit_every`. More
+    give steadier codes and a larger error."""
 
     @model_validator(mode="after")
     def _one_level(self) -> Self:
@@ -256,5 +262,6 @@ class OMPConfig(SAEConfig):
 
     @classmethod
     def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:
-        """The first product, then per pick a row of the Gram matrix (two and a half: refits), and three in d_in."""
+        """One product for the encoder; per pick 2.5 passes over a row of the Gram matrix (refits included) and 7 over
+        d_in."""
         return float(2 * d_in * dict_size + 5 * k * dict_size + 14 * d_in * k)

@@ -1,4 +1,4 @@
-"""`Config`, which every part of a config is, and the types of numbers that they share."""
+"""`Config`, the base class of every config, and the number types that configs share."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ class Config(BaseModel):
 
     @classmethod
     def required(cls, given: Collection[str]) -> list[str]:
-        """Fields that must be given beside these."""
+        """Return the fields that must be given in addition to `given`."""
         return [name for name, field in cls.model_fields.items() if field.is_required() and name not in given]

@@ -1,4 +1,4 @@
-"""Texts, the encoder, and how they become rows of embeddings."""
+"""Which texts are read and how they are encoded."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FILE_FORMATS = frozenset(
     {"arrow", "conll", "csv", "eval", "hdf5", "json", "lance", "pandas", "parquet", "sql", "text", "tsfile", "vortex"}
     | {"webdataset", "xml"}
 )
-"""Dataset paths that name a format: their `data_files` are files of this machine, found from the spec's folder and
-known by their content. These are the formats from which `datasets` reads texts."""
+"""Values of `dataset.path` that name a file format which `datasets` can read texts from. Their `data_files` are local,
+relative to the spec's folder, and identified by their content."""
 
 
 def template_fields(template: str) -> list[str]:
-    """Columns of a template. Raises ValueError if it is not one, or names no column."""
+    """Return the columns that a template names. Raises ValueError if it is malformed or names no column."""
     parts = [(name, spec, how) for _, name, spec, how in Formatter().parse(template) if name is not None]
     if not parts or not all(name and not spec and not how for name, spec, how in parts):
         raise ValueError('must name columns in braces, such as "{title}. {abstract}"')
@@ -32,41 +32,41 @@ def _template(template: str) -> str:
 
 
 class DatasetConfig(Config):
-    """What goes to `datasets.load_dataset(path, name, data_files=..., split=..., revision=..., streaming=True)`."""
+    """Arguments of `datasets.load_dataset(path, name, data_files=..., split=..., revision=..., streaming=True)`."""
 
     path: str
-    """Hub name, a local folder, or a builder such as "parquet", "json", "csv", "text"."""
+    """Name on the hub, a local folder, or a file format such as "parquet", "json", "csv", "text"."""
     name: str | None = None
-    """Name of the dataset's configuration, if it has several."""
+    """Configuration of the dataset, if it has several; null: the default one."""
     data_files: str | list[str] | None = None
-    """File or files for a builder; relative ones are resolved against the spec's folder."""
+    """File or files to read; relative paths start at the spec's folder."""
     split: str = "train"
-    """Split to read."""
+    """Split of the dataset to read."""
     text_column: str = "text"
-    """Column that holds the texts; a dot leads into a nested one ("paper.abstract")."""
+    """Column with the texts; a dot reaches into nested values ("paper.abstract")."""
     text: Annotated[str, AfterValidator(_template)] | None = None
-    """Template over columns in the place of `text_column`, such as "{title}. {abstract}"."""
+    """Template that joins columns into one text, such as "{title}. {abstract}"; replaces `text_column`."""
     label_column: str | None = None
-    """Column with class labels, for probing; the SAE never sees it."""
+    """Column with class labels, used for probing and for naming latents; never used in training."""
     revision: str | None = None
-    """Commit or tag of a hub dataset."""
+    """Commit or tag of a dataset on the hub; null: the newest."""
     delimiter: str | None = None
-    """What separates the fields of a CSV file; null: a comma. "\\t" is a tab."""
+    """Separator between the fields of a CSV file, "\\t" for a tab; null: a comma."""
     encoding: str | None = None
-    """Encoding of csv, json and text files, such as cp1252; null: UTF-8."""
+    """Character encoding of csv, json and text files, such as cp1252; null: UTF-8."""
 
 
 LARGEST_CORPUS = 2**31
-"""num_examples of precomputed embeddings, until their number is known."""
+"""`num_examples` of precomputed embeddings until the file has been read."""
 
 
 class HoldoutConfig(Config):
-    """Shares of the texts that are not trained on. The part of a text is decided by its hash."""
+    """Shares of the texts that are held out from training. The hash of a text decides its part."""
 
     validation: Annotated[float, Field(gt=0, lt=1)]
-    """Share for pruning, the choice of points and the curves."""
+    """Share of the texts for pruning, choosing points and curves, measured during training."""
     test: Annotated[float, Field(gt=0, lt=1)]
-    """Share for the verdict and every final number; measured once per trial, at its end."""
+    """Share of the texts for the verdict and all final numbers, measured once, at the end of a trial."""
 
     @model_validator(mode="after")
     def _something_is_left(self) -> Self:
@@ -76,61 +76,60 @@ class HoldoutConfig(Config):
 
     @property
     def total(self) -> float:
-        """Share of both."""
+        """Sum of the two shares."""
         return self.validation + self.test
 
 
 class DataConfig(Config):
-    """Texts, the encoder, and how they become rows of an embedding matrix; or precomputed `embeddings` in their place,
-    for which model, dataset and num_examples are optional."""
+    """Texts and encoder, or precomputed `embeddings`; with these, model, dataset and num_examples are optional."""
 
     model: str
-    """Any SentenceTransformer name or path."""
+    """Name or path of a SentenceTransformer model."""
     dataset: DatasetConfig
-    """Where the texts come from."""
+    """Source of the texts."""
     num_examples: PositiveInt
-    """Cap on the distinct, non-empty texts read, held-out ones included."""
+    """Most distinct, non-empty texts to read, including the held-out ones."""
     holdout: Annotated[float, Field(gt=0, lt=1)] | HoldoutConfig = 0.1
-    """Share of the texts, chosen by their hash, that is only evaluated on: one number (a third of it is for validation,
-    two thirds for test), or {validation, test}."""
+    """Share of the texts that is held out from training, chosen by the hash of the text: one number (a third of it for
+    validation, two thirds for test), or {validation, test}."""
     deduplicate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Leave out a text whose embedding has a cosine above this with that of an earlier text, before the parts are
-    divided; null: only texts that are equal are left out."""
+    """Drop a text if the cosine between its embedding and that of an earlier text is above this, before texts are
+    divided into parts; null: drop exact duplicates only."""
     clean: Literal["whitespace", "none"] = "whitespace"
-    """What happens to a text before it is compared, hashed and encoded. whitespace: every run of whitespace becomes one
-    space, none is kept at the ends; none: the text is encoded as it is."""
+    """Cleaning of a text before it is compared, hashed and encoded. whitespace: replace each run of whitespace by one
+    space and strip both ends; none: leave the text unchanged."""
     revision: str | None = None
-    """Commit or tag of a hub model."""
+    """Commit or tag of a model on the hub; null: the newest."""
     prompt: str | None = None
-    """Text put before every text; null: the model's own default prompt, if it has one; "": none."""
+    """Prefix of every text; null: the model's default prompt, if it has one; "": no prefix."""
     normalize: bool = False
-    """Scale every embedding to length 1 (many models do it themselves)."""
+    """Scale every embedding to length 1; many models already do."""
     max_seq_length: PositiveInt | None = None
-    """Tokens kept of a text; null: the model's own limit."""
+    """Longest text in tokens, longer ones are cut; null: the model's limit."""
     dtype: Literal["float32", "float16"] = "float32"
-    """Type of the stored embeddings."""
+    """Number type of the embeddings in the cache; float16 halves the space."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Arithmetic of the encoder."""
+    """Number type in which the encoder computes."""
     encode_batch_size: PositiveInt | None = None
-    """Texts (of median length) per forward pass of the encoder; null: 64 on a CPU, 1,024 on a GPU."""
+    """Texts of median length per forward pass of the encoder; null: 64 on a CPU, 1,024 on a GPU."""
     embeddings: str | None = None
     """Precomputed embeddings: a .npy file (rows, values), a folder of such files, a .safetensors file with one
     tensor, or a .parquet file with one column of lists."""
     texts: str | None = None
-    """With `embeddings`: a text per row, as a .txt (a line each), .npy or .json file, or a column of the .parquet
+    """With `embeddings`: one text per row, as a .txt (one per line), .npy or .json file, or a column of the .parquet
     file."""
     ids: str | None = None
-    """With `embeddings`: an id per row, likewise. The part of a row is decided by its text, else its id, else its
-    number."""
+    """With `embeddings`: one id per row, in the same formats. The part of a row depends on its text, without texts on
+    its id, without ids on its number."""
     labels: str | None = None
-    """With `embeddings`: a class per row, likewise, for probing."""
+    """With `embeddings`: one class label per row, in the same formats, for probing."""
     cache: bool = True
-    """Encode once into the shared cache; `off`: stream and encode inside every trial."""
+    """Encode all texts once into the shared cache; `off`: every trial streams and encodes the texts itself."""
 
     @model_validator(mode="before")
     @classmethod
     def _names_of_own_embeddings(cls, values: Any) -> Any:
-        """Name model and dataset after the file unless they are given."""
+        """Fill in model and dataset from the name of the embeddings file unless they are given."""
         if not isinstance(values, dict) or not isinstance(values.get("embeddings"), str):
             return values
         path = values["embeddings"]
@@ -139,12 +138,12 @@ class DataConfig(Config):
 
     @classmethod
     def required(cls, given: Collection[str]) -> list[str]:
-        """Own embeddings need no model and no dataset."""
+        """With `embeddings`, no other field is required."""
         return [] if "embeddings" in given else super().required(given)
 
     @property
     def parts(self) -> HoldoutConfig:
-        """Shares of validation and test."""
+        """Return the shares of validation and test."""
         if isinstance(self.holdout, HoldoutConfig):
             return self.holdout
         return HoldoutConfig(validation=self.holdout / 3, test=self.holdout * 2 / 3)

@@ -1,4 +1,4 @@
-"""What every SAE type has, and the table of the types (which are in `architectures.py`)."""
+"""The base class of all SAE types and the table of types; the types themselves are in `architectures.py`."""
 
 from __future__ import annotations
 
@@ -17,57 +17,59 @@ Control = Literal["frozen_decoder", "frozen_encoder", "soft_decoder"]
 
 @dataclass(frozen=True)
 class Penalty:
-    """How the weight of a sparsity penalty is set: fixed, or steered to an L0."""
+    """How the weight of a sparsity penalty is set: fixed, or adjusted by a controller to reach a target L0."""
 
     norm: Literal["l0", "l1"]
-    """What is penalised."""
+    """The norm that is penalised."""
     fixed: float | None
-    """The weight in FVU units; None: a controller steers it to `target_l0`."""
+    """The weight in FVU units; None: a controller adjusts it to reach `target_l0`."""
     target_l0: float | None
     warmup: float
-    """Share of the run over which the weight, or the controller's set point, moves to its value."""
+    """Share of the run over which the weight, or the controller's set point, reaches its final value."""
 
 
 SAE_CONFIGS: dict[str, type[SAEConfig]] = {}
-"""Type -> its config class. A class with a value for `type` enters here when it is defined; every other table of types
+"""Type name -> config class. A class with a default for `type` is added when it is defined; every other table of types
 derives from this one."""
 
 
 class SAEConfig(Config):
-    """What every architecture has. Give `dict_size` or `expansion_factor`; a trial always holds `dict_size`.
+    """Fields of every architecture. Give `dict_size` or `expansion_factor`; a trial's config always has `dict_size`.
 
     An architecture is a subclass with `type: Literal["name"] = "name"`, and `saes/name.py`.
     """
 
     sparsity: ClassVar[tuple[str, ...]] = ()
-    """Fields of which the one that is given sets the sparsity; a stratum axis by default."""
+    """Fields that set the sparsity, one of them per arm; a stratum axis by default."""
     dense_products: ClassVar[int] = 5
     """Products of d_in x dict_size in a training step, 2 FLOPs each: encode, decode, three backward."""
 
     without: ClassVar[Mapping[Control, str]] = {}
-    """Controls that the architecture cannot have, and why."""
+    """Controls that the architecture does not support -> the reason."""
     signed: ClassVar[bool] = False
-    """Whether a latent may be negative: each end of it then means something of its own."""
+    """Whether activations may be negative; positive and negative values of a latent then have different meanings."""
 
     type: str
-    """Architecture."""
+    """Name of the architecture."""
     dict_size: PositiveInt | None = None
-    """Number of latents."""
+    """Number of latents. Give this or expansion_factor."""
     expansion_factor: PositiveFloat | None = None
-    """dict_size / d_in."""
+    """Number of latents divided by the width of the embeddings; the result is rounded. Give this or dict_size."""
     preprocess: Preprocess = "center_scale"
-    """Invertible step before the encoder, saved with the SAE; metrics are in the original space all the same."""
+    """Invertible transformation of embeddings before the encoder, saved with the SAE. Metrics are always measured in
+    the original space."""
     start: Start = "data"
     """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
     encoder_scale: PositiveFloat = 0.1
-    """W_enc at the start, in units of the decoder's transpose."""
+    """Initial W_enc as a multiple of the decoder's transpose."""
     control: Control | None = None
-    """Train a control: the decoder, or the encoder, stays at its random start, or the decoder near it (2602.14111)."""
+    """Train a control instead of an ordinary SAE: the decoder or the encoder keeps its random initial weights, or the
+    decoder stays near them (arXiv 2602.14111); null: an ordinary SAE."""
     ortho_coeff: Coefficient = 0.0
-    """Weight of OrtSAE's penalty, the mean over latents of the squared cosine of the decoder row with the row nearest
-    to it (2509.22033); 0: off."""
+    """Weight of OrtSAE's penalty: for each latent the squared cosine between its decoder row and the nearest other row,
+    averaged over latents (arXiv 2509.22033); 0: off."""
     ortho_chunk: Annotated[int, Field(ge=2)] = 8192
-    """The nearest row is searched among at most this many latents, drawn anew in every step."""
+    """Most latents among which `ortho_coeff` searches the nearest row; they are redrawn in every step."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
@@ -97,12 +99,12 @@ class SAEConfig(Config):
         return self
 
     def width(self, d_in: int) -> int:
-        """dict_size for embeddings of width `d_in`."""
+        """Return dict_size for embeddings of width `d_in`."""
         return self.dict_size if self.dict_size is not None else round((self.expansion_factor or 0) * d_in)
 
     @property
     def level(self) -> dict[str, float]:
-        """The sparsity field that is given, and its value."""
+        """Return the sparsity field that is set, with its value."""
         return {name: value for name, value in self if name in self.sparsity and value is not None}
 
     @property
@@ -112,32 +114,32 @@ class SAEConfig(Config):
 
     @property
     def sweeps(self) -> int:
-        """Sweeps over the values of the chosen latents at inference."""
+        """Refinement sweeps over the values of the chosen latents at inference."""
         return 0
 
     @property
     def training_sweeps(self) -> int:
-        """The same in training."""
+        """Refinement sweeps over the values of the chosen latents in training."""
         return 0
 
     @property
     def levels(self) -> tuple[int, ...]:
-        """Numbers of latents per example that one training serves, the errors of which are measured; () for one."""
+        """Values of k at which a single trained SAE is evaluated; () if only one."""
         return ()
 
     @property
     def revives(self) -> bool:
-        """Whether training revives dead latents, and so needs a list of them."""
+        """Whether training revives dead latents and therefore needs a list of them."""
         return False
 
     @classmethod
     def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:  # noqa: ARG003 - k-sparse types read it
-        """FLOPs of one training example, a multiplication and an addition counted as two."""
+        """Return FLOPs per training example; a multiplication and an addition count as two."""
         return float(2 * cls.dense_products * d_in * dict_size)
 
 
 def _sae_config(value: Any) -> SAEConfig:
-    """`value`, a mapping or a config, by the class that its `type` names."""
+    """Validate `value`, a mapping or a config, with the class that its `type` names."""
     if isinstance(value, SAEConfig):
         return value
     name = value.get("type") if isinstance(value, Mapping) else None
@@ -147,4 +149,4 @@ def _sae_config(value: Any) -> SAEConfig:
 
 
 AnySAEConfig = Annotated[SAEConfig, PlainValidator(_sae_config), SerializeAsAny()]
-"""A config of any type in `SAE_CONFIGS`, told apart by `type`."""
+"""A config of any class in `SAE_CONFIGS`; `type` selects the class."""
