@@ -318,7 +318,7 @@ def test_the_end_is_a_time_of_day_with_its_day_where_that_is_not_today_or_tonigh
     ("numbers", "said"),
     [
         ({"pruner": "median", "threshold": 0.553, "peers": 5}, "median of its 5 peers 0.553"),
-        ({"pruner": "asha", "threshold": 0.5, "peers": 8}, "the worst of its 8 peers that go on has 0.5"),
+        ({"pruner": "asha", "threshold": 0.5, "peers": 8}, "the worst of its 8 peers that continue has 0.5"),
         ({"pruner": "threshold", "threshold": 0.6}, "the bound is 0.6"),
         ({"pruner": "pareto", "threshold": 0.4, "rival": 7, "rival_l0": 15.5},
          "trial 0007 does better with fewer latents (limit 0.4 and L0 15.5)"),

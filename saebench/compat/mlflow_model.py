@@ -48,7 +48,7 @@ class SAEModel(PythonModel):
 
         output = (params or {}).get("output", "latents")
         if output not in OUTPUTS:
-            raise ValueError(f"output: {output}: one of {', '.join(OUTPUTS)}")
+            raise ValueError(f"output: {output}: must be one of {', '.join(OUTPUTS)}")
         with torch.inference_mode():
             x = self._embeddings(np.asarray(model_input))
             found = self._sae.encode(x) if output == "latents" else self._sae(x)
@@ -69,7 +69,9 @@ class SAEModel(PythonModel):
             return self._encoder.embed([clean(text, self._data.clean) for text in rows.ravel().tolist()])
         rows = rows[None] if rows.ndim == 1 else rows
         if rows.ndim != 2 or rows.shape[1] != self._sae.d_in:
-            raise ValueError(f"input of shape {rows.shape}: texts, or embeddings of {self._sae.d_in} numbers each")
+            raise ValueError(
+                f"input of shape {rows.shape}: must be texts, or embeddings of {self._sae.d_in} numbers each"
+            )
         return torch.from_numpy(rows.astype(np.float32))
 
 

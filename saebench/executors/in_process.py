@@ -46,7 +46,7 @@ class _Thread:
             try:
                 self.answers.get(timeout=VERDICT_WAIT)
             except queue.Empty:
-                print(f"no verdict at {samples} samples after {VERDICT_WAIT:g} s: going on", flush=True)
+                print(f"no verdict at {samples} samples after {VERDICT_WAIT:g} s: training continues", flush=True)
         self._obey()
         return self.asked
 

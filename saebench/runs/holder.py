@@ -46,10 +46,13 @@ class Holder:
             self._lock.acquire(timeout=0)
         except Timeout:
             raise LockedError(
-                f"{self._paths.root}: another scheduler holds this sweep: {describe(self._paths)}"
+                f"{self._paths.root}: another scheduler holds this sweep: {describe(self._paths)}; "
+                f"wait for its end, or run: saebench stop {self._paths.name}"
             ) from None
         except OSError as error:
-            raise PreflightError(f"{self._paths.root}: cannot write here: {error.strerror or error}") from None
+            raise PreflightError(
+                f"{self._paths.root}: cannot write here: {error.strerror or error}; use another --runs-dir"
+            ) from None
         write_json(self._paths.holder, this_process())
         return self
 
@@ -67,7 +70,9 @@ def hold_sweep_dir(paths: SweepPaths) -> Iterator[None]:
         paths.root.mkdir(parents=True, exist_ok=True)
         foreign = {path.name for path in paths.root.iterdir() if not path.name.startswith(".")} - _OWN_FILES
     except OSError as error:
-        raise PreflightError(f"{paths.root}: cannot write here: {error.strerror or error}") from None
+        raise PreflightError(
+            f"{paths.root}: cannot write here: {error.strerror or error}; use another --runs-dir"
+        ) from None
     if foreign and not paths.lock.exists() and not paths.trials():
         raise PreflightError(
             f"{paths.root}: exists already and is not a sweep directory; use another name or another --runs-dir"

@@ -34,7 +34,7 @@ def _limit(verdict: Mapping[str, Any]) -> str:
         case "median":
             return f"median of its {f'{peers} ' * bool(peers)}peers {threshold:.4g}"
         case "asha" | "hyperband":
-            return f"the worst of its {f'{peers} ' * bool(peers)}peers that go on has {threshold:.4g}"
+            return f"the worst of its {f'{peers} ' * bool(peers)}peers that continue has {threshold:.4g}"
         case "threshold":
             return f"the bound is {threshold:.4g}"
         case "pareto" if verdict.get("rival") is not None:

@@ -50,7 +50,7 @@ class BatchSparseSAE(KSparseSAE):
         """Set the threshold so that the mean L0 on training rows (N, d_in) is k, exactly: halfway between the
         round(k * N)-th largest pre-activation and the next. The same rows give the same threshold."""
         if len(rows) == 0:
-            raise ValueError("no rows to calibrate on")
+            raise ValueError("rows: empty; give at least one training row to calibrate on")
         count = max(1, round(self.config.k * len(rows)))
         self.threshold.fill_(threshold_for(self.pre_activations_of(rows), count))
 

@@ -35,7 +35,7 @@ def threshold_for(chunks: Iterable[Tensor], count: int, floor: float = 0.0) -> f
     equal to them are excluded. Keeps at most 2 * count numbers and one chunk in memory.
     """
     if count < 1:
-        raise ValueError(f"a threshold that {count} values exceed: at least 1")
+        raise ValueError(f"count: {count}: must be at least 1 value above the threshold")
     kept, bound = torch.empty(0, dtype=torch.float32), floor
     for chunk in chunks:
         kept = torch.cat([kept.to(chunk), chunk[chunk > bound]])

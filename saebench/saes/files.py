@@ -100,12 +100,12 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise SAEFileError(f"{path}: incomplete or invalid JSON ({error})") from error
     if not isinstance(about, dict) or about.get("format") != FORMAT:
-        raise SAEFileError(f"{path}: format: not written by saebench")
+        raise SAEFileError(f"{path}: format: must be {FORMAT!r}: not a file that saebench wrote")
     saved = about.get("format_version")
     if isinstance(saved, bool) or not isinstance(saved, int) or not 1 <= saved <= FORMAT_VERSION:
         raise SAEFileError(
-            f"{path}: format_version: {saved!r}, this saebench reads up to {FORMAT_VERSION} "
-            f"(written by saebench {about.get('saebench', '?')})"
+            f"{path}: format_version: {saved!r}, this saebench reads up to {FORMAT_VERSION}; "
+            f"update it (the file was written by saebench {about.get('saebench', '?')})"
         )
     return about
 
@@ -117,7 +117,7 @@ def whole_tensors(path: Path, damaged: type[UserError]) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise damaged(f"{path}: not a whole safetensors file ({error})") from error
+        raise damaged(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
 
 
 def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -170,7 +170,7 @@ class OMPSAE(SAE):
         if self.config.target_l0 is None:
             return
         if len(rows) == 0:
-            raise ValueError("no rows to calibrate on")
+            raise ValueError("rows: empty; give at least one training row to calibrate on")
         z, _ = self.preprocessing(self.check(rows.to(self.b_dec.device)))
         self.threshold.fill_(self._threshold_for(z - self.b_dec))
 

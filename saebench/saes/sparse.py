@@ -55,7 +55,7 @@ def encode_topk(
     if not 1 <= k <= W_enc.shape[1]:
         raise ValueError(f"k = {k}: must be between 1 and dict_size = {W_enc.shape[1]}")
     if magnitude and among is not None:
-        raise ValueError("among: latents of largest magnitude are chosen from all")
+        raise ValueError("among: must be None with magnitude=True, which chooses from all latents")
     signed = signed or magnitude
     with torch.no_grad():
         if magnitude:
@@ -82,7 +82,9 @@ def encode_batchtopk(
     _check(x, W_enc, b_enc)
     pairs = round(k * x.shape[0])
     if not 1 <= pairs <= x.shape[0] * W_enc.shape[1]:
-        raise ValueError(f"k = {k}: {pairs} pairs of {x.shape[0]} rows x {W_enc.shape[1]} latents")
+        raise ValueError(
+            f"k = {k}: {pairs} values to keep; must be between 1 and {x.shape[0]} rows x {W_enc.shape[1]} latents"
+        )
     if x.shape[0] * W_enc.shape[1] >= 1 << 32:
         raise ValueError(f"{x.shape[0]} rows x {W_enc.shape[1]} latents: a batch must have fewer than 2^32 pairs")
     with torch.no_grad():

@@ -109,6 +109,6 @@ def check_positive(name: str, value: int) -> None:
 def check_rows(rows: Tensor, n_neurons: int, component_idx: int, n_components: int) -> None:
     """Raises ValueError unless `rows` is (n, n_neurons), IndexError unless the component exists."""
     if rows.ndim != 2 or rows.shape[1] != n_neurons:
-        raise ValueError(f"rows of {n_neurons} values are stored here, got a tensor of shape {tuple(rows.shape)}")
+        raise ValueError(f"rows of shape {tuple(rows.shape)}: this store takes (rows, {n_neurons})")
     if not 0 <= component_idx < n_components:
-        raise IndexError(f"component {component_idx}: there are {n_components}")
+        raise IndexError(f"component {component_idx}: must be below {n_components}, the number of components")

@@ -65,16 +65,23 @@ class Written:
         try:
             content = unseal(path.read_bytes())
         except ValueError as error:
-            raise DataError(f"{path}: damaged: {error}") from error
+            raise DataError(
+                f"{path}: damaged: {error}; restore it, or write the store again in a new folder"
+            ) from error
         for key, value in layout.items():
             if content.get(key) != value:
-                raise DataError(f"{path}: {key}: the store has {content.get(key)!r}, not {value!r}")
+                raise DataError(
+                    f"{path}: {key}: the store was written with {content.get(key)!r}, not {value!r}; use another folder"
+                )
         shards = tuple((one.pop("start"), one.pop("end"), File(**one)) for one in content["shards"])
         ahead = content["ahead"] and (content["ahead"].pop("start"), File(**content["ahead"]))
         written = cls(shards, ahead)
         for file in written.files:
             if not has_size(folder, file):
-                raise DataError(f"{folder / file.name}: missing or truncated (it had {file.bytes:,} bytes)")
+                raise DataError(
+                    f"{folder / file.name}: missing or truncated (it had {file.bytes:,} bytes); restore it, or write "
+                    "the store again in a new folder"
+                )
         return written
 
     def write(self, folder: Path, layout: Mapping[str, Any]) -> None:

@@ -47,7 +47,7 @@ class DiskActivationStore(ActivationStore):
         for name, value in sizes.items():
             check_positive(name, value)
         if dtype not in NUMPY:
-            raise ValueError(f"dtype: {dtype}: one of {', '.join(map(str, NUMPY))}")
+            raise ValueError(f"dtype: {dtype}: must be one of {', '.join(map(str, NUMPY))}")
         self._shape, self._dtype = (n_components, n_neurons), dtype
         self.storage_path, self.max_cache_size, self.max_items = Path(storage_path), max_cache_size, max_items
         self._seed, self._generator = seed, np.random.Generator(np.random.PCG64(seed))
@@ -144,7 +144,7 @@ class DiskActivationStore(ActivationStore):
         try:
             writer.acquire()
         except Timeout:
-            raise LockedError(f"{self.storage_path}: another process writes to this store") from None
+            raise LockedError(f"{self.storage_path}: another process writes to this store; wait for its end") from None
         self._writer = writer
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         forks.add(self)

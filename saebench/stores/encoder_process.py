@@ -85,7 +85,9 @@ def write_part(folder: Path, job: Message, rows: Tensor, dtype: str, truncated: 
     """Write (n, d_in) rows to a new file; return its name, which ends with the beginning of the content's checksum."""
     stored = rows.to(getattr(torch, dtype))
     if not bool(torch.isfinite(stored).all()):
-        raise DataError(f"embeddings reach {float(rows.abs().max()):.3g}, more than {dtype} holds; use dtype: float32")
+        raise DataError(
+            f"embeddings reach {float(rows.abs().max()):.3g}, more than {dtype} holds; use data.dtype: float32"
+        )
     try:
         return write_file(folder, part_name(job, truncated), ".npy", lambda file: np.save(file, stored.numpy())).name
     except OSError as error:

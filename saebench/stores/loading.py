@@ -62,7 +62,7 @@ def sources(dataset: DatasetConfig) -> list[Source]:
     if dataset.path not in FILE_FORMATS or not files:
         return list(_shards(dataset))
     if dataset.split != "train" and not isinstance(dataset.data_files, Mapping):
-        raise DataError(f"{place(dataset)}: split: {dataset.split}: files have one split, train")
+        raise DataError(f"{place(dataset)}: split: {dataset.split}: files have one split, train; remove the key")
     found: list[Source] = []
     for name in [files] if isinstance(files, str | os.PathLike) else files:
         if "://" in str(name) and not str(name).startswith("file://"):

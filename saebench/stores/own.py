@@ -87,7 +87,9 @@ def _shards(
         tell(Progress("encoding", number * ROWS_PER_SHARD, embeddings.count, 0.0))
         rows = blocks.take([text.row for text in chosen]).astype(data.dtype)
         if not np.isfinite(rows).all():
-            raise DataError(f"data.embeddings: {embeddings.path}: a value is too large for data.dtype: {data.dtype}")
+            raise DataError(
+                f"data.embeddings: {embeddings.path}: a value is too large for data.dtype: {data.dtype}; use float32"
+            )
         zero = np.flatnonzero(~rows.any(axis=1))
         if len(zero):
             row = chosen[int(zero[0])].row

@@ -101,7 +101,10 @@ class CachedRows:
         """Raises DataError where the state is of other data or another seed."""
         for key, value in {"kind": "cached", **self._settings()}.items():
             if state.get(key) != value:
-                raise DataError(f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}")
+                raise DataError(
+                    f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}; load it into a store "
+                    "with the same settings"
+                )
         self._position = int(state["position"])
         self._coming = None
 

@@ -68,7 +68,7 @@ class ActivationsStoreSBERT:
         """Rows served."""
         if isinstance(cfg, DataConfig):
             if batch_size is None:
-                raise TypeError("batch_size: is missing: a DataConfig has none")
+                raise TypeError("batch_size: missing: it must be given beside a DataConfig")
             self._data, self._counts = cfg, Counts()
             self.device, self.batch_size, self.seed = device or "cpu", batch_size, seed
             self.model_batch_size = size = texts_per_batch(cfg, self.device.partition(":")[0])
@@ -222,7 +222,8 @@ class ActivationsStoreSBERT:
                 rows = torch.as_tensor(self.model.encode(texts, device=self.device, **keywords))
             if not bool(torch.isfinite(rows).all()):
                 raise DataError(
-                    f"the model gives NaN or infinity for one of {len(texts)} texts, from {texts[0][:50]!r} on"
+                    f"the model gives NaN or infinity for one of {len(texts)} texts, the first of which is "
+                    f"{texts[0][:50]!r}"
                 )
         return rows.to(self.device, torch.float32).clone()  # encode's are inference tensors, unfit for backward
 

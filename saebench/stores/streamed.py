@@ -115,7 +115,9 @@ class StreamedRows:
                 if not self.settings.endless:
                     raise
                 if start == Block(self._at.epoch, 0, 0):
-                    raise DataError("the dataset has no text to train on") from None
+                    raise DataError(
+                        "data.dataset: no text to train on; check its path, split and text column"
+                    ) from None
                 self._open(self._at.epoch + 1, 0)
         self._blocks, self._offset = (before, current), 0
         self._pool = self._mix(current, rows)
@@ -183,7 +185,10 @@ class StreamedRows:
         or texts differ."""
         for key, value in {"kind": "streamed", **asdict(self.settings)}.items():
             if state.get(key) != value:
-                raise DataError(f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}")
+                raise DataError(
+                    f"saved position: {key}: {state.get(key)!r}, but this store has {value!r}; load it into a store "
+                    "with the same settings"
+                )
         self._begin(Block(**state["before"]), Block(**state["current"]), int(state["offset"]))
 
     # --- blocks ------------------------------------------------------------------------------------------------------
@@ -193,7 +198,10 @@ class StreamedRows:
         self._stream = self._training()
         found = sum(1 for _ in islice(self._stream, skip))
         if found < skip:
-            raise DataError(f"the dataset has {found:,} training texts, but {skip:,} had been read before")
+            raise DataError(
+                f"data.dataset: has {found:,} training texts, but {skip:,} were read before the saved position: it has "
+                "changed; restore it, or start without the saved position"
+            )
         self._at = Block(epoch, skip, 0)
 
     def _training(self) -> Iterator[Text]:
@@ -222,7 +230,9 @@ class StreamedRows:
             return torch.empty(0, self.d_in, dtype=torch.float32)
         rows = self.fill()
         if len(rows) != block.count:
-            raise DataError("saved position: the texts of the stream are not those that were read before")
+            raise DataError(
+                "saved position: the dataset has changed since; restore it, or start without the saved position"
+            )
         return rows
 
     def _split(self, block: Block, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:

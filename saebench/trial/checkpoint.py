@@ -61,10 +61,10 @@ def load(folder: Path, usable: Callable[[dict[str, Any]], bool] = lambda _: True
         try:
             state = _read(place)
             if not usable(state[1]):
-                raise ValueError("the trial's record ends before it")
+                raise ValueError("events.jsonl ends before this checkpoint")
             return state, place
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            print(f"warning: checkpoint {place.name} is left out: {error}", file=sys.stderr, flush=True)
+            print(f"warning: checkpoint {place.name} is skipped: {error}", file=sys.stderr, flush=True)
             shutil.rmtree(place)
     return None
 

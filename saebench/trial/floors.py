@@ -161,7 +161,7 @@ def _data(rows: Tensor, k: int, dict_size: int) -> Encode:
     import torch
 
     if len(rows) < dict_size:
-        raise ValueError(f"{len(rows)} training rows, {dict_size} latents")
+        raise ValueError(f"{len(rows)} training rows are fewer than {dict_size} latents")
     chosen = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:dict_size]
     mean = rows.mean(0)
     return _pursuit(rows[chosen] - mean, mean, k)
@@ -172,7 +172,7 @@ def _kmeans(rows: Tensor, k: int, dict_size: int) -> Encode:
     from sklearn.cluster import MiniBatchKMeans
 
     if len(rows) < 2 * dict_size:
-        raise ValueError(f"{len(rows)} training rows for {dict_size} centres")
+        raise ValueError(f"{len(rows)} training rows: {dict_size} centres need twice as many")
     mean = rows.mean(0)
     means = MiniBatchKMeans(dict_size, batch_size=2048, n_init=1, max_iter=20, random_state=0)
     means.fit((rows - mean).numpy())

@@ -129,7 +129,7 @@ def knn_overlap_per_text(x: Tensor, x_hat: Tensor, k: int = 10, chunk: int = 512
     have in common; exact, in float64, a chunk of rows at a time. By chance it is k / (N - 1)."""
     n = len(x)
     if n <= k + 1:
-        raise ValueError(f"{n} examples: {k} nearest neighbours need more than {k + 1}")
+        raise ValueError(f"{n} examples: {k} nearest neighbours need at least {k + 2}")
     here, there = (torch.nn.functional.normalize(_precise(t), dim=1) for t in (x, x_hat))
     shared = []
     for start in range(0, n, chunk):
@@ -209,7 +209,7 @@ class Extras:
         """Add the metric `name` to `evaluation`. Raises ValueError for fewer than `FEWEST` examples."""
         x, x_hat = (torch.cat(parts) for parts in zip(*self._pairs, strict=True))
         if len(x) < FEWEST:
-            raise ValueError(f"{len(x)} texts; {name} needs {FEWEST}")
+            raise ValueError(f"{len(x)} texts: {name} needs at least {FEWEST}")
         EXTRAS[name](x, x_hat, evaluation)
 
 

@@ -193,7 +193,7 @@ class _Trial:
         for key in [key for key, value in evaluation.values.items() if not isfinite(value)]:
             evaluation.left_out[key] = f"is {evaluation.values.pop(key)}"
         for name, reason in evaluation.left_out.items():
-            print(f"warning: {name} is left out: {reason}", file=sys.stderr, flush=True)
+            print(f"warning: {name} is not recorded: {reason}", file=sys.stderr, flush=True)
         return evaluation
 
     def _finish(self, passed: list[int]) -> None:
@@ -267,8 +267,8 @@ class _Trial:
         return self.paths.events.stat().st_size if self.paths.events.exists() else 0
 
     def _resume(self) -> str | None:
-        """Load the newest checkpoint and return its name. Skip one that is ahead of the record: resuming from it would
-        leave a gap in the record."""
+        """Load the newest checkpoint and return its name. Skip one that is newer than the record: resuming from it
+        would leave a gap in the record."""
         recorded = self._recorded()
         found = checkpoint.load(self.paths.checkpoint, lambda values: bool(values["record"] <= recorded))
         if found is None:

@@ -206,7 +206,7 @@ class Training:
             or ours.keys() != theirs.keys()
             or any(ours[name].shape != theirs[name].shape for name in ours)
         ):
-            raise ValueError("the checkpoint is of another architecture or width")
+            raise ValueError("the checkpoint holds another SAE type, width or dict_size")
         self.sae.load_state_dict(theirs)
         adam, state = (
             {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

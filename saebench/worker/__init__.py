@@ -27,14 +27,14 @@ from saebench.runs.files import file_sum
 from saebench.runs.paths import TrialPaths
 
 VERDICT_WAIT = 30.0
-"""Seconds a worker waits for a verdict before it goes on by itself."""
+"""Seconds a worker waits for a verdict before it continues without one."""
 GRACE = 60.0
 """Seconds a worker has to checkpoint and leave once the scheduler is gone."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """All that a worker process is told."""
+    """The request that a worker process is started with."""
 
     number: int
     attempt: int
@@ -98,11 +98,11 @@ class Line(Protocol):
 
 
 def resolve(target: str) -> Target:
-    """The function that "module:function" names; UserError when there is none."""
+    """Return the function that "module:function" names. Raises UserError if it does not exist."""
     module, _, name = target.partition(":")
     function = getattr(importlib.import_module(module), name, None)
     if not callable(function):
-        raise UserError(f"{target}: no such function")
+        raise UserError(f"{target}: no such function in {module}")
     return function  # type: ignore[no-any-return]
 
 
@@ -169,7 +169,7 @@ class Fence:
         self._looked = time.monotonic()
         with contextlib.suppress(OSError, ValueError):  # no fence: nobody else can have begun
             if int(self._path.read_text("utf-8")) > self._attempt:
-                raise FencedError(f"attempt {self._attempt}: a newer one has begun")
+                raise FencedError(f"attempt {self._attempt}: stops, since a newer attempt of this trial has begun")
 
 
 def finished_files(paths: TrialPaths) -> dict[str, tuple[int, int]]:

@@ -50,7 +50,7 @@ class Lifeline:
             try:
                 mark, verdict = self._answers.get(timeout=self._verdict_wait)
             except queue.Empty:
-                print(f"no verdict at {samples} samples after {self._verdict_wait:g} s: going on", flush=True)
+                print(f"no verdict at {samples} samples after {self._verdict_wait:g} s: training continues", flush=True)
                 break
             if mark == samples or verdict is not Verdict.GO:
                 return verdict
@@ -66,7 +66,7 @@ class Lifeline:
             for line in lines:
                 self._take(json.loads(line))
         self.leave()
-        print("the scheduler is gone: leaving", flush=True)
+        print("the connection to the scheduler closed: this worker writes a checkpoint and exits", flush=True)
         threading.Event().wait(self._grace)
         os._exit(FAILED)
 

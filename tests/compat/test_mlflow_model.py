@@ -106,7 +106,7 @@ def test_what_is_neither_is_refused_in_words(model: Any) -> None:
     for texts in (np.array([["two", "columns"]]), np.array([], dtype=str)):
         with pytest.raises(ValueError, match="texts, or embeddings of 384 numbers"):
             model.predict(texts)
-    with pytest.raises(ValueError, match="output: loss: one of latents, reconstruction"):
+    with pytest.raises(ValueError, match="output: loss: must be one of latents, reconstruction"):
         model.predict(np.zeros((2, D_IN)), params={"output": "loss"})
 
 

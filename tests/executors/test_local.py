@@ -265,7 +265,7 @@ def test_a_target_that_is_not_there_is_the_users_error(
 ) -> None:
     monkeypatch.setattr(local, "_target", "toys:no_such_toy")
     ended = drive_one(local, trial(tmp_path, "quick"))
-    assert (ended.exit.kind, ended.exit.detail) == ("user_error", "toys:no_such_toy: no such function")
+    assert (ended.exit.kind, ended.exit.detail) == ("user_error", "toys:no_such_toy: no such function in toys")
 
 
 @pytest.mark.parametrize("spawner", [ForkingSpawner, FreshSpawner])

@@ -377,7 +377,7 @@ def test_an_attempt_that_was_overtaken_writes_nothing_more(tmp_path: Path) -> No
         cache_dir=str(tmp_path), target="toys:play", device="cpu", threads=1, memory_fraction=None, environment={},
         sys_path=[], fenced=True,
     )  # fmt: skip
-    with pytest.raises(BaseException, match="attempt 1: a newer one has begun"):
+    with pytest.raises(BaseException, match="attempt 1: stops, since a newer attempt"):
         work(request, Line())
     assert [event.samples for event, _ in read(attempt.paths.events)][-1] == 20
 

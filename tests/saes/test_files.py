@@ -86,7 +86,9 @@ def edit(folder: Path, **changes: object) -> None:
 
 def test_a_newer_format_says_so(folder: Path) -> None:
     edit(folder, format_version=2, saebench="9.9")
-    with pytest.raises(SAEFileError, match=r"format_version: 2, .* up to 1 \(written by saebench 9\.9"):
+    with pytest.raises(
+        SAEFileError, match=r"format_version: 2, .* up to 1; update it \(the file was written by saebench 9\.9"
+    ):
         load_sae(folder)
 
 
@@ -163,7 +165,7 @@ def test_the_error_is_one_a_command_line_can_print(folder: Path) -> None:
     edit(folder, format="x")
     with pytest.raises(UserError):
         load_sae(folder)
-    with pytest.raises(ValueError, match="not written by saebench"):
+    with pytest.raises(ValueError, match="not a file that saebench wrote"):
         load_sae(folder)
 
 

@@ -115,7 +115,7 @@ def test_without_calibration_nothing_is_encoded() -> None:
     sae = OMPSAE(example("omp", dict_size=24, target_l0=2.0), 8)  # type: ignore[arg-type]
     with pytest.raises(NotCalibratedError, match="call calibrate"):
         sae.encode(formulas.cloud(2))
-    with pytest.raises(ValueError, match="no rows"):
+    with pytest.raises(ValueError, match="rows: empty"):
         sae.calibrate(torch.empty(0, 8))
 
 

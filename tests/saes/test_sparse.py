@@ -497,7 +497,7 @@ def test_bfloat16_touches_the_product_alone() -> None:
     [
         (lambda x, W, b: sparse.encode_topk(x, W, b, 0), "k = 0"),
         (lambda x, W, b: sparse.encode_topk(x, W, b, 9), "dict_size = 8"),
-        (lambda x, W, b: sparse.encode_batchtopk(x, W, b, 9), "45 pairs"),
+        (lambda x, W, b: sparse.encode_batchtopk(x, W, b, 9), "45 values to keep"),
         (lambda x, W, b: sparse.encode_topk(x[:0], W, b, 1), "rows >= 1"),
         (lambda x, W, b: sparse.encode_batchtopk(x[:, :3], W, b, 1), r"expected \(rows >= 1, 4\)"),
         (lambda x, W, b: sparse.encode_above(x, W, b[:3]), "b_enc"),

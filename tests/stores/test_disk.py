@@ -166,9 +166,9 @@ def test_shuffling_permutes_examples_by_the_seed_and_moves_nothing_on_disk(tmp_p
 def test_another_shape_or_type_is_refused(tmp_path: Path) -> None:
     with DiskActivationStore(3, tmp_path) as store:
         store.extend(rows(0, 5))
-    with pytest.raises(DataError, match="n_neurons: the store has 3, not 4"):
+    with pytest.raises(DataError, match="n_neurons: the store was written with 3, not 4"):
         DiskActivationStore(4, tmp_path)
-    with pytest.raises(DataError, match="dtype: the store has 'float32', not 'float16'"):
+    with pytest.raises(DataError, match="dtype: the store was written with 'float32', not 'float16'"):
         DiskActivationStore(3, tmp_path, dtype=torch.float16)
 
 

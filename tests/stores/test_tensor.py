@@ -94,7 +94,7 @@ def test_rows_that_do_not_fit_are_refused(rows: torch.Tensor, component: int, er
     store = TensorActivationStore(5, 3, 1)
     with pytest.raises(error):
         store.extend(rows, component)
-    with pytest.raises(ValueError, match="rows of 3 values"):
+    with pytest.raises(ValueError, match=r"this store takes \(rows, 3\)"):
         store.append(torch.tensor(1.0), 0)
     assert store.current_activations_stored_per_component == [0]
 

@@ -74,8 +74,8 @@ def test_the_pursuit_of_either_sign_is_as_good_as_scikit_learns() -> None:
 
 def test_too_few_rows_and_no_labels_are_said() -> None:
     found = {record["floor"]: record for record in floors.compute(entry(labelled=False), 4, 1000)}
-    assert found["data"]["left_out"] == {"data": "600 training rows, 1000 latents"}
-    assert found["kmeans"]["left_out"] == {"kmeans": "600 training rows for 1000 centres"}
+    assert found["data"]["left_out"] == {"data": "600 training rows are fewer than 1000 latents"}
+    assert found["kmeans"]["left_out"] == {"kmeans": "600 training rows: 1000 centres need twice as many"}
     assert not any("probing" in key for key in found["random"]["values"])
 
 

@@ -181,7 +181,7 @@ def test_knn_overlap_of_a_perfect_and_a_useless_reconstruction() -> None:
 
 def test_neighbours_of_fewer_than_twelve_examples_are_not_ten_nearest() -> None:
     x, x_hat, _ = data(11)
-    with pytest.raises(ValueError, match="11 examples: 10 nearest neighbours need more than 11"):
+    with pytest.raises(ValueError, match="11 examples: 10 nearest neighbours need at least 12"):
         knn_overlap(x, x_hat)
 
 
@@ -258,7 +258,7 @@ def test_fewer_than_a_hundred_texts_give_no_number(name: str) -> None:
     x, x_hat, latents = data(99, mean=0.5)
     extras = Extras((name,))
     extras.update(x, x_hat)
-    with pytest.raises(ValueError, match=f"99 texts; {name} needs 100"):
+    with pytest.raises(ValueError, match=f"99 texts: {name} needs at least 100"):
         extras.measure(name, measured(x, x_hat, latents))
 
 

@@ -203,7 +203,7 @@ def test_a_checkpoint_of_something_else_is_refused() -> None:
     rows = store()
     tensors, meta = Training.start(*config("topk"), rows).state_dict()
     for other in (config("vanilla"), config("topk", {"dict_size": 24})):
-        with pytest.raises(ValueError, match="another architecture or width"):
+        with pytest.raises(ValueError, match="another SAE type, width"):
             Training.start(*other, rows).load_state_dict(tensors, meta)
     with pytest.raises(UserError, match=r"checkpoint of version 99, this saebench reads .* resume with"):
         Training.start(*config("topk"), rows).load_state_dict(tensors, {**meta, "version": 99})

@@ -190,7 +190,7 @@ def test_a_metric_that_fails_is_left_out_and_costs_nothing_else(
     assert not any("knn" in key for key in done.values)
     reason = str(error) or "MemoryError"
     assert done.info == {"left_out": {"knn_overlap_at_10": reason}}
-    assert f"warning: knn_overlap_at_10 is left out: {reason}" in capsys.readouterr().err
+    assert f"warning: knn_overlap_at_10 is not recorded: {reason}" in capsys.readouterr().err
     assert load_sae(tmp_path / "sae").dict_size == 48
 
 
