@@ -63,7 +63,7 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
 @cache.command()
 @cache_option
 def verify(cache_dir: str | None) -> None:
-    """Read every file against its checksum; exit code 5 where one is damaged (the next sweep makes it again)."""
+    """Check every file against its checksum; exit code 5 if one is damaged (the next sweep makes it again)."""
     damaged = 0
     for folder, problems in tidy.verify(paths.cache_dir(cache_dir)):
         echo(f"{folder.name}: {'sound' if not problems else f'{len(problems)} damaged'}")
@@ -71,7 +71,9 @@ def verify(cache_dir: str | None) -> None:
             echo(f"  {problem}")
         damaged += len(problems)
     if damaged:
-        raise DataError(f"{damaged} damaged {'file' if damaged == 1 else 'files'} in the cache")
+        raise DataError(
+            f"{damaged} damaged {'file' if damaged == 1 else 'files'} in the cache; the next sweep makes them again"
+        )
 
 
 @cache.command()
@@ -85,7 +87,9 @@ def gc(keys: tuple[str, ...], unused_for: float | None, dry_run: bool, cache_dir
     there = [listed.folder.name for listed in tidy.entries(folder)]
     for key in keys:
         if not key or not any(name.startswith(key) for name in there):
-            raise UserError(f"{key or repr(key)}: no entry of the cache in {folder} begins so")
+            raise UserError(
+                f"{key or repr(key)}: no entry of the cache in {folder} begins with it; see saebench cache ls"
+            )
     total = 0
     for path, size, why in tidy.gc(folder, keys, unused_for, dry_run):
         echo(f"{path.relative_to(folder)}: {_size(size)}: {why}")

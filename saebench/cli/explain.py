@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("name", required=False, metavar="[SWEEP|TRIAL]")
 @click.option("--target", "columns", multiple=True, metavar="COLUMN", help="A column of the data set; repeatable.")
-@click.option("--as", "kind", type=click.Choice(["auto", "class", "number"]), default="auto", help="What it holds.")
+@click.option(
+    "--as",
+    "kind",
+    type=click.Choice(["auto", "class", "number"]),
+    default="auto",
+    help="Type of its values (default: auto).",
+)
 @click.option(
     "--contrast", type=click.Path(path_type=Path), metavar="FILE", help="Another corpus, as for encode --file."
 )
@@ -27,7 +33,7 @@ if TYPE_CHECKING:
 @click.option("--most", type=click.IntRange(min=1), default=10, help="Latents per target (default: 10).")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
-@click.option("--build", is_flag=True, help="Encode the texts again where the cache does not have them.")
+@click.option("--build", is_flag=True, help="Encode the texts again if the cache lacks them.")
 @cache_option
 @runs_option
 def explain(

@@ -33,9 +33,9 @@ _PIPED_WIDTH = 160
 @click.option("--text", "texts", multiple=True, metavar="TEXT", help="Which latents fire on this; repeatable.")
 @click.option("--against", metavar="TRIAL", help="Compare with the latents of this trial, one by one.")
 @click.option("--second", metavar="MODEL", help="A second encoder: scores by example AUROC (--table scores).")
-@click.option("--circular-anyway", is_flag=True, help="Take the SAE's own encoder as the second one all the same.")
+@click.option("--circular-anyway", is_flag=True, help="Allow the SAE's own encoder as the second one.")
 @click.option("--map", "plan", type=click.Choice(["pca", "umap"]), default="pca", help="How the page's map is drawn.")
-@click.option("--build", is_flag=True, help="Encode the texts again where the cache does not have them.")
+@click.option("--build", is_flag=True, help="Encode the texts again if the cache lacks them.")
 @cache_option
 @runs_option
 def latents(

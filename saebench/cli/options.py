@@ -16,7 +16,7 @@ cache_option = click.option(
 )
 runs_option = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
 uri_option = click.option("--tracking-uri", metavar="URI", help="Read this MLflow server instead of the sweep's own.")
-plain_option = click.option("--plain", is_flag=True, help="Lines with the time in front instead of a live screen.")
+plain_option = click.option("--plain", is_flag=True, help="Print timestamped lines instead of a live screen.")
 where_option = click.option(
     "--where", multiple=True, metavar="KEY=VALUE", help="Only trials with this value; repeatable."
 )

@@ -214,7 +214,7 @@ def _encoding(plan: Plan, entry: dict[str, Any]) -> str:
 
 
 def _is_cached(entry: dict[str, Any]) -> str:
-    return "not cached yet" if entry["cached"] is False else "whether they are cached could not be told"
+    return "not cached yet" if entry["cached"] is False else "the cache could not be read, so they may be cached"
 
 
 def _own_rows(plan: Plan, entry: dict[str, Any], size: str) -> str:

@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 def rm(name: str, yes: bool, keep_runs: bool, runs_dir: str | None) -> None:
     """Remove a sweep: its directory, and its runs in MLflow.
 
-    Asks first. MLflow keeps deleted runs in its bin; `mlflow gc` empties that. Cached embeddings stay: other sweeps may
-    use them.
+    Asks first. MLflow only marks runs as deleted; `mlflow gc` removes them for good. Cached embeddings stay: other
+    sweeps may use them.
     """
     from saebench.runs.holder import describe, holder
     from saebench.tracking.remove import delete_runs
 
     paths = find_sweep(name, runs_dir)
     if holder(paths) is not None:
-        raise UserError(f"{paths.name}: {describe(paths)} is at work on it; first: saebench stop {paths.name}")
+        raise UserError(f"{paths.name}: {describe(paths)} runs it; first run: saebench stop {paths.name}")
     if paths.root.is_symlink():
-        raise UserError(f"{paths.root}: is a link; remove what it leads to by its own name")
+        raise UserError(f"{paths.root}: is a symbolic link; name the directory that it points to")
     source, runs = (None, []) if keep_runs else _runs(paths)
     what = f"{paths.root} ({len(paths.trials())} trials)" + (f" and {len(runs)} runs in MLflow" if runs else "")
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError(f"{what}: no terminal to ask on; give --yes to remove it")
+            raise UserError(f"{what}: cannot ask, since stdin is no terminal; give --yes to remove it")
         click.confirm(f"Remove {what}?", abort=True)
     if source is not None:
         delete_runs(source.uri, runs)

@@ -61,7 +61,7 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
     if name is None:
         known = sweeps(runs_dir)
         if not known:
-            raise UserError(f"{places.runs_dir(runs_dir)}: no sweeps")
+            raise UserError(f"{places.runs_dir(runs_dir)}: no sweeps; --runs-dir names another folder")
         return known[0]
     for root in (places.runs_dir(runs_dir) / name, Path(name).absolute()):
         if _is_sweep(root):
@@ -73,7 +73,7 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
 @click.command()
 @click.argument("name", required=False, metavar="[SWEEP]", shell_complete=complete_sweeps)
 @runs_option
-@click.option("--watch", is_flag=True, help="Keep looking until the sweep ends or Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Update the screen until the sweep ends or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -> None:
     """Show how a sweep stands.
@@ -247,7 +247,7 @@ def _print_rows(rows: list[dict[str, Any]], root: Path) -> None:
     from saebench.terminal.console import make_console
 
     if not rows:
-        echo(f"{root}: no sweeps")
+        echo(f"{root}: no sweeps; --runs-dir names another folder")
         return
     table = Table(box=None, padding=(0, 1), header_style="dim")
     for column in ("sweep", "begun", "scheduler", "trials"):

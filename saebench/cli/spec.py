@@ -45,7 +45,7 @@ def validate(specs: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.option("--markdown", is_flag=True, help="Every key, its default and meaning instead, as in docs/spec.md.")
+@click.option("--markdown", is_flag=True, help="Print tables of every key, its default and meaning instead.")
 def schema(markdown: bool) -> None:
     """Print the JSON schema of a spec, for editors."""
     if markdown:
@@ -72,7 +72,7 @@ def schema(markdown: bool) -> None:
 def init(file: Path | None, data: Path | None, column: str | None, label: str | None, no_measure: bool) -> None:
     """Write a starter spec to FILE, for your own texts with --data.
 
-    With --data it looks into the file and writes what fits: format, delimiter and encoding, the columns of texts and
+    With --data it reads the file and writes what fits: format, delimiter and encoding, the columns of texts and
     labels, a budget, sparsity and width. Default: the data's name, else sweep.yaml; - prints it. Never overwrites.
     """
     if data is not None:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
     """Ask a running sweep to stop; it can be resumed.
 
-    No new trials begin, running ones checkpoint and leave.
+    No new trials start; running ones write a checkpoint and exit.
     """
     from saebench.runs.holder import describe, holder
 
     paths = find_sweep(name, runs_dir)
     if holder(paths) is None:
-        raise UserError(f"{paths.name}: no scheduler is running")
+        raise UserError(f"{paths.name}: no scheduler is running: nothing to stop")
     write_text(paths.stop, "now" if now else "leave")
     echo(f"{paths.name}: asked {describe(paths)} to stop{' now' if now else ''}")
 
@@ -47,9 +47,9 @@ def stop(name: str | None, runs_dir: str | None, now: bool) -> None:
 def retry(
     name: str | None, runs_dir: str | None, cache_dir: str | None, every: bool, numbers: tuple[int, ...], plain: bool
 ) -> None:
-    """Give failed trials another chance, with all their retries again.
+    """Retry failed trials, counting their retries from 0.
 
-    A running sweep takes them in; otherwise the sweep is run from here until they (and what else is left) have ended.
+    A running sweep retries them itself; otherwise this command resumes the sweep and runs it to its end.
     """
     from saebench.runs.holder import describe, holder
     from saebench.sweep import run_sweep
@@ -62,7 +62,7 @@ def retry(
     spec = _spec_of(paths)
     write_json(paths.retry, wanted)
     if holder(paths) is not None:
-        echo(f"{paths.name}: {describe(paths)} tries {len(wanted)} trial{'s' * (len(wanted) > 1)} again")
+        echo(f"{paths.name}: {describe(paths)} retries {len(wanted)} trial{'s' * (len(wanted) > 1)}")
         return
     view = choose_view(plain=plain)
     result = run_sweep(spec, runs_dir=paths.root.parent, cache_dir=cache_dir, view=view)
@@ -107,7 +107,10 @@ def _failed(paths: SweepPaths, numbers: tuple[int, ...]) -> list[int]:
     states = {s.number: s.state for trial in paths.trials() if (s := read_state(trial)) is not None}
     wrong = [n for n in numbers if states.get(n) != "failed"]
     if wrong:
-        raise UserError(f"{paths.name}: trial {wrong[0]}: {states.get(wrong[0], 'is not there')}, not failed")
+        raise UserError(
+            f"{paths.name}: trial {wrong[0]}: {states.get(wrong[0], 'does not exist')}; "
+            "only failed trials can be retried"
+        )
     wanted = list(numbers) or sorted(n for n, state in states.items() if state == "failed")
     if not wanted:
         raise UserError(f"{paths.name}: no trial has failed")

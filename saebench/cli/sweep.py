@@ -35,9 +35,9 @@ def devices_setting(devices: str) -> str:
 )
 @click.option("--per-device", metavar="N", help="Trials at once on one device. Short for run.per_device.")
 @click.option("--name", metavar="NAME", help="Name of the sweep. Short for --set name=NAME.")
-@click.option("--extend", is_flag=True, help="Take more seeds, points or budget into a sweep that exists.")
-@click.option("--retry-failed", is_flag=True, help="Give trials that failed another chance.")
-@click.option("--circular-anyway", is_flag=True, help="Take data.model as eval.second_encoder all the same.")
+@click.option("--extend", is_flag=True, help="Add seeds, points or budget to an existing sweep.")
+@click.option("--retry-failed", is_flag=True, help="Retry the trials that failed.")
+@click.option("--circular-anyway", is_flag=True, help="Allow data.model itself as eval.second_encoder.")
 @click.option("--resume", is_flag=True, hidden=True, help="Nothing: the same command always resumes.")
 @click.option("--dry-run", is_flag=True, help="Show the plan (as `saebench plan`), start nothing.")
 @plain_option
@@ -58,7 +58,7 @@ def sweep(
 ) -> None:
     """Run the sweep of SPEC, or resume it.
 
-    The same command again resumes where it stopped. Ctrl-C once: running trials checkpoint and leave; twice: now.
+    The same command again resumes where it stopped. Ctrl-C once: running trials checkpoint and exit; twice: now.
     SIGTERM, SIGUSR1 and a closed terminal count like Ctrl-C. Exit codes: 0 all well, 2 the spec or the command line,
     3 some trials failed, 4 given up, 5 device, data or tracking, 6 another process works on it, 75 stopped but
     resumable, 130 interrupted.

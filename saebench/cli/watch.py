@@ -45,14 +45,14 @@ def watch_page(
                     echo("no browser was found: open that file yourself", err=True)
                 opened = True
             if not runs:
-                echo(f"the sweep does not run: {file} is final")
+                echo(f"the sweep is not running: {file} is final")
                 return
             seconds = max(REFRESH, (time.monotonic() - begun) / SHARE)
             sleep(seconds)
     except KeyboardInterrupt:
         if file is not None and opened:
             _write(load(*sweeps), file, None)
-            echo(f"{file}: not written again")
+            echo(f"{file}: written a last time")
 
 
 def _write(report: Report, file: Path, refresh: float | None) -> None:

@@ -155,7 +155,7 @@ class BatchTopKSAE(nn.Module):
         if self.top_k < 1:
             raise ValueError(f"top_k: {top_k}, expected at least 1 code per batch")
         if not 0 <= threshold_momentum <= 1:
-            raise ValueError(f"threshold_momentum: {threshold_momentum}, expected a share")
+            raise ValueError(f"threshold_momentum: {threshold_momentum}, expected a number from 0 to 1")
         self.threshold_momentum = threshold_momentum
         self.encoder = _encoder(encoder_module, input_shape, nb_concepts)
         self.dictionary = DictionaryLayer(_width(input_shape), nb_concepts, **(dictionary_params or {}))

@@ -41,7 +41,7 @@ class _PursuitSAE(nn.Module, ABC):
         if not isinstance(k, int) or not 1 <= k <= nb_concepts:
             raise ValueError(f"k: {k}, expected a whole number from 1 to nb_concepts = {nb_concepts}")
         if dropout is not None and not 0 <= dropout <= 1:
-            raise ValueError(f"dropout: {dropout}, expected a share")
+            raise ValueError(f"dropout: {dropout}, expected a number from 0 to 1")
         self.nb_concepts, self.k, self.dropout = nb_concepts, k, dropout
         width = input_shape if isinstance(input_shape, int) else input_shape[0]
         self.dictionary = DictionaryLayer(width, nb_concepts, **(dictionary_params or {}))
@@ -156,4 +156,4 @@ def _whole(value: int, name: str) -> int:
 
 def _refuse(encoder_module: str) -> None:
     if encoder_module != "identity":
-        raise ValueError(f"encoder_module: {encoder_module!r}, a pursuit has none: 'identity'")
+        raise ValueError(f"encoder_module: {encoder_module!r}, expected 'identity': a pursuit has no encoder")

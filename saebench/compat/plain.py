@@ -179,7 +179,9 @@ def read_tensors(path: Path, names: set[str], optional: frozenset[str] = frozens
     for name, tensor in tensors.items():
         matrix, whole = name.startswith("W_") or name.endswith(".weight"), name in _WHOLE
         if matrix != (tensor.ndim == 2):
-            raise LayoutError(f"{path}: {name}: shape {tuple(tensor.shape)}: {'a' if matrix else 'no'} matrix")
+            raise LayoutError(
+                f"{path}: {name}: shape {tuple(tensor.shape)}, expected {'a matrix' if matrix else 'no matrix'}"
+            )
         if whole == tensor.is_floating_point():
             raise LayoutError(f"{path}: {name}: {tensor.dtype}, expected {'whole' if whole else 'floating'} numbers")
         tensors[name] = tensor if whole else tensor.float()

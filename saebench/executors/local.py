@@ -274,7 +274,7 @@ def outcome(worker: _Worker) -> tuple[FailureKind | None, str]:
     if status is None:
         return worker.exited.kind, worker.exited.detail
     if sys.platform != "win32" and status == -signal.SIGKILL:
-        return "host_oom", "ended by SIGKILL, as the kernel does when memory ends"
+        return "host_oom", "ended by SIGKILL, as the kernel does when memory runs out"
     if status < 0:
         return "crash", f"ended by {signal_name(-status)}"
     if status == 0:

@@ -22,10 +22,10 @@ def await_orphans(trials: Iterable[TrialPaths], note: Callable[[str], None], gra
     orphans = [p for trial in trials if (p := _worker_of(trial)) is not None]
     if not orphans:
         return
-    note(f"waiting for {len(orphans)} workers of the last scheduler to leave")
+    note(f"waiting for {len(orphans)} workers of the last scheduler to exit")
     _, alive = psutil.wait_procs(orphans, timeout=grace)
     for process in alive:
-        note(f"process {process.pid} does not leave and is killed")
+        note(f"process {process.pid} did not exit in time and is killed")
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
     psutil.wait_procs(alive, timeout=5.0)

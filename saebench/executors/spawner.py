@@ -167,7 +167,7 @@ class ForkingSpawner:
         if "refused" in message:
             ticket = self._first + message["refused"]
             self._pids.pop(ticket, None)
-            return Exited(ticket, None, "host_oom", f"no process could be made: {message['why']}")
+            return Exited(ticket, None, "host_oom", f"no process could be started: {message['why']}")
         self._ready = True
         return None
 

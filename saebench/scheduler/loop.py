@@ -117,7 +117,9 @@ class Scheduler:
         for number in self._waiting.numbers():
             self._ledger.interrupt(number, self._ledger.states[number].reason or self._board.stopping)
         if self.halt is None and (late := self._ledger.numbers("interrupted")):
-            self.halt = Halt(f"{len(late)} trials reached budget.trial_minutes; --extend with more lets them go on", 75)
+            self.halt = Halt(
+                f"{len(late)} trials reached budget.trial_minutes; to continue them, raise it and use --extend", 75
+            )
         return self.halt
 
     # --- being told to stop ------------------------------------------------------------------------------------------
@@ -170,7 +172,7 @@ class Scheduler:
             if number in self._ledger.numbers("failed"):
                 self._ledger.reopen(number)
                 self._waiting.put(Job(number))
-                self._note(f"trial {number:04d}: tried again on request")
+                self._note(f"trial {number:04d}: retried on request")
 
     # --- filling slots -----------------------------------------------------------------------------------------------
 
@@ -299,7 +301,7 @@ class Scheduler:
         shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
         state.close_attempt(kind, detail)
         again = may_retry(kind, state, self._failures.retries, shared=shared)
-        then = ("tried again" if not self.halt else "it is resumed at the next start") if again else "it has failed"
+        then = ("it is retried" if not self.halt else "it is resumed at the next start") if again else "it has failed"
         self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then}")
         if not again:
             self._ledger.finish(number, "failed", reason_of(kind, detail), kind)

@@ -172,7 +172,11 @@ def _arm_hint(field: str, name: str) -> str:
     owners = [other for other, config in SAE_CONFIGS.items() if field in config.model_fields]
     if field == "k" and "target_l0" in SAE_CONFIGS[name].model_fields:
         return f"{name} is held at a sparsity by target_l0, which means the same on average"
-    return f"{name} has none; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'}" if owners else meant(field)
+    return (
+        f"{name} has no {field}; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'}"
+        if owners
+        else meant(field)
+    )
 
 
 def _whole(reader: Reader, model: type[Config], params: Mapping[str, Value], place: Place, key: str) -> None:

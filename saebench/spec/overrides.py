@@ -22,7 +22,7 @@ def override(root: Table, setting: str) -> Table:
     if not equals:
         raise SpecError(f"{place}: write KEY=VALUE, such as train.samples=1e5")
     if len(text) > MAX_BYTES:
-        raise SpecError(f"{place}: too large")
+        raise SpecError(f"{place}: too large: at most {MAX_BYTES // 1024} KiB")
     node, problems = Composer(text, str(place)).document()
     if problems:
         raise complaint(problems)

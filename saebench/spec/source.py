@@ -86,7 +86,7 @@ class Composer:
             self._events = yaml.parse(self._text, Loader=yaml.SafeLoader)
             for event in self._events:
                 if isinstance(event, yaml.DocumentStartEvent) and node is not None:
-                    raise self._error(event, "a second document: a spec is one")
+                    raise self._error(event, "a second document: a spec is a single one; remove what follows")
                 if isinstance(event, yaml.NodeEvent):
                     node = self._node(event, "", 1)
         except yaml.MarkedYAMLError as error:

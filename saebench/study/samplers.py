@@ -177,7 +177,7 @@ def check_sampler(plan: Plan) -> None:
     for stratum in plan.strata:
         if listed := [name for name, value in stratum.space.items() if not isinstance(value, Range)]:
             raise SpecError(
-                f"{stratum.id}: {', '.join(listed)}: cmaes moves through ranges and knows no choices; "
+                f"{stratum.id}: {', '.join(listed)}: cmaes cannot draw from choices; "
                 "give a range, one value, a stratum axis (search.strata), or another sampler"
             )
 

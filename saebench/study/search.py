@@ -197,7 +197,7 @@ class Search:
         trials end once). Raises ValueError if it has not failed."""
         old = self._trials[number]
         if old.state != "failed":
-            raise ValueError(f"trial {number}: is {old.state}; only failed trials can be tried again")
+            raise ValueError(f"trial {number}: is {old.state}; only failed trials can be retried")
         before = frozen(old.trial)
         rungs = {k: v for k, v in before.system_attrs.items() if k.startswith("completed_rung_")}
         attrs = {k: v for k, v in before.user_attrs.items() if k.startswith("pareto:")}

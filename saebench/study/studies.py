@@ -72,4 +72,7 @@ class Studies:
         for name in sorted(self._known):
             base = name.removesuffix("/replicates")
             if base not in there and optuna.load_study(study_name=name, storage=self._storage).get_trials(False):
-                raise SpecError(f"{base}: the sweep has trials of this stratum, and the spec no longer has it")
+                raise SpecError(
+                    f"{base}: the sweep has trials of this stratum, which the spec no longer has; put it back, or give "
+                    "the sweep another name"
+                )

@@ -37,7 +37,9 @@ class Embeddings:
         if not data.cache:
             width = embedding_width(data.model, data.revision)
             if width is None:
-                raise PreflightError(f"data.model: {data.model}: its width is not known without loading it; cache: on")
+                raise PreflightError(
+                    f"data.model: {data.model}: its width is not known without loading it; set data.cache: on"
+                )
             return {"d_in": width}
         from saebench.stores import cache
 

@@ -51,5 +51,5 @@ def spec_of(paths: SweepPaths) -> SweepSpec:
     """Return the resolved spec of a sweep that exists; raise SpecError if there is none."""
     lock = read_lock(paths)
     if lock is None:
-        raise SpecError(f"{paths.root}: no such sweep")
+        raise SpecError(f"{paths.root}: no such sweep; saebench ls lists those that exist")
     return parse_spec(lock.spec, label=str(paths.lock))

@@ -174,7 +174,8 @@ class SweepRun:
             return Lock(**head, **data, **provenance(self._given.folder))
         if lock.d_in != data["d_in"]:
             raise PreflightError(
-                f"{self._paths.root}: began with embeddings of width {lock.d_in}, now it is {data['d_in']}"
+                f"{self._paths.root}: began with embeddings of width {lock.d_in}, now it is {data['d_in']}; put back "
+                "what has changed, or give the sweep another name"
             )
         if not changes:
             return lock
@@ -236,7 +237,7 @@ class SweepRun:
         why = f" ({lag.error})" if lag.error else ""
         waiting = f"{lag.unsent} event{'s' * (lag.unsent != 1)} wait for MLflow"
         what = waiting if lag.unsent else "closing the runs in MLflow takes long"
-        self._view.say(f"{what}{why}; given up after {patience:.0f} s without progress")
+        self._view.say(f"{what}{why}; stops waiting after {patience:.0f} s without progress")
 
     def _farewell(self, board: Board, halt: Halt | None, lag: Lag) -> None:
         say = self._view.say

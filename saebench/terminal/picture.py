@@ -92,7 +92,7 @@ def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
         *([_progress(board, width)] if board.attended else []),
     ]
     if board.stopping:
-        parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and leave", "magenta"))
+        parts.append(Text(f"stopping: {board.stopping}; running trials checkpoint and exit", "magenta"))
     if board.tracker:
         parts.append(Text(f"MLflow: {board.tracker}", "red"))
     below: list[RenderableType] = [

@@ -37,9 +37,12 @@ def check_readable(uri: str) -> None:
         try:
             check_address(uri)
         except OSError as error:
-            raise PreflightError(f"tracking {place}: the server does not answer ({mask(str(error), uri)})") from error
+            raise PreflightError(
+                f"tracking {place}: the server does not answer ({mask(str(error), uri)}); start it, or give "
+                "another: --tracking-uri"
+            ) from error
     elif scheme in ("", "file") and not Path(unquote(parts.path)).is_dir():
-        raise PreflightError(f"tracking {place}: no such folder")
+        raise PreflightError(f"tracking {place}: no such folder; give another: --tracking-uri")
 
 
 def check_writable(path: Path) -> None:

@@ -57,7 +57,7 @@ def paths(tmp_path: Path) -> SweepPaths:
 
 @pytest.fixture
 def held(paths: SweepPaths) -> Iterator[None]:
-    """A scheduler (this process) is at work on it."""
+    """A scheduler (this process) runs it."""
     write_json(paths.holder, {**this_process(), "since": time.time() - 60, "at": "2026-01-01T00:00:00+0000"})
     yield
     paths.holder.unlink(missing_ok=True)
@@ -153,7 +153,7 @@ def test_stop_asks_the_scheduler(paths: SweepPaths, options: list[str], text: st
 @pytest.mark.usefixtures("held")
 @pytest.mark.parametrize("options", [[], ["--failed"], ["--trial", "2"]], ids=str)
 def test_retry_hands_failed_trials_to_a_running_scheduler(paths: SweepPaths, options: list[str]) -> None:
-    assert "tries 1 trial again" in call("retry", "toy", *options).output
+    assert "retries 1 trial" in call("retry", "toy", *options).output
     assert json.loads(paths.retry.read_text()) == [2]
 
 
@@ -183,8 +183,8 @@ def test_retry_runs_a_sweep_that_nobody_works_on(paths: SweepPaths, monkeypatch:
         (["logs", "x"], "no trial 'x'"),
         (["logs", "\u00b2"], "no trial"),
         (["logs", "nosuch/1"], "nosuch: no such sweep"),
-        (["retry", "--trial", "0"], "trial 0: complete, not failed"),
-        (["retry", "--trial", "77"], "trial 77: is not there, not failed"),
+        (["retry", "--trial", "0"], "trial 0: complete; only failed trials can be retried"),
+        (["retry", "--trial", "77"], "trial 77: does not exist; only failed trials can be retried"),
         (["retry", "--failed", "--trial", "2"], "give one of the two"),
         (["retry", "renamed"], "renamed: the folder of the sweep toy was renamed; rename it back"),
     ],

@@ -91,7 +91,7 @@ def test_rm_asks_and_removes_only_this_sweep(owls: Path) -> None:
 def test_rm_follows_no_link(owls: Path) -> None:
     (owls.parent / "link").symlink_to(owls)
     result = run("rm", "link", "--yes")
-    assert "is a link" in str(result.exception)
+    assert "is a symbolic link" in str(result.exception)
     assert owls.exists()
 
 

@@ -77,8 +77,8 @@ def test_dropout_ends_with_evaluation() -> None:
     [
         ({"k": 0}, "k: 0, expected a whole number from 1 to nb_concepts = 40"),
         ({"k": 41}, "k: 41, expected"),
-        ({"dropout": 1.5}, "dropout: 1.5, expected a share"),
-        ({"encoder_module": "linear"}, "encoder_module: 'linear', a pursuit has none"),
+        ({"dropout": 1.5}, "dropout: 1.5, expected a number from 0 to 1"),
+        ({"encoder_module": "linear"}, "encoder_module: 'linear', expected 'identity'"),
         ({"input_shape": (3, 4)}, r"input_shape: \(3, 4\), a pursuit takes one dimension"),
     ],
 )

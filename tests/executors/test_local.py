@@ -66,7 +66,7 @@ def exit_of(executor: LocalExecutor) -> ExitMessage:
 def test_a_worker_killed_by_the_kernel_is_out_of_memory(local: LocalExecutor, tmp_path: Path) -> None:
     local.start(trial(tmp_path, "sleeps"), local.slots[0])
     os.kill(started(local)["pid"], signal.SIGKILL)
-    assert exit_of(local) == ExitMessage(0, "host_oom", "ended by SIGKILL, as the kernel does when memory ends")
+    assert exit_of(local) == ExitMessage(0, "host_oom", "ended by SIGKILL, as the kernel does when memory runs out")
 
 
 @pytest.mark.parametrize("how", ["stop", "signal"])

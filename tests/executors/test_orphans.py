@@ -47,8 +47,8 @@ def test_a_worker_that_does_not_leave_is_killed(trial: TrialPaths, orphan: subpr
     await_orphans([trial], notes.append, grace=0.1)
     assert not psutil.pid_exists(orphan.pid)
     assert notes == [
-        "waiting for 1 workers of the last scheduler to leave",
-        f"process {orphan.pid} does not leave and is killed",
+        "waiting for 1 workers of the last scheduler to exit",
+        f"process {orphan.pid} did not exit in time and is killed",
     ]
 
 

@@ -245,7 +245,10 @@ def test_an_address_where_nobody_is(world: Path) -> None:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     said = words(world / "cache", address=f"127.0.0.1:{port}")
-    assert said == f"run.address: 127.0.0.1:{port}: no Ray head answers there (Connection refused)"
+    assert (
+        said
+        == f"run.address: 127.0.0.1:{port}: no Ray head answers there (Connection refused); start one: ray start --head"
+    )
     assert words(world / "cache", address="cluster") == "run.address: cluster: is not HOST:PORT of a Ray head"
 
 
@@ -253,7 +256,10 @@ def test_another_token(world: Path, ray_cluster: Cluster, tmp_path: Path, monkey
     (tmp_path / "token").write_text("0" * 48)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "token"))
     said = words(world / "cache", address=ray_cluster.address)
-    assert said == f"run.address: {ray_cluster.address}: the cluster has another token than RAY_AUTH_TOKEN_PATH here"
+    assert (
+        said == f"run.address: {ray_cluster.address}: the cluster has another token than RAY_AUTH_TOKEN_PATH here; "
+        "copy its token file to this machine"
+    )
     monkeypatch.delenv("RAY_AUTH_MODE")
     said = words(world / "cache", address=ray_cluster.address)
     assert said.startswith("run.executor: ray: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here")

@@ -135,7 +135,7 @@ async def test_a_node_that_is_taken_back_is_left_in_time(tmp_path: Path) -> None
     assert (ended["kind"], recorded(world)[-1][0]) == (None, "left")
     assert [message["number"] for message in world.of("preempted")] == [0]
     assert world.of("gone")
-    assert "node a: is taken back by the cluster; its trials leave" in world.notes()
+    assert "node a: the cluster reclaims it; its trials checkpoint and stop" in world.notes()
     await world.fleet.close()
 
 

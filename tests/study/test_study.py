@@ -207,7 +207,7 @@ def test_cmaes_refuses_choices_with_the_reason(journal: Path) -> None:
     made = plan(k=16)
     object.__setattr__(made.spec.search, "sampler", "cmaes")
     made.strata[0].space["batch_size"] = (64, 128)
-    with pytest.raises(SpecError, match="batch_size: cmaes moves through ranges and knows no choices"):
+    with pytest.raises(SpecError, match="batch_size: cmaes cannot draw from choices"):
         Search(made, journal)
 
 
@@ -631,7 +631,7 @@ def test_what_is_relied_on_when_a_trial_is_attached(tmp_path: Path) -> None:
         ({"train": {"batch_size": 256}}, "topk-k16-n256: batch_size: was 128 when the sweep began and is 256 now"),
         ({"train": {"beta1": 0.8}}, "topk-k16-n256: beta1: was null when the sweep began and is 0.8 now"),
         ({"search": {"objective": "eval/mse"}}, "objective: was \"eval/fvu\""),
-        ({"k": (16, 32)}, "toy/topk-k64-n256: the sweep has trials of this stratum, and the spec no longer has it"),
+        ({"k": (16, 32)}, "toy/topk-k64-n256: the sweep has trials of this stratum, which the spec no longer has"),
     ],
 )  # fmt: skip
 def test_a_changed_space_is_refused_by_name(change: dict[str, Any], said: str, journal: Path) -> None:

@@ -131,7 +131,10 @@ def _reach(address: str) -> None:
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except OSError as error:
-        raise PreflightError(f"run.address: {address}: no Ray head answers there ({error.strerror or error})") from None
+        raise PreflightError(
+            f"run.address: {address}: no Ray head answers there ({error.strerror or error}); "
+            "start one: ray start --head"
+        ) from None
 
 
 def _authenticate(address: str, *, insecure: bool) -> None:
@@ -150,7 +153,10 @@ def _authenticate(address: str, *, insecure: bool) -> None:
             "(run.insecure: true does without)"
         )
     if with_token and found["token"] == "AuthenticationError":
-        raise PreflightError(f"run.address: {address}: the cluster has another token than RAY_AUTH_TOKEN_PATH here")
+        raise PreflightError(
+            f"run.address: {address}: the cluster has another token than RAY_AUTH_TOKEN_PATH here; "
+            "copy its token file to this machine"
+        )
     if with_token and found["token"] != "open":
         why = found["token"] or "is the file of RAY_AUTH_TOKEN_PATH there?"
         raise PreflightError(f"run.address: {address}: the head does not answer as a Ray head ({why})")

@@ -48,7 +48,7 @@ async def fetch(
         listed = (await ask(remote, "list_files", PATIENCE, number=number, names=list(names)))["files"]
         if all([await _fetch_file(remote, number, file, root, budget) for file in listed]):
             return [file["name"] for file in listed]
-    raise UnreachableError(f"{', '.join(names)}: change while they are copied")
+    raise UnreachableError(f"{', '.join(names)}: changed while they were copied")
 
 
 async def _fetch_file(remote: Remote, number: int | None, file: Json, root: Path, budget: Budget | None) -> bool:
@@ -168,7 +168,7 @@ async def push_entry(remote: Remote, embeddings: Path, key: str) -> int:
     """Give a node's cache the files of an entry that it lacks, the manifest last; return the bytes sent."""
     manifest = Manifest.read(embeddings / key)
     if manifest is None:
-        raise UnreachableError(f"cache {embeddings / key}: is gone")
+        raise UnreachableError(f"cache {embeddings / key}: no longer exists")
     names = sorted(f"{key}/{name}" for name in manifest.names() if name != MANIFEST)
     names += [path.name for suffix in (".twins", ".keep-*") for path in embeddings.glob(beside(Path(key), suffix).name)]
     names.append(f"{key}/{MANIFEST}")

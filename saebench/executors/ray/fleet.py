@@ -94,9 +94,9 @@ class Fleet:
             about = await self._described(member)
             member.node = member.node or about["host"]
             if (ours := versions()) != about["versions"]:
-                raise RefusedError(f"node {member.node} has {about['versions']}, this machine {ours}")
+                raise RefusedError(f"node {member.node} has {about['versions']}, this machine {ours}; install the same")
             if share.gpus and not all(slot["device"].startswith("cuda") for slot in about["slots"]):
-                raise RefusedError(f"node {member.node}: Ray lends a GPU there, but torch or the driver has none")
+                raise RefusedError(f"node {member.node}: Ray assigns a GPU there, but torch finds none")
             following = asyncio.create_task(member.follow())
             member.about = about
             self._send({"type": "joined", "agent": member.number, "slots": slots_of(member, share)})
@@ -225,7 +225,7 @@ class Fleet:
                 self._create(share)
 
     def _drain(self, node: Node) -> None:
-        self._say(f"node {node.name}: is taken back by the cluster; its trials leave")
+        self._say(f"node {node.name}: the cluster reclaims it; its trials checkpoint and stop")
         for member in self._members.values():
             if member.remote.node_id == node.id and member.alive:
                 self._send({"type": "gone", "agent": member.number})
