@@ -72,7 +72,7 @@ def verify(cache_dir: str | None) -> None:
         damaged += len(problems)
     if damaged:
         raise DataError(
-            f"{damaged} damaged {'file' if damaged == 1 else 'files'} in the cache; the next sweep makes them again"
+            f"{damaged} damaged {'file' if damaged == 1 else 'files'} in the cache; the next sweep repairs it"
         )
 
 
