@@ -74,7 +74,7 @@ def test_the_one_before_serves_where_the_newest_is_damaged(
     found = checkpoint.load(tmp_path)
     assert found is not None
     assert same(found[0], state(100))
-    assert "checkpoint 000000000200 is left out" in capsys.readouterr().err
+    assert "checkpoint 000000000200 is skipped" in capsys.readouterr().err
     checkpoint.save(tmp_path, 200, state(200))
     again = checkpoint.load(tmp_path)
     assert again is not None

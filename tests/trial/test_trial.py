@@ -292,7 +292,7 @@ def test_a_damaged_checkpoint_costs_time_and_no_bit(
             file.truncate(1000)
     told = run(config(), tmp_path)
     assert told[0].samples == begins
-    assert "checkpoint 000000001024 is left out" in capsys.readouterr().err
+    assert "checkpoint 000000001024 is skipped" in capsys.readouterr().err
     run(config(), tmp_path / "undisturbed")
     assert_same(tmp_path, tmp_path / "undisturbed")
 
