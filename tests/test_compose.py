@@ -293,6 +293,7 @@ def native() -> Iterator[Native]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("SAEBENCH_LONG_TESTS" not in os.environ, reason="takes minutes: .ci/run sets SAEBENCH_LONG_TESTS")
 def test_the_very_commands_of_the_compose_file_run_a_sweep(native: Native, glosses: Path, minilm_path: str) -> None:
     """PostgreSQL crashes in the middle, under the search and under MLflow: nothing is lost, nothing doubled."""
     spec = {

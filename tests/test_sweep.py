@@ -374,7 +374,7 @@ def test_failed_trials_are_tried_again_when_asked(
 def test_a_target_that_cannot_be_imported_stops_at_once(sweep: Callable[..., SweepResult]) -> None:
     result = sweep(target="sweep_toys:nothing")
     assert result.exit_code == 4
-    assert "sweep_toys:nothing: there is no such function" in result.reason
+    assert "sweep_toys:nothing: no such function" in result.reason
     assert len(states(result.root)) <= 2
 
 
@@ -616,8 +616,8 @@ def test_a_sweep_at_its_end_writes_its_verdict_to_mlflow(
 ) -> None:
     from mlflow import MlflowClient
 
-    monkeypatch.setattr("saebench.sweep.TARGET", TOY)
-    monkeypatch.setattr("saebench.sweep._Sweep._floors", lambda *_: None)
+    monkeypatch.setattr("saebench.sweep.life.TARGET", TOY)
+    monkeypatch.setattr("saebench.sweep.life.SweepRun._floors", lambda *_: None)
     result = sweep(threads=True)
     client = MlflowClient(tracking_uri=result.tracking_uri)
     run = client.get_run(result.run_id)
@@ -634,8 +634,8 @@ def test_a_verdict_that_mlflow_refuses_does_not_fail_the_sweep(
     def refuse(*_: object) -> None:
         raise RuntimeError("413 too large\nmore")
 
-    monkeypatch.setattr("saebench.sweep.TARGET", TOY)
-    monkeypatch.setattr("saebench.sweep._Sweep._floors", lambda *_: None)
+    monkeypatch.setattr("saebench.sweep.life.TARGET", TOY)
+    monkeypatch.setattr("saebench.sweep.life.SweepRun._floors", lambda *_: None)
     monkeypatch.setattr("saebench.report.publish.publish", refuse)
     result = sweep(threads=True)
     assert result.ok

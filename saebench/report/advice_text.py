@@ -32,11 +32,15 @@ def text(report: Report, *, quick: bool = False) -> str:
 
 
 def spec_text(report: Report, said: Advice) -> str:
-    """The YAML of the next sweep; "" for reports of several sweeps, or of one whose spec is not here."""
+    """The YAML of the next sweep; "" for reports of several sweeps, or of one whose spec is not here or not whole."""
     specs = [source.lock.get("spec") for source in report.record.sources]
     if len(specs) != 1 or not isinstance(specs[0], dict):
         return ""
-    return yaml.safe_dump(next_spec(specs[0], said), sort_keys=False, allow_unicode=True, default_flow_style=None)
+    try:
+        following = next_spec(specs[0], said)
+    except (KeyError, TypeError, AttributeError, ValueError):  # lock.json comes from a disk: it may hold anything
+        return ""
+    return yaml.safe_dump(following, sort_keys=False, allow_unicode=True, default_flow_style=None)
 
 
 def chart(report: Report, *, quick: bool = False) -> Chart:

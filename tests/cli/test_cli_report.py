@@ -109,7 +109,7 @@ def test_plots_go_where_they_are_told(store: Store, tmp_path: Path) -> None:
     assert (tmp_path / "p.png").read_bytes()[1:4] == b"PNG"
     done(store, "report", "--plot", tmp_path / "q.svg", "--chart", "all")
     assert {p.name for p in tmp_path.glob("q-*.svg")} == {
-        f"q-{name}.svg" for name in ("pareto", "curves", "dead", "density", "l0", "parallel")
+        f"q-{name}.svg" for name in ("pareto", "forest", "curves", "dead", "density", "l0", "parallel")
     }
 
 

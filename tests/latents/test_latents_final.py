@@ -127,7 +127,7 @@ def swept(data: DataConfig, tmp_path: Path, second: str, **more: Any) -> dict[st
 def _quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, empty_database: Path) -> None:
     """MLflow's tables are there, and no process computes floors beside the sweep."""
     shutil.copy(empty_database, tmp_path)
-    monkeypatch.setattr("saebench.sweep._Sweep._floors", lambda *_: None)
+    monkeypatch.setattr("saebench.sweep.life.SweepRun._floors", lambda *_: None)
 
 
 @pytest.mark.usefixtures("_quick")

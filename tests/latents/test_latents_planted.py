@@ -144,7 +144,7 @@ def test_every_score_stands_beside_its_floors_with_an_interval_over_seeds(
 @pytest.mark.parametrize("model", ["planted", "a copy of planted"])
 def test_the_encoder_of_the_sae_is_refused_as_second_one(trial: TrialPaths, model: str) -> None:
     found = analyse(trial.root)
-    with pytest.raises(UserError, match=r"that the SAE was trained on.*Name another encoder"):
+    with pytest.raises(UserError, match=r"that the SAE is trained on.*Name another encoder"):
         judged_with_seeds(found, model, circular=False)
     assert "example_auroc" in judged_with_seeds(found, model, circular=True)[0].values[SAE]
 

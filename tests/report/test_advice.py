@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import yaml
@@ -11,7 +13,7 @@ from sweep_data import frame_of, simulate
 from saebench.plan import make_plan
 from saebench.report.advice import Advice, Curve, Point, advise, curves, peak
 from saebench.report.advice_spec import next_levels, next_spec
-from saebench.report.advice_text import chart, text
+from saebench.report.advice_text import chart, spec_text, text
 from saebench.report.document import Report
 from saebench.report.record import Record
 from saebench.spec import parse_spec
@@ -121,3 +123,10 @@ def test_a_report_says_so_in_words_and_controls_are_no_evidence() -> None:
     said = text(report)
     assert "Which k: the data do not say." in said
     assert [panel.title for panel in chart(report).panels] == ["FVU"]
+
+
+@pytest.mark.parametrize("spec", [{}, {"name": "s"}, {**SPEC, "sae": ["topk"]}, {**SPEC, "search": None}, ["s"]])
+def test_a_lock_that_holds_no_whole_spec_gives_no_next_one(spec: Any) -> None:
+    source = SimpleNamespace(lock={"spec": spec})
+    report = SimpleNamespace(record=SimpleNamespace(sources=[source]))
+    assert spec_text(cast("Report", report), Advice(())) == ""

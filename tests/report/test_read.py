@@ -277,7 +277,7 @@ def test_a_database_that_is_gone_is_not_made_again(runs: Path, tmp_path: Path) -
 def test_a_run_that_was_deleted_with_its_experiment_is_one_line(runs: Path) -> None:
     record = runs / "demo" / "tracking.json"
     record.write_text(json.dumps({**json.loads(record.read_text()), "run_id": "f" * 32}))
-    with pytest.raises(PreflightError, match=r"tracking sqlite.*not found") as error:
+    with pytest.raises(UserError, match=r"^demo: its run f+ no longer exists in MLflow$") as error:
         trials("demo", runs_dir=runs)
     assert "\n" not in str(error.value)
 

@@ -184,6 +184,7 @@ def test_what_is_wrong_with_an_address_is_one_line(postgres: Postgres, change: d
 
 
 def test_addresses_that_no_postgresql_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("psycopg2")
     with pytest.raises(PreflightError, match="Connection refused"):
         Database("postgresql://u@127.0.0.1:9/d", "x")
     with pytest.raises(PreflightError, match=r"mysql://u:\*\*\*@h/d: is not the address of a PostgreSQL"):
