@@ -58,11 +58,18 @@ def best(
 
 
 def _best_of_all(document: Report, row: dict[str, Any]) -> str:
+    """The best trial, and by what: this is no verdict, which would take the report's time."""
+    from saebench.report.table import number_of
+
     source = next(s for s in document.record.sources if s.name == row["sweep"])
     place = f"; {source.paths.trial(row['best_trial']).sae}" if source.paths else ""
     what = f"{row['arm']}, {row['level_name']}={row['level']:g}, n={row['dict_size']:g}"
     so_far = f" so far ({document.progress}: nothing is decided)" if document.progress else ""
-    return f"best{so_far}: {row['sweep']}/{row['best_trial']} ({what}){place}"
+    most = "highest" if document.record.maximize else "least"
+    over = "mean over " if row["seeds"] > 1 else ""
+    by = f"{most} {document.record.objective} {row['objective']:.4f}, {over}{number_of(row['seeds'], 'comparing seed')}"
+    verdict = f"; whether arms differ: saebench report {document.name}" if document.frame["arm"].nunique() > 1 else ""
+    return f"best{so_far}: {row['sweep']}/{row['best_trial']} ({what}; {by}){place}{verdict}"
 
 
 @click.command()

@@ -6,8 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 from saebench.report.columns import best_trial, sparsity
-from saebench.report.headline import headline, leaders
-from saebench.report.table import Row, plain
+from saebench.report.headline import headline, leaders, standing
+from saebench.report.table import Row, number_of, plain
 
 if TYPE_CHECKING:
     from saebench.report.document import Report
@@ -17,15 +17,22 @@ MOST = 8
 
 
 def closing(report: Report) -> list[str]:
-    """The headline, what the verdict says, and a line per level; the commands are the caller's."""
+    """The headline, what the verdict says, and a line per level, which says what is not decided there."""
     lines = [f"{headline(report)}.", *([report.verdict] if report.judged else [])]
     best = leaders(report)
-    lines += [_line(row) for row in best[:MOST]]
+    lines += [_line(row, standing(report, row)) for row in best[:MOST]]
     return lines + ([f"and {len(best) - MOST} more levels: saebench best"] if len(best) > MOST else [])
 
 
-def _line(row: Row) -> str:
+def _line(row: Row, open_: str) -> str:
     half = row["fvu_high"] - row["fvu"]
     interval = f" ± {half:.4f}" if math.isfinite(half) else ""
     of = f"{row['group']}, " if row["group"] else ""
-    return f"best at {of}{sparsity(row)}: {row['arm']}, FVU {plain(row['fvu'])}{interval}, trial {best_trial(row)}"
+    arm = f"{row['arm']}{f' ({open_})' * bool(open_)}"
+    fvu = f"FVU {plain(row['fvu'])}{interval} ({_whose(row['seeds'])})"
+    return f"best at {of}{sparsity(row)}: {arm}, {fvu}, trial {best_trial(row)}"
+
+
+def _whose(seeds: int) -> str:
+    """Whose FVU it is: the named trial may be another."""
+    return f"{'mean over ' if seeds > 1 else ''}{number_of(seeds, 'comparing seed')}"

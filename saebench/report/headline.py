@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 
 _MOST = 4
 """Arms up to which a headline names them all."""
+_EQUAL = ("equal", "small", "same")
+"""Outcomes that say that the arms do not differ by enough to matter."""
 
 
 def headline(report: Report) -> str:
-    """For example "No difference found between topk and batchtopk"."""
+    """For example "Not decided between topk and batchtopk"; "No difference found" is said of arms that are equal."""
     names = arms(report.frame)
     if not names:
         return "No trial has a result yet"
@@ -56,14 +58,14 @@ def _pair(c: Comparison) -> str:
             f"{a} reconstructs better than {b}" if c.metric == "fvu" else f"{a} is better than {b} in {label(c.metric)}"
         )
     return {
-        "equal": f"{both} are equal within {margin_text(c)}",
+        "equal": f"No difference found between {both}: equal within {margin_text(c)}",
         "small": f"{both} differ by too little to matter",
         "same": f"{both} give the same results",
-    }.get(c.outcome, f"No difference found between {both}")
+    }.get(c.outcome, f"Not decided between {both}")
 
 
 def _several(pairs: Sequence[Comparison]) -> str:
-    """Who beats all others, who leads without that, or that nobody is told apart."""
+    """Who beats all others, who leads without that, or that nobody is told apart or all are equal."""
     names = list(dict.fromkeys(arm for c in pairs for arm in (c.a, c.b)))
     wins = {name: [c for c in pairs if _winner(c) == name] for name in names}
     leader = max(names, key=lambda name: len(wins[name]))
@@ -73,7 +75,8 @@ def _several(pairs: Sequence[Comparison]) -> str:
         return f"{first} best{what} of {len(names)} arms"
     if not wins[leader]:
         shown = _list(names) if len(names) <= _MOST else number_of(len(names), "arm")
-        return f"No difference found between {shown}"
+        equal = all(c.outcome in _EQUAL for c in pairs)
+        return f"{'No difference found' if equal else 'Not decided'} between {shown}"
     beaten = [c.b if c.a == leader else c.a for c in wins[leader]]
     rest = [name for name in names if name != leader and name not in beaten]
     if any(_winner(c) in rest and leader in (c.a, c.b) for c in pairs):
@@ -96,8 +99,25 @@ def leaders(report: Report) -> list[Row]:
     rows = [row for row in report.table("best").rows() if not is_control(row["arm"])]
     levels: dict[tuple[str, str, float], list[Row]] = {}
     for row in rows:
-        name = "k" if row["level_name"] in ("k", "target_l0") else row["level_name"] or ""
-        level = float(row["level"]) if row["level"] is not None else math.nan
-        levels.setdefault((row["group"], name, level if math.isfinite(level) else 0.0), []).append(row)
+        levels.setdefault(_level(row), []).append(row)
     choose = max if report.record.maximize else min
     return [choose(mine, key=lambda row: float(row["objective"])) for _, mine in sorted(levels.items())]
+
+
+def _level(row: Row) -> tuple[str, str, float]:
+    name = "k" if row["level_name"] in ("k", "target_l0") else row["level_name"] or ""
+    level = float(row["level"]) if row["level"] is not None else math.nan
+    return row["group"], name, level if math.isfinite(level) else 0.0
+
+
+def standing(report: Report, leader: Row) -> str:
+    """Return what the verdict in FVU leaves open of the leader of a level: "not decided", "equal within 0.5%", or
+    nothing if it beats every other arm of that level."""
+    rows = [row for row in report.table("best").rows() if _level(row) == _level(leader)]
+    rivals = {row["arm"] for row in rows if not is_control(row["arm"])} - {leader["arm"]}
+    of_group = [c for c in report.comparisons if c.group == leader["group"]]
+    mine = [c for c in of_group if {c.a, c.b} in [{leader["arm"], rival} for rival in rivals]]
+    left = [c for c in mine if _winner(c) != leader["arm"]]
+    if any(c.outcome not in _EQUAL for c in left) or len(mine) < len(rivals):
+        return "not decided"
+    return f"equal within {margin_text(left[0])}" if left else ""

@@ -53,7 +53,16 @@ def sentence(c: Comparison) -> str:
         text = f"{c.a} and {c.b} differ in {name} at equal L0{where} for certain and by too little to matter: {found}"
         return f"{text} {interval}, less than {margin_text(c)}; {_seeds(c)}{_texts(c)}"
     head = f"the data do not decide between {c.a} and {c.b} at equal L0{where}: {found}"
-    return f"{head}{f' {interval}' * bool(interval)}, {_lower(c)}; {_seeds(c)}{_texts(c)}; {what_would_decide(c)}"
+    return f"{head} {interval or _no_interval(c)}, {_lower(c)}; {_seeds(c)}{_texts(c)}; {what_would_decide(c)}"
+
+
+def _no_interval(c: Comparison) -> str:
+    """Why there is no interval over seeds: without this, the one over texts would read as the whole error."""
+    if not math.isfinite(c.search):
+        why = "too few points"
+    else:
+        why = "one comparing seed" if c.seeds <= 1 else "the seeds gave the same values"
+    return f"(no interval over seeds: {why})"
 
 
 def what_would_decide(c: Comparison) -> str:

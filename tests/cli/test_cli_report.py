@@ -217,7 +217,12 @@ def test_best_names_the_best_trial_and_where_it_lies(store: Store) -> None:
     last = result.stdout.strip().splitlines()[-1]
     rows = json.loads(done(store, "best", "demo", "--where", "type=batchtopk", "--where", "k=32", "--json").stdout)
     assert len(rows) == 1
-    assert last.startswith(f"best: demo/{rows[0]['best_trial']} (batchtopk, k=32, n=3072); {store.runs}/demo/trials/")
+    by = f"least eval/fvu {rows[0]['objective']:.4f}, mean over {rows[0]['seeds']} comparing seeds"
+    what = f"batchtopk, k=32, n=3072; {by}"
+    assert last.startswith(f"best: demo/{rows[0]['best_trial']} ({what}); {store.runs}/demo/trials/")
+    assert "whether arms differ" not in last
+    both = done(store, "best", "demo").stdout.strip().splitlines()[-1]
+    assert both.endswith("; whether arms differ: saebench report demo")
 
 
 def test_best_of_all_comes_first(store: Store) -> None:
