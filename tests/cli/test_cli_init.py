@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,7 @@ def test_the_spec_fits_the_file(papers: Path, minilm_path: str) -> None:
     assert advice(plan) == []
     for said in ("delimiter ';'", "abstract", "taken for", "year", "3,000:", "first:", "saebench plan my_papers.yaml"):
         assert said in shown.output, said
+    assert re.search(r"^ ?abstract +texts +\w+", shown.output, re.MULTILINE), "long texts push no column out"
     again = init("--data", papers.name)
     assert "exists already" in str(again.exception)
 
