@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
     from rich.text import Text
 
+    from saebench.report.checks import Check
     from saebench.report.document import Report
 
 LEAST = (2, 2, 3)
@@ -37,7 +39,8 @@ def screen(report: Report, console: Console, lines: int) -> None:
     table = report.table("strata") if len(report.frame) else None
     last = [Text(_last(report), "dim"), *([Text(f"note: {notes[0]}", _OPEN)] if notes else [])]
     taken = len(head) + sum(len(text.wrap(console, console.width)) for text in said) + len(last) + 6
-    wanted = (len(rows), len(failed), len(table.frame) if table is not None else 0)
+    needed = sum(len(_check_lines(check, console)) for check in failed)
+    wanted = (len(rows), needed, len(table.frame) if table is not None else 0)
     if table is not None:  # its head, which may wrap
         taken += len(console.render_lines(_shown(table, 1, console.width), pad=False)) - 1
     metrics, checks, strata = _shares(wanted, lines - taken)
@@ -102,7 +105,7 @@ def _metrics(console: Console, rows: list[tuple[str, Row]], most: int) -> None:
 
 
 def _checks(report: Report, console: Console, most: int) -> None:
-    """Before you use it: how many passed, and a line for each that did not, cut where the line ends."""
+    """Before you use it: how many passed, and a line for each that did not; whole where `most` lines suffice."""
     from rich.text import Text
 
     found = report.checks
@@ -114,10 +117,40 @@ def _checks(report: Report, console: Console, most: int) -> None:
     head = Text.assemble(("Before you use it", "bold"), f"  {passed} of {len(found)} checks passed{more}")
     console.print()
     _print_line(console, head)
+    spare = most - len(shown) - bool(more)
     for check in shown:
-        mark, style = ("x", _BAD) if check.passed is False else ("?", _OPEN)
-        text = Text.assemble("  ", (f"{mark} {check.name}", style), check.text[len(check.name) :])
-        _print_line(console, text)
+        lines = _check_lines(check, console)
+        if len(lines) - 1 <= spare:
+            spare -= len(lines) - 1
+            for line in lines:
+                console.print(line, highlight=False)
+        else:
+            _print_line(console, _shorter(check, console.width))
+
+
+def _check_text(check: Check, whole: str = "") -> Text:
+    """The check with its mark; `whole` instead of its own text."""
+    from rich.text import Text
+
+    mark, style = ("x", _BAD) if check.passed is False else ("?", _OPEN)
+    return Text.assemble("  ", (f"{mark} {check.name}", style), (whole or check.text)[len(check.name) :])
+
+
+def _check_lines(check: Check, console: Console) -> list[Text]:
+    """The whole check, wrapped, later lines indented."""
+    lines = list(_check_text(check).wrap(console, console.width - 4))
+    for line in lines[1:]:
+        line.pad_left(4)
+    return lines
+
+
+def _shorter(check: Check, width: int) -> Text:
+    """The check on one line: without advice, and what was found up to the last of its clauses that fits."""
+    said = f"{check.name}: {check.found}"
+    ends = [len(said), *(found.start() for found in reversed(list(re.finditer(r"[:;,.] ", check.found))))]
+    ends = [ends[0], *(len(check.name) + 2 + end for end in ends[1:])]
+    fits = (text for end in ends if (text := _check_text(check, f"{said[:end]} (--full)")).cell_len <= width)
+    return next(fits, _check_text(check))
 
 
 def _shown(table: Table, rows: int, width: int) -> RichTable:

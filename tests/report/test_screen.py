@@ -13,6 +13,24 @@ from saebench.report.record import Record
 from saebench.report.text import SCREEN, show
 
 
+@pytest.mark.parametrize("arms", [{"topk": 1.0}, {"topk": 1.0, "batchtopk": 0.95}])
+@pytest.mark.parametrize("width", [80, 100])
+def test_a_failed_check_stands_whole_or_without_its_advice(width: int, arms: dict[str, float]) -> None:
+    report = Report(Record(frame_of(simulate(seeds=(0,), arms=arms))))
+    out = io.StringIO()
+    show(report, Console(file=out, width=width))
+    shown = out.getvalue()
+    assert len(shown.splitlines()) <= SCREEN
+    assert max(map(len, shown.splitlines())) <= width
+    said = shown[shown.index("Before you use it") :].partition("\n\n")[0]
+    assert "…" not in said
+    flat = " ".join(said.split())
+    for check in report.checks:
+        if not check.passed:
+            part = flat[flat.index(check.name) :]
+            assert part.startswith(check.text) or check.text.startswith(part.partition(" (--full)")[0])
+
+
 @pytest.mark.parametrize("width", [80, 100])
 def test_a_line_that_does_not_fit_ends_between_words(width: int) -> None:
     description = " ".join(f"description{i}" for i in range(12))
