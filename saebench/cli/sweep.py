@@ -109,7 +109,6 @@ def _closing(result: SweepResult) -> Iterator[str]:
     """What the sweep has found, and three commands that go on from there. A report that cannot be made leaves its
     reason: the sweep itself has ended well."""
     from saebench.errors import UserError
-    from saebench.report import load
     from saebench.report.closing import closing
     from saebench.report.headline import leaders
 
@@ -117,7 +116,7 @@ def _closing(result: SweepResult) -> Iterator[str]:
     where = result.name if known else _shorter(result.root)
     number = 0
     try:
-        report = load(result.root)
+        report = result.report
         yield ""
         yield from closing(report)
         number = next((row["best_trial"] for row in leaders(report)), 0)

@@ -115,9 +115,7 @@ class SweepRun:
                 waiting = partial(self._await, patience)
                 lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience, waiting=waiting)
         self._farewell(board, halt, lag)
-        if exit_code in (0, 3) and self._target == TARGET and not (lag.unsent or lag.error):
-            self._publish()
-        return SweepResult(
+        result = SweepResult(
             self._paths.name,
             self._paths.root,
             exit_code,
@@ -127,6 +125,9 @@ class SweepRun:
             mask(tracker.uri),
             tracker.run_id,
         )
+        if exit_code in (0, 3) and self._target == TARGET and not (lag.unsent or lag.error):
+            self._publish(result)
+        return result
 
     def _remove_stop(self) -> None:
         with contextlib.suppress(OSError):  # a folder, or in a directory that cannot be written to, which is said later
@@ -258,13 +259,12 @@ class SweepRun:
         if self._lost:
             say(f"{len(self._lost)} files of this sweep are lost or damaged (above, and in {self._paths.log})")
 
-    def _publish(self) -> None:
+    def _publish(self, result: SweepResult) -> None:
         """Write the verdict to the sweep's run in MLflow."""
-        from saebench.report import load
         from saebench.report.publish import publish
 
         try:
-            publish(load(self._paths.root))
+            publish(result.report)
         except Exception as error:  # any class: the sweep has ended well, whatever MLflow or a report says
             why = (str(error).splitlines() or [type(error).__name__])[0]
             self._view.say(f"the verdict is not in MLflow ({why}); saebench report {self._paths.name} --log writes it")

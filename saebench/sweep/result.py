@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,8 @@ from saebench.runs.paths import SweepPaths
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from saebench.report.document import Report
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ class SweepResult:
     def trial(self, number: int) -> Path:
         """Directory of a trial; its SAE is in `sae` below."""
         return SweepPaths(self.root).trial(number).root
+
+    @cached_property
+    def report(self) -> Report:
+        """What the sweep has found, read once. Raises UserError if its record cannot be read."""
+        from saebench.report import load
+
+        return load(self.root)
 
     def frame(self) -> DataFrame:
         """A row per trial: `saebench.report.trials` of this sweep."""
