@@ -23,6 +23,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a job of a shell's b
 REPOSITORY = Path(__file__).parent.parent
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what takes minutes unless it is asked for."""
+    if "SAEBENCH_LONG_TESTS" not in os.environ:
+        skip = pytest.mark.skip(reason="takes minutes: set SAEBENCH_LONG_TESTS")
+        for item in items:
+            if item.get_closest_marker("minutes"):
+                item.add_marker(skip)
+
+
 @pytest.fixture(autouse=True)
 def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads or writes the user's cache, runs or tracking server."""

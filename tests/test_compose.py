@@ -293,20 +293,10 @@ def native() -> Iterator[Native]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SAEBENCH_LONG_TESTS" not in os.environ, reason="takes minutes: .ci/run sets SAEBENCH_LONG_TESTS")
+@pytest.mark.minutes
 def test_the_very_commands_of_the_compose_file_run_a_sweep(native: Native, glosses: Path, minilm_path: str) -> None:
     """PostgreSQL crashes in the middle, under the search and under MLflow: nothing is lost, nothing doubled."""
-    spec = {
-        "name": "composed",
-        "data": {
-            "model": minilm_path, "dataset": {"path": "parquet", "data_files": str(glosses)}, "num_examples": 300,
-            "holdout": 0.2,
-        },
-        "sae": [{"type": "topk", "k": [4, 8], "dict_size": 64}],
-        "train": {"samples": 40_000, "batch_size": 50, "lr": 0.01},
-        "run": {"devices": "cpu", "per_device": 1},
-    }  # fmt: skip
-    (native.folder / "sweeps" / "quickstart.yaml").write_text(yaml.safe_dump(spec))
+    write_spec(native, glosses, minilm_path, samples=40_000, devices="cpu", per_device=1)
     process, root = native.start("scheduler"), native.folder / "scheduler" / "runs" / "composed"
     until = time.monotonic() + 120
     while not any('"eval"' in path.read_text() for path in root.glob("trials/*/events.jsonl")):
@@ -324,19 +314,9 @@ def test_the_very_commands_of_the_compose_file_run_a_sweep(native: Native, gloss
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("SAEBENCH_LONG_TESTS" not in os.environ, reason="takes minutes: .ci/run sets SAEBENCH_LONG_TESTS")
+@pytest.mark.minutes
 def test_the_commands_of_the_ray_profile_run_a_sweep(native: Native, glosses: Path, minilm_path: str) -> None:
-    spec = {
-        "name": "composed",
-        "data": {
-            "model": minilm_path, "dataset": {"path": "parquet", "data_files": str(glosses)}, "num_examples": 300,
-            "holdout": 0.2,
-        },
-        "sae": [{"type": "topk", "k": [4, 8], "dict_size": 64}],
-        "train": {"samples": 2000, "batch_size": 50, "lr": 0.01},
-        "run": {"threads": 1},
-    }  # fmt: skip
-    (native.folder / "sweeps" / "quickstart.yaml").write_text(yaml.safe_dump(spec))
+    write_spec(native, glosses, minilm_path, samples=2000, threads=1)
     native.start_ray("ray-head")
     native.wait("ray-head")
     native.start_ray("ray-worker")
@@ -347,6 +327,21 @@ def test_the_commands_of_the_ray_profile_run_a_sweep(native: Native, glosses: Pa
     assert_recorded(native, root, password)
     held = [path for path in root.rglob("*") if path.is_file()]
     assert not [path for path in held if password.encode() in path.read_bytes() or token.encode() in path.read_bytes()]
+
+
+def write_spec(native: Native, glosses: Path, model: str, *, samples: int, **run: Any) -> None:
+    """The spec that the compose file's scheduler reads: two trials."""
+    spec = {
+        "name": "composed",
+        "data": {
+            "model": model, "dataset": {"path": "parquet", "data_files": str(glosses)}, "num_examples": 300,
+            "holdout": 0.2,
+        },
+        "sae": [{"type": "topk", "k": [4, 8], "dict_size": 64}],
+        "train": {"samples": samples, "batch_size": 50, "lr": 0.01},
+        "run": run,
+    }  # fmt: skip
+    (native.folder / "sweeps" / "quickstart.yaml").write_text(yaml.safe_dump(spec))
 
 
 def assert_recorded(native: Native, root: Path, password: str) -> None:

@@ -34,7 +34,6 @@ from saebench.sweep_config import RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TARGET = "real_trial:plain"
-minutes = pytest.mark.skipif("SAEBENCH_LONG_TESTS" not in os.environ, reason="takes minutes: set SAEBENCH_LONG_TESTS")
 
 
 def spec(folder: Path, name: str, samples: int, **run: Any) -> dict[str, Any]:
@@ -105,7 +104,7 @@ def undisturbed(world: Path) -> list[Any]:
     return histories(sweep(world, "local", SAMPLES))
 
 
-@pytest.mark.parametrize("storage", ["shared", pytest.param("streamed", marks=minutes)])
+@pytest.mark.parametrize("storage", ["shared", pytest.param("streamed", marks=pytest.mark.minutes)])
 def test_three_nodes_compute_what_one_machine_does(
     world: Path, ray_cluster: Cluster, undisturbed: list[Any], storage: str
 ) -> None:
@@ -120,7 +119,7 @@ def test_three_nodes_compute_what_one_machine_does(
     assert any(copied) == (storage == "streamed"), "where a trial ran, and nowhere if nodes see the scheduler's cache"
 
 
-@minutes
+@pytest.mark.minutes
 def test_three_nodes_encode_what_one_machine_does(world: Path, ray_cluster: Cluster) -> None:
     """They do not see the scheduler's cache: texts go there, encoded pieces come back."""
     model = write_static_model(world / "model")
@@ -164,9 +163,9 @@ def agent_of(worker: int) -> psutil.Process:
     return psutil.Process(psutil.Process(worker).ppid()).parent() or psutil.Process()
 
 
-@minutes
+@pytest.mark.minutes
 def test_an_agent_is_killed(world: Path, ray_cluster: Cluster, undisturbed: list[Any]) -> None:
-    """Its worker leaves; the trial goes on when another agent of the node has seen to that."""
+    """Its worker leaves; the trial resumes when another agent of the node has seen to that."""
     killed = []
 
     def kill(worker: int) -> None:
@@ -185,7 +184,7 @@ def test_an_agent_is_killed(world: Path, ray_cluster: Cluster, undisturbed: list
     assert sorted(str(kind) for kind in kinds) == ["None"] * 4 + ["lost"]
 
 
-@minutes
+@pytest.mark.minutes
 def test_a_node_is_killed(world: Path, ray_cluster: Cluster, undisturbed: list[Any]) -> None:
     """With all that ran there. The others take over from the checkpoints that had been sent, or from the start."""
     killed = []
@@ -209,7 +208,7 @@ def test_a_node_is_killed(world: Path, ray_cluster: Cluster, undisturbed: list[A
 RUN = "import json, sys; from saebench.sweep import run_sweep; sys.exit(run_sweep(**json.loads(sys.argv[1])).exit_code)"
 
 
-@minutes
+@pytest.mark.minutes
 def test_the_scheduler_is_killed_and_started_again(world: Path, ray_cluster: Cluster, undisturbed: list[Any]) -> None:
     root = world / "runs" / "scheduler"
     where = {"executor": "ray", "address": ray_cluster.address, "storage": "streamed", "agents": 2}
