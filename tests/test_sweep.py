@@ -616,9 +616,15 @@ def test_a_sweep_at_its_end_writes_its_verdict_to_mlflow(
 ) -> None:
     from mlflow import MlflowClient
 
+    from saebench import report
+
+    read, load = [], report.load
+    monkeypatch.setattr(report, "load", lambda root: read.append(root) or load(root))
     monkeypatch.setattr("saebench.sweep.life.TARGET", TOY)
     monkeypatch.setattr("saebench.sweep.life.SweepRun._floors", lambda *_: None)
     result = sweep(threads=True)
+    assert result.report.name == result.name
+    assert read == [result.root], "once, for MLflow and for the last lines"
     client = MlflowClient(tracking_uri=result.tracking_uri)
     run = client.get_run(result.run_id)
     assert "Whole report: artifacts, report/report.html" in run.data.tags["mlflow.note.content"]
