@@ -136,7 +136,7 @@ class ToyExecutor:
     def encoders(self) -> list[str]:
         return ["cpu"]
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
+    def recover(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
         """Its workers end with their scheduler."""
 
     def _advance(self, number: int) -> list[Message]:

@@ -103,7 +103,7 @@ class Clock:
         self._mark = time.thread_time()
 
     def begin(self, *, light: bool) -> None:
-        """The loop goes on with what happened; `light`: it was steps alone."""
+        """The loop handles what happened; `light`: it was steps alone."""
         self._turns += 1
         self._timing = not light or self._turns % 20 == 0
         self._is_light = light
@@ -251,7 +251,7 @@ class Simulated:
         self._later(number, worker.seconds / (STEPS + REPORTS + 1))
 
     def stop(self, number: int, how: str) -> None:
-        raise AssertionError(f"trial {number} is told to {how}")
+        raise AssertionError(f"trial {number} was asked to {how}")
 
     def quarantine(self, slot: Slot) -> None:
         raise AssertionError(slot)
@@ -259,7 +259,7 @@ class Simulated:
     def encoders(self) -> list[str]:
         return []
 
-    def settle(self, paths: SweepPaths, note: Any, cache_key: str | None = None) -> None:
+    def recover(self, paths: SweepPaths, note: Any, cache_key: str | None = None) -> None:
         pass
 
     def wake(self) -> None:

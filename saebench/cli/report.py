@@ -134,7 +134,7 @@ _UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
 
 
 def inches(length: str) -> float:
-    """A length such as 3.3in or 84mm. Raises UserError for what is none, or no width of a figure."""
+    """Inches of a length such as 3.3in or 84mm. Raises UserError if it is not the width of a figure."""
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(in|cm|mm|pt)?", length.strip())
     value = float(found[1]) * _UNITS[found[2] or "in"] if found else 0.0
     if not 1 <= value <= 40:

@@ -106,8 +106,8 @@ def _print(lines: Iterator[str]) -> None:
 
 
 def _closing(result: SweepResult) -> Iterator[str]:
-    """What the sweep has found, and three commands that go on from there. A report that cannot be made leaves its
-    reason: the sweep itself has ended well."""
+    """What the sweep has found, and three commands to continue with. If no report can be made, the reason: the sweep
+    itself has ended well."""
     from saebench.errors import UserError
     from saebench.report.closing import closing
     from saebench.report.headline import leaders

@@ -99,7 +99,7 @@ class Executor(Protocol):
         """Devices of this machine, or places on others, on which `stores.cache.build` may encode."""
         ...
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
+    def recover(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
         """Wait for the workers of an earlier scheduler of this sweep to leave, kill those that do not, and bring what
         they wrote to the sweep's directory. Called once, before the first trial of this start; the trials will need the
         cache's entries `cache_keys`."""

@@ -99,7 +99,7 @@ class InProcessExecutor:
     def encoders(self) -> list[str]:
         return ["cpu"]
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:  # noqa: ARG002
+    def recover(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:  # noqa: ARG002
         await_orphans(paths.trials(), note)
 
     def start(self, attempt: Attempt, slot: Slot) -> None:

@@ -91,7 +91,7 @@ class LocalExecutor:
     def encoders(self) -> list[str]:
         return list(dict.fromkeys(slot.device for slot in self._slots))
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:  # noqa: ARG002
+    def recover(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:  # noqa: ARG002
         await_orphans(paths.trials(), note, self._grace)
 
     def start(self, attempt: Attempt, slot: Slot) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saebench.latents.codes import Codes
-from saebench.latents.threads import ahead
+from saebench.latents.threads import prefetched
 from saebench.latents.words import Terms
 
 MOST = 8
@@ -114,7 +114,7 @@ def _scored(codes: Codes, terms: Terms, latents: Sequence[int], allowed: NDArray
         some = both[:, part]
         return some, (some.T @ matrix).tocsr()
 
-    for some, product in ahead(counted, parts):
+    for some, product in prefetched(counted, parts):
         sums = np.asarray(some.sum(axis=0)).ravel()
         weights, counts = sums.real, sums.imag
         square = some.copy()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saebench.errors import UserError
 from saebench.latents.codes import Codes
-from saebench.latents.threads import ahead
+from saebench.latents.threads import prefetched
 
 SAME = 0.7
 """Cosine above which a latent of another SAE counts as the same; as in the report's stability."""
@@ -81,7 +81,7 @@ def coactivation(codes: Codes, latents: NDArray[np.int64], k: int = NEAREST) -> 
     size = max(1, _CELLS // max(len(latents), 1))
     starts = range(0, len(latents), size)
     for start, together in zip(
-        starts, ahead(lambda start: (by_latent[start : start + size] @ firing).tocsr(), starts), strict=True
+        starts, prefetched(lambda start: (by_latent[start : start + size] @ firing).tocsr(), starts), strict=True
     ):
         for i in range(together.shape[0]):
             pairs = slice(together.indptr[i], together.indptr[i + 1])

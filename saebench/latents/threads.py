@@ -10,7 +10,7 @@ Given = TypeVar("Given")
 Made = TypeVar("Made")
 
 
-def ahead(work: Callable[[Given], Made], items: Sequence[Given]) -> Iterator[Made]:
+def prefetched(work: Callable[[Given], Made], items: Sequence[Given]) -> Iterator[Made]:
     """Yield work(item) of every item in order, computing the next one while the caller uses this one."""
     with ThreadPoolExecutor(1) as pool:
         coming = pool.submit(work, items[0]) if items else None

@@ -1,7 +1,7 @@
 """Which k, which width? What the curves along sparsity say.
 
 The rule for k rests on the stability of latents across seeds: on synthetic embeddings with a known number of active
-features it has its maximum there, within a factor of 1.5, where FVU goes on falling and c_dec has no minimum at all
+features it has its maximum there, within a factor of 1.5, where FVU keeps falling and c_dec has no minimum at all
 (experiments/known_truth). So a level is advised where stability has a maximum inside the range, for every arm and width
 that has three levels and two seeds, and they agree; otherwise nothing is said. c_dec, FVU, probing and dead latents
 stand beside it as evidence.

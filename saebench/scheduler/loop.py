@@ -31,7 +31,7 @@ time in proportion to the slots, or a round trip to a file server."""
 CHECK = 2.0
 """Seconds between two questions whether MLflow keeps up."""
 KILL_AFTER = 1.5
-"""A worker that was told to leave is killed after this many times `run.grace`: it ends itself after one."""
+"""A worker that was asked to leave is killed after this many times `run.grace`: it ends itself after one."""
 STARTS = 8
 """Trials started per turn at most: each takes milliseconds, in which verdicts wait."""
 
@@ -122,7 +122,7 @@ class Scheduler:
             )
         return self.halt
 
-    # --- being told to stop ------------------------------------------------------------------------------------------
+    # --- requests to stop --------------------------------------------------------------------------------------------
 
     def _check_signals(self) -> None:
         if self._signals.level:
@@ -219,7 +219,7 @@ class Scheduler:
     # --- hearing the workers -----------------------------------------------------------------------------------------
 
     def _hear(self, messages: Iterable[Message]) -> None:
-        """Handle messages in order. What the search was told before an attempt's end is committed before that end is
+        """Handle messages in order. What the search recorded before an attempt's end is committed before that end is
         written."""
         for message in messages:
             if isinstance(message, EventMessage):

@@ -49,7 +49,7 @@ def recover(
     for number in search.numbers():
         _adopt(ledger, search, number, found, note)
     for number in sorted(ledger.states):
-        if not _settle(ledger, number, told=number not in unfinished):
+        if not _reconcile(ledger, number, known=number not in unfinished):
             found.waiting.append(number)
     found.lost += unread + _lost_files(ledger)
     found.waiting += _retried(ledger, retry_failed)
@@ -153,12 +153,12 @@ def _rebuilt(config: TrialConfig, search: RecoverableSearch, trial: TrialPaths, 
     return state
 
 
-def _settle(ledger: Ledger, number: int, *, told: bool) -> bool:
-    """Bring one trial to a state that all places agree on; False if it has to be resumed. `told`: Optuna knows its end.
-    (The tracker compares its own book with state.json when it starts.)"""
+def _reconcile(ledger: Ledger, number: int, *, known: bool) -> bool:
+    """Bring one trial to a state that all places agree on; False if it has to be resumed. `known`: Optuna has its
+    end. (The tracker compares its own book with state.json when it starts.)"""
     state, trial = ledger.states[number], ledger.paths.trial(number)
     if state.ended:
-        if not told:
+        if not known:
             ledger.tell(number)
         return True
     done = _replay(ledger, number, trial)

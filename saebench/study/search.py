@@ -114,7 +114,7 @@ class Search:
         if any(trial.state == "running" for trial in self._trials.values()):
             return False
         for search in self._searches:
-            self._settle(search)
+            self._refine_or_choose(search)
         return not self._comparisons and not any(s.searching for s in self._searches)
 
     def counts(self) -> dict[str, int]:
@@ -190,7 +190,7 @@ class Search:
                 study.tell(handle, state=TrialState.FAIL)
         trial.state, trial.handle = state, None
         trial.value = objective if state == "complete" else None
-        trial.stratum_search.settled = False
+        trial.stratum_search.choice_made = False
 
     def reopen(self, number: int) -> TrialConfig:
         """Retry a failed trial, as a new Optuna trial of the same number and params in place of the old one (Optuna's
@@ -201,7 +201,7 @@ class Search:
         before = frozen(old.trial)
         rungs = {k: v for k, v in before.system_attrs.items() if k.startswith("completed_rung_")}
         attrs = {k: v for k, v in before.user_attrs.items() if k.startswith("pareto:")}
-        # it goes on from its checkpoint, so the marks before that are not measured again
+        # it resumes from its checkpoint, so the marks before that are not measured again
         new = add(
             old.stratum_search,
             old.study,
@@ -226,7 +226,7 @@ class Search:
             if (drawn := draw(self._plan, short, self._next)) is not None:
                 return self._register(drawn)
         for search in self._searches:
-            self._settle(search)
+            self._refine_or_choose(search)
         for search in self._searches:
             if search.proposals:
                 params, whole = search.proposals.popleft()
@@ -237,14 +237,14 @@ class Search:
     def _add(self, search: StratumSearch, study: optuna.Study, params: dict[str, Scalar], **more: Any) -> Trial:
         return add(search, study, params, search_seed(self._plan), self._next, **more)
 
-    def _settle(self, search: StratumSearch) -> None:
+    def _refine_or_choose(self, search: StratumSearch) -> None:
         """Begin a round of refinement or make the choice, once all of the stratum's points have ended."""
-        if search.settled or search.searching:
+        if search.choice_made or search.searching:
             return
         if whole := propose(self._plan, search):
             search.proposals.extend((params, whole) for params in whole)
             return
-        search.settled = True
+        search.choice_made = True
         self._comparisons.choose(search)
 
     def _compare(self, point: Trial, seed: int, tags: dict[str, str]) -> Trial:
@@ -261,7 +261,7 @@ class Search:
         else:
             search.trials[trial.number] = trial
             search.points.add(self._point(trial))
-            search.settled = False
+            search.choice_made = False
         return trial
 
     # --- what is in the journal ---
@@ -285,7 +285,8 @@ class Search:
 
     def restore(self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]) -> bool:
         """Add a trial that the journal has lost, from what is in its directory: the configuration, the tags of its run,
-        and what it measured at its marks. The caller tells its end. False where it is none of this plan's trials."""
+        and what it measured at its marks. The caller reports its end with `tell`. False if this plan has no
+        such trial."""
         search = next((s for s in self._searches if s.stratum.id == config.stratum), None)
         params = None if search is None else planned_params(self._plan, search, config)
         if search is None or params is None or config.number in self._trials:

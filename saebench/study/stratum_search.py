@@ -67,7 +67,7 @@ class StratumSearch:
     """A finite space of which every point is drawn."""
     proposals: deque[tuple[dict[str, Scalar], tuple[dict[str, Scalar], ...]]] = field(default_factory=deque)
     """Points of the current round of refinement that are still to run, each with its round."""
-    settled: bool = False
+    choice_made: bool = False
     """The choice is made; nothing has changed since."""
 
     @property

@@ -92,7 +92,7 @@ class SweepRun:
             plan = make_plan(self._spec, lock.d_in, lock.cache_key, lock.second_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
-            executor.settle(self._paths, self._view.note, [key for key in (lock.cache_key, lock.second_key) if key])
+            executor.recover(self._paths, self._view.note, [key for key in (lock.cache_key, lock.second_key) if key])
             self._paths.remove_left_overs()
             search = Search(plan, storage)
             self._storage.refuse_foreign(search)

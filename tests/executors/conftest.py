@@ -63,7 +63,7 @@ def ray_session(ray_cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) 
         for name, value in ray_cluster.environment().items():
             patch.setenv(name, value)
         executor = RayExecutor(run, folder / "cache", "toys:play")
-    executor.settle(SweepPaths(folder / "sweep"), lambda _: None)
+    executor.recover(SweepPaths(folder / "sweep"), lambda _: None)
     warm_up(executor, folder)
     yield executor
     executor.close()

@@ -94,7 +94,7 @@ class World:
         (self.folder / "sweep").mkdir(parents=True, exist_ok=True)
         (self.folder / "sweep" / "nonce").touch()
         where = {"root": str(self.folder / "sweep"), "sweep_id": "toy", "nonce": "nonce"}
-        await self.fleet.settle({"cache_keys": cache_keys, **where})
+        await self.fleet.recover({"cache_keys": cache_keys, **where})
 
     def start(self, attempt: Attempt, slot: int = 1000) -> None:
         order = {"number": attempt.number, "slot": slot, "memory_fraction": None}

@@ -202,12 +202,18 @@ async def test_a_disk_of_the_scheduler_that_is_full_is_no_fault_of_the_trial(tmp
         await world.fleet.close()
 
 
+def both_places(folder: Path) -> tuple[TrialPaths, TrialPaths]:
+    """Directories of one trial: the scheduler's, with a config, and a node's scratch folder."""
+    ours = of_sweep(folder, "count").paths
+    ours.root.mkdir(parents=True)
+    ours.config.touch()
+    return ours, TrialPaths(folder / "scratch" / "toy" / "1" / "trials" / "0000")
+
+
 @asked
 async def test_a_start_brings_what_a_scratch_folder_has_beyond_the_record(tmp_path: Path) -> None:
     """The scheduler died: the node has newer events and a newer checkpoint than were sent."""
-    ours, theirs = of_sweep(tmp_path, "count").paths, TrialPaths(tmp_path / "scratch" / "toy" / "1" / "trials" / "0000")
-    ours.root.mkdir(parents=True)
-    ours.config.touch()
+    ours, theirs = both_places(tmp_path)
     events = [Event("start", 0), Event("step", 5, {"train/fvu": 0.5}), Event("step", 9, {"train/fvu": 0.4})]
     for place, count, newest in ((ours, 2, "000000000005"), (theirs, 3, "000000000009")):
         log = EventLog(place.events)
@@ -228,9 +234,7 @@ async def test_a_start_brings_what_a_scratch_folder_has_beyond_the_record(tmp_pa
 
 @asked
 async def test_what_a_scratch_folder_has_of_another_history_stays_there(tmp_path: Path) -> None:
-    ours, theirs = of_sweep(tmp_path, "count").paths, TrialPaths(tmp_path / "scratch" / "toy" / "1" / "trials" / "0000")
-    ours.root.mkdir(parents=True)
-    ours.config.touch()
+    ours, theirs = both_places(tmp_path)
     for place, value in ((ours, 0.5), (theirs, 0.7)):
         log = EventLog(place.events)
         log.append(Event("step", 5, {"train/fvu": value}))
@@ -285,7 +289,7 @@ def test_a_node_that_does_not_see_the_directory_is_refused_where_that_was_said(t
         world = World(tmp_path, FakeCluster(), storage="shared")
         await world.fleet.open()
         where = {"root": str(tmp_path / "nowhere"), "sweep_id": "toy", "nonce": "nonce", "cache_keys": []}
-        await world.fleet.settle({**where})
+        await world.fleet.recover({**where})
         return world.of("refused")
 
     (refused,) = asyncio.run(run())

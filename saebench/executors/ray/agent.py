@@ -132,7 +132,7 @@ class Agent:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    async def settle(self, text: str) -> str:
+    async def recover(self, text: str) -> str:
         """Decide where trials work ({shared}), wait for workers of an earlier scheduler on this node, and list what a
         scratch folder of this sweep still holds ({trials: {number: files}})."""
         asked = json.loads(text)

@@ -42,7 +42,7 @@ async def serve(channel: socket.socket) -> None:
         await writer.drain()
         return
     send({"type": "open"})
-    settling: asyncio.Task[None] | None = None
+    recovering: asyncio.Task[None] | None = None
     async for message in lines:
         operation = message.pop("op")
         if operation == "start":
@@ -51,13 +51,13 @@ async def serve(channel: socket.socket) -> None:
             fleet.order(message)
         elif operation == "child":
             fleet.encode(message)
-        elif operation == "settle":
-            settling = asyncio.create_task(fleet.settle(message))
+        elif operation == "recover":
+            recovering = asyncio.create_task(fleet.recover(message))
         elif operation == "close":
             await fleet.close()
             cluster.close()
             return
-    del settling
+    del recovering
     fleet.forget()
     os._exit(0)  # the scheduler is dead: agents end with this job, and their trials leave with a checkpoint
 

@@ -26,7 +26,7 @@ LEASE = 30.0
 """Seconds without a poll after which an agent tells its trials to leave."""
 OPENING = 120.0
 """Seconds that the bridge has to find the cluster and an agent; it gives up by itself long before."""
-SETTLING = 120.0
+RECOVERY = 120.0
 """Seconds beyond the grace that agents have to see old workers out and to bring what they left."""
 
 
@@ -66,7 +66,7 @@ class RayExecutor:
         self._running: dict[int, _Running] = {}
         self._quarantined: set[str] = set()
         self._messages: list[Message] = []
-        self._opened = self._settled = self._closed = False
+        self._opened = self._recovered = self._closed = False
         self._slots: tuple[Slot, ...] = ()
         self._link = Link(bridge)
         self._encoders = Encoders(self._link.send, self._take, self._link.wake)
@@ -91,11 +91,11 @@ class RayExecutor:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Before `settle`, what there will be; then what may be used."""
+        """Before `recover`, what there will be; then what may be used."""
         return self._slots
 
     def _find_slots(self) -> None:
-        agents = (agent for agent in self._agents.values() if agent.ready or not self._settled)
+        agents = (agent for agent in self._agents.values() if agent.ready or not self._recovered)
         self._slots = tuple(slot for agent in agents for slot in agent.slots if slot.device not in self._quarantined)
 
     def encoders(self) -> list[Launch]:
@@ -112,7 +112,7 @@ class RayExecutor:
                     found += [self._encoders.launch(number, slot.name, "cpu", ONE_THREAD)] * slot.threads
         return found
 
-    def settle(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
+    def recover(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
         """See `Executor`. Finds out, too, which nodes see the sweep's directory, by a file of a name that is new."""
         nonce = paths.root / f".nonce-{secrets.token_hex(6)}"
         paths.root.mkdir(parents=True, exist_ok=True)
@@ -124,8 +124,8 @@ class RayExecutor:
             "cache_keys": list(cache_keys),
         }
         try:
-            self._link.send({"op": "settle", **sweep})
-            self._wait_until(lambda: self._settled, self._grace + SETTLING, "run.executor: ray: agents do not answer")
+            self._link.send({"op": "recover", **sweep})
+            self._wait_until(lambda: self._recovered, self._grace + RECOVERY, "run.executor: ray: agents do not answer")
         finally:
             nonce.unlink(missing_ok=True)
         messages, self._messages = self._messages, []
@@ -209,13 +209,13 @@ class RayExecutor:
             self._running[message["number"]].preempted = True
         elif what == "open":
             self._opened = True
-        elif what == "settled":
-            self._settled = True
+        elif what == "recovered":
+            self._recovered = True
         elif what == "child":
             self._encoders.hear(message)
         elif what == "refused":
             raise PreflightError(message["text"])
-        if what in ("joined", "ready", "gone", "settled"):
+        if what in ("joined", "ready", "gone", "recovered"):
             self._find_slots()
 
     def _on_event(self, message: Json) -> None:

@@ -1,7 +1,7 @@
-"""All agents of a sweep, in the bridge: asked for, settled, followed, replaced, given up. No Ray.
+"""All agents of a sweep, in the bridge: asked for, recovered, followed, replaced, given up. No Ray.
 
-What it tells the scheduler (`send`): joined (an agent, its slots), ready (its slots may be used), gone (they may not),
-event, exit, note, settled, refused (nothing can run: one line).
+What it sends the scheduler (`send`): joined (an agent, its slots), ready (its slots may be used), gone (they may not),
+event, exit, note, recovered, refused (nothing can run: one line).
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from saebench.executors.ray.encoding import Encoding
 from saebench.executors.ray.lives import UNREACHED, Life
 from saebench.executors.ray.member import Member, slots_of
 from saebench.executors.ray.nodes import Cluster, Nodes
+from saebench.executors.ray.recovery import Recovery
 from saebench.executors.ray.remote import RefusedError, ask
-from saebench.executors.ray.settling import Settling
 from saebench.executors.ray.setup import Setup
 from saebench.executors.ray.shares import Node, Share, divide, kind_of
 from saebench.executors.ray.wire import Json
@@ -44,7 +44,7 @@ class Fleet:
         self._members: dict[int, Member] = {}
         self._lives: dict[int, Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._nodes, self._settling = Nodes(cluster), Settling(setup, self._say)
+        self._nodes, self._recovery = Nodes(cluster), Recovery(setup, self._say)
         self._encoding = Encoding(setup.cache_dir, send, self._start)
         self._kind = "cpu"
         self._count = 0
@@ -100,7 +100,7 @@ class Fleet:
             following = asyncio.create_task(member.follow())
             member.about = about
             self._send({"type": "joined", "agent": member.number, "slots": slots_of(member, share)})
-            preparing = asyncio.create_task(self._settling.prepare(member, self._orphaned))
+            preparing = asyncio.create_task(self._recovery.prepare(member, self._orphaned))
             await asyncio.wait({following, preparing}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 preparing.cancel()
@@ -126,17 +126,17 @@ class Fleet:
 
     # --- a sweep's directory and embeddings --------------------------------------------------------------------------
 
-    async def settle(self, sweep: Json) -> None:
-        """Learn where the sweep is, wait until every agent's node is settled, and let trials start."""
-        self._settling.begin(sweep)
+    async def recover(self, sweep: Json) -> None:
+        """Learn where the sweep is, wait until every agent's node is recovered, and let trials start."""
+        self._recovery.begin(sweep)
         members = [m for m in self._members.values() if m.alive and m.about]
-        while any(m.alive and m.settled_at is None for m in members):
+        while any(m.alive and m.recovered_at is None for m in members):
             await asyncio.sleep(0.05)
         refused = [m.about["error"] for m in members if "error" in m.about]
         if refused and not any(m.alive for m in members):
             self._send({"type": "refused", "text": refused[0]})
-        self._settling.end()
-        self._send({"type": "settled"})
+        self._recovery.end()
+        self._send({"type": "recovered"})
 
     # --- trials ------------------------------------------------------------------------------------------------------
 
@@ -202,7 +202,7 @@ class Fleet:
         end = member.polled_at + self._setup.lease + self._setup.run.grace
         while loop.time() < end:
             beside = [m for m in self._members.values() if m.remote.node_id == member.remote.node_id]
-            if any(m.settled_at is not None and m.settled_at > died for m in beside):
+            if any(m.recovered_at is not None and m.recovered_at > died for m in beside):
                 return
             await asyncio.sleep(0.2)
 

@@ -35,7 +35,7 @@ class Member:
     """Takes each message once, in order."""
     about: Json = field(default_factory=dict)
     shared: bool = True
-    settled_at: float | None = None
+    recovered_at: float | None = None
     """When the workers of earlier agents on its node had ended."""
     polled_at: float = 0.0
     """When the last poll was sent: after this, its lease runs."""

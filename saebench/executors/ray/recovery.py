@@ -17,7 +17,7 @@ from saebench.executors.ray.wire import Json
 from saebench.runs.paths import SweepPaths, embeddings_dir
 
 
-class Settling:
+class Recovery:
     """Where the sweep is (`begin`), and how a node gets ready for it (`prepare`)."""
 
     def __init__(self, setup: Setup, say: Callable[[str], None]) -> None:
@@ -44,14 +44,14 @@ class Settling:
         first, sweep, grace = self._first, self._sweep, self._setup.run.grace
         asked = {name: sweep[name] for name in ("root", "sweep_id", "nonce")}
         numbers = None if first else list(orphaned())
-        found = await ask(member.remote, "settle", grace + courier.PATIENCE, **asked, numbers=numbers)
+        found = await ask(member.remote, "recover", grace + courier.PATIENCE, **asked, numbers=numbers)
         member.shared = found["shared"]
         for note in found["notes"]:
             self._say(f"node {member.node}: {note}")
         if first:
             async with self._bringing:  # agents of one node have one scratch folder
                 await self._bring(member, {int(number): one for number, one in found["trials"].items()})
-        member.settled_at = asyncio.get_running_loop().time()
+        member.recovered_at = asyncio.get_running_loop().time()
         if member.about["cache_dir"] != self._setup.cache_dir:
             for key in sweep["cache_keys"]:
                 await self._copy_entry(member, key)
