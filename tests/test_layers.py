@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "saebench"
 
 LAYERS = [
-    {"errors", "config", "metrics", "cores", "escape", "telemetry", "parabola"},
+    {"errors", "config", "metrics", "cores", "escape", "telemetry", "python_path", "parabola"},
     {"response"},
     {"arrays"},
     {"sweep_config", "runs", "hub"},

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 
 import psutil
 
-import saebench
+from saebench.python_path import python_path
 from saebench.runs.events import FailureKind
 from saebench.runs.paths import TrialPaths
 from saebench.worker import Request
@@ -84,7 +84,6 @@ def _environment() -> dict[str, str]:
     """For a fresh interpreter. It finds this saebench; pools of threads stay small until a worker has its share, and
     wait asleep: threads that wait by turning in circles cost a factor of five where trials share cores with others.
     Whoever asks torch whether there is CUDA while the warm process imports must not start the driver in it."""
-    places = [str(Path(saebench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     asleep = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or "PASSIVE"}
     return {
@@ -92,7 +91,7 @@ def _environment() -> dict[str, str]:
         **one_thread,
         **asleep,
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, places)),
+        "PYTHONPATH": python_path(),
     }
 
 

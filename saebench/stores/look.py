@@ -13,12 +13,12 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from saebench import telemetry
 from saebench.config import FILE_FORMATS, DataConfig
 from saebench.errors import DataError
+from saebench.python_path import python_path
 from saebench.stores.dataset import stream
 from saebench.stores.texts import Counts, Division, select
 
@@ -68,7 +68,7 @@ def look(data: DataConfig) -> Look:
         input=data.model_dump_json(),
         capture_output=True,
         text=True,
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _python_path()},
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": python_path()},
     )
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or [f"exit status {ran.returncode}"])[-1]
@@ -77,11 +77,6 @@ def look(data: DataConfig) -> Look:
     if "error" in found:
         raise DataError(found["error"])
     return Look(**found)
-
-
-def _python_path() -> str:
-    """So that the child imports this saebench."""
-    return os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
 
 
 def read(data: DataConfig, seconds: float = SECONDS) -> Look:

@@ -14,10 +14,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from saebench.config import DataConfig
+from saebench.python_path import python_path
+from saebench.runs import files
 from saebench.runs.durable import write_json
 
 FORMAT = 1
+_FLOORS: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(list[dict[str, Any]])
 PATIENCE = 5.0
 """Seconds that a sweep at its end waits for its floors."""
 LONGEST = 1800.0
@@ -61,10 +66,8 @@ def start(
 
 
 def _environment() -> dict[str, str]:
-    here = str(Path(__file__).parents[2])
     one = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
-    path = os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH", "")]))
-    return {**os.environ, **dict.fromkeys(one, "1"), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+    return {**os.environ, **dict.fromkeys(one, "1"), "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": python_path()}
 
 
 def finish(child: subprocess.Popen[str], note: Callable[[str], None], patience: float = PATIENCE) -> None:
@@ -102,8 +105,8 @@ def end_after(seconds: float) -> None:
 def measured(file: Path) -> set[tuple[int, int]]:
     """Return the (k, dict_size) whose floors are in the file; empty if the file cannot be read."""
     try:
-        return {(floor["k"], floor["dict_size"]) for floor in json.loads(file.read_text("utf-8"))["floors"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return {(floor["k"], floor["dict_size"]) for floor in files.read_object(file)["floors"]}
+    except (FileNotFoundError, files.DamagedError, TypeError, KeyError):
         return set()
 
 
@@ -117,7 +120,6 @@ def cache_file(cache_dir: Path, cache_key: str, data: DataConfig, k: int, dict_s
 def read_cached(file: Path) -> list[dict[str, Any]] | None:
     """Return the floors in a file of the cache; None if it is missing or damaged."""
     try:
-        known = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return files.read(_FLOORS, file)
+    except (FileNotFoundError, files.DamagedError):
         return None
-    return known if isinstance(known, list) else None

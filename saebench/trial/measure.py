@@ -12,11 +12,11 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from saebench import telemetry
 from saebench.config import TrialConfig
+from saebench.python_path import python_path
 
 SECONDS, LONGEST = 0.5, 3.0
 """Seconds of timed steps per configuration; up to LONGEST where they are too few to find one that nothing disturbed."""
@@ -53,7 +53,7 @@ def measure(
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         **({"CUDA_VISIBLE_DEVICES": device.removeprefix("cuda:")} if device.startswith("cuda:") else {}),
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])),
+        "PYTHONPATH": python_path(),
     }
     ran = subprocess.run(
         [sys.executable, "-m", "saebench.trial.measure"],

@@ -11,12 +11,11 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import IO
 
-import saebench
 from saebench.errors import PreflightError
 from saebench.executors.ray.wire import Json
+from saebench.python_path import python_path
 
 BRIDGE = ("-m", "saebench.executors.ray.bridge")
 CLOSE_WAIT = 20.0
@@ -33,7 +32,6 @@ class Link:
             end.setblocking(False)
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         self._rest = b""
-        places = [str(Path(saebench.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, *command, str(theirs.fileno())],
@@ -44,7 +42,7 @@ class Link:
                 start_new_session=True,  # Ctrl-C in the terminal is for the scheduler
                 env={
                     **os.environ,
-                    "PYTHONPATH": os.pathsep.join(filter(None, places)),
+                    "PYTHONPATH": python_path(),
                     "RAY_USAGE_STATS_ENABLED": "0",
                 },
             )
