@@ -26,7 +26,7 @@ def test_the_number_of_a_gpu_counts_those_that_are_visible_here(
     if seen is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", seen)
     [place] = encoder_pool._places([device], 1_000)
-    assert place[1:] == ("cuda:0", {"CUDA_VISIBLE_DEVICES": given})
+    assert place[1:] == ("cuda:0", {"CUDA_VISIBLE_DEVICES": given}, None)
 
 
 def test_a_gpu_that_is_not_visible_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from saebench.executors.ray import courier
 from saebench.executors.ray.lives import UNREACHED
 from saebench.executors.ray.member import Member
 from saebench.executors.ray.pieces import list_files
+from saebench.executors.ray.remote import LostError
 from saebench.executors.ray.wire import Json
 from saebench.runs.paths import embeddings_dir
 from saebench.stores import child_process
@@ -60,6 +61,14 @@ class Children:
             self._children.pop(number).close()
 
 
+LOST = "was lost with its agent"
+
+
+def _why(what: str, error: BaseException) -> str:
+    """Return why a child is gone: an agent's end may first be noticed while a file is copied."""
+    return LOST if isinstance(error, LostError) else f"{what}: {error}"
+
+
 class Encoding:
     """The bridge's end."""
 
@@ -74,7 +83,7 @@ class Encoding:
         number = order["id"]
         if order["what"] == "start":
             if member is None or not member.alive:
-                self._say(number, {"type": "gone", "why": "was lost with its agent"})
+                self._say(number, {"type": "gone", "why": LOST})
                 return
             line = self._children[number] = _Line(member)
             self._start(self._orders(line))
@@ -91,7 +100,7 @@ class Encoding:
         """Its children are gone with it."""
         for number in [n for n, line in self._children.items() if line.member is member]:
             del self._children[number]
-            self._say(number, {"type": "gone", "why": "was lost with its agent"})
+            self._say(number, {"type": "gone", "why": LOST})
 
     async def _orders(self, line: _Line) -> None:
         while line.member.alive:
@@ -116,7 +125,7 @@ class Encoding:
                     await courier.push(line.member.remote, None, root, files)
                     await courier.make_folder(line.member.remote, f"{line.key}/parts")
                 except UNREACHED as error:
-                    line.replies.put_nowait({"type": "gone", "why": f"got no texts: {error}"})
+                    line.replies.put_nowait({"type": "gone", "why": _why("got no texts", error)})
                     return
                 self._sent.add(place)
 
@@ -129,7 +138,7 @@ class Encoding:
                     await courier.fetch(line.member.remote, None, [name], embeddings_dir(Path(self._cache)))
                     await courier.remove(line.member.remote, name)
                 except UNREACHED as error:
-                    message = {"type": "gone", "why": f"{message['name']} could not be copied: {error}"}
+                    message = {"type": "gone", "why": _why(f"{message['name']} could not be copied", error)}
             if number in self._children:
                 self._say(number, message)
 
