@@ -81,8 +81,27 @@ class Journal(JournalStorage):
 
 
 def open_journal(storage: Path | Database) -> Journal:
-    """Return the storage in a file or a database, put in order after a crash."""
-    return _open_file(storage) if isinstance(storage, Path) else _open_table(storage)
+    """Return the storage in a file or a database, put in order after a crash. Records that are whole but are not
+    Optuna's are set aside."""
+    try:
+        return Journal(_records(storage))
+    except UNREADABLE:
+        set_journal_aside(storage)
+        return Journal(_records(storage))
+
+
+def _records(storage: Path | Database) -> Records:
+    """The records that are kept there.
+
+    A broken line followed by any append would make a file unreadable for good, so it is cut off first. Only whoever
+    holds the sweep's own lock calls this: there is no living writer, and there will be none but the caller.
+    """
+    if not isinstance(storage, Path):
+        return TableRecords(storage)
+    path = storage.absolute()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    repair_journal(path)
+    return FileRecords(path)
 
 
 def set_journal_aside(storage: Path | Database) -> None:
@@ -91,30 +110,6 @@ def set_journal_aside(storage: Path | Database) -> None:
         set_aside(storage)
     else:
         set_rows_aside(storage)
-
-
-def _open_table(database: Database) -> Journal:
-    try:
-        return Journal(TableRecords(database))
-    except UNREADABLE:
-        set_rows_aside(database)
-        return Journal(TableRecords(database))
-
-
-def _open_file(path: Path) -> Journal:
-    """Return the storage in `path`, put in order after a crash.
-
-    A broken line followed by any append would make the journal unreadable for good, so it is cut off first. Only
-    whoever holds the sweep's own lock calls this: there is no living writer, and there will be none but the caller.
-    """
-    path = path.absolute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    repair_journal(path)
-    try:
-        return Journal(FileRecords(path))
-    except UNREADABLE:
-        set_aside(path)
-        return Journal(FileRecords(path))
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
