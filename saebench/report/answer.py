@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from saebench.report import svg
 from saebench.report.checks import Check
 from saebench.report.columns import best_trial, sparsity
+from saebench.report.comparison import CONCLUSIVE
 from saebench.report.forest import forest
 from saebench.report.glossary import explained
 from saebench.report.headline import leaders
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 _PAIRS = 6
 """Pairs of arms whose metrics stand under the verdict."""
-_DECIDED = ("better", "worse", "equal", "small", "same")
 _FIGURE = 520
 """Pixels of the figure beside the verdict."""
 FVU_MEANS = (
@@ -77,7 +77,7 @@ def _metrics(report: Report) -> str:
 
 def _metric(row: Row, first: bool) -> str:
     """A metric's outcome; what would decide it only where it is said for the first time."""
-    kind = "decided" if row["outcome"] in _DECIDED else "open"
+    kind = "decided" if row["outcome"] in CONCLUSIVE else "open"
     why = f'<span class="why">{text(row["would_decide"])}</span>' if row["would_decide"] and first else ""
     return (
         f'<div class="{kind}"><dt>{text(label(row["metric"]))}</dt><dd><b class="badge">{text(row["said"])}</b> '

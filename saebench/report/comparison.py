@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -19,6 +20,10 @@ SAME = 1e-9
 """Differences below this are the rounding of equal numbers."""
 Outcome = Literal["better", "worse", "equal", "small", "same", "undecided", "so far", "not compared"]
 """small: certain, but within the margin. same: equal to the last digit."""
+EQUAL = ("equal", "small", "same")
+"""Outcomes of arms that do not differ by enough to matter."""
+CONCLUSIVE = ("better", "worse", *EQUAL)
+"""Outcomes that say something about the arms."""
 
 
 @dataclass(frozen=True)
@@ -142,3 +147,26 @@ class Comparison:
     def decided(self) -> bool:
         """Is one arm better, for certain and by enough to matter?"""
         return self.outcome in ("better", "worse")
+
+    @property
+    def equal(self) -> bool:
+        """Do the arms for certain not differ by enough to matter?"""
+        return self.outcome in EQUAL
+
+    @property
+    def winner(self) -> str:
+        """The arm that is better; "" if none is."""
+        return {"better": self.a, "worse": self.b}.get(self.outcome, "")
+
+    def other(self, arm: str) -> str:
+        """The arm that `arm` is compared with."""
+        return self.b if self.a == arm else self.a
+
+    def mean_of(self, arm: str) -> float:
+        """The mean difference from `arm`'s side: below 0 where it is better."""
+        return self.mean if self.a == arm else -self.mean
+
+
+def arms_of(pairs: Iterable[Comparison]) -> list[str]:
+    """Return every arm of these pairs once, in order."""
+    return list(dict.fromkeys(arm for c in pairs for arm in (c.a, c.b)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saebench.report.comparison import Comparison
+from saebench.report.comparison import CONCLUSIVE, Comparison
 from saebench.report.judge import Judged, label
 from saebench.report.points import CONTROLS
 from saebench.report.verdict import what_would_decide
@@ -24,13 +24,6 @@ def is_of_interest(a: str, b: str) -> bool:
     return not (is_control(a) or is_control(b)) or is_control_of(a, b) or is_control_of(b, a)
 
 
-def wins(c: Comparison, arm: str) -> bool:
-    return c.outcome == ("better" if c.a == arm else "worse")
-
-
-_DECIDED = ("better", "worse", "equal", "small", "same")
-
-
 def any_of(found: Judged) -> Comparison:
     return next(iter(found.values()))
 
@@ -41,10 +34,10 @@ def against_control(found: Judged) -> str:
     arm, control = (c.b, c.a) if is_control(c.a) else (c.a, c.b)
     if c.outcome == "so far":
         return ""
-    beats = [f"{label(n)} ({difference_text(one, one.mean if one.a == arm else -one.mean)})"
-             for n, one in found.items() if wins(one, arm)]  # fmt: skip
+    beats = [f"{label(n)} ({difference_text(one, one.mean_of(arm))})"
+             for n, one in found.items() if one.winner == arm]  # fmt: skip
     open_ = [label(n) for n, one in found.items() if one.outcome == "undecided"]
-    fails = [label(n) for n, one in found.items() if not wins(one, arm) and one.outcome in _DECIDED]
+    fails = [label(n) for n, one in found.items() if one.winner != arm and one.outcome in CONCLUSIVE]
     its = f"its control ({next(name for name in CONTROLS.values() if f'({name})' in control)})"
     rest = f", not in {listed(fails)}" * bool(fails) + f"; undecided in {listed(open_)}" * bool(open_)
     if beats:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from saebench.report.judge import label
 from saebench.report.points import FINAL, arms, cells
 from saebench.report.sources import Source
 from saebench.report.table import Column, Row, Table, decimals, make
+from saebench.runs import files
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -66,7 +66,7 @@ def read(sources: Iterable[Source]) -> Floors:
 def _content(source: Source) -> Any:
     try:
         if source.paths is not None:
-            return json.loads(source.paths.floors.read_text("utf-8"))
+            return files.read_object(source.paths.floors)
         from mlflow.exceptions import MlflowException
 
         with tempfile.TemporaryDirectory() as folder:
@@ -74,8 +74,8 @@ def _content(source: Source) -> Any:
                 file = artifacts.download(source, source.run_id, "floors.json", Path(folder))
             except (MlflowException, UserError):
                 return None
-            return json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+            return files.read_object(file)
+    except (OSError, files.DamagedError):
         return None
 
 
@@ -100,12 +100,12 @@ def _rows(sweep: str, content: Any) -> list[Row]:
 def table(floors: Floors) -> Table:
     """A row per size and floor."""
     columns = [
-        Column("sweep", "sweep", spare=3), Column("k", "k"), Column("dict_size", "latents"),
+        Column("sweep", "sweep", drop=3), Column("k", "k"), Column("dict_size", "latents"),
         Column("floor", "floor", lambda row: NAMES[row["floor"]]), Column("fvu", "FVU", decimals("fvu", 4)),
-        Column("cosine", "cosine", decimals("cosine", 4), spare=2),
+        Column("cosine", "cosine", decimals("cosine", 4), drop=2),
         Column("knn_overlap_at_10", label("knn_overlap_at_10"), decimals("knn_overlap_at_10", 4)),
-        *(Column(key, f"AUC k={k}", decimals(key, 3), spare=k != 5) for k in KS for key in [f"probing_auc_k{k}"]),
-        Column("left_out", "not measured", lambda row: row["left_out"], spare=1),
+        *(Column(key, f"AUC k={k}", decimals(key, 3), drop=k != 5) for k in KS for key in [f"probing_auc_k{k}"]),
+        Column("left_out", "not measured", lambda row: row["left_out"], drop=1),
     ]  # fmt: skip
     note = (
         "Scores without training, on the same test texts at the same k: k principal components, and k picks by "

@@ -6,20 +6,18 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from saebench.report.comparison import Comparison, arms_of
 from saebench.report.controls import is_control
 from saebench.report.judge import label
 from saebench.report.points import arms
 from saebench.report.table import Row, number_of
-from saebench.report.wording import margin_text
+from saebench.report.wording import listed, margin_text
 
 if TYPE_CHECKING:
-    from saebench.report.comparison import Comparison
     from saebench.report.document import Report
 
 _MOST = 4
 """Arms up to which a headline names them all."""
-_EQUAL = ("equal", "small", "same")
-"""Outcomes that say that the arms do not differ by enough to matter."""
 
 
 def headline(report: Report) -> str:
@@ -52,8 +50,8 @@ def _of(pairs: Sequence[Comparison]) -> str:
 def _pair(c: Comparison) -> str:
     """One pair of arms."""
     both = f"{c.a} and {c.b}"
-    if c.outcome in ("better", "worse"):
-        a, b = (c.a, c.b) if c.outcome == "better" else (c.b, c.a)
+    if a := c.winner:
+        b = c.other(a)
         return (
             f"{a} reconstructs better than {b}" if c.metric == "fvu" else f"{a} is better than {b} in {label(c.metric)}"
         )
@@ -66,8 +64,8 @@ def _pair(c: Comparison) -> str:
 
 def _several(pairs: Sequence[Comparison]) -> str:
     """Who beats all others, who leads without that, or that nobody is told apart or all are equal."""
-    names = list(dict.fromkeys(arm for c in pairs for arm in (c.a, c.b)))
-    wins = {name: [c for c in pairs if _winner(c) == name] for name in names}
+    names = arms_of(pairs)
+    wins = {name: [c for c in pairs if c.winner == name] for name in names}
     leader = max(names, key=lambda name: len(wins[name]))
     first = f"{leader} reconstructs" if pairs[0].metric == "fvu" else f"{leader} is"
     what = "" if pairs[0].metric == "fvu" else f" in {label(pairs[0].metric)}"
@@ -75,22 +73,18 @@ def _several(pairs: Sequence[Comparison]) -> str:
         return f"{first} best{what} of {len(names)} arms"
     if not wins[leader]:
         shown = _list(names) if len(names) <= _MOST else number_of(len(names), "arm")
-        equal = all(c.outcome in _EQUAL for c in pairs)
+        equal = all(c.equal for c in pairs)
         return f"{'No difference found' if equal else 'Not decided'} between {shown}"
-    beaten = [c.b if c.a == leader else c.a for c in wins[leader]]
+    beaten = [c.other(leader) for c in wins[leader]]
     rest = [name for name in names if name != leader and name not in beaten]
-    if any(_winner(c) in rest and leader in (c.a, c.b) for c in pairs):
+    if any(c.winner in rest and leader in (c.a, c.b) for c in pairs):
         return f"No arm is best: {leader} beats {_list(beaten)} and loses to others"
     return f"{first} better than {_list(beaten)}{what}; not told apart from {_list(rest)}"
 
 
-def _winner(c: Comparison) -> str:
-    return {"better": c.a, "worse": c.b}.get(c.outcome, "")
-
-
 def _list(names: Sequence[str]) -> str:
     shown = [*names[:_MOST], f"{len(names) - _MOST} others"] if len(names) > _MOST + 1 else list(names)
-    return "".join(shown) if len(shown) < 2 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    return listed(shown)
 
 
 def leaders(report: Report) -> list[Row]:
@@ -117,7 +111,7 @@ def standing(report: Report, leader: Row) -> str:
     rivals = {row["arm"] for row in rows if not is_control(row["arm"])} - {leader["arm"]}
     of_group = [c for c in report.comparisons if c.group == leader["group"]]
     mine = [c for c in of_group if {c.a, c.b} in [{leader["arm"], rival} for rival in rivals]]
-    left = [c for c in mine if _winner(c) != leader["arm"]]
-    if any(c.outcome not in _EQUAL for c in left) or len(mine) < len(rivals):
+    left = [c for c in mine if c.winner != leader["arm"]]
+    if not all(c.equal for c in left) or len(mine) < len(rivals):
         return "not decided"
     return f"equal within {margin_text(left[0])}" if left else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from saebench.report.comparison import Comparison
-from saebench.report.controls import against_control, any_of, is_control, is_control_of, wins
+from saebench.report.comparison import Comparison, arms_of
+from saebench.report.controls import against_control, any_of, is_control, is_control_of
 from saebench.report.judge import Judged, label
 from saebench.report.table import number_of
 from saebench.report.verdict import sentence, what_would_decide
@@ -47,7 +47,7 @@ def _others(found: Judged, main: Comparison) -> str:
     for outcome in ("better", "worse"):
         mine = [f"{label(n)} ({difference_text(c, c.mean)})" for n, c in others.items() if c.outcome == outcome]
         parts += [f"{outcome} in {listed(mine)}"] if mine else []
-    equal = [label(n) for n, c in others.items() if c.outcome in ("equal", "small", "same")]
+    equal = [label(n) for n, c in others.items() if c.equal]
     parts += [f"equal in {listed(equal)}"] if equal else []
     undecided = [label(n) for n, c in others.items() if c.outcome == "undecided"]
     parts += [f"not decided in {listed(undecided)}"] if undecided and len(undecided) <= _NAMED else []
@@ -61,20 +61,20 @@ def _ranking(main: Sequence[Judged], first: str) -> str:
     if not pairs:
         return ""
     if any(c.outcome == "so far" for c in pairs):
-        return f"so far ({pairs[0].unfinished}), nothing is decided between {listed(_arms(pairs))}"
-    ahead = dict.fromkeys(_arms(pairs), 0.0)
+        return f"so far ({pairs[0].unfinished}), nothing is decided between {listed(arms_of(pairs))}"
+    ahead = dict.fromkeys(arms_of(pairs), 0.0)
     for c in pairs:
         if math.isfinite(c.mean):
             ahead[c.a], ahead[c.b] = ahead[c.a] - c.mean, ahead[c.b] + c.mean
     leader = max(ahead, key=lambda arm: ahead[arm])
     mine = [c for c in pairs if leader in (c.a, c.b)]
-    beaten = [f"{_other(c, leader)} ({difference_text(c, c.mean if c.a == leader else -c.mean)})"
-              for c in mine if wins(c, leader)]  # fmt: skip
-    equal = [_other(c, leader) for c in mine if c.outcome in ("equal", "small", "same")]
+    beaten = [f"{c.other(leader)} ({difference_text(c, c.mean_of(leader))})"
+              for c in mine if c.winner == leader]  # fmt: skip
+    equal = [c.other(leader) for c in mine if c.equal]
     open_ = [c for c in mine if c.outcome == "undecided"]
     parts = [f"better than {listed(beaten)}"] if beaten else []
     parts += [f"equal to {listed(equal)} within {margin_text(mine[0])}"] if equal else []
-    parts += [f"not told apart from {listed([_other(c, leader) for c in open_])}"] if open_ else []
+    parts += [f"not told apart from {listed([c.other(leader) for c in open_])}"] if open_ else []
     rest = len(pairs) - len(mine)
     more = f". {number_of(rest, 'more pair')} of arms: see the table verdict" if rest else ""
     why = f". {_capital(what_would_decide(open_[0]))}" if open_ else ""
@@ -87,11 +87,3 @@ def _ranking(main: Sequence[Judged], first: str) -> str:
 
 def _capital(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}"
-
-
-def _arms(pairs: Sequence[Comparison]) -> list[str]:
-    return list(dict.fromkeys(arm for c in pairs for arm in (c.a, c.b)))
-
-
-def _other(c: Comparison, arm: str) -> str:
-    return c.b if c.a == arm else c.a

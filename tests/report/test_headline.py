@@ -8,6 +8,7 @@ import pytest
 from sweep_data import frame_of, simulate
 
 from saebench.report.closing import closing
+from saebench.report.comparison import Comparison
 from saebench.report.document import Report
 from saebench.report.headline import headline, leaders
 from saebench.report.read import Record
@@ -52,7 +53,8 @@ class _Told:
         self._comparison, self.outcome = comparison, outcome
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._comparison, name)
+        found = getattr(Comparison, name, None)
+        return found.fget(self) if isinstance(found, property) else getattr(self._comparison, name)
 
 
 def test_of_several_arms_who_beats_all_is_best_and_who_beats_some_is_not() -> None:
