@@ -151,6 +151,6 @@ def _sides(x: Array, centre: float | Array) -> Array:
 
 def _covariance(design: Array, weight: Array, left: Array) -> Array:
     """Covariance of the coefficients: noise at least NOISE, more where the residuals `left` are larger."""
-    spare = len(left) - design.shape[1]
-    sd = max(NOISE, math.sqrt(float((left**2).sum()) / spare) if spare > 0 else 0.0)
+    freedom = len(left) - design.shape[1]
+    sd = max(NOISE, math.sqrt(float((left**2).sum()) / freedom) if freedom > 0 else 0.0)
     return np.asarray(np.linalg.pinv((design * weight[:, None] ** 2).T @ design) * sd**2, dtype=np.float64)

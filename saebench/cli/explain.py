@@ -92,13 +92,13 @@ def _table(found: list[Explained]) -> Table:
         *([Column("trial", "trial")] if len(found) > 1 else []),
         Column("target", "target", lambda row: visible(row["target"], 50)), Column("latent", "latent"),
         Column("keywords", "keywords", lambda row: visible(row["keywords"], 60) or "-"),
-        Column("ranked", "training", decimals("ranked", 3), spare=3),
+        Column("ranked", "training", decimals("ranked", 3), drop=3),
         Column("effect", "effect (95%)", lambda row: f"{row['effect']:.3f} ({row['low']:.3f} to {row['high']:.3f})"),
         Column("p_holm", "p (Holm)", lambda row: p_value(row["p_holm"])),
         Column("inside", "fires inside", lambda row: percentage(row["inside"])),
         Column("outside", "outside", lambda row: percentage(row["outside"])),
-        Column("path", "path", spare=2),
+        Column("path", "path", drop=2),
         Column("confirmed", "seeds", lambda row: f"{row['confirmed']} of {row['seeds']}" if row["seeds"] else "-"),
-        Column("texts", "text", lambda row: visible((row["texts"] or [""])[0], 50), spare=1),
+        Column("texts", "text", lambda row: visible((row["texts"] or [""])[0], 50), drop=1),
     ]  # fmt: skip
     return make("explain", "Latents and targets", [row for one in found for row in one.rows()], columns, METHOD)

@@ -44,13 +44,13 @@ def _columns(many: bool) -> list[Column]:
     return [
         *trial, Column("latent", "latent"), Column("keywords", "keywords", words),
         Column("density", "texts", lambda row: percentage(row["density"])),
-        Column("mean", "mean", decimals("mean", 3), spare=3), Column("max", "max", decimals("max", 3), spare=3),
-        Column("label", "label", label), Column("family", "family", spare=2),
+        Column("mean", "mean", decimals("mean", 3), drop=3), Column("max", "max", decimals("max", 3), drop=3),
+        Column("label", "label", label), Column("family", "family", drop=2),
         Column("found_by_other_seeds", "seeds", lambda row: percentage(row["found_by_other_seeds"])),
-        Column("twin", "twin of", spare=2), Column("against_cosine", "in other", decimals("against_cosine", 2)),
-        Column("together", "fires with", nearest("together"), spare=4),
-        Column("nearest", "nearest", nearest("nearest"), spare=5),
-        Column("top", "text that fires it most", lambda row: visible(row["top"], 60), spare=1),
+        Column("twin", "twin of", drop=2), Column("against_cosine", "in other", decimals("against_cosine", 2)),
+        Column("together", "fires with", nearest("together"), drop=4),
+        Column("nearest", "nearest", nearest("nearest"), drop=5),
+        Column("top", "text that fires it most", lambda row: visible(row["top"], 60), drop=1),
     ]  # fmt: skip
 
 
@@ -124,7 +124,7 @@ def _judged(analyses: Sequence[Latents], judged: Sequence[Judged]) -> Table:
         Column("density", "texts", lambda row: percentage(row["density"])),
         Column("coherence", "coherence", decimals("coherence", 3)),
         Column("example_auroc", "example AUROC", decimals("example_auroc", 3)),
-        Column("top", "text that fires it most", lambda row: visible(row["top"], 60), spare=1),
+        Column("top", "text that fires it most", lambda row: visible(row["top"], 60), drop=1),
     ]  # fmt: skip
     floors = [
         f"{score} {', '.join(f'{who} {some[score]:.3f}' for who, some in one.values.items())}"

@@ -97,7 +97,7 @@ def fidelity(frame: DataFrame, best: DataFrame) -> Table:
     """A row per stratum: what of the similarities between test texts is left in the reconstructions."""
     columns = [
         *_WHERE, Column("seeds", "seeds"), Column("cosine", "cosine ± 95%", plus_minus("cosine", "cosine_high")),
-        Column("cosine_p5", "5th percentile", decimals("cosine_p5", 4), spare=2),
+        Column("cosine_p5", "5th percentile", decimals("cosine_p5", 4), drop=2),
         Column("knn_overlap_at_10", "same 10 neighbours ± 95%",
                plus_minus("knn_overlap_at_10", "knn_overlap_at_10_high")),
         Column("similarity_rank_correlation", "rank correlation ± 95%",
@@ -123,9 +123,9 @@ def probing(frame: DataFrame, best: DataFrame) -> Table:
         rows += _baselines(best[best["group"] == group], group)
     columns = [*_WHERE, Column("seeds", "seeds")]
     for score, title in SCORES.items():
-        spare = 0 if score == "accuracy" else 3
+        drop = 0 if score == "accuracy" else 3
         columns += [
-            Column(name, f"{title} k={k}", plus_minus(name, f"{name}_high", 3), spare=spare)
+            Column(name, f"{title} k={k}", plus_minus(name, f"{name}_high", 3), drop=drop)
             for k in KS
             for name in [f"{score}_k{k}"]
         ]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 MOST = 45
 """Rows that a page has room for; a longer table is a longtable, which breaks between pages."""
-_SPARE = 3
+_DROP = 3
 """Columns that a terminal leaves out this soon are not for a paper either."""
 
 _TEX = {
@@ -57,7 +57,7 @@ def floating(report: Report, table: Table) -> str:
         return "% needs \\usepackage{booktabs,longtable}\n" + longtable(table).replace(
             "\\\\\n\\toprule", f"\\label{{{label}}}\\\\\n\\toprule", 1
         )
-    columns = [c for c in table.columns if c.spare < _SPARE]
+    columns = [c for c in table.columns if c.drop < _DROP]
     rows = table.rows()
     best = {c.key: _best(rows, c.key) for c in columns}
     cells = [[_cell(c.text(row), i in best[c.key]) for c in columns] for i, row in enumerate(rows)]

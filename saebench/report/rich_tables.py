@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from saebench.report.table import Column, Table
+from saebench.terminal.fit import fitting
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -17,7 +18,7 @@ _Columns = Sequence[tuple[Column, Sequence[str]]]
 
 
 def rich_table(table: Table, width: int) -> RichTable:
-    """Words left, numbers right. What does not fit into `width` characters is left out by its `spare`; then columns
+    """Words left, numbers right. What does not fit into `width` characters is left out by its `drop`; then columns
     come closer and cells wrap between words. Words are cut only where there is not even room for one per column."""
     from rich import box
     from rich.markup import escape
@@ -39,10 +40,7 @@ def _fitting(table: Table, width: int) -> _Columns:
     """The columns that there is room for, with their cells."""
     rows = table.rows()
     columns = [(column, [column.text(row) for row in rows]) for column in table.columns]
-    while _room(columns, width, _GAP) < 0 and any(c.spare for c, _ in columns):
-        most = max(c.spare for c, _ in columns)
-        columns = [(c, cells) for c, cells in columns if c.spare != most]
-    return columns
+    return fitting(columns, lambda c: c[0].drop, lambda some: _room(some, width, _GAP) >= 0)
 
 
 def left_out(table: Table, width: int) -> str:

@@ -117,11 +117,11 @@ def _checks(report: Report, console: Console, most: int) -> None:
     head = Text.assemble(("Before you use it", "bold"), f"  {passed} of {len(found)} checks passed{more}")
     console.print()
     _print_line(console, head)
-    spare = most - len(shown) - bool(more)
+    lines_left = most - len(shown) - bool(more)
     for check in shown:
         lines = _check_lines(check, console)
-        if len(lines) - 1 <= spare:
-            spare -= len(lines) - 1
+        if len(lines) - 1 <= lines_left:
+            lines_left -= len(lines) - 1
             for line in lines:
                 console.print(line, highlight=False)
         else:

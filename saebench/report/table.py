@@ -23,7 +23,7 @@ class Column:
     key: str
     title: str
     show: Callable[[Row], str] | None = None
-    spare: int = 0
+    drop: int = 0
     """A terminal too narrow for the table leaves the columns with the highest number out first; 0: never."""
 
     def text(self, row: Row) -> str:

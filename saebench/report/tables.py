@@ -33,12 +33,12 @@ def strata(frame: DataFrame, best: DataFrame, floors: Floors) -> Table:
             | counted(trials["state"])
         )
     columns = [
-        GROUP, ARM, LEVEL, WIDTH, Column("seeds", "seeds", spare=1), FVU_MEAN,
-        Column("floor_fvu", "best floor", decimals("floor_fvu", 4)), Column("floor", "by", spare=4),
-        Column("fvu_std", "std", decimals("fvu_std", 4), spare=3), Column("l0", "L0", decimals("l0", 1)),
-        Column("explained_variance", "expl. var.", decimals("explained_variance", 4), spare=4),
-        Column("dead_fraction", "dead", lambda r: percentage(r["dead_fraction"]), spare=2), COUNTS,
-        Column("chosen_by", "point chosen as", spare=5),
+        GROUP, ARM, LEVEL, WIDTH, Column("seeds", "seeds", drop=1), FVU_MEAN,
+        Column("floor_fvu", "best floor", decimals("floor_fvu", 4)), Column("floor", "by", drop=4),
+        Column("fvu_std", "std", decimals("fvu_std", 4), drop=3), Column("l0", "L0", decimals("l0", 1)),
+        Column("explained_variance", "expl. var.", decimals("explained_variance", 4), drop=4),
+        Column("dead_fraction", "dead", lambda r: percentage(r["dead_fraction"]), drop=2), COUNTS,
+        Column("chosen_by", "point chosen as", drop=5),
     ]  # fmt: skip
     note = (
         "Best point of each stratum on test texts: mean, standard deviation and t interval over its seeds. "
@@ -101,7 +101,7 @@ def best(frame: DataFrame, chosen: DataFrame, searched: Sequence[str], objective
     shown = [Column(key, key) for key in searched]
     columns = [
         GROUP, ARM, LEVEL, WIDTH, *shown, FVU_MEAN, Column("l0", "L0", decimals("l0", 1)),
-        Column("seeds", "seeds", spare=1), Column("best_trial", "best trial", best_trial), COUNTS,
+        Column("seeds", "seeds", drop=1), Column("best_trial", "best trial", best_trial), COUNTS,
     ]  # fmt: skip
     return make("best", "Best per arm and sparsity", rows, columns, f"By {objective}, mean over seeds.")
 
@@ -125,6 +125,6 @@ def seeds(frame: DataFrame, searched: Sequence[str]) -> Table:
                 )
     columns = [
         GROUP, ARM, LEVEL, WIDTH, *(Column(key, key) for key in searched), Column("seeds", "seeds"),
-        FVU_MEAN, Column("fvu_std", "std", decimals("fvu_std", 4), spare=2), Column("values", "FVU by seed"), COUNTS,
+        FVU_MEAN, Column("fvu_std", "std", decimals("fvu_std", 4), drop=2), Column("values", "FVU by seed"), COUNTS,
     ]  # fmt: skip
     return make("seeds", "Seeds", rows, columns, "Every point that was trained with more than one seed.")

@@ -17,10 +17,10 @@ def texts(sources: Sequence[Source]) -> Table:
     """A row per count that a sweep's lock has; the note has its sentences."""
     rows = [{"sweep": source.name} | row for source in sources for row in _rows(source.lock)]
     columns = [
-        Column("sweep", "sweep", spare=2), Column("what", "texts"),
+        Column("sweep", "sweep", drop=2), Column("what", "texts"),
         Column("count", "count", lambda r: f"{r['count']:,}"),
         Column("of", "of", lambda r: f"{r['of']:,}" if r["of"] else ""),
-        Column("share", "share", lambda r: percentage(r["share"]), spare=1),
+        Column("share", "share", lambda r: percentage(r["share"]), drop=1),
     ]  # fmt: skip
     said = [text for source in sources for text in sentences(_data(source.lock))]
     note = "".join(f"{text[0].upper()}{text[1:]}. " for text in dict.fromkeys(said)).strip()

@@ -22,9 +22,9 @@ def lost(frame: DataFrame) -> Table:
         rows.append(kept | {"reason": row["reason"]} | numbers)
     columns = [
         Column("trial", "trial", trial_name), Column("state", "state"), ARM, LEVEL, WIDTH,
-        Column("seed", "seed", spare=1), Column("lr", "lr", spare=1), Column("reason", "reason"),
+        Column("seed", "seed", drop=1), Column("lr", "lr", drop=1), Column("reason", "reason"),
         Column("value", "value"), Column("threshold", "limit"), Column("rung", "at example"),
-        Column("peers", "peers", spare=2), Column("pruner", "pruner", spare=2),
+        Column("peers", "peers", drop=2), Column("pruner", "pruner", drop=2),
     ]  # fmt: skip
     return make("lost", "Pruned, failed and unfinished trials", rows, columns, trial_counts(counted(frame["state"])))
 
@@ -34,9 +34,9 @@ def trials(frame: DataFrame) -> Table:
     columns = (
         Column("trial", "trial", trial_name), Column("state", "state"), ARM, LEVEL, WIDTH, Column("seed", "seed"),
         Column("lr", "lr"), Column(FVU, "FVU", decimals(FVU, 4)), Column(L0, "L0", decimals(L0, 1)),
-        Column("final/explained_variance", "expl. var.", decimals("final/explained_variance", 4), spare=4),
-        Column("final/mse", "MSE", spare=3), Column("final/dead_features", "dead latents"),
-        Column("duration_s", "seconds", spare=2),
+        Column("final/explained_variance", "expl. var.", decimals("final/explained_variance", 4), drop=4),
+        Column("final/mse", "MSE", drop=3), Column("final/dead_features", "dead latents"),
+        Column("duration_s", "seconds", drop=2),
     )  # fmt: skip
     there = tuple(column for column in columns if column.key in frame.columns)
     return Table("trials", "Trials", frame, there, trial_counts(counted(frame["state"])))

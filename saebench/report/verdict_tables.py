@@ -35,8 +35,8 @@ def metrics(judged: Sequence[Judged]) -> Table:
     columns = [
         GROUP, Column("pair", "arms"), Column("metric", "metric", lambda r: label(r["metric"])),
         Column("said", "outcome"), Column("difference", "difference, 95% CI", lambda r: r["difference_text"]),
-        Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"]), spare=2), Column("seeds", "seeds", spare=3),
-        Column("would_decide", "what would decide it", spare=4),
+        Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"]), drop=2), Column("seeds", "seeds", drop=3),
+        Column("would_decide", "what would decide it", drop=4),
     ]  # fmt: skip
     note = (
         "Of the first arm against the second, at equal L0, over seeds that did not choose, search error included. "
@@ -90,13 +90,13 @@ def arms(frame: DataFrame, comparisons: Sequence[Comparison]) -> Table:
     """A row per pair of arms and stratum: both FVUs at the same L0 and their paired difference."""
     rows = [_side_by_side(frame, c, s) for c in comparisons for s in c.strata]
     columns = [
-        GROUP, Column("pair", "arms"), LEVEL, WIDTH, Column("l0", "at L0", decimals("l0", 1), spare=1),
-        Column("fvu_a", "FVU first", decimals("fvu_a", 4), spare=3), Column("trials_a", "c/p/f first"),
-        Column("fvu_b", "FVU second", decimals("fvu_b", 4), spare=3), Column("trials_b", "c/p/f second"),
+        GROUP, Column("pair", "arms"), LEVEL, WIDTH, Column("l0", "at L0", decimals("l0", 1), drop=1),
+        Column("fvu_a", "FVU first", decimals("fvu_a", 4), drop=3), Column("trials_a", "c/p/f first"),
+        Column("fvu_b", "FVU second", decimals("fvu_b", 4), drop=3), Column("trials_b", "c/p/f second"),
         Column("difference_percent", "difference, 95% CI", difference),
-        Column("text_low_percent", "95% over texts", signed_span("text_low_percent", "text_high_percent"), spare=4),
-        Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"]), spare=2), Column("seeds", "seeds"),
-        Column("l0_matched", "L0", spare=2),
+        Column("text_low_percent", "95% over texts", signed_span("text_low_percent", "text_high_percent"), drop=4),
+        Column("p_holm", "p (Holm)", lambda r: p_value(r["p_holm"]), drop=2), Column("seeds", "seeds"),
+        Column("l0_matched", "L0", drop=2),
     ]  # fmt: skip
     note = (
         "Difference: of the first arm's FVU from the second's; below 0 the first is better. Paired over seeds; Holm's "

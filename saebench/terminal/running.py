@@ -13,6 +13,7 @@ from rich.text import Text
 
 from saebench.runs.board import FVU, Running
 from saebench.runs.stopped import metric_label
+from saebench.terminal.fit import fitting
 from saebench.terminal.spark import sparkline
 
 _BAR, _MOST_BAR, _CURVE = 8, 24, 10
@@ -31,16 +32,16 @@ def clock(seconds: float) -> str:
 class _Column:
     name: str
     right: bool = False
-    spare: int = 0
+    drop: int = 0
     """Columns with the highest number are left out first; 0: never."""
 
 
 def _columns(objective: str) -> Sequence[_Column]:
     return (
-        _Column("slot", spare=7), _Column("trial"), _Column("stratum"), _Column("seed", right=True, spare=5),
-        _Column("searched", spare=3), _Column("progress", spare=1), _Column("examples", right=True, spare=6),
-        _Column("curve", spare=2), _Column(metric_label(objective), right=True),
-        *((_Column("L0", right=True),) if objective != "eval/l0" else ()), _Column("time", right=True, spare=4),
+        _Column("slot", drop=7), _Column("trial"), _Column("stratum"), _Column("seed", right=True, drop=5),
+        _Column("searched", drop=3), _Column("progress", drop=1), _Column("examples", right=True, drop=6),
+        _Column("curve", drop=2), _Column(metric_label(objective), right=True),
+        *((_Column("L0", right=True),) if objective != "eval/l0" else ()), _Column("time", right=True, drop=4),
     )  # fmt: skip
 
 
@@ -70,10 +71,7 @@ def running_table(rows: Iterable[Running], width: int = 120, objective: str = FV
 def _fitting(columns: Sequence[_Column], rows: Sequence[Running], width: int, objective: str) -> Sequence[_Column]:
     """The columns that have something to show and fit."""
     kept = [c for c in columns if not rows or any(_cell(c.name, row, objective) for row in rows)]
-    while kept and _needed(kept, rows, objective) > width and any(c.spare for c in kept):
-        most = max(c.spare for c in kept)
-        kept = [c for c in kept if c.spare != most]
-    return kept
+    return fitting(kept, lambda c: c.drop, lambda some: _needed(some, rows, objective) <= width)
 
 
 def _needed(columns: Sequence[_Column], rows: Sequence[Running], objective: str) -> int:

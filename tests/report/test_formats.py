@@ -171,7 +171,7 @@ def test_no_word_is_cut_in_a_terminal_of_80_columns(width: int, name: str) -> No
     key = next(column for column in few.table(name).columns if column.key == "arm" or column.title in ("arm", "arms"))
     assert {word for row in rows for word in key.text(row).split()} <= set(text.split())
     heads = {word for line in text.split("─")[0].splitlines() for word in line.split()}
-    kept = [c for c in few.table(name).columns if not c.spare]
+    kept = [c for c in few.table(name).columns if not c.drop]
     assert {word for column in kept for word in column.title.split()} <= heads
     assert max(map(len, text.splitlines())) <= width
 
