@@ -210,6 +210,8 @@ def test_charts_are_the_curves_the_front_and_parallel_coordinates(site: Site) ->
     curves.nth(len(TRIALS) - 1).wait_for(state="attached")
     front = charts(shown).filter(has_text="eval/l0 vs. eval/fvu")
     front.locator(".scatterlayer .point").nth(len(TRIALS) - 1).wait_for(state="attached")
+    front.hover()
+    shown.mouse.wheel(0, 900)  # a chart below the window is not drawn yet
     parallel = charts(shown).filter(has_text="Parallel Coordinates").locator(".parcoords")
     parallel.locator("svg .dimension").nth(4).wait_for(state="attached")
     words = parallel.inner_text().split()
