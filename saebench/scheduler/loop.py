@@ -1,7 +1,7 @@
-"""The loop: fill the slots, read the workers' events, answer with verdicts, retry, and stop on request.
+"""The loop: fill the slots, read the workers' events, answer with verdicts, and stop on request.
 
 One thread, no torch. Everything slow or fallible (training, MLflow) happens elsewhere; a turn of the loop costs time in
-proportion to the running trials, not to all of them, and starts a few trials at most. The records of a turn are
+proportion to the running trials, not to all trials, and starts a few trials at most. The records of a turn are
 committed together, and only then are its verdicts sent: no worker acts on a verdict that a crash could take back.
 """
 
@@ -14,10 +14,10 @@ from dataclasses import replace
 from saebench.config import TrialConfig
 from saebench.errors import StorageLostError
 from saebench.executors import Attempt, EventMessage, Executor, ExitMessage, Message, NoteMessage, Slot
-from saebench.runs.events import Event, FailureKind, Verdict
+from saebench.runs.events import Event, Verdict
 from saebench.runs.paths import SweepPaths
-from saebench.scheduler.failures import FAULTLESS, DeviceRecord, abort_reason, may_retry
-from saebench.scheduler.ledger import Ledger, reason_of
+from saebench.scheduler.endings import Endings
+from saebench.scheduler.ledger import Ledger
 from saebench.scheduler.placement import Active, Job, Queue, Seats
 from saebench.scheduler.protocols import Search, Signals, View
 from saebench.scheduler.requests import Halt, retry_request, stop_request
@@ -26,18 +26,18 @@ from saebench.sweep_config import BudgetConfig, FailuresConfig
 POLL = 0.25
 """Seconds that one turn of the loop waits for messages."""
 LOOK = 0.25
-"""Seconds between two looks at what changes slowly: files with requests, time limits of the running trials. Both cost
+"""Seconds between two checks of what changes slowly: files with requests, time limits of the running trials. They cost
 time in proportion to the slots, or a round trip to a file server."""
 CHECK = 2.0
-"""Seconds between two questions whether MLflow keeps up."""
+"""Seconds between two checks whether MLflow keeps up."""
 KILL_AFTER = 1.5
-"""A worker that was asked to leave is killed after this many times `run.grace`: it ends itself after one."""
+"""A worker that was asked to leave is killed after this many times `run.grace`; by itself it exits after one."""
 STARTS = 8
-"""Trials started per turn at most: each takes milliseconds, in which verdicts wait."""
+"""Trials started per turn at most: each start takes milliseconds, during which verdicts wait."""
 
 
 class Scheduler:
-    """Runs the trials that the search hands out, until there are none, or a `Halt`."""
+    """Run the trials that the search returns, until no trial is left or a `Halt`."""
 
     def __init__(
         self,
@@ -67,16 +67,16 @@ class Scheduler:
         self._clock = clock
         self._started = self._checked = clock()
         self._looked = self._started - LOOK
-        self._devices = DeviceRecord(failures)
         self._active: dict[int, Active] = {}
         self._answers: list[tuple[int, Verdict]] = []
         """Verdicts of this turn that are not committed yet."""
         self._waiting = Queue(n for n in waiting if not self._overdue(n))
+        self._endings = Endings(ledger, executor, view, self._waiting, failures, stop=self._stop, note=self._note)
         self._exhausted = False  # the search had nothing when it was last asked, and nothing has changed since
 
     def run(self) -> Halt | None:
-        """Return why it stopped early; None when every trial has ended. Raises StorageLostError, once the workers have
-        left, if the search's records cannot be kept any more."""
+        """Return why it stopped early; None if every trial has ended. Raises StorageLostError, once the workers have
+        left, if the search's records can no longer be stored."""
         try:
             return self._run()
         except StorageLostError as error:
@@ -84,8 +84,8 @@ class Scheduler:
             raise
 
     def _drain(self, why: str) -> None:
-        """Let workers write a checkpoint and leave. Nothing is recorded of it: what the search has not committed is
-        judged again at the next start, from the events that the workers wrote."""
+        """Let workers write a checkpoint and leave. Nothing is recorded: evaluations that the search has not committed
+        are judged again at the next start, from the events that the workers wrote."""
         self._note(f"stopping: {why}")
         self._leave(self._active.values(), why)
         until = self._clock() + self._leave_grace
@@ -111,7 +111,7 @@ class Scheduler:
             stranded = not self._executor.slots and not self._exhausted
             if not self._active and (self.halt or not (self._waiting or stranded)):
                 break
-            self._hear(self._executor.poll(0.0 if more else POLL))
+            self._handle(self._executor.poll(0.0 if more else POLL))
             if look:
                 self._check_time_limits()
         for number in self._waiting.numbers():
@@ -143,12 +143,13 @@ class Scheduler:
         return self._budget.samples is not None and self._ledger.samples >= self._budget.samples
 
     def _something_left(self) -> bool:
-        """Is anything untrained, as far as can be told without asking for more?"""
+        """Return whether anything is left to train, as far as is known without asking the search."""
         short = any(self._ledger.states[n].samples < self._total(n) for n in self._active)
         return short or bool(self._waiting) or (not self._active and not self._search.done)
 
     def _stop(self, halt: Halt) -> None:
-        """The first reason stays; what comes later can only hurry it, and Ctrl-C is always said in the exit code."""
+        """Stop the sweep. The first reason stays; a later one can only make it faster, and Ctrl-C always sets the exit
+        code."""
         if self.halt is None:
             self.halt = replace(halt, now=False)
             self._board.stopping = halt.reason
@@ -199,7 +200,8 @@ class Scheduler:
         return len(chosen) == STARTS
 
     def _ask(self, asked: list[TrialConfig]) -> Job | None:
-        """The next trial of the search, added to `asked`: it may be opened once the search's records are committed."""
+        """Return the next trial of the search, added to `asked`: it may be opened once the search's records are
+        committed."""
         config = None if self._exhausted else self._search.ask()
         if config is None:
             self._exhausted = True
@@ -216,11 +218,10 @@ class Scheduler:
         self._active[number] = Active(number, slot, now, now, alone=bool(job.alone))
         self._executor.start(Attempt(number, attempt, config, trial), lease)
 
-    # --- hearing the workers -----------------------------------------------------------------------------------------
+    # --- messages of the workers -------------------------------------------------------------------------------------
 
-    def _hear(self, messages: Iterable[Message]) -> None:
-        """Handle messages in order. What the search recorded before an attempt's end is committed before that end is
-        written."""
+    def _handle(self, messages: Iterable[Message]) -> None:
+        """Handle messages in order. Evaluations before an attempt's end are committed before that end is written."""
         for message in messages:
             if isinstance(message, EventMessage):
                 self._on_event(message.number, message.event)
@@ -265,65 +266,11 @@ class Scheduler:
         if active is None:
             return
         self._exhausted = False
-        kind: FailureKind | None = "stall" if active.stalled else message.kind
-        if kind is None and active.end is None:
-            kind = "crash"
-        asked = bool(active.why or self.halt)
-        if kind is None and active.end is not None and active.end.info.get("why") == "leave" and not asked:
-            kind, message = "killed", replace(message, detail="it left without being asked to (a signal?)")
-        if kind is None or (kind == "killed" and asked):
-            self._ended(active)
-        else:
-            self._failed(active, kind, message.detail or "it ended without a result")
-        at_fault = sum(self._ledger.states[n].kind not in FAULTLESS for n in self._ledger.failures)
-        if not self.halt and (why := abort_reason(at_fault, self._ledger.ended, self._failures)):
+        self._endings.record(active, message, halting=self.halt is not None)
+        if not self.halt and (why := self._endings.abort_reason()):
             self._stop(Halt(why, 4))
 
-    def _ended(self, active: Active) -> None:
-        """The attempt is over and nothing is wrong with it."""
-        number, state = active.number, self._ledger.states[active.number]
-        if active.end is not None:
-            self._devices.note(active.slot.device, number, None)
-        if active.end is not None and active.end.type == "done":
-            self._ledger.finish(number, "complete")
-        elif state.verdict.get("verdict") == Verdict.PRUNE:
-            self._ledger.finish(number, "pruned", f"weak at {state.judged:,} samples")
-        else:
-            self._ledger.interrupt(number, active.why or "it left")
-        self._view.ended(state)
-
-    def _failed(self, active: Active, kind: FailureKind, detail: str) -> None:
-        number, state, device = active.number, self._ledger.states[active.number], active.slot.device
-        if kind == "no_space":  # the trial did nothing wrong, and the next one would meet the same
-            self._stop(Halt(f"{self._paths.root}: no space left for trial {number:04d}: {detail}", 75))
-            self._ledger.interrupt(number, reason_of(kind, detail))
-            return
-        shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
-        state.close_attempt(kind, detail)
-        again = may_retry(kind, state, self._failures.retries, shared=shared)
-        then = ("it is retried" if not self.halt else "it is resumed at the next start") if again else "it has failed"
-        self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then}")
-        if not again:
-            self._ledger.finish(number, "failed", reason_of(kind, detail), kind)
-            self._view.ended(state)
-        elif self.halt:
-            self._ledger.interrupt(number, reason_of(kind, detail))
-        else:
-            self._ledger.fail_attempt(number, kind, detail)
-            alone = device if kind == "cuda_oom" else ""
-            self._waiting.put(Job(number, avoid=device if kind in ("crash", "stall") else "", alone=alone), first=True)
-        if kind == "user_error" and not self._ledger.numbers("complete", "pruned"):
-            self._stop(Halt(f"trial {number:04d}: {detail}", 4, now=True))
-        if self._devices.note(device, number, kind):
-            self._quarantine(active.slot)
-
-    def _quarantine(self, slot: Slot) -> None:
-        """The last device stays: whether the sweep should go on is then for the failure budget to say."""
-        if len({s.device for s in self._executor.slots}) > 1:
-            self._executor.quarantine(slot)
-            self._note(f"{slot.name}: {self._failures.quarantine_after} crashes in a row; taken out of the pool")
-
-    # --- watching the clock ------------------------------------------------------------------------------------------
+    # --- time limits -------------------------------------------------------------------------------------------------
 
     def _check_time_limits(self) -> None:
         now = self._clock()

@@ -3,71 +3,45 @@
 The first seed searches: points are drawn, in turn for all strata and at the same settings in all, then refined around
 the best one, then one point is chosen. The other seeds measure that point alone. They live in a sibling study
 "<sweep>/<stratum>/replicates": no new evidence about a point to the sampler, no peers to the pruner, no points that
-count, and nothing stops them.
+count, and they are never pruned.
 """
 
 from __future__ import annotations
 
-import math
-from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial, TrialState
 
 from saebench.config import TrialConfig
 from saebench.forecast import trials_left
 from saebench.plan import Plan
-from saebench.runs.events import FailureKind, Verdict
+from saebench.runs.events import FailureKind
 from saebench.runs.state import Row
 from saebench.runs.tags import Tag
 from saebench.spec import Scalar
-from saebench.study import pruners, samplers
+from saebench.study import samplers
 from saebench.study.comparisons import COMPARE_TAGS, Comparisons
 from saebench.study.database import Database
 from saebench.study.draw import SEARCH_TAGS, accept, add, draw, search_seed
 from saebench.study.journal import UNREADABLE, attach, frozen, open_journal, set_journal_aside
+from saebench.study.outcomes import Decision, Ended, judge_mark, record_end, recorded_end
 from saebench.study.recorded import planned_params, recorded_trials, resume_round
 from saebench.study.refine import propose
 from saebench.study.stratum_search import End, StratumSearch, Trial
 from saebench.study.studies import Studies
 
 REFINED_TAGS = {**SEARCH_TAGS, Tag.REFINED: "1"}
-INFEASIBLE: frozenset[str] = frozenset({"cuda_oom", "diverged", "collapsed"})
-"""Failures that the point itself causes: the sampler hears of them as a violated constraint. (As FAIL they would be
-invisible to TPE, which then proposes the same again and again.)"""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """The answer to an evaluation."""
-
-    verdict: Verdict
-    numbers: dict[str, Any]
-    """pruner, samples, value, threshold, rung, peers: what led to it."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a trial ended, as the journal has it."""
-
-    state: End
-    values: dict[str, float]
-    """Metrics at its end."""
-    kind: FailureKind | None
-    verdict: dict[str, Any]
 
 
 class Search:
-    """All of Optuna. To be opened by one process at a time, and called by one thread."""
+    """All of Optuna. Opened by one process at a time, and called by one thread."""
 
     def __init__(self, plan: Plan, storage: Path | Database) -> None:
-        """`storage`: of Optuna's journal, a file or a database. Raises SpecError, naming what changed, if it was begun
-        with another space."""
+        """`storage`: Optuna's journal, a file or a database. Raises SpecError, naming what changed, if the journal was
+        started with another search space."""
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         samplers.check_sampler(plan)
         self._plan = plan
@@ -76,7 +50,7 @@ class Search:
         self._searches: list[StratumSearch] = []
         try:
             self._open(storage)
-        except UNREADABLE:  # whole records that are not those of this program
+        except UNREADABLE:  # complete records that another program wrote
             set_journal_aside(storage)
             self._trials, self._next = {}, 0
             self._open(storage)
@@ -88,13 +62,13 @@ class Search:
         self._comparisons = Comparisons(self._plan, self._searches)
         self._load()
 
-    # --- the caller's side ---
+    # --- what the scheduler calls ---
 
     def ask(self) -> TrialConfig | None:
-        """The next trial to run; None when there is none now (there may be more once running ones have ended).
+        """Return the next trial to run; None if there is none now (more may follow once running trials have ended).
 
-        Every stratum gets its points in turn; where they have ended, refinements follow, then the other seeds of what
-        was chosen. The trial is in the journal, with its number, after the next `commit`.
+        Every stratum gets its points in turn; once they have ended, refinements follow, then the other seeds of the
+        chosen point. The trial is in the journal, with its number, after the next `commit`.
         """
         with self._storage.group():
             following = self._following()
@@ -105,12 +79,12 @@ class Search:
         self._storage.commit()
 
     def close(self) -> None:
-        """Give back what the journal holds open; to be called once, at the end."""
+        """Close the journal's file or connection. Call it once, at the end."""
         self._storage.close()
 
     @property
     def done(self) -> bool:
-        """Nothing runs and nothing is left to run."""
+        """True if no trial runs and none is left to run."""
         if any(trial.state == "running" for trial in self._trials.values()):
             return False
         for search in self._searches:
@@ -118,42 +92,24 @@ class Search:
         return not self._comparisons and not any(s.searching for s in self._searches)
 
     def counts(self) -> dict[str, int]:
-        """Return trials by state. `planned`: those known to come; what follows depends on running points."""
+        """Return the number of trials by state. `planned`: those known to follow; running points may add more."""
         found = Counter(trial.state for trial in self._trials.values())
         planned = sum(s.missing + len(s.proposals) for s in self._searches) + len(self._comparisons)
         return {"planned": planned, **{state: found[state] for state in ("running", "complete", "pruned", "failed")}}
 
     def running(self) -> list[TrialConfig]:
-        """Trials that an earlier scheduler left running, in order of number."""
+        """Return the trials that an earlier scheduler left running, by number."""
         return [self._config(t) for _, t in sorted(self._trials.items()) if t.inherited and t.state == "running"]
 
     def report(self, number: int, samples: int, values: Mapping[str, float]) -> Decision:
         """Report what a trial measured after `samples` examples; return whether to prune it. Trials that compare or
         refine are never pruned, nor is a trial at its end. A value that is not finite is not reported: that trial is
-        about to fail as diverged. A mark in the journal is not judged again: whether it pruned is recorded with it.
+        about to fail as diverged. A mark that is in the journal is not judged again: the decision is recorded with it.
 
-        Durable after the next `commit`. Raises ValueError where the objective is not among the values.
+        Durable after the next `commit`. Raises ValueError if the objective is not among the values.
         """
-        trial, prune = self._trials[number], self._plan.spec.prune.pruner
-        value = self._objective(number, values)
-        prune = "none" if trial.replicate or trial.refinement else prune
-        numbers: dict[str, Any] = {"pruner": prune, "samples": samples, "value": value}
-        if not math.isfinite(value) or trial.state != "running":
-            return Decision(Verdict.GO, numbers)
-        marks = self._plan.marks()
-        mark = marks[max(0, bisect_right(marks, samples) - 1)]  # batches may pass a mark by a few examples
-        past = frozen(trial.trial)
-        if mark in past.intermediate_values:
-            return _recorded(past, samples, numbers)
         with self._storage.group():
-            pruners.report(trial.trial, mark, value, values)
-            if mark >= marks[-1] or prune == "none":
-                return Decision(Verdict.GO, numbers)
-            stop, found = pruners.judge(trial.trial, mark, value)
-            numbers |= found
-            if stop:
-                trial.trial.set_user_attr("verdict", {"verdict": Verdict.PRUNE.value, **numbers})
-        return Decision(Verdict.PRUNE if stop else Verdict.GO, numbers)
+            return judge_mark(self._plan, self._trials[number], samples, values)
 
     def tell(
         self,
@@ -163,33 +119,16 @@ class Search:
         kind: FailureKind | None = None,
         numbers: Mapping[str, Any] | None = None,
     ) -> None:
-        """Record how a trial ended; a second time it changes nothing. `numbers`: the verdict's, kept beside the trial.
+        """Record how a trial ended; a second call changes nothing. `numbers`: those of the decision to prune it.
 
-        The caller has made the end durable before, and repeats this call if it finds the trial running at a later
-        start: so this needs no `commit`.
+        No `commit` is needed: the caller has written the end to disk before, and repeats this call at the next start
+        if the journal has the trial as running.
         """
         trial = self._trials[number]
         if trial.state != "running":
             return
-        study, handle, values = trial.study, trial.trial, values or {}
-        objective = self._objective(number, values) if state == "complete" else math.nan
-        if state == "complete" and not math.isfinite(objective):
-            state, kind = "failed", "diverged"
         with self._storage.group():
-            for key, said in (("kind", kind), ("verdict", numbers), ("values", _finite(values))):
-                if said:
-                    handle.set_user_attr(key, dict(said) if isinstance(said, Mapping) else said)
-            if state == "complete":
-                study.tell(handle, objective)
-            elif state == "pruned":
-                study.tell(handle, state=TrialState.PRUNED)
-            elif kind in INFEASIBLE:
-                handle.set_constraint(str(kind), 1.0)
-                study.tell(handle, state=TrialState.PRUNED)
-            else:
-                study.tell(handle, state=TrialState.FAIL)
-        trial.state, trial.handle = state, None
-        trial.value = objective if state == "complete" else None
+            record_end(self._plan, trial, state, values or {}, kind, numbers)
         trial.stratum_search.choice_made = False
 
     def reopen(self, number: int) -> TrialConfig:
@@ -238,7 +177,7 @@ class Search:
         return add(search, study, params, search_seed(self._plan), self._next, **more)
 
     def _refine_or_choose(self, search: StratumSearch) -> None:
-        """Begin a round of refinement or make the choice, once all of the stratum's points have ended."""
+        """Start a round of refinement or choose a point, once all points of the stratum have ended."""
         if search.choice_made or search.searching:
             return
         if whole := propose(self._plan, search):
@@ -264,17 +203,17 @@ class Search:
             search.choice_made = False
         return trial
 
-    # --- what is in the journal ---
+    # --- reading the journal ---
 
     def _load(self) -> None:
-        """Every trial of the journal that has a number; then those that a crash left without one."""
+        """Register every trial of the journal that has a number, then those that a crash left without one."""
         found, unnumbered = recorded_trials(self._plan, self._searches)
         for trial in found:  # of the trials of one number the newest counts
             if (older := self._trials.get(trial.number)) is not None:
                 self._storage.supersede(older.trial_id, trial.trial_id)
             self._register(trial)
         for search, past in unnumbered:
-            # no caller has seen it yet: it gets what it lacks, and is a trial like any other
+            # no caller has seen it yet: it gets the attributes that it lacks, then it is a trial like any other
             asked = attach(search.study, past._trial_id)  # its number as the study counts, without superseded trials
             search.study.sampler = samplers.make_sampler(self._plan.spec.search, search.stratum, asked.number)
             adopted = accept(self._plan, search, asked, self._next)
@@ -284,8 +223,8 @@ class Search:
             resume_round(self._plan, search)
 
     def restore(self, config: TrialConfig, tags: Mapping[str, str], evals: Mapping[int, Mapping[str, float]]) -> bool:
-        """Add a trial that the journal has lost, from what is in its directory: the configuration, the tags of its run,
-        and what it measured at its marks. The caller reports its end with `tell`. False if this plan has no
+        """Add a trial that the journal has lost, from the files in its directory: its configuration, the tags of its
+        run, and its metrics at its marks. The caller reports its end with `tell`. False if this plan has no
         such trial."""
         search = next((s for s in self._searches if s.stratum.id == config.stratum), None)
         params = None if search is None else planned_params(self._plan, search, config)
@@ -304,10 +243,10 @@ class Search:
         self._register(trial).inherited = True
         return True
 
-    # --- what is known of a trial ---
+    # --- one trial ---
 
     def tags(self, number: int) -> dict[str, str]:
-        """Return the tags of a trial's run that say what it is to the search."""
+        """Return the tags of a trial's run that state its role in the search."""
         return dict(self._trials[number].tags)
 
     def numbers(self) -> list[int]:
@@ -320,14 +259,10 @@ class Search:
 
     def ended(self, number: int) -> Ended | None:
         """Return how a trial ended, as the journal has it; None if it has not."""
-        trial = self._trials[number]
-        if trial.state == "running":
-            return None
-        attrs = frozen(trial.trial).user_attrs
-        return Ended(trial.state, dict(attrs.get("values", {})), attrs.get("kind"), dict(attrs.get("verdict", {})))
+        return recorded_end(self._trials[number])
 
     def left(self) -> int:
-        """Return how many trials are still to begin, as far as can be foreseen."""
+        """Return how many trials are still to start, as far as is known."""
         return trials_left(self._plan, map(_row, self._trials.values()))
 
     def _config(self, trial: Trial) -> TrialConfig:
@@ -335,28 +270,6 @@ class Search:
 
     def _point(self, trial: Trial) -> str:
         return self._plan.point_id(trial.stratum_search.stratum, trial.params)
-
-    def _objective(self, number: int, values: Mapping[str, float]) -> float:
-        key = self._plan.spec.search.objective
-        if key not in values:
-            raise ValueError(f"trial {number}: search.objective: {key}: not measured; there are: {_names(values)}")
-        return float(values[key])
-
-
-def _recorded(past: FrozenTrial, samples: int, numbers: dict[str, Any]) -> Decision:
-    """Return the decision on a mark that is in the journal."""
-    verdict = past.user_attrs.get("verdict", {})
-    if verdict.get("verdict") != Verdict.PRUNE or verdict.get("samples") != samples:
-        return Decision(Verdict.GO, numbers)
-    return Decision(Verdict.PRUNE, {key: value for key, value in verdict.items() if key != "verdict"})
-
-
-def _finite(values: Mapping[str, float]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if math.isfinite(value)}
-
-
-def _names(values: Iterable[str]) -> str:
-    return ", ".join(sorted(values)) or "none"
 
 
 def _tried(search: StratumSearch) -> int:
