@@ -76,14 +76,14 @@ def width_of(path: str) -> int | None:
 
 def column(name: str, embeddings: Embeddings, key: str) -> list[Any]:
     """Return one value per row: lines of a .txt file, items of a .npy file or of a list in a .json file, or a column of
-    the Parquet file that holds the embeddings. Raises DataError for another number of values."""
+    the Parquet file that holds the embeddings. Raises DataError, which names `key`, for another number of values."""
     try:
         values = _column(name, embeddings)
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"data.{key}: {name}: cannot be read: {str(error).splitlines()[0][:200]}") from error
+        raise DataError(f"{key}: {name}: cannot be read: {str(error).splitlines()[0][:200]}") from error
     if not isinstance(values, list) or len(values) != embeddings.count:
-        count = len(values) if isinstance(values, list) else "no list of"
-        raise DataError(f"data.{key}: {name}: {count} values for {embeddings.count:,} embeddings")
+        count = f"{len(values):,}" if isinstance(values, list) else "no list of"
+        raise DataError(f"{key}: {name}: {count} values for {embeddings.count:,} embeddings")
     return values
 
 
@@ -95,9 +95,12 @@ def files_of(path: str | Path) -> list[Path]:
 def _column(name: str, embeddings: Embeddings) -> Any:
     path = Path(name)
     if not path.exists() and embeddings.path.suffix == ".parquet":
-        from pyarrow.parquet import read_table
+        from pyarrow.parquet import read_schema, read_table
 
-        return read_table(embeddings.path, columns=[os.path.basename(name)]).column(0).to_pylist()
+        wanted, there = os.path.basename(name), read_schema(embeddings.path).names
+        if wanted not in there:
+            raise ValueError(f"no such file, and no such column of {embeddings.path.name} ({', '.join(there)})")
+        return read_table(embeddings.path, columns=[wanted]).column(0).to_pylist()
     if path.suffix == ".npy":
         return np.load(path).tolist()
     if path.suffix == ".json":

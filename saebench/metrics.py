@@ -12,6 +12,8 @@ from typing import Literal
 Direction = Literal["minimize", "maximize"]
 EVAL, TEST, TRAIN_SAMPLE = "eval/", "test/", "train_sample/"
 """Prefixes of keys: validation part, test part, a sample of the training rows."""
+FEWEST_TEXTS = 1000
+"""Test texts below which the noise of the texts, and every score of neighbours, is large."""
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,11 @@ class Parabola:
         return found
 
 
+def fewest_points(dims: int) -> int:
+    """Return the points below which no parabola in so many ranges can be fitted."""
+    return 2 * dims + 1
+
+
 def fit(x: Array, y: Array) -> Parabola | None:
     """Return the parabola through the points around the best one; None where they do not make one.
 
@@ -67,7 +72,7 @@ def fit(x: Array, y: Array) -> Parabola | None:
     """
     dims, best = x.shape[1], int(np.argmin(y))
     window = _window(x, y, best)
-    if window.sum() < 2 * dims + 1:
+    if window.sum() < fewest_points(dims):
         return None
     rows, offset = x[window] - x[best], y[window] - y[best]
     weight = np.maximum(0.01, np.exp(-0.5 * (offset / CLOSE) ** 2))
@@ -90,7 +95,7 @@ def _window(x: Array, y: Array, best: int) -> NDArray[np.bool_]:
     window = np.zeros(len(y), dtype=bool)
     window[np.argsort(np.abs(x - x[best]).sum(1), kind="stable")[: NEAR + 2 * (dims - 1)]] = True
     close = window & (y <= y[best] + FAR)
-    return close if close.sum() >= 2 * dims + 1 else window
+    return close if close.sum() >= fewest_points(dims) else window
 
 
 def _symmetric(rows: Array, offset: Array, weight: Array) -> _Fitted | None:

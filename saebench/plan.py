@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from saebench.config import SAE_CONFIGS, TrainConfig, TrialConfig, marks
 from saebench.errors import DataError, SpecError
 from saebench.hub import width_of
+from saebench.response import Axis
 from saebench.spec import Arm, Range, Scalar, SweepSpec, Value, choices, options
 from saebench.spec.accepts import rule_of
 from saebench.spec.draft import Draft
@@ -59,6 +60,15 @@ class Stratum:
     """How many more may be tried around the best one; 0 where no range is searched."""
     grid: tuple[dict[str, Scalar], ...] | None = None
     """All points of the grid sampler; None for other samplers."""
+
+    @property
+    def ranges(self) -> tuple[Axis, ...]:
+        """The ranges that are searched, in the order of the space."""
+        return tuple(
+            Axis(name, value.low, value.high, value.log, value.integer, value.step)
+            for name, value in self.space.items()
+            if isinstance(value, Range)
+        )
 
 
 @dataclass(frozen=True)

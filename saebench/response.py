@@ -172,13 +172,13 @@ def choose(points: Sequence[Measured], axes: Sequence[Axis]) -> Choice:
     edge = _edges(x, y, axes)
     parabola = fit(x, y)
     if parabola is None:
-        return Choice(kept[least], math.inf, edge, None if edge else _needed(axes))
+        return Choice(kept[least], math.inf, edge, None if edge else points_needed(axes))
     fitted = np.where(parabola.window, parabola.above(x), np.inf)
     chosen = int(np.argmin(fitted))
     gap = float(fitted[chosen]) + parabola.uncertainty
     if y[chosen] - y[least] > 4 * NOISE:  # the parabola is not what was measured
         chosen, gap = least, max(gap, float(y[chosen] - y[least]))
-    return Choice(kept[chosen], gap, edge, _needed(axes) if gap > FAR / 10 else None)
+    return Choice(kept[chosen], gap, edge, points_needed(axes) if gap > FAR / 10 else None)
 
 
 def _edges(x: Array, y: Array, axes: Sequence[Axis]) -> tuple[str, ...]:
@@ -195,8 +195,9 @@ def _edges(x: Array, y: Array, axes: Sequence[Axis]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _needed(axes: Sequence[Axis]) -> int:
-    """One point per factor `DENSITY` of a log range, eight over a linear one; the product over two ranges and more."""
+def points_needed(axes: Sequence[Axis]) -> int:
+    """Return the drawn points that locate the optimum: one per factor `DENSITY` of a log range, eight over a linear
+    one; the product over two ranges and more."""
     widths = [math.log(a.high / a.low) / math.log(DENSITY) if a.log else 8.0 for a in axes]
     return max(5, math.ceil(math.prod(max(3.0, w) for w in widths)))
 

@@ -145,7 +145,7 @@ def test_values_per_row_come_from_files_or_columns(tmp_path: Path) -> None:
     np.save(tmp_path / "t.npy", np.array(expected))
     (tmp_path / "t.json").write_text(str(expected).replace("'", '"'))
     for name in ("text", str(tmp_path / "t.txt"), str(tmp_path / "t.npy"), str(tmp_path / "t.json")):
-        assert column(name, found, "texts") == expected
+        assert column(name, found, "data.texts") == expected
     (tmp_path / "short.txt").write_text("one\ntwo")
     bad: list[tuple[Any, str]] = [
         (tmp_path / "short.txt", "2 values for 50 embeddings"),
@@ -155,4 +155,4 @@ def test_values_per_row_come_from_files_or_columns(tmp_path: Path) -> None:
     ]
     for name, why in bad:
         with pytest.raises(DataError, match=rf"^data\.texts: .*: {why}"):
-            column(str(name), found, "texts")
+            column(str(name), found, "data.texts")

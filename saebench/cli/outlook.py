@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from saebench.cli.decidable import too_few_points, too_few_seeds, too_few_texts
 from saebench.errors import PreflightError, SpecError
 from saebench.hub import not_here
 from saebench.plan import Plan, Stratum
@@ -217,6 +218,9 @@ def warnings(plan: Plan, found: Corpus | None) -> Iterator[str]:
     """Lines that deserve a look before the start."""
     if found is not None:
         yield from memorising(plan, found)
+    yield from too_few_points(plan)
+    yield from too_few_seeds(plan)
+    yield from too_few_texts(plan, found.test if found is not None else None)
     data = plan.spec.data
     if data.embeddings is None and (found is None or found.look is not None):  # not in the embedding cache
         missing = not_here(data.model, data.revision)

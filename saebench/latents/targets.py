@@ -1,6 +1,7 @@
 """Columns of the data set that no SAE has seen, joined to the texts of a part by the hash of the text.
 
-The data set is read once more, as the cache has read it. A text that it does not hold any more has no target.
+The data set is read once more, as the cache has read it. A text that it does not hold any more has no target. With
+precomputed embeddings, a column is a file with a value per row, or a column beside them; rows are joined by number.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from saebench.arrays import column as column_beside
+from saebench.arrays import open_embeddings
 from saebench.config import DataConfig
 from saebench.errors import DataError, UserError
 from saebench.latents.corpus import Part
@@ -43,9 +46,12 @@ def read_column(data: DataConfig, column: str, parts: Sequence[Part]) -> list[li
     from saebench.stores.dataset import stream
     from saebench.stores.texts import Counts, select
 
+    if data.embeddings is not None:
+        values = column_beside(column, open_embeddings(data.embeddings), "--target")
+        return [[values[row] for row in part.row_numbers] for part in parts]
     dataset = data.dataset.model_copy(update={"label_column": column})
     wanted = {int(h) for part in parts for h in part.hashes.tolist()}
-    texts = select(stream(dataset), Counts(), data.num_examples, how=data.clean)
+    texts = select(stream(dataset, "--target"), Counts(), data.num_examples, how=data.clean)
     held = {text.hash: text.label for text in texts if text.hash in wanted}
     if not held:
         raise DataError(f"--target {column}: none of the texts that the SAE was judged on is in the data set any more")

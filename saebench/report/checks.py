@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from saebench.metrics import FEWEST_TEXTS
 from saebench.report import statistics
 from saebench.report.comparison import LEVEL
 from saebench.report.controls import is_control
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
 
     from saebench.report.document import Report
 
-FEWEST_TEXTS = 1000
-"""Test texts below which the noise of the texts, and every score of neighbours, is large."""
 MOST_DEAD, MOST_OFF = 0.10, 0.05
 MEMORY = 1.10
 """Test FVU over the FVU of training rows above which an SAE has learned its training rows."""

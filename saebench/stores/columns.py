@@ -37,11 +37,11 @@ def label_of(label: Any) -> Any:
     return None if label == "" else label
 
 
-def columns(dataset: DatasetConfig) -> list[tuple[str, str]]:
-    """(key of the spec, column) of each column that is read."""
+def columns(dataset: DatasetConfig, label_key: str = "label_column") -> list[tuple[str, str]]:
+    """(key of the spec, column) of each column that is read; `label_key` is what named the label column."""
     texts = [("text", name) for name in template_fields(dataset.text)] if dataset.text else []
     found = texts or [("text_column", dataset.text_column)]
-    return found + ([("label_column", dataset.label_column)] if dataset.label_column else [])
+    return found + ([(label_key, dataset.label_column)] if dataset.label_column else [])
 
 
 def wanted(dataset: DatasetConfig) -> list[str]:

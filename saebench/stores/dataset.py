@@ -25,15 +25,16 @@ _EMPTY_FILE = ("BatchSize must be greater than 0", "EmptyDataError")
 """What `datasets` makes of a Parquet file without rows, and of a CSV file without a header."""
 
 
-def stream(dataset: DatasetConfig) -> Iterator[tuple[Any, Any]]:
+def stream(dataset: DatasetConfig, label_key: str = "label_column") -> Iterator[tuple[Any, Any]]:
     """(text, label) of every row, in the order of the files and of the rows in them; None for a missing value.
+    Messages call the label column by `label_key`.
 
     Raises DataError in one line: nothing there, a file without the column (and which columns it has), or a source that
     fails half-way.
     """
     count = 0
     for source in _guarded(dataset, sources, dataset):
-        for row in _rows(dataset, source):
+        for row in _rows(dataset, source, label_key):
             count += 1
             label = label_of(value_of(row, dataset.label_column)) if dataset.label_column else None
             yield text_of(dataset, row), label
@@ -42,15 +43,15 @@ def stream(dataset: DatasetConfig) -> Iterator[tuple[Any, Any]]:
 # --- what goes wrong -------------------------------------------------------------------------------------------------
 
 
-def _rows(dataset: DatasetConfig, source: Source) -> Iterator[Row]:
+def _rows(dataset: DatasetConfig, source: Source, label_key: str) -> Iterator[Row]:
     """Rows of one file, once it is known to have the columns."""
     count = 0
     try:
         if source.header is not None:
-            _check_columns(dataset, source.name, [dict.fromkeys(source.header())])
+            _check_columns(dataset, source.name, [dict.fromkeys(source.header())], label_key)
         rows = source.rows()
         first = list(islice(rows, LINES_WITHOUT_A_KEY if source.columns_differ else 1))
-        _check_columns(dataset, source.name, first)
+        _check_columns(dataset, source.name, first, label_key)
         for row in chain(first, rows):
             yield row
             count += 1
@@ -73,8 +74,8 @@ def _guarded(dataset: DatasetConfig, make: Callable[..., list[Source]], *argumen
         raise _failure(place(dataset), 0, error) from error
 
 
-def _check_columns(dataset: DatasetConfig, name: str, rows: list[Row]) -> None:
-    for key, column in columns(dataset):
+def _check_columns(dataset: DatasetConfig, name: str, rows: list[Row], label_key: str) -> None:
+    for key, column in columns(dataset, label_key):
         if not rows or any(column in row or column.partition(".")[0] in row for row in rows):
             continue
         there = list(dict.fromkeys(column for row in rows for column in row))

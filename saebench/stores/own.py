@@ -71,7 +71,7 @@ def build(data: DataConfig, folder: Path, identity: dict[str, Any], tell: OnProg
 
 def _values(data: DataConfig, embeddings: Embeddings) -> Iterator[tuple[Any, Any]]:
     """(text, label) of each row; the id stands for a text that is not given, the number of the row for an id."""
-    given = {key: column(getattr(data, key), embeddings, key) for key in BESIDE if getattr(data, key)}
+    given = {key: column(getattr(data, key), embeddings, f"data.{key}") for key in BESIDE if getattr(data, key)}
     texts = given.get("texts") or list(map(str, given.get("ids") or range(embeddings.count)))
     return zip(texts, given.get("labels") or [None] * embeddings.count, strict=True)
 

@@ -13,25 +13,16 @@ from saebench.metrics import metric_of
 from saebench.plan import Plan, Stratum
 from saebench.response import Axis, Measured
 from saebench.runs.tags import Tag
-from saebench.spec import Range, Scalar
+from saebench.spec import Scalar
 from saebench.study.stratum_search import StratumSearch, Trial
 
 Params = dict[str, Scalar]
 
 
-def axes(stratum: Stratum) -> tuple[Axis, ...]:
-    """Return the ranges of a stratum, in the order of its space."""
-    return tuple(
-        Axis(name, value.low, value.high, value.log, value.integer, value.step)
-        for name, value in stratum.space.items()
-        if isinstance(value, Range)
-    )
-
-
 def propose(plan: Plan, search: StratumSearch) -> tuple[Params, ...]:
     """Return the next round of refinement; empty where the best point is located, or nothing more may be tried."""
     stratum, room = search.stratum, search.stratum.refine - search.refined
-    ranges, candidates = axes(stratum), search.candidates()
+    ranges, candidates = stratum.ranges, search.candidates()
     if room <= 0 or not ranges or not candidates:
         return ()
     trials, points, _ = _measured(plan, ranges, candidates)
@@ -56,7 +47,7 @@ def choose(plan: Plan, search: StratumSearch) -> tuple[Trial, dict[str, Any]] | 
     candidates = search.candidates()
     if not candidates:
         return None
-    ranges = axes(search.stratum)
+    ranges = search.stratum.ranges
     trials, points, scale = _measured(plan, ranges, candidates)
     choice = response.choose(points, ranges)
     others = [_loss(plan, t.value, scale) for t in candidates if t not in trials]

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from saebench.cli import cli, outlook
+from saebench import response
+from saebench.cli import cli, decidable, outlook
 from saebench.cli.plan import show_plan
 from saebench.plan import make_plan
 from saebench.runs.paths import SweepPaths
@@ -85,6 +86,50 @@ def test_who_will_memorise(spec: Path, dict_size: int, samples: int, word: str) 
     lines = outlook.memorising(found, outlook.Corpus(810, 30, 60))
     assert len(lines) == bool(word)
     assert f"an SAE {word} memorise" in (lines or ["an SAE  memorise"])[0]
+
+
+@pytest.mark.parametrize(
+    ("points", "refine", "said"),
+    [
+        (2, 4, "2 points in a stratum for lr: the best setting takes 3 or more to locate, so the verdict will decide"),
+        (4, 2, "4 points and at most 2 more around the best one in a stratum for lr: hardly enough to locate"),
+        (4, 4, ""),
+    ],
+)
+def test_points_too_few_for_a_verdict(spec: Path, points: int, refine: int, said: str) -> None:
+    """lr over a factor of 20: ln 20 / ln 1.5 = 7.4, eight points locate the best one; two points are never refined."""
+    more = ["train.lr={low: 1e-3, high: 2e-2, log: true}", "search.sampler=qmc", f"search.points={points}"]
+    found = make_plan(load_spec(spec, [*more, f"search.refine={refine}"]), 384)
+    lines = list(decidable.too_few_points(found))
+    assert len(lines) == bool(said)
+    assert not said or (lines[0].startswith(said) and lines[0].endswith("set search.points to about 8"))
+
+
+def test_plan_and_the_search_agree_on_too_few_points(spec: Path) -> None:
+    """What the warning says of two points is what the search records of them: no gap, eight points needed."""
+    more = ["train.lr={low: 1e-3, high: 2e-2, log: true}", "search.sampler=qmc", "search.points=2"]
+    ranges = make_plan(load_spec(spec, more), 384).strata[0].ranges
+    choice = response.choose([response.Measured((0.2,), 0.5), response.Measured((0.6,), 0.4)], ranges)
+    assert (choice.gap, choice.needed) == (float("inf"), 8)
+
+
+@pytest.mark.parametrize(("seeds", "lr", "warned"), [("[0, 1]", "[1e-3, 2e-3]", True), ("[0, 1]", "1e-3", False),
+                                                     ("[0, 1, 2]", "[1e-3, 2e-3]", False)])  # fmt: skip
+def test_seeds_too_few_for_an_interval(spec: Path, seeds: str, lr: str, warned: bool) -> None:
+    """A seed that searched does not compare; where nothing is searched, every seed does."""
+    found = make_plan(load_spec(spec, [f"seeds={seeds}", f"train.lr={lr}"]), 384)
+    assert bool(list(decidable.too_few_seeds(found))) == warned
+
+
+def test_test_texts_too_few(spec: Path, minilm_path: str) -> None:
+    """Counted in the file; of a data set on the hub, as many as the spec asks for: 5,000 x 0.1, 20,000 x 0.1."""
+    assert minilm_path
+    test = json.loads(CliRunner().invoke(cli, ["plan", str(spec), "--no-measure", "--json"]).output)["texts"]["test"]
+    assert f"warning {test} test texts: with fewer than 1,000 the noise of the texts is large" in plan(spec)
+    hub = ["data.dataset={path: some/corpus, split: train}", "data.holdout={validation: 0.05, test: 0.1}"]
+    (few,) = decidable.too_few_texts(make_plan(load_spec(spec, hub), 384), None)
+    assert few.startswith("about 500 test texts: ")
+    assert not [*decidable.too_few_texts(make_plan(load_spec(spec, [*hub, "data.num_examples=20_000"]), 384), None)]
 
 
 def test_a_sweep_of_that_name_is_compared(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from click.testing import CliRunner
 from latents.planted import NAMES, TOPICS, planted_sae, texts, write_trial
@@ -16,13 +18,13 @@ from sklearn.metrics import roc_auc_score
 
 from saebench.cli import cli
 from saebench.config import DataConfig, TrialConfig
-from saebench.errors import UserError
+from saebench.errors import DataError, UserError
 from saebench.latents import Latents, analyse
 from saebench.latents.codes import Codes
 from saebench.latents.explain import confirm, delong, entry_order, explain, holm
 from saebench.latents.explained import explain_columns, explain_contrast
 from saebench.latents.explained_page import explained_page
-from saebench.latents.targets import Target, targets
+from saebench.latents.targets import Target, read_column, targets
 from saebench.runs.paths import TrialPaths
 
 DRAW = np.random.default_rng(1)
@@ -207,6 +209,18 @@ def test_one_corpus_against_another(found: Latents) -> None:
         explain_contrast(found, "few.txt", [*other[:30], *known])
 
 
+def test_a_target_beside_embeddings_of_ones_own_is_joined_by_row(found: Latents, tmp_path: Path) -> None:
+    """A column of the Parquet file that holds the embeddings; of a missing one, the columns that are there."""
+    rows, numbers = np.zeros((4000, 2), np.float32).tolist(), list(range(4000))
+    file = tmp_path / "v.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"vector": rows, "number": numbers}), file)
+    own = DataConfig(embeddings=str(file))  # type: ignore[call-arg]
+    (values,) = read_column(own, "number", [found.part])
+    assert values == found.part.row_numbers
+    with pytest.raises(DataError, match=r"^--target: year: .*no such column of v\.parquet \(vector, number\)"):
+        read_column(own, "year", [found.part])
+
+
 def call(tmp_path: Path, *arguments: object) -> object:
     return CliRunner().invoke(cli, ["explain", *map(str, arguments), "--runs-dir", str(tmp_path / "runs")])
 
@@ -224,7 +238,7 @@ def test_the_command_writes_tables_and_a_page(found: Latents, data: DataConfig, 
     assert (tmp_path / "e.html").read_text("utf-8").count("<section>") == len(NAMES)
     for arguments, said in (
         ([], "one of the two"),
-        (["--target", "absent"], "absent"),
+        (["--target", "absent"], "--target: absent: no such column (there are: text, label, length, same)"),
         (["--target", "same"], "constant"),
     ):
         result = call(tmp_path, "demo/0", *arguments)
