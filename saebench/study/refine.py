@@ -10,10 +10,10 @@ from typing import Any
 
 from saebench import response
 from saebench.metrics import metric_of
-from saebench.plan import Plan, Stratum
+from saebench.plan import Plan
 from saebench.response import Axis, Measured
 from saebench.runs.tags import Tag
-from saebench.spec import Scalar
+from saebench.spec import Range, Scalar
 from saebench.study.stratum_search import StratumSearch, Trial
 
 Params = dict[str, Scalar]
