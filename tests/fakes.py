@@ -110,6 +110,7 @@ class ToyExecutor:
         self.active: dict[int, Work] = {}
         self.starts: list[tuple[int, int, str]] = []
         self.leases: list[Slot] = []
+        self.demands: list[int] = []
         self.together: list[tuple[int, ...]] = []
         self.on_poll: Callable[[], None] = lambda: None
 
@@ -174,6 +175,9 @@ class ToyExecutor:
             work.killed = True
         elif work.send is None and not work.asking:
             work.send = Verdict.LEAVE
+
+    def set_demand(self, trials: int) -> None:
+        self.demands.append(trials)
 
     def quarantine(self, slot: Slot) -> None:
         self._slots = [s for s in self._slots if s.device != slot.device]

@@ -253,6 +253,9 @@ class Simulated:
     def stop(self, number: int, how: str) -> None:
         raise AssertionError(f"trial {number} was asked to {how}")
 
+    def set_demand(self, trials: int) -> None:
+        pass
+
     def quarantine(self, slot: Slot) -> None:
         raise AssertionError(slot)
 

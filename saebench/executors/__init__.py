@@ -130,6 +130,11 @@ class Executor(Protocol):
         """leave: checkpoint and leave at the next step. kill: SIGKILL to the process group now. Idempotent."""
         ...
 
+    def set_demand(self, trials: int) -> None:
+        """Say how many trials run or may still be started; called again when that changes. An executor on a cluster
+        gives back devices beyond that number and asks for them again if devices are lost."""
+        ...
+
     def quarantine(self, slot: Slot) -> None:
         """Take the device of `slot` out of service: all its slots; attempts that run there are not touched."""
         ...

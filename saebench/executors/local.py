@@ -232,6 +232,9 @@ class LocalExecutor:
         with contextlib.suppress(OSError):  # it is ending: its exit is on the way
             worker.channel.send(line.encode())
 
+    def set_demand(self, trials: int) -> None:
+        """Do nothing: this machine's devices need not be given back."""
+
     def quarantine(self, slot: Slot) -> None:
         self._slots = tuple(other for other in self._slots if other.device != slot.device)
 

@@ -107,6 +107,8 @@ class Scheduler:
             if look or more:
                 self._board.slots = [slot.name for slot in self._executor.slots]
             self._ledger.refresh_left()
+            if look and self._active:
+                self._set_demand()
             self._view.show(self._board)
             stranded = not self._executor.slots and not self._exhausted
             if not self._active and (self.halt or not (self._waiting or stranded)):
@@ -217,6 +219,12 @@ class Scheduler:
         now = self._clock()
         self._active[number] = Active(number, slot, now, now, alone=bool(job.alone))
         self._executor.start(Attempt(number, attempt, config, trial), lease)
+
+    def _set_demand(self) -> None:
+        """Let a cluster have back what no trial will use: counted after free slots were filled."""
+        ended = self.halt is not None or self._out_of_samples()
+        later = 0 if ended else len(self._waiting.numbers()) + self._board.left
+        self._executor.set_demand(len(self._active) + later)
 
     # --- messages of the workers -------------------------------------------------------------------------------------
 

@@ -45,6 +45,8 @@ class FakeRemote:
 
     async def call(self, name: str, text: str, data: bytes | None = None) -> str | bytes:
         await asyncio.sleep(0)
+        while not self.node_id and not self.dead:  # it waits for room
+            await asyncio.sleep(0.05)
         if self.dead:
             raise LostError("the actor died")
         fault = "drop" if self.cut else self._faults(name, len(self.calls))

@@ -24,6 +24,7 @@ from saebench.executors import Attempt
 from saebench.executors.in_process import InProcessExecutor
 from saebench.executors.ray import agent as agents
 from saebench.executors.ray import courier, fleet
+from saebench.executors.ray.demand import surplus
 from saebench.executors.ray.host import Host, Lease
 from saebench.executors.ray.shares import Node, divide, kind_of
 from saebench.executors.ray.wire import attempt_to_json, event_of
@@ -437,3 +438,85 @@ async def test_a_trial_does_not_inherit_the_token(tmp_path: Path) -> None:
         await world.open()
         assert "RAY_AUTH_TOKEN" not in os.environ
         await world.fleet.close()
+
+
+# --- more agents than trials -----------------------------------------------------------------------------------------
+
+
+def test_idle_agents_go_as_far_as_they_are_spare() -> None:
+    idle = [(1, 2), (2, 2), (4, 1), (5, 0)]
+    assert surplus(idle, 3) == [5, 4, 2], "the last ones first; one without usable slots costs nothing"
+    assert surplus(idle, 1) == [5, 4]
+    assert surplus(idle, -1) == []
+
+
+def three() -> FakeCluster:
+    return FakeCluster([Node(f"id-{name}", name, 1, 0.0) for name in "abc"])
+
+
+@asked
+async def test_agents_that_are_given_back_end_and_come_again_after_a_loss(tmp_path: Path) -> None:
+    cluster = three()
+    world = World(tmp_path, cluster, storage="streamed", per_device=1, threads=1)
+    await world.open()
+    world.start(of_sweep(tmp_path, "count", samples=100_000), slot=1000)
+    await world.until(lambda: recorded(world))
+    world.fleet.set_demand(1, [3, 2])
+    assert [remote.dead for remote in cluster.remotes] == [False, True, True]
+    assert [note for note in world.notes() if "given back" in note] == [
+        "fewer trials left than slots: agents without a trial are given back to the cluster"
+    ]
+    await asyncio.sleep(0.5)
+    assert len(cluster.remotes) == 3, "nobody asks for them again"
+    cluster.remotes[0].dead = True
+    cluster.there = cluster.there[1:]
+    assert (await world.exit_of(0))["kind"] == "lost"
+    await world.until(lambda: len(world.of("ready")) == 4)
+    assert [remote.node_id for remote in cluster.remotes[3:]] == ["id-b"]
+    assert [message["agent"] for message in world.of("gone")] == [1]
+    await world.fleet.close()
+
+
+@asked
+async def test_a_share_whose_node_is_gone_is_asked_for_anywhere(tmp_path: Path) -> None:
+    """A cluster that grows by itself starts a machine for it."""
+    cluster = three()
+    world = World(tmp_path, cluster, per_device=1, threads=1)
+    await world.open()
+    world.fleet.set_demand(1, [3, 2])
+    cluster.there = []
+    await world.until(lambda: not world.fleet._nodes.there)
+    cluster.remotes[0].dead = True
+    await world.until(lambda: len(cluster.remotes) == 4)
+    assert cluster.remotes[3].node_id == ""
+    await world.fleet.close()
+
+
+@asked
+async def test_agents_that_wait_for_room_are_no_longer_asked_for_when_trials_run_out(tmp_path: Path) -> None:
+    """Else a cluster that grows by itself would start a machine for nothing."""
+    cluster = three()
+    world = World(tmp_path, cluster, per_device=1, threads=1, agents=4)
+    await world.open()
+    assert [remote.node_id for remote in cluster.remotes] == ["id-a", "id-b", "id-c", ""]
+    world.fleet.set_demand(4, [])
+    assert not cluster.remotes[3].dead
+    world.fleet.set_demand(3, [])
+    assert [remote.dead for remote in cluster.remotes] == [False, False, False, True]
+    world.fleet.set_demand(2, [3])
+    cluster.there.append(Node("id-d", "d", 1, 0.0))
+    await asyncio.sleep(0.3)
+    assert len(cluster.remotes) == 4, "a machine that joins now gets no agent"
+    await world.fleet.close()
+
+
+@asked
+async def test_a_fleet_that_is_closed_leaves_no_task(tmp_path: Path) -> None:
+    """Python says "Task was destroyed but it is pending!" of one that is left, whenever it is collected."""
+    before = asyncio.all_tasks()
+    world = World(tmp_path, FakeCluster(), storage="streamed")
+    await world.fleet.open()
+    await world.until(lambda: world.of("joined"))
+    await world.fleet.close()
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before

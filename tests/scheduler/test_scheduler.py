@@ -648,3 +648,27 @@ def test_the_board_from_files_is_the_board_of_the_scheduler(world: Callable[...,
     assert +seen.counts == +w.board.counts
     assert seen.failures == w.board.failures == {3: "diverged: toy"}
     assert list(seen.verdicts) == list(w.board.verdicts)
+
+
+def test_a_cluster_is_told_how_many_trials_may_still_run(tmp_path: Path) -> None:
+    """All that are left, then those that run; a failed attempt counts until its trial has ended."""
+    world = World(tmp_path, trials=4, devices=2, per_device=1, faults={(3, 1, 20): "lost"})
+    assert world.run() is None
+    demands = world.executor.demands
+    assert demands[0] == 4
+    assert demands == sorted(demands, reverse=True)
+    assert demands[-1] == 1
+    assert 0 not in demands, "at the end everything is given back anyway"
+
+
+def test_what_waits_does_not_count_when_the_sweep_stops(tmp_path: Path) -> None:
+    world = World(tmp_path, trials=6, devices=2, per_device=1)
+
+    def stop() -> None:
+        if world.seconds == 2:
+            world.signals.level = 1
+
+    assert world.run(on_poll=stop) is not None
+    demands = world.executor.demands
+    assert demands[0] == 6
+    assert demands[-1] <= 2

@@ -51,6 +51,8 @@ async def serve(channel: socket.socket) -> None:
             fleet.order(message)
         elif operation == "child":
             fleet.encode(message)
+        elif operation == "demand":
+            fleet.set_demand(message["slots"], message["give_back"])
         elif operation == "recover":
             recovering = asyncio.create_task(fleet.recover(message))
         elif operation == "close":

@@ -12,6 +12,7 @@ from pathlib import Path
 from saebench.devices import Slot
 from saebench.errors import ExecutorLostError, PreflightError
 from saebench.executors import TARGET, Attempt, EventMessage, ExitMessage, How, Message, NoteMessage, check_free
+from saebench.executors.ray.demand import surplus
 from saebench.executors.ray.encoders import ONE_THREAD, Encoders
 from saebench.executors.ray.link import BRIDGE, Link, require_ray
 from saebench.executors.ray.wire import Json, attempt_to_json, event_of, slot_from_json
@@ -68,6 +69,7 @@ class RayExecutor:
         self._messages: list[Message] = []
         self._opened = self._recovered = self._closed = False
         self._slots: tuple[Slot, ...] = ()
+        self._demand: int | None = None
         self._link = Link(bridge)
         self._encoders = Encoders(self._link.send, self._take, self._link.wake)
         opening = {"run": run.model_dump(mode="json"), "cache_dir": str(cache_dir), "target": target, "lease": lease}
@@ -163,6 +165,29 @@ class RayExecutor:
         if number in self._running:
             self._link.send({"op": "order", "do": "stop", "number": number, "how": how})
 
+    def set_demand(self, trials: int) -> None:
+        if trials != self._demand:
+            self._demand = trials
+            self._give_back()
+
+    def _give_back(self) -> None:
+        """Give back idle agents beyond the demand. Decided here and not in the bridge, so that no trial is started on
+        an agent that is going."""
+        if self._demand is None:
+            return
+        usable = {
+            number: sum(slot.device not in self._quarantined for slot in agent.slots)
+            for number, agent in self._agents.items()
+        }
+        busy = {one.slot.id // 1000 for one in self._running.values()}
+        idle = [(number, slots) for number, slots in usable.items() if number not in busy]
+        going = surplus(idle, sum(usable.values()) - self._demand)
+        for number in going:
+            del self._agents[number]
+        self._find_slots()
+        unusable = sum(len(agent.slots) - usable[number] for number, agent in self._agents.items())
+        self._link.send({"op": "demand", "slots": self._demand + unusable, "give_back": going})
+
     def quarantine(self, slot: Slot) -> None:
         self._quarantined.add(slot.device)
         self._find_slots()
@@ -217,6 +242,8 @@ class RayExecutor:
             raise PreflightError(message["text"])
         if what in ("joined", "ready", "gone", "recovered"):
             self._find_slots()
+            if what == "ready":
+                self._give_back()
 
     def _on_event(self, message: Json) -> None:
         running, event = self._running.get(message["number"]), event_of(message)

@@ -12,13 +12,15 @@ import os
 import sys
 import traceback
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from saebench.errors import PreflightError
 from saebench.executors.ray.agent import versions
 from saebench.executors.ray.courier import Budget
+from saebench.executors.ray.demand import Demand
 from saebench.executors.ray.encoding import Encoding
 from saebench.executors.ray.lives import UNREACHED, Life
 from saebench.executors.ray.member import Member, slots_of
@@ -44,6 +46,9 @@ class Fleet:
         self._members: dict[int, Member] = {}
         self._lives: dict[int, Life] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._following: dict[int, asyncio.Task[Any]] = {}
+        """What follows each agent."""
+        self._demand = Demand()
         self._nodes, self._recovery = Nodes(cluster), Recovery(setup, self._say)
         self._encoding = Encoding(setup.cache_dir, send, self._start)
         self._kind = "cpu"
@@ -81,30 +86,28 @@ class Fleet:
         self._count += 1
         epoch = uuid.uuid4().hex
         remote = self._cluster.create(share, self._setup.for_agent(share, epoch, self._nonce.name))
-        member = Member(
-            self._count, remote, epoch, self._nodes.names.get(share.node_id, ""), self._setup.lease, self._deliver
-        )
+        node = self._nodes.names.get(share.node_id, "")
+        member = Member(self._count, share, remote, epoch, node, self._setup.lease, self._deliver)
         self._members[member.number] = member
-        self._start(self._live(member, share))
+        self._following[member.number] = self._start(self._live(member))
         return member
 
-    async def _live(self, member: Member, share: Share) -> None:
+    async def _live(self, member: Member) -> None:
         following: asyncio.Task[None] | None = None
+        preparing: asyncio.Task[None] | None = None
         try:
             about = await self._described(member)
             member.node = member.node or about["host"]
             if (ours := versions()) != about["versions"]:
                 raise RefusedError(f"node {member.node} has {about['versions']}, this machine {ours}; install the same")
-            if share.gpus and not all(slot["device"].startswith("cuda") for slot in about["slots"]):
+            if member.share.gpus and not all(slot["device"].startswith("cuda") for slot in about["slots"]):
                 raise RefusedError(f"node {member.node}: Ray assigns a GPU there, but torch finds none")
             following = asyncio.create_task(member.follow())
             member.about = about
-            self._send({"type": "joined", "agent": member.number, "slots": slots_of(member, share)})
+            self._send({"type": "joined", "agent": member.number, "slots": slots_of(member)})
             preparing = asyncio.create_task(self._recovery.prepare(member, self._orphaned))
             await asyncio.wait({following, preparing}, return_when=asyncio.FIRST_COMPLETED)
-            if following.done():
-                preparing.cancel()
-            else:
+            if not following.done():
                 await preparing
                 self._send({"type": "ready", "agent": member.number, "shared": member.shared})
             await following
@@ -114,10 +117,11 @@ class Fleet:
             self._send({"type": "gone", "agent": member.number})
             self._say(f"node {member.node or '?'}: {error}")
         except UNREACHED as error:
-            await self._lost(member, share, str(error))
+            await self._lost(member, str(error))
         finally:
-            if following is not None:
-                following.cancel()
+            for task in (following, preparing):
+                if task is not None:
+                    task.cancel()
 
     async def _described(self, member: Member) -> Json:
         while True:  # one that waits for room has no reply for hours
@@ -182,7 +186,7 @@ class Fleet:
 
     # --- loss --------------------------------------------------------------------------------------------------------
 
-    async def _lost(self, member: Member, share: Share, why: str) -> None:
+    async def _lost(self, member: Member, why: str) -> None:
         """An agent is gone. Where others might see what its trials still write, wait until they must have left."""
         member.alive = False
         self._send({"type": "gone", "agent": member.number})
@@ -190,7 +194,8 @@ class Fleet:
         member.remote.kill()
         self._encoding.lost(member)
         lives = [life for life in self._lives.values() if life.member is member]
-        self._start(self._return(share))
+        self._start(self._return(member.share))
+        self._regain()
         if member.shared and lives:
             await self._until_they_left(member)
         for life in lives:
@@ -212,9 +217,44 @@ class Fleet:
         await asyncio.sleep(min(RETURN, self._setup.lease))
         there = {node.id for node in await self._nodes.look() if not node.draining}
         if share.node_id in there:
-            self._create(share)
+            self._create_if_needed(share)
         elif self._setup.run.agents != "auto":
-            self._create(Share("", share.cpus, share.gpus, share.slots, share.threads))
+            self._create_if_needed(replace(share, node_id=""))
+
+    # --- more agents than trials -------------------------------------------------------------------------------------
+
+    def set_demand(self, slots: int, give_back: Sequence[int]) -> None:
+        """`slots` are needed and no more: give back these idle agents and those that have not joined; ask for agents
+        again if slots are missing."""
+        self._demand.slots = slots
+        waiting = [m.number for m in self._members.values() if m.alive and not m.about]
+        for member in [self._members[number] for number in (*give_back, *reversed(waiting))]:
+            if member.alive and (member.number in give_back or self._demand.spare(self._there()) >= member.share.slots):
+                self._give_back(member)
+        self._regain()
+
+    def _give_back(self, member: Member) -> None:
+        member.alive = False
+        self._following[member.number].cancel()
+        member.remote.kill()
+        if not self._demand.given_back:
+            self._say("fewer trials left than slots: agents without a trial are given back to the cluster")
+        self._demand.given_back.append(member.share)
+
+    def _there(self) -> int:
+        """Return the number of slots that agents have, or will have when they start."""
+        return sum(m.share.slots for m in self._members.values() if m.alive and not m.draining)
+
+    def _regain(self) -> None:
+        missing = -self._demand.spare(self._there())
+        while missing > 0 and self._demand.given_back:
+            share = self._demand.given_back.pop()
+            known = share.node_id in self._nodes.there
+            missing -= self._create(share if known else replace(share, node_id="")).share.slots
+
+    def _create_if_needed(self, share: Share) -> None:
+        if self._demand.accepts(share, self._there()):
+            self._create(share)
 
     # --- nodes -------------------------------------------------------------------------------------------------------
 
@@ -222,24 +262,28 @@ class Fleet:
         if self._setup.run.agents == "auto":
             run = self._setup.run.model_copy(update={"threads": self._threads})
             for share in divide(run, nodes, self._kind):
-                self._create(share)
+                self._create_if_needed(share)
 
     def _drain(self, node: Node) -> None:
         self._say(f"node {node.name}: the cluster reclaims it; its trials checkpoint and stop")
         for member in self._members.values():
             if member.remote.node_id == node.id and member.alive:
+                member.draining = True
                 self._send({"type": "gone", "agent": member.number})
                 for life in self._lives.values():
                     if life.member is member:
                         self._send({"type": "preempted", "number": life.number})
                         life.order({"do": "stop", "number": life.number, "how": "leave"})
+        self._regain()
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
         """Kill what runs and give the agents back."""
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self.forget()
         with contextlib.suppress(TimeoutError):
             closing = [ask(m.remote, "close", 10.0) for m in self._members.values() if m.alive and m.about]
@@ -255,10 +299,11 @@ class Fleet:
     def _say(self, text: str) -> None:
         self._send({"type": "note", "text": text})
 
-    def _start(self, work: Any) -> None:
+    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         """A task that raises is a defect: end the bridge with its traceback, and so the sweep, resumable."""

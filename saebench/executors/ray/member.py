@@ -26,6 +26,7 @@ class Member:
     """An agent, its messages and its orders; times are of the bridge's loop."""
 
     number: int
+    share: Share
     remote: Remote
     epoch: str
     node: str
@@ -40,6 +41,8 @@ class Member:
     polled_at: float = 0.0
     """When the last poll was sent: after this, its lease runs."""
     alive: bool = True
+    draining: bool = False
+    """The cluster reclaims its node: no new trials."""
     _acknowledged: int = 0
     _orders: list[Json] = field(default_factory=list)
     """Those that are not acknowledged yet."""
@@ -105,9 +108,10 @@ class Member:
         return found
 
 
-def slots_of(member: Member, share: Share) -> list[Json]:
+def slots_of(member: Member) -> list[Json]:
     """Return the slots of a described agent as the scheduler knows them: numbered and named over the whole cluster."""
-    fraction = {"memory_fraction": round(USABLE_MEMORY * share.gpus, 4)} if 0 < share.gpus < 1 else {}
+    gpus = member.share.gpus
+    fraction = {"memory_fraction": round(USABLE_MEMORY * gpus, 4)} if 0 < gpus < 1 else {}
     return [
         slot
         | {

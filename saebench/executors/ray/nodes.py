@@ -31,11 +31,14 @@ class Nodes:
         self._leaving: set[str] = set()
         self.names: dict[str, str] = {}
         """Ray's id of a node -> its name."""
+        self.there: set[str] = set()
+        """Ids of the nodes that the last look found, without those that are about to go."""
 
     async def look(self) -> list[Node]:
         """Return the nodes that are alive."""
         nodes = await asyncio.wait_for(asyncio.to_thread(self._cluster.nodes), PATIENCE)
         self.names |= {node.id: node.name for node in nodes}
+        self.there = {node.id for node in nodes if not node.draining}
         return nodes
 
     async def first_look(self) -> list[Node]:
