@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import socket
 import subprocess
@@ -18,6 +19,8 @@ from saebench.executors.ray.wire import Json
 from saebench.python_path import python_path
 
 BRIDGE = ("-m", "saebench.executors.ray.bridge")
+RAY_PREFIX = re.compile(r"^\[[^]]*\] \S+:\d+: ")
+"""Time, thread and source line before a message of Ray's C++."""
 CLOSE_WAIT = 20.0
 """Seconds for the bridge to end agents and itself before it is killed."""
 
@@ -81,7 +84,7 @@ class Link:
             self._process.wait(5)
         self._output.seek(0)
         lines = self._output.read().decode("utf-8", "replace").strip().splitlines()
-        return lines[-1].strip()[:300] if lines else f"exit status {self._process.returncode}"
+        return RAY_PREFIX.sub("", lines[-1].strip())[:300] if lines else f"exit status {self._process.returncode}"
 
     def close(self) -> None:
         """Wait for the bridge to end, then kill it. Idempotent."""
