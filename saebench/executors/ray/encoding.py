@@ -72,7 +72,7 @@ def _why(what: str, error: BaseException) -> str:
 class Encoding:
     """The bridge's end."""
 
-    def __init__(self, cache_dir: str, send: Callable[[Json], None], start: Callable[[Any], None]) -> None:
+    def __init__(self, cache_dir: str, send: Callable[[Json], None], start: Callable[[Any], object]) -> None:
         self._cache, self._send, self._start = cache_dir, send, start
         self._children: dict[int, _Line] = {}
         self._texts: dict[tuple[str, str], asyncio.Lock] = {}
