@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sqlite3
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
-from saebench.report import wire
+from saebench.report import sqlite_runs, wire
 from saebench.report.local import local_rows
 from saebench.report.record import Record
 from saebench.report.rows import row_of, to_frame
 from saebench.report.sources import Source, known_runs, pages
 from saebench.report.table import number_of
 from saebench.runs.tags import Tag
+from saebench.tracking.address import sqlite_file
 from saebench.tracking.mlflow_errors import is_lasting, reading
 from saebench.tracking.server import open_reader
 
@@ -36,30 +39,38 @@ def read(sources: Sequence[Source]) -> Record:
 
 
 def _rows(source: Source, record: Record) -> list[dict[str, Any]]:
-    wanted = f"tags.`mlflow.parentRunId` = '{source.run_id}'"
     client = open_reader(source.uri)
     with reading(source.uri):
         if deleted := _deleted(source, client):
             return _rows_of_directory(source, deleted, record)
         parent = client.get_run(source.run_id)
-        if wire.is_server(source.uri):
-            runs = wire.runs(source.uri, source.experiment_id, wanted, _AT_ONCE)
-        else:
-            query = {"experiment_ids": [source.experiment_id], "filter_string": wanted, "max_results": 1000}
-            runs = [_plain(run) for run in pages(client.search_runs, **query)]
-    ours = [run for run in runs if run.tags.get(Tag.KIND) == "trial"]
-    if len(ours) < len(runs):
-        record.note(f"{source.name}: {len(runs) - len(ours)} runs under this sweep are not saebench's: left out")
-    record.places |= {run.id: run.artifacts for run in ours}
+        rows, ids = [], set()
+        for run in _runs(source, client):
+            ids.add(run.id)
+            if run.tags.get(Tag.KIND) == "trial":
+                record.places[run.id] = run.artifacts
+                rows.append(row_of(run.id, run.tags, run.params, run.metrics, run.start, run.end, run.status))
+    if len(rows) < len(ids):
+        record.note(f"{source.name}: {len(ids) - len(rows)} runs under this sweep are not saebench's: left out")
     tags = parent.data.tags
     record.descriptions[source.name] = tags.get(Tag.DESCRIPTION) or (
         "" if Tag.REPORT in tags else tags.get("mlflow.note.content", "")
     )
-    rows = [row_of(run.id, run.tags, run.params, run.metrics, run.start, run.end, run.status) for run in ours]
-    _note_deleted(source, {run.id for run in runs}, record)
+    _note_deleted(source, ids, record)
     rows = _one_per_trial(rows, source.name, record)
     _note_unfinished(source, parent.info.status, rows, record)
     return [{**row, "sweep": source.name} for row in rows]
+
+
+def _runs(source: Source, client: Any) -> Iterable[wire.Run]:
+    wanted = f"tags.`mlflow.parentRunId` = '{source.run_id}'"
+    if wire.is_server(source.uri):
+        return wire.runs(source.uri, source.experiment_id, wanted, _AT_ONCE)
+    if (file := sqlite_file(source.uri)) is not None:
+        with suppress(sqlite3.Error, ValueError):  # not readable in this way: MLflow reads it, or says why not
+            return sqlite_runs.runs(file, source.experiment_id, source.run_id)
+    query = {"experiment_ids": [source.experiment_id], "filter_string": wanted, "max_results": 1000}
+    return (_plain(run) for run in pages(client.search_runs, **query))
 
 
 def _plain(run: Any) -> wire.Run:

@@ -68,15 +68,17 @@ def _points(
     """Return the points, the best first: the columns that identify each, and its complete trials by seed."""
     by_name, found = {source.name: source for source in sources}, []
     for (group, arm, level, width), cell in cells(frame):
-        for point, trials in cell.groupby("point", sort=False):
-            complete = trials[(trials["state"] == "complete") & trials["sweep"].isin(list(by_name))]
-            complete = complete.drop_duplicates("seed").sort_values("seed")
-            chosen = bool(complete.index.isin(best.index).any())
-            if len(complete) > 1 and (chosen or not quick):
-                facts: Row = {"group": group, "arm": arm, "level_name": cell["level_name"].iloc[0], "level": level}
-                facts |= {"dict_size": width, "stratum": trials["stratum"].iloc[0], "point": point, "best": chosen}
-                rows = complete.to_dict("records")
-                found.append((facts | counted(trials["state"]), [trained(by_name[r["sweep"]], dict(r)) for r in rows]))
+        complete = cell[(cell["state"] == "complete") & cell["sweep"].isin(list(by_name))]
+        chosen = set(complete.loc[complete.index.isin(best.index), "point"])
+        seeds = complete.groupby("point")["seed"].nunique(dropna=False)
+        several = set(seeds.index[seeds > 1])
+        wanted = cell[cell["point"].isin(several & chosen if quick else several)]
+        for point, trials in wanted.groupby("point", sort=False):
+            facts: Row = {"group": group, "arm": arm, "level_name": cell["level_name"].iloc[0], "level": level}
+            facts |= {"dict_size": width, "stratum": trials["stratum"].iloc[0], "point": point, "best": point in chosen}
+            done = trials[(trials["state"] == "complete") & trials["sweep"].isin(list(by_name))]
+            rows = done.drop_duplicates("seed").sort_values("seed").to_dict("records")
+            found.append((facts | counted(trials["state"]), [trained(by_name[r["sweep"]], dict(r)) for r in rows]))
     return sorted(found, key=lambda item: not item[0]["best"])
 
 

@@ -55,7 +55,7 @@ def reading(uri: str) -> Iterator[None]:
     with _environment({key: value for key, value in _READING.items() if key not in os.environ}):
         try:
             yield
-        except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        except (MlflowException, requests.RequestException, SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise PreflightError(f"tracking {mask(uri)}: {one_line(error, uri=uri)}") from error
 
 
