@@ -212,7 +212,6 @@ def read_board(
     rows: list[Row] = []
     for state in read_states(paths, note or board.notes.append):
         rows.append(state.row())
-        trial = paths.trial(state.number)
         board.pace.add(state)
         board.counts[state.state] += 1
         if state.ended and max((a.ended or 0.0 for a in state.attempts), default=0.0) < board.started:
@@ -220,6 +219,7 @@ def read_board(
         if state.state == "failed":
             board.failures[state.number] = state.reason
         elif state.state == "running":
+            trial = paths.trial(state.number)
             row = _running(state, trial.events, board.objective)
             row.parameters = board.parameters(read_config(trial)) if board.searched else ""
             board.running[state.number] = row

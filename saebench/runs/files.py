@@ -41,31 +41,50 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
         raise
     except OSError as error:
         raise DamagedError(f"{path}: cannot be read: {error.strerror or error}") from None
-    found = os.fstat(handle)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(handle)
-        raise DamagedError(f"{path}: is not a file")
-    with open(handle, "rb") as file:
+    try:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise DamagedError(f"{path}: is not a file")
         if found.st_size > largest:
             raise DamagedError(f"{path}: has {found.st_size:,} bytes; at most {largest:,} are read")
-        return file.read(largest)
+        data = os.read(handle, found.st_size)
+        while len(data) < found.st_size and (more := os.read(handle, found.st_size - len(data))):
+            data += more
+        return data
+    except OSError as error:
+        raise DamagedError(f"{path}: cannot be read: {error.strerror or error}") from None
+    finally:
+        os.close(handle)
 
 
 def parse(adapter: TypeAdapter[T], data: bytes | str, path: Path) -> T:
     """Return JSON as the adapter's type. Raises DamagedError for text that is no JSON, that is nested too deeply, that
     has another sum than the one it was written with, or another shape than the type."""
-    try:
-        value = from_json(data)
-    except ValueError as error:
-        raise DamagedError(f"{path}: is not JSON: {error}") from None
-    if isinstance(value, dict) and (written := value.pop(_SUM, None)) is not None and written != _sum(value):
-        raise DamagedError(f"{path}: was changed after it was written: its {_SUM} is {_sum(value)}, not {written}")
+    value, _ = _unsealed(data, path)
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise DamagedError(f"{path}: {place + ': ' if place else ''}{first['msg']}") from None
+
+
+def _unsealed(data: bytes | str, path: Path) -> tuple[Any, bool]:
+    """Return JSON without its sum, and whether it had one. Raises DamagedError."""
+    try:
+        value = from_json(data)
+    except ValueError as error:
+        raise DamagedError(f"{path}: is not JSON: {error}") from None
+    written = value.pop(_SUM, None) if isinstance(value, dict) else None
+    if written is not None and written != _sum(value):
+        raise DamagedError(f"{path}: was changed after it was written: its {_SUM} is {_sum(value)}, not {written}")
+    return value, written is not None
+
+
+def check_sum(path: Path, largest: int = LARGEST) -> bool:
+    """Return whether a JSON file has a sum, which is right then; a quarter of the time of `read`. Raises
+    FileNotFoundError, and DamagedError for what cannot be read, is no JSON or was changed."""
+    return _unsealed(read_bytes(path, largest), path)[1]
 
 
 def read(adapter: TypeAdapter[T], path: Path, largest: int = LARGEST) -> T:
@@ -85,7 +104,10 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
 
 def _sum(value: dict[str, Any]) -> str:
     """Of the content, not of the bytes: indentation and the order of keys may differ."""
-    return f"{zlib.crc32(json.dumps(value, sort_keys=True, default=str).encode()):08x}"
+    return f"{zlib.crc32(_CANONICAL.encode(value).encode()):08x}"
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, default=str, check_circular=False)
 
 
 _TAIL = f',"{_SUM}":"'

@@ -1,4 +1,4 @@
-"""Files of trials that are lost, as far as a look at the directory shows it."""
+"""Files of trials that are lost or damaged, as far as a look at the directory shows it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,38 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from saebench.runs.paths import SweepPaths
+from saebench.runs.files import DamagedError
+from saebench.runs.paths import SweepPaths, TrialPaths
+from saebench.runs.state import check_config
 
 
 def lost_files(paths: SweepPaths) -> Iterator[str]:
-    """Yield a line for each trial that has recorded events but whose config.json or state.json is missing or empty.
-    The scheduler writes both before a trial's first event. (`read_states` names those that cannot be read.)"""
+    """Yield a line for each trial whose config.json is damaged, and for each that has recorded events but whose
+    config.json or state.json is missing or empty. The scheduler writes both before a trial's first event.
+    (`read_states` names each state.json that is damaged.)"""
     for trial in paths.trials():
-        if not _size(trial.events):
-            continue
-        for path in (trial.config, trial.state):
-            if not (size := _size(path)):
-                how = "is missing" if size is None else "is empty"
-                yield f"{path}: {how}; the next start writes it again: saebench resume {paths.name}"
+        for wrong in filter(None, (_config_problem(trial), _size_problem(trial.state))):
+            if _size(trial.events) or not wrong.endswith(_UNBEGUN):
+                yield f"{wrong}; the next start writes it again: saebench resume {paths.name}"
+
+
+_UNBEGUN = (": is missing", ": is empty")
+"""Ends a line that says nothing of a trial without events, which is being opened."""
+
+
+def _config_problem(trial: TrialPaths) -> str:
+    try:
+        check_config(trial)
+    except FileNotFoundError:
+        return f"{trial.config}: is missing"
+    except DamagedError as error:
+        return _size_problem(trial.config) or str(error)
+    return ""
+
+
+def _size_problem(path: Path) -> str:
+    size = _size(path)
+    return f"{path}: is missing" if size is None else "" if size else f"{path}: is empty"
 
 
 def _size(path: Path) -> int | None:

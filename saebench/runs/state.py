@@ -18,7 +18,7 @@ from saebench.config import TrialConfig
 from saebench.errors import UserError
 from saebench.runs.durable import write_json
 from saebench.runs.events import FailureKind
-from saebench.runs.files import DamagedError, Seconds, read, sealed
+from saebench.runs.files import DamagedError, Seconds, check_sum, read, sealed
 from saebench.runs.paths import TrialPaths
 from saebench.runs.tags import Tag
 
@@ -143,6 +143,12 @@ def load_config(paths: TrialPaths) -> TrialConfig | None:
     with contextlib.suppress(FileNotFoundError):
         return read(_CONFIG, paths.config, _LARGEST)
     return None
+
+
+def check_config(paths: TrialPaths) -> None:
+    """Raise DamagedError or FileNotFoundError unless config.json is there and as it was written."""
+    if not check_sum(paths.config, _LARGEST):
+        read(_CONFIG, paths.config, _LARGEST)
 
 
 def trial_config(folder: str | Path) -> TrialConfig:
