@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +19,31 @@ import yaml
 from click.testing import CliRunner
 
 from saebench.cli import cli
-from saebench.spec import parse_spec
+from saebench.spec import load_spec, parse_spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NOT_CODE = {"text", "bibtex", "mermaid", "console"}
-"""console: commands for machines that no test has, clusters and containers (tests/test_compose.py)."""
+NOT_CODE = {
+    "text": "formulas, diagrams, trees of files and output: no line of it may be a command",
+    "bibtex": "a citation",
+    "console": "commands for machines that no test has, clusters and containers; what they name has to exist, Python "
+    "in them runs, and tests/test_compose.py starts the commands of the compose file",
+}
+"""Language of a block that does not run whole -> why."""
+PROGRAMS = {
+    *("docker", "kubectl", "openssl", "pip", "python", "ray", "saebench", "sbatch", "ssh"),
+    *("chmod", "export", "nohup", "umask"),
+}
+"""With which a command of a console block begins."""
+OF_THE_READER = {"sweeps/mine.yaml", "docker/secrets/db_password", "docker/secrets/ray_token"}
+"""Files that a page tells the reader to make."""
+BASE = {
+    "name": "x",
+    "data": {"model": "a/b", "dataset": {"path": "c/d"}, "num_examples": 10_000},
+    "sae": [{"type": "topk", "k": 8, "dict_size": 64}],
+    "train": {"samples": 100_000},
+}
+"""The smallest spec, of which a page may show a part."""
 SMALL: dict[str, Any] = {
     "data": {"num_examples": 500, "holdout": 0.2},
     "train": {"samples": 1500, "batch_size": 128, "lr": 3e-3, "lr_factor": 1},
@@ -47,7 +69,7 @@ RUN_ELSEWHERE = {
     "pip": "tests/test_install.py",
     "source": "tests/test_install.py",
     "eval": "completion: tests/cli/test_habits.py",
-    "python": "experiments are run by hand",
+    "python": "experiments are run by hand; the script has to exist",
     ".ci/bounds": "a job of its own",
     "saebench ui": "tests/test_network.py",
     "docker": "docker/README.md",
@@ -106,6 +128,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, empty_database: Path, gl
     folder = tmp_path_factory.mktemp("reader")
     (folder / "mlflow.db").write_bytes(empty_database.read_bytes())
     rows = pd.read_parquet(glosses).head(900).rename(columns={"label": "topic"})
+    rows["year"] = 1990 + rows.index % 30
+    (folder / "other_corpus.txt").write_text("\n".join(f"release {n} of a parser, with bugs fixed" for n in range(60)))
     rows.to_json(folder / "my_texts.jsonl", orient="records", lines=True)
     rows.rename(columns={"text": "abstract", "topic": "field"})[["abstract", "field"]].to_csv(
         folder / "papers.csv", index=False
@@ -152,6 +176,54 @@ def test_every_block_has_a_language_that_a_test_knows() -> None:
     known = {"python", "sh", "yaml", *NOT_CODE}
     assert [f"{block}: {block.language!r}" for block in BLOCKS if block.language not in known] == []
     assert len(BLOCKS) > 5
+    for page in PAGES:
+        text = page.read_text("utf-8")
+        fences = len(re.findall(r"^\s*(?:```|~~~)", text, re.M))
+        assert fences == 2 * len([block for block in BLOCKS if block.page == page]), f"{page}: a fence of another form"
+        assert not re.search(r"<pre|<code|^\.\. code", text, re.M), f"{page}: code that is no fenced block"
+
+
+@pytest.mark.parametrize("block", of("text"), ids=str)
+def test_a_text_block_holds_no_code(block: Block) -> None:
+    """What could be run would be hidden from the tests that run it."""
+    code = r"\s*(\$ |>>> |import \w|from \w+ import |def \w+\(|name: \w|data: *\{|({}) )".replace(
+        "{}", "|".join(map(re.escape, sorted(PROGRAMS | {"git", "make", "cd"})))
+    )
+    assert [line for line in block.text.splitlines() if re.match(code, line)] == []
+
+
+@pytest.mark.parametrize("block", of("console"), ids=str)
+def test_what_a_console_block_names_exists(block: Block, tmp_path: Path) -> None:
+    """Programs are known ones, files of this repository are there, keys and options are ours, Python compiles."""
+    for script in re.findall(r"python -c '(.*?)'", block.text, re.S):
+        compile(script, str(block), "exec")
+    text = re.sub(r"python -c '.*?'", "python -c SCRIPT", block.text, flags=re.S)
+    for words in commands(Block(block.page, block.line, block.language, text)):
+        while re.fullmatch(r"\w+=.*", words[0]) and len(words) > 1:
+            words = words[1:]
+        assert words[0] in PROGRAMS, f"{block}: {words[0]}"
+        for word in words:
+            if re.match(r"(docker|sweeps|experiments)/[\w./-]+$", word) and word not in OF_THE_READER:
+                assert (ROOT / word).exists(), f"{block}: {word}"
+        ours = words[words.index("saebench") :] if "saebench" in words and words[0] in ("saebench", "nohup") else []
+        if ours:
+            check_options(ours[1:], str(block))
+            changes = [change for flag, change in pairwise(words) if flag == "--set"]
+            spec = tmp_path / "spec.yaml"
+            spec.write_text(yaml.safe_dump(BASE))
+            load_spec(spec, changes)
+
+
+def test_the_python_of_a_console_block_copies_a_journal(tmp_path: Path) -> None:
+    """docs/cluster.md: from a sweep's journal to a database that optuna-dashboard reads."""
+    import optuna
+
+    (script,) = [s for block in of("console") for s in re.findall(r"python -c '(.*?)'", block.text, re.S)]
+    journal = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "journal")))
+    optuna.create_study(storage=journal, study_name="x/topk").optimize(lambda trial: trial.suggest_float("lr", 0, 1), 2)
+    to = f"sqlite:///{tmp_path}/optuna.db"
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "journal"), to], check=True, timeout=120)
+    assert len(optuna.load_study(study_name="x/topk", storage=to).trials) == 2
 
 
 @pytest.mark.slow
@@ -179,6 +251,8 @@ def commands(block: Block) -> Iterator[list[str]]:
 def test_shell_blocks_run(block: Block, reader: Path) -> None:
     assert reader
     for words in commands(block):
+        if words[0] == "python":
+            assert (ROOT / words[1]).is_file(), f"{block}: {words[1]}"
         if words[0] in RUN_ELSEWHERE or " ".join(words[:2]) in RUN_ELSEWHERE:
             continue
         assert words[0] == "saebench", f"{block}: {words[0]}: run it, or say in RUN_ELSEWHERE where that is done"
@@ -194,14 +268,7 @@ def test_shell_blocks_run(block: Block, reader: Path) -> None:
 
 @pytest.mark.parametrize("block", of("yaml"), ids=str)
 def test_yaml_blocks_are_valid_specs_or_parts_of_one(block: Block) -> None:
-    values = yaml.safe_load(block.text)
-    base = {
-        "name": "x",
-        "data": {"model": "a/b", "dataset": {"path": "c/d"}, "num_examples": 10_000},
-        "sae": [{"type": "topk", "k": 8, "dict_size": 64}],
-        "train": {"samples": 100_000},
-    }
-    parse_spec({**base, **values})
+    parse_spec({**BASE, **yaml.safe_load(block.text)})
 
 
 def mentioned() -> list[tuple[str, list[str]]]:
@@ -217,8 +284,12 @@ def mentioned() -> list[tuple[str, list[str]]]:
 
 @pytest.mark.parametrize(("where", "words"), mentioned(), ids=lambda value: value if isinstance(value, str) else "")
 def test_mentioned_commands_and_options_exist(where: str, words: list[str]) -> None:
+    check_options([word.strip(",") for word in words], where)
+
+
+def check_options(names: list[str], where: str) -> None:
+    """Fail unless the command exists and has these options."""
     command: click.Command = cli
-    names = [word.strip(",") for word in words]
     context = click.Context(cli)
     if re.fullmatch(r"[a-z]+", names[0]):
         found = cli.get_command(context, names[0])  # type: ignore[attr-defined]

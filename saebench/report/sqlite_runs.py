@@ -53,9 +53,9 @@ def _runs(database: sqlite3.Connection, kinds: list[sqlite3.Cursor]) -> Iterator
     with closing(database):
         tags, params, metrics = (_Values(cursor, strings) for cursor in kinds)
         for place, run, start, end, status, artifacts in database.execute(_RUNS):
-            numbers = {key: math.nan if value is None else value for key, value in metrics.of(place).items()}
-            texts = [{key: value or "" for key, value in kind.of(place).items()} for kind in (tags, params)]
-            yield Run(run, *texts, numbers, start, end, status, artifacts or "")
+            said, given = ({k: v or "" for k, v in kind.of(place).items()} for kind in (tags, params))
+            numbers = {k: math.nan if v is None else v for k, v in metrics.of(place).items()}
+            yield Run(run, said, given, numbers, start, end, status, artifacts or "")
 
 
 class _Values:
