@@ -1,11 +1,12 @@
 """Sweeps on three machines of namespaces while something dies: is anything lost, doubled or different?
 
-    python experiments/cluster/acceptance.py SCENARIO... [--storage shared|streamed] [--folder DIR]
+    python experiments/cluster/acceptance.py SCENARIO... [--storage shared|streamed] [--steps N]\n        [--folder DIR]
 
     quiet       nothing happens
     machine     a machine loses its power
     cable       a machine's cable is pulled for three minutes
     gcs         the cluster's head process is killed; a new head, and the same command again
+    drain       the cluster reclaims a machine, as a spot market does: a minute's notice, then its power goes
 
 Each is compared with the same sweep on this machine alone: every value, and the bytes of every SAE. `writers` is the
 largest number of live processes that had one trial's log open at the same time: 2 would be two writers. Needs root,
@@ -36,15 +37,24 @@ from saebench.runs.state import load_config, read_state
 ROOT = Path(__file__).parents[2]
 RAY = Path(sys.executable).with_name("ray")
 RUN = "import json, sys; from saebench.sweep import run_sweep; sys.exit(run_sweep(**json.loads(sys.argv[1])).exit_code)"
-STEPS = 6_000
 GRACE = 20.0
+NOTICE = 60
+DRAIN = """
+import os, sys, ray
+ray_command, address, name, notice = sys.argv[1:]
+ray.init(address=address, log_to_driver=False)
+(node,) = [node["NodeID"] for node in ray.nodes() if node["NodeName"] == name]
+os.execv(ray_command, ["ray", "drain-node", "--address", address, "--node-id", node, "--reason",
+                       "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "spot",
+                       "--deadline-remaining-seconds", notice])
+"""
 
 
 class Lab:
     """A head with the scheduler, and the machines a, b and c."""
 
-    def __init__(self, folder: Path, storage: str) -> None:
-        self.folder, self.storage = folder, storage
+    def __init__(self, folder: Path, storage: str, steps: int) -> None:
+        self.folder, self.storage, self.steps = folder, storage, steps
         self.machines: dict[str, Machine] = {}
         (folder / "token").write_text(secrets.token_hex(24))
         generator = np.random.default_rng(0)
@@ -109,8 +119,8 @@ class Lab:
             "name": name,
             "data": {"embeddings": str(self.folder / "e.npy"), "holdout": 0.3},
             "sae": [{"type": "topk", "k": [2, 4, 8], "dict_size": 64}],
-            "train": {"samples": 64 * STEPS, "batch_size": 64, "eval_every": 16 * STEPS, "lr": 0.003,
-                      "checkpoint_every": 4 * STEPS},
+            "train": {"samples": 64 * self.steps, "batch_size": 64, "eval_every": 16 * self.steps, "lr": 0.003,
+                      "checkpoint_every": 4 * self.steps},
             "seeds": [0], "search": {"refine": 0}, "prune": {"pruner": "none"}, "run": run,
         }  # fmt: skip
         given = {"spec": spec, "runs_dir": str(self.folder / "runs"), "cache_dir": str(self.folder / "cache")}
@@ -168,7 +178,7 @@ def worker_on(lab: Lab, name: str) -> bool:
         state, found = read_state(trial), [event for event, _ in events.read(trial.events)]
         if state is None or not state.attempts or state.ended or not state.attempts[-1].slot.startswith("b "):
             continue
-        if any(event.type == "checkpoint" and event.samples > 8 * STEPS for event in found):
+        if any(event.type == "checkpoint" and event.samples > 8 * lab.steps for event in found):
             return True
     return False
 
@@ -190,6 +200,12 @@ def strike(lab: Lab, scenario: str, name: str) -> str:
         time.sleep(180)
         machine.link(up=True)
         return "b was cut off for 180 s"
+    if scenario == "drain":
+        drain = [sys.executable, "-c", DRAIN, str(RAY), lab.address, "b", str(NOTICE)]
+        code = lab.machines["head"].start(drain, lab.environment(), lab.folder / "drain.log").wait(60)
+        time.sleep(NOTICE)
+        machine.kill()
+        return f"b was drained with {NOTICE} s of notice (exit {code}), then lost its power"
     for place in Path("/proc").glob("[0-9]*/comm"):
         if place.read_text().strip() == "gcs_server":
             os.kill(int(place.parts[2]), 9)
@@ -220,13 +236,14 @@ def play(lab: Lab, scenario: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scenarios", nargs="+", choices=["quiet", "machine", "cable", "gcs"])
+    parser.add_argument("scenarios", nargs="+", choices=["quiet", "machine", "cable", "gcs", "drain"])
     parser.add_argument("--storage", choices=["shared", "streamed"], default="shared")
+    parser.add_argument("--steps", type=int, default=6000, help="of a trial")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/saebench-cluster"))
     args = parser.parse_args()
     for scenario in args.scenarios:
         args.folder.mkdir(parents=True, exist_ok=True)
-        lab = Lab(args.folder, args.storage)
+        lab = Lab(args.folder, args.storage, args.steps)
         try:
             lab.open()
             if not (args.folder / "runs" / "local").exists():
