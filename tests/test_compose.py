@@ -1,4 +1,4 @@
-"""docker/: the compose file, Kubernetes manifests and the Slurm script are sound; the compose file's very commands run.
+"""docker/: the compose file and Kubernetes manifests are sound; the compose file's very commands run.
 
 The native run reads command, environment, health check and order of start from compose.yaml and changes nothing but
 addresses, ports and paths: there are no containers here.
@@ -112,17 +112,6 @@ def test_manifests_hold_to_their_schemas() -> None:
     failing = kinds["Job"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
     assert 75 not in failing, "stopped, resumable"
     assert 1 not in failing
-
-
-def test_the_slurm_script_is_bash_and_asks_for_less_than_killwait() -> None:
-    script = DOCKER / "slurm" / "saebench.sbatch"
-    subprocess.run(["bash", "-n", script], check=True)
-    text = script.read_text()
-    assert "#SBATCH --requeue" in text
-    grace = re.search(r"run\.grace=(\d+)", text)
-    assert grace is not None
-    assert int(grace[1]) < 30
-    assert text.index("umask 077") < text.index("RAY_AUTH_TOKEN_PATH=")
 
 
 # --- the commands of the compose file, natively ----------------------------------------------------------------------
