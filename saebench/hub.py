@@ -93,7 +93,7 @@ def _ask_hub(name: str, revision: str | None) -> str | None:
         except errors.GatedRepoError:  # a kind of "not found", but loading says what to do about it
             return None
         except errors.RepositoryNotFoundError:
-            why_not = f"the hub ({constants.ENDPOINT}) has no such model, or only for others (log in: `hf auth login`)"
+            why_not = f"the hub ({constants.ENDPOINT}) has no such model, or it is private (log in: `hf auth login`)"
         except errors.HfHubHTTPError:  # it has the model without this file, or it is too busy now
             return None
         except errors.OfflineModeIsEnabled:

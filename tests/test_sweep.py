@@ -461,7 +461,7 @@ def test_other_embeddings_than_at_the_beginning_are_refused(
     for extend in (False, True):
         seeds = [0, 1] if extend else [0]
         with pytest.raises(
-            PreflightError, match="began with other texts or another model: embeddings 0123, now they are 4567"
+            PreflightError, match="started with other texts or another model: embeddings 0123, now they are 4567"
         ):
             sweep(spec(data__cache=True, seeds=seeds), threads=True, extend=extend)
     entry.cache_key = "0123"

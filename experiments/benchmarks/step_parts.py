@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 
 PARTS: dict[str, tuple[str, ...]] = {
-    "encoder product": ("saebench.saes.kernels_select:affine_no_grad",),
+    "encoder product": ("saebench.saes.kernels_groups:affine_no_grad", "saebench.saes.kernels_select:affine_no_grad"),
     "selection": ("saebench.saes.sparse:encode_topk", "saebench.saes.sparse:encode_batchtopk"),
     "decode and gradient to b_dec": ("saebench.saes.sparse:combine",),
     "gradient to the codes": ("saebench.saes.sparse:dots",),

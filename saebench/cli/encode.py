@@ -44,7 +44,7 @@ def encode(
     if out is None and file is not None:
         raise UserError("--file needs --out codes.npz, codes.parquet or codes.jsonl")
     if out is not None and out.suffix.lower() not in SINKS:
-        raise UserError(f"--out {out}: the suffix says the format: {', '.join(SINKS)}")
+        raise UserError(f"--out {out}: unknown suffix; use one of {', '.join(SINKS)}")
     found = trials(trial, runs_dir, _no_sweep)[0]
     found.sae.to(device)
     encoder = Encoder(found, device=device)

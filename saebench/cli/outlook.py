@@ -125,7 +125,7 @@ def existing(spec: SweepSpec, paths: SweepPaths) -> str | None:
     shown = "; ".join(f"{key}: {_shown(old)}, now {_shown(new)}" for key, (old, new) in list(changes.items())[:3])
     more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
     if all(is_extension(key, *values) for key, values in changes.items()):
-        return f"{where} exists with less ({shown}{more}): saebench sweep --extend takes the change into it"
+        return f"{where} exists with less ({shown}{more}): saebench sweep --extend applies the change to it"
     return f"{where} exists with another spec ({shown}{more}): give this one another name (--set name=NAME)"
 
 
@@ -225,4 +225,4 @@ def warnings(plan: Plan, found: Corpus | None) -> Iterator[str]:
     if data.embeddings is None and (found is None or found.look is not None):  # not in the embedding cache
         missing = not_here(data.model, data.revision)
         if missing:
-            yield f"{missing}. Until then neither its width nor the minutes are known"
+            yield f"{missing}. Until then its width and the minutes are unknown"

@@ -42,7 +42,9 @@ def rm(name: str, yes: bool, keep_runs: bool, runs_dir: str | None) -> None:
     what = f"{paths.root} ({len(paths.trials())} trials)" + (f" and {len(runs)} runs in MLflow" if runs else "")
     if not yes:
         if not sys.stdin.isatty():
-            raise UserError(f"{what}: cannot ask, since stdin is no terminal; give --yes to remove it")
+            raise UserError(
+                f"{what}: cannot ask for confirmation, because stdin is not a terminal; add --yes to remove it"
+            )
         click.confirm(f"Remove {what}?", abort=True)
     if source is not None:
         delete_runs(source.uri, runs)

@@ -91,8 +91,7 @@ def report(
         for path in drawn.values():
             echo(f"plot: {path}", err=True)
         if missing := [name for name in PLOTS if chart == "all" and name not in drawn]:
-            shown = "they show" if len(missing) > 1 else "it shows"
-            why = f"nothing to draw for {', '.join(missing)}: no trial has what {shown}"
+            why = f"nothing to draw for {', '.join(missing)}: no trial has the data"
             if not drawn:
                 raise UserError(f"{plot}: {why}")
             echo(why, err=True)
@@ -123,8 +122,8 @@ def _kind_of(out: Path) -> str:
     kind = SUFFIXES.get(out.suffix.lower())
     if kind is None:
         raise UserError(
-            f"--out {out}: no format is known by the suffix {out.suffix or '(none)'}; known are "
-            f"{', '.join(SUFFIXES)}, or give --format. A plot is written by --plot"
+            f"--out {out}: unknown suffix {out.suffix or '(none)'}; use one of "
+            f"{', '.join(SUFFIXES)}, or give --format; for a plot use --plot FILE"
         )
     return kind
 

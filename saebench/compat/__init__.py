@@ -14,8 +14,9 @@ module with concepts and a dictionary layer), compat/saelens.py and compat/dicti
 
 from __future__ import annotations
 
-from saebench.compat.modules import BatchTopKSAE, JumpReLUSAE, TopKSAE, TrainableSAE, VanillaSAE
+from saebench.compat.modules import BatchTopKSAE, JumpReLUSAE, TopKSAE, VanillaSAE
 from saebench.compat.settings import SettingsError, get_default_cfg, post_init_cfg
+from saebench.compat.trainable import TrainableSAE
 from saebench.compat.training import train_sae
 
 sae_classes: dict[str, type[TrainableSAE]] = {

@@ -82,12 +82,12 @@ def plain(sae: SAE) -> Plain:
     if isinstance(sae, OMPSAE):
         raise LayoutError(
             "type omp: a pursuit with refits, for which this layout has no encoder; "
-            "saebench's own files and its MLflow model carry it"
+            "use saebench's own files or its MLflow model"
         )
     if sae.config.signed:
         raise LayoutError(
-            f"type {sae.config.type}: signed codes, and every rule of this layout gives codes of 0 and above; "
-            "saebench's own files and its MLflow model carry it"
+            f"type {sae.config.type}: its codes can be negative, and this layout has only codes of 0 and above; "
+            "use saebench's own files or its MLflow model"
         )
     if sae.config.sweeps:
         raise LayoutError(

@@ -101,7 +101,7 @@ def _config(path: Path) -> dict[str, Any]:
     if config["architecture"] == "matching_pursuit":
         raise LayoutError(
             f"{path}: architecture: 'matching_pursuit' picks a latent again and never refits its values; "
-            "omp does neither, so that it would encode otherwise"
+            "omp does neither, so that its codes would differ"
         )
     if config["architecture"] not in TENSORS:
         raise LayoutError(f"{path}: architecture: {config['architecture']!r} must be one of {', '.join(TENSORS)}")

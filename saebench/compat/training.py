@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from saebench.compat.modules import TrainableSAE
 from saebench.compat.settings import Settings, read_settings
+from saebench.compat.trainable import TrainableSAE
 from saebench.config import DataConfig, TrainConfig
 from saebench.errors import DataError
 from saebench.stores.sbert import ActivationsStoreSBERT
@@ -57,7 +57,7 @@ def _training(sae: TrainableSAE, store: ActivationsStoreSBERT, settings: Setting
     if not isinstance(store.cfg, DataConfig):
         samples = min(samples, store.num_train - store.examples_used)
     if samples < 1:
-        raise DataError("the store has served every text: make a new one to train on")
+        raise DataError("every text of the store has been read; make a new store to train on")
     sample = store.sample(SAMPLE_ROWS)
     if not sae.started:
         sae.start(sample)

@@ -36,7 +36,7 @@ class _RefinedTrainingConfig(_RefineConfig):
         if self.refine_training and not self.refine:
             raise ValueError("refine_training needs refine: at least 1 sweep")
         if self.refine_training and getattr(self, "k_start", None) is not None:
-            raise ValueError("refine_training and k_start: one of the two, refined values would undo the fall of k")
+            raise ValueError("give refine_training or k_start, not both: refined values would undo the fall of k")
         return self
 
 

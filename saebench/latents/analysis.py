@@ -141,21 +141,22 @@ class Latents:
             found.append(f"{dead:,} of {self.codes.dict_size:,} latents never fire on these texts and are left out")
         if self.terms is None:
             found.append(
-                f"the texts of {self.part.entry.cache_key} cannot be read: row numbers stand for them, no keywords"
+                f"the texts of {self.part.entry.cache_key} cannot be read: row numbers are shown instead, and no "
+                "keywords"
             )
         elif not self.terms.names:
             found.append("no word is in three of these texts: no keywords")
         elif self.terms.unspaced > UNSPACED:
             found.append(
                 f"{self.terms.unspaced:.0%} of the tokens are in scripts without spaces between words: keywords there "
-                "are runs of characters"
+                "are character n-grams"
             )
         if self.part.labels is None:
             found.append("no labels: the corpus was read without data.dataset.label_column")
         elif not self.classes.names:
-            found.append("no label has ten texts, and ten texts beside it: labels are left out")
+            found.append("no label has at least ten texts and ten texts without it: labels are left out")
         if not self.others:
-            found.append("no other seed of this point is here: stability is not known")
+            found.append("no other seed of this point was found: stability is unknown")
         return found
 
     def example(self, row: int, characters: int | None = None) -> str:

@@ -112,7 +112,7 @@ def read_codes(folder: Path) -> Codes:
     """Memory-mapped, every byte checked against its checksum. Raises CodesError that says what is wrong."""
     about = _read_manifest(folder)
     if not about.get("whole"):
-        raise CodesError(f"{folder}: codes of {about.get('rows', 0):,} rows, but not whole: the writer was stopped")
+        raise CodesError(f"{folder}: codes of {about.get('rows', 0):,} rows, but incomplete: the writer was stopped")
     arrays = {name: _mapped(folder / f"{name}.npy", kind) for name, kind in FILES.items()}
     codes = Codes(arrays["values"], arrays["latents"], arrays["offsets"], int(about["dict_size"]))
     if codes.rows != about["rows"] or len(codes.values) != about["pairs"] or len(codes.latents) != about["pairs"]:

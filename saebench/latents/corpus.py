@@ -99,8 +99,8 @@ def open_entry(data: DataConfig, cache_dir: Path, key: str | None, *, build: boo
         return entry
     if not build:
         raise DataError(
-            f"cache {cache_dir}: the embeddings of this trial are not there; --build encodes the texts again, "
-            "--cache-dir says where else they are"
+            f"cache {cache_dir}: the embeddings of this trial are missing; encode the texts again with "
+            "--build, or name another cache with --cache-dir"
         )
     if key is not None and (now := cache.entry_folder(data, cache_dir).name) != key:
         raise DataError(

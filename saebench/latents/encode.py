@@ -40,7 +40,10 @@ class Encoder:
         from saebench.stores.sentence_encoder import SentenceEncoder
 
         if not self.trial.config.data.model:
-            raise UserError(f"{self.trial.name}: trained on embeddings of one's own: there is no encoder for new texts")
+            raise UserError(
+                f"{self.trial.name}: trained on precomputed embeddings: no encoder is known for new texts; pass "
+                "embeddings to the SAE in Python"
+            )
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # of loading weights
         return SentenceEncoder(self.trial.config.data, self._device, self._model)
 

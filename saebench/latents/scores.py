@@ -51,7 +51,7 @@ def npmi(together: Array, expected: Array, texts: int) -> Array:
 
     1 for words that are always together, 0 by chance, negative for words that avoid each other. The added ones are
     meetings of chance: two rare words that never met, where less than one meeting was to be expected, say nothing
-    (without them they would count as -1, and the commonest words would be the most coherent).
+    (without them they would count as -1, and the most frequent words would be the most coherent).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.log((together + 1) / (expected + 1)) / -np.log((together + 1) / (texts + 1))

@@ -23,9 +23,10 @@ class CircularError(UserError):
 
     def __init__(self, where: str) -> None:
         super().__init__(
-            f"{where}: gives the embeddings that the SAE is trained on; texts that fire any direction of them lie "
-            "close together in them, so that the score would say nothing. Name another encoder (--circular-anyway: "
-            "score all the same)"
+            f"{where}: gives the embeddings that the SAE was trained on. Texts along any direction of them are close "
+            "to "
+            "each other in them, so the score would mean nothing. Name another encoder (or score with this one: "
+            "--circular-anyway)"
         )
 
 
@@ -43,7 +44,9 @@ def rows_by_text(part: Part, entry: CacheEntry, where: str) -> Floats:
     place = np.minimum(np.searchsorted(known, part.hashes), max(len(known) - 1, 0))
     missing = int((known[place] != part.hashes).sum()) if len(known) else len(part)
     if missing:
-        raise DataError(f"{where}: {missing:,} of the texts are not in the data set any more")
+        raise DataError(
+            f"{where}: {missing:,} of the texts are no longer in the data set; restore it, or run the sweep again"
+        )
     index = order[place]
     ascending = np.argsort(index)
     rows = np.empty((len(index), entry.d_in), np.float32)

@@ -72,7 +72,7 @@ def targets(name: str, columns: Sequence[Sequence[Any]], kind: Kind = "auto") ->
     numeric = all(isinstance(v, int | float) and not isinstance(v, bool) for v in everything)
     if kind == "number" and not numeric:
         odd = next(v for v in everything if not isinstance(v, int | float) or isinstance(v, bool))
-        raise UserError(f"--target {name}: {odd!r:.60} is not a number; --as class takes the values as classes")
+        raise UserError(f"--target {name}: {odd!r:.60} is not a number; to treat the values as classes: --as class")
     if kind == "number" or (kind == "auto" and numeric and _continuous(everything)):
         return [_number(name, known, values)], notes
     return _classes(name, columns, notes)
@@ -104,13 +104,13 @@ def _number(name: str, known: Sequence[NDArray[np.int64]], values: Sequence[Sequ
 def _classes(name: str, columns: Sequence[Sequence[Any]], notes: list[str]) -> tuple[list[Target], list[str]]:
     classes = classes_of(*columns)
     if not classes.names:
-        raise UserError(f"--target {name}: no class has ten texts, and ten texts beside it, in both parts")
+        raise UserError(f"--target {name}: no class has at least ten texts and ten texts outside it in both parts")
     names = classes.names[:MOST_CLASSES]
     left = classes.left_out + len(classes.names) - len(names)
     if left:
         notes = [
             *notes,
-            f"{name}: {left} classes are left out: rare ones, and those beyond the {MOST_CLASSES} commonest",
+            f"{name}: {left} classes are left out: rare ones, and those beyond the {MOST_CLASSES} most frequent",
         ]
     found = [
         Target(f"{name} = {one}", "class", classes.rows, tuple(m[:, c].astype(np.float64) for m in classes.members))

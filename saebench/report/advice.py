@@ -147,7 +147,7 @@ def advise(found: Sequence[Curve]) -> Advice:
     peaks: list[Peak] = []
     for curve in found:
         if len(curve.points) == 1:
-            silent.append(f"{curve.name}: one level of {curve.level_name or 'sparsity'}, and no curve along it")
+            silent.append(f"{curve.name}: one level of {curve.level_name or 'sparsity'}, so there is no curve along it")
         elif all(point.dead > 0.99 for point in curve.points):
             silent.append(f"{curve.name}: all latents are dead")
         elif (one := peak(curve)) is None:
@@ -163,7 +163,7 @@ def advise(found: Sequence[Curve]) -> Advice:
 def _why_none(curve: Curve) -> str:
     there = curve.of("stability")
     if len(there) >= FEWEST:
-        return "stability is the same at all levels, but for noise"
+        return "stability does not differ between the levels beyond noise"
     if any(point.seeds < 2 for point in curve.points):
         return "stability needs two seeds that measure the same point"
     return f"stability is known at {len(there)} of {len(curve.points)} levels; {FEWEST} make a curve"
@@ -189,7 +189,7 @@ def _together(peaks: Sequence[Peak], lines: list[str], silent: list[str]) -> tup
         lines.append(f"{p.curve.name}: latents agree best across seeds at L0 {p.at:.3g} ({values})")
     middle = math.exp(float(np.mean(np.log(at))))
     lines.insert(0, f"L0 of about {middle:.2g}: there the latents of {len(inside)} of {len(peaks)} curves are the most "
-                    "stable across seeds, which on known truth is where the features are")  # fmt: skip
+                    "stable across seeds, which, where the features are known, is where most are found")  # fmt: skip
     return (middle / 1.5, middle * 1.5), ""
 
 

@@ -26,7 +26,7 @@ def text(report: Report, *, quick: bool = False) -> str:
     said, _ = advice(report, quick=quick)
     lines = [f"- {line}" for line in said.lines]
     if said.l0 is None:
-        lines += ["Which k: the data do not say.", *(f"- {why}" for why in said.silent)]
+        lines += ["Which k: the data do not decide it.", *(f"- {why}" for why in said.silent)]
     spec = spec_text(report, said)
     return "\n".join([*lines, *(["", "The next sweep (save it, then: saebench plan FILE):", "", spec] if spec else [])])
 
@@ -63,5 +63,5 @@ def chart(report: Report, *, quick: bool = False) -> Chart:
             panels.append(Panel(title, "L0", title, series, x_log=True, y_log=metric == "fvu", x_at=at))
     legend = [(arm, i, 0) for i, arm in enumerate(arms)]
     range_said = f" Advised: L0 {said.l0[0]:.2g} to {said.l0[1]:.2g}." if said.l0 else ""
-    note = f"What tells a good sparsity, against L0; FVU alone always asks for more latents.{range_said}"
+    note = f"Metrics that indicate a good sparsity, against L0. FVU alone always favours more latents.{range_said}"
     return Chart("advice", "Which k, which width", note, panels, legend)

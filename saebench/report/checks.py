@@ -68,7 +68,9 @@ def _search(report: Report) -> Iterator[Check]:
     if not report.searches:
         if (report.frame["role"] == "").all() and len(report.frame) and report.searched:
             yield Check(
-                "search", None, "made before a seed of its own searched: the interval leaves the luck of the draw out"
+                "search",
+                None,
+                "recorded before one seed was reserved for the search: the interval ignores the luck of the search",
             )
         return
     needed = [s.needed for s in report.searches.values() if s.needed]
@@ -131,7 +133,12 @@ def _probing(report: Report) -> Iterator[Check]:
         said += f" (worse: {_few(worse)})" if worse else ""
         said += f" (not told apart: {_few(open_)})" if open_ else ""
         passed = False if worse else None if open_ else True
-        yield Check("classes", passed, said, "The latents do not name these classes: read them before you use them")
+        yield Check(
+            "classes",
+            passed,
+            said,
+            "Few latents do not represent these classes: look at their texts before you use them",
+        )
 
 
 def _against(rows: DataFrame, ours: str, theirs: str) -> bool | None:
@@ -151,7 +158,7 @@ def _stability(report: Report) -> Iterator[Check]:
     chance = _chance(float(frame["dict_size"].iloc[0]), report)
     said = f"{100 * lost.max():.0f}% of latents are found by no other seed ({lost.idxmax()})"
     said += f"; at random {100 * chance:.0f}%" if chance is not None else ""
-    yield Check("stability", bool(lost.max() <= 0.5), said, "Trust what several seeds find, or train longer")
+    yield Check("stability", bool(lost.max() <= 0.5), said, "Use only latents that several seeds find, or train longer")
 
 
 def _chance(width: float, report: Report) -> float | None:
@@ -176,7 +183,12 @@ def _texts(report: Report) -> Iterator[Check]:
         )
     if len(report.chosen) and not report.tested:
         said = "the sweep has no test part: validation texts chose the points and judge them"
-        yield Check("parts", False, said, "Run it again with this version for a verdict on texts that chose nothing")
+        yield Check(
+            "parts",
+            False,
+            said,
+            "Run it again with this version for a verdict on texts that were not used for any choice",
+        )
 
 
 def _leaks(report: Report) -> Iterator[Check]:
@@ -212,7 +224,9 @@ def _budgets(report: Report) -> Iterator[Check]:
         yield Check("budgets", False, "arms were trained on unequal numbers of examples", "Compare at one budget")
     elif points and max(points) > min(points) and not report.searches:
         said = f"strata have {min(points)} to {max(points)} points to choose from"
-        yield Check("budgets", False, said, "Give every stratum as many points: more choice is more luck")
+        yield Check(
+            "budgets", False, said, "Give every stratum the same number of points: the best of more points is luckier"
+        )
     elif points:
         yield Check("budgets", True, "equal")
 
@@ -232,8 +246,8 @@ def _floors(report: Report) -> Iterator[Check]:
     if not found:
         yield Check("floors", None, "none were measured at these sizes")
         return
-    said = f"for certain above every score without training, in FVU: {who(found)}"
-    advice = "An untrained dictionary reconstructs as well: use these SAEs for what their latents mean"
+    said = f"certainly better than every score without training, in FVU: {who(found)}"
+    advice = "An untrained dictionary reconstructs as well: use these SAEs only for the meaning of their latents"
     yield Check("floors", all(above == of for above, of in found.values()), said, advice)
 
 

@@ -64,8 +64,9 @@ def evaluations(record: Record, trials: DataFrame) -> dict[str, dict[str, np.nda
             found |= artifacts.evaluations(source, away, _AT_ONCE)
     if missing := len(trials) - len(found):
         record.note(
-            f"{missing} of {len(trials)} trials have no evaluation.safetensors any more (neither on disk nor as an "
-            "artifact): they are missing from densities, L0 distributions and intervals over texts"
+            f"evaluation.safetensors of {missing} of {len(trials)} trials is missing, on disk and as an artifact: "
+            "these "
+            "trials are not in densities, L0 distributions and intervals over texts"
         )
     return found
 

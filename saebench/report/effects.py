@@ -90,7 +90,7 @@ def importances(record: Record, frame: DataFrame) -> Table:
     labels = {(s, t): a for s, t, a in zip(frame["sweep"], frame["stratum"], frame["arm"], strict=True)}
     for source in record.sources:
         if source.paths is None or not source.paths.journal.is_file():
-            record.note(f"{source.name}: no optuna.journal here: no importances")
+            record.note(f"{source.name}: optuna.journal is not on this machine: no importances")
             continue
         try:
             arms = _by_arm(str(source.paths.journal), source.name, labels)

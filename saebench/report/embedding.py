@@ -106,7 +106,7 @@ def fidelity(frame: DataFrame, best: DataFrame) -> Table:
     rows = _per_stratum(frame, best, _FIDELITY)
     said = [words for name, words in _FIDELITY_WORDS.items() if any(math.isfinite(row[name]) for row in rows)]
     note = f"Best point of each stratum, mean and t interval over its seeds, on test texts: {'; '.join(said)}."
-    return make("fidelity", "What is left of similarities", rows, columns, note if said else "")
+    return make("fidelity", "Similarities after reconstruction", rows, columns, note if said else "")
 
 
 # --- classes ---------------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def probing(frame: DataFrame, best: DataFrame) -> Table:
     metrics = {f"final/probing_{score}_k{k}": f"{score}_k{k}" for score in SCORES for k in KS}
     rows = _per_stratum(frame, best, metrics)
     if not rows:
-        note = "No trial has them: they come with probing in eval.metrics, where the dataset has labels enough."
+        note = "No trial has these scores: add probing to eval.metrics, for a dataset with enough labels."
         return make("probing", "k-sparse probing", [], [*_WHERE, _COUNTS], note)
     for group in dict.fromkeys(row["group"] for row in rows):
         rows += _baselines(best[best["group"] == group], group)
@@ -133,7 +133,8 @@ def probing(frame: DataFrame, best: DataFrame) -> Table:
 
 
 _PROBING = (
-    "Classes told by a logistic regression on the k latents (raw dimensions, principal components) whose means differ "
+    "Classes predicted by a logistic regression on the k latents (raw dimensions, principal components) whose means "
+    "differ "
     "most between class and rest, on test texts: balanced accuracy and area under the ROC curve, 0.5 by chance. Best "
     "point of each stratum, mean and t interval over its seeds."
 )
@@ -183,9 +184,9 @@ def stability(rows: Sequence[Row]) -> Table:
         f"fire on a test text): mean cosine{pairs} and the share matched above {SAME}."
     )
     if any(row["sampled"] for row in rows):
-        note += " Sampled: so many rows of one dictionary stand for all, which gives at least the value of the whole."
+        note += " Sampled: so many rows of one dictionary were matched; the value is at least that of all rows."
     if not rows:
-        note = "No point has SAEs of several complete seeds that could be compared."
+        note = "No point has SAEs of several complete seeds to compare."
     shown = [{key: value for key, value in row.items() if key != "shares"} for row in rows]
     return make("stability", "Stability of latents across seeds", shown, columns, note)
 

@@ -128,7 +128,7 @@ def sentence(floors: Floors, frame: DataFrame, best: DataFrame) -> str:
     """In how many strata an arm is better than the best floor for certain, metric by metric; of arms that are no
     controls."""
     if not floors.rows:
-        return "No floors were measured: what these scores are without training is not known."
+        return "No floors were measured: the scores without training are unknown."
     found = {arm: counts for arm, counts in beaten(floors, frame, best).items() if not is_control(arm)}
     said: dict[str, list[str]] = {}
     for metric in COMPARED:
@@ -136,9 +136,9 @@ def sentence(floors: Floors, frame: DataFrame, best: DataFrame) -> str:
         if mine:
             said.setdefault(who(mine), []).append(label(metric))
     if not said:
-        return "Floors were measured, at no size that these arms have."
+        return "Floors were measured, but not at the sizes of these arms."
     parts = "; ".join(f"in {' and '.join(names)} {who}" for who, names in said.items())
-    return f"For certain above every floor (scores without training): {parts}."
+    return f"Certainly better than every floor (score without training): {parts}."
 
 
 def who(counts: Mapping[str, tuple[int, int]]) -> str:

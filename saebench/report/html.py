@@ -103,7 +103,7 @@ def _advice(report: Report, quick: bool, seen: set[str]) -> str:
     said, curves = advice_text.advice(report, quick=quick)
     if not any(len(curve.points) >= FEWEST for curve in curves):
         return ""
-    lines = [*said.lines, *([] if said.l0 else ["Which k: the data do not say.", *said.silent])]
+    lines = [*said.lines, *([] if said.l0 else ["Which k: the data do not decide it.", *said.silent])]
     html = "".join(f"<li>{explained(text(line), seen)}</li>" for line in lines)
     spec = advice_text.spec_text(report, said)
     taken = download("next.yaml", "text/yaml", spec, "YAML of the next sweep") if spec else ""

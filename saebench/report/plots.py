@@ -34,7 +34,7 @@ def save(chart: Chart, path: Path, width: float | None = None) -> None:
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: plots are written as {', '.join(SUFFIXES)}")
     if not chart.panels:
-        raise UserError(f"{path}: nothing to draw for {chart.name!r}: no trial has what it shows")
+        raise UserError(f"{path}: nothing to draw for {chart.name!r}: no trial has the data for it")
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {"Date": None} if path.suffix.lower() == ".svg" else {}
     import matplotlib

@@ -149,7 +149,7 @@ def _note_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]]
     elif status == "RUNNING" and source.paths is None:
         record.note(f"{source.name}: not ended ({them} under way); this is what it has so far")
     elif status == "RUNNING" or unfinished:
-        record.note(f"{source.name}: was left with {them} unfinished; the same command resumes it")
+        record.note(f"{source.name}: was left with {them} unfinished; run the same command to resume it")
     if not rows:
         record.note(f"{source.name}: no trials yet")
 
@@ -162,4 +162,6 @@ def _note_missing(frame: DataFrame, record: Record) -> None:
     for key in dict.fromkeys((record.objective, "eval/fvu", "eval/l0")):
         there = np.isfinite(complete[key].astype(float)) if key in complete.columns else np.zeros(len(complete), bool)
         if missing := int((~there).sum()):
-            record.note(f"{missing} of {len(complete)} complete trials have no finite {key}: they enter no comparison")
+            record.note(
+                f"{missing} of {len(complete)} complete trials have no finite {key}: they are left out of comparisons"
+            )

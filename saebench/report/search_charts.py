@@ -126,7 +126,8 @@ def parallel(report: Report) -> Chart:
             panels.append(Panel(group, "", "", series, axes=[axis for axis, _ in scaled]))
     note = (
         "A line per complete trial through its parameters and results, from the best (strong) to the worst (pale) by "
-        "the objective. Drag along an axis to keep only the lines that pass there; click the axis to let go."
+        "the objective. Drag along an axis to keep only the lines that pass there; click the axis to clear the "
+        "selection."
     )
     return Chart("parallel", "All trials at once", note, [p for p in panels if p.series])
 

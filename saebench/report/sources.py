@@ -78,7 +78,7 @@ def _last_change(paths: SweepPaths) -> float:
 def _newest(folder: Path) -> Path:
     found = local_sweeps(folder)
     if not found:
-        raise UserError(f"{folder}: no sweeps here; name one, or say where with --runs-dir or --tracking-uri")
+        raise UserError(f"{folder}: no sweeps here; name one, or give its place with --runs-dir or --tracking-uri")
     return found[-1]
 
 
@@ -93,7 +93,7 @@ def _named(sweep: str, folder: Path) -> Source:
 
 def _those(names: Iterator[str] | Sequence[str]) -> str:
     names = sorted(set(names))
-    return f"there are: {', '.join(names)}" if names else "there are none"
+    return f"there are: {', '.join(names)}" if names else "there are no sweeps"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def stability(record: Record, frame: DataFrame, best: DataFrame, quick: bool) ->
     and of these only what is cached or takes seconds. Each omission is added to the record's notes with its reason."""
     points = _points(frame, best, record.sources, quick)
     if quick and points and all(_not_requested(source) for source in record.sources):
-        record.note(f"stability of latents: not measured (eval.extra: none); {ASK} measures it all the same")
+        record.note(f"stability of latents: not measured (eval.extra: none); {ASK} measures it anyway")
         return []
     measuring, rows = _Measuring(quick), []
     for facts, trials in points:

@@ -24,7 +24,7 @@ def texts(sources: Sequence[Source]) -> Table:
     ]  # fmt: skip
     said = [text for source in sources for text in sentences(_data(source.lock))]
     note = "".join(f"{text[0].upper()}{text[1:]}. " for text in dict.fromkeys(said)).strip()
-    missing = "Known where the sweep's directory is; not here."
+    missing = "These counts are in the sweep's directory, which is not on this machine."
     return make("texts", "Texts and leaks", rows, columns, note or ("" if rows else missing))
 
 

@@ -50,7 +50,7 @@ def sentence(c: Comparison) -> str:
         text = f"{c.a} and {c.b} are equal within {margin_text(c)} at equal L0{where}: {found} {interval}"
         return f"{text}; {_seeds(c)}{_texts(c)}"
     if c.outcome == "small":
-        text = f"{c.a} and {c.b} differ in {name} at equal L0{where} for certain and by too little to matter: {found}"
+        text = f"{c.a} and {c.b} differ in {name} at equal L0{where} certainly, but by too little to matter: {found}"
         return f"{text} {interval}, less than {margin_text(c)}; {_seeds(c)}{_texts(c)}"
     head = f"the data do not decide between {c.a} and {c.b} at equal L0{where}: {found}"
     return f"{head} {interval or _no_interval(c)}, {_lower(c)}; {_seeds(c)}{_texts(c)}; {what_would_decide(c)}"
@@ -77,18 +77,20 @@ def what_would_decide(c: Comparison) -> str:
     if not math.isfinite(c.low):
         return f"its {c.seeds} seeds gave the same values: they did not vary the training"
     if c.low * c.high > 0 and not c.excludes_zero:
-        return "the difference is within the noise of the test texts: it takes more texts, not more seeds"
+        return "the difference is within the noise of the test texts: use more texts, not more seeds"
     if c.excludes_zero:
         return (
-            "decided if it were the only comparison, but not after Holm's correction over all of them: take more seeds"
+            "decided if it were the only comparison, but not after Holm's correction over all of them: run more seeds"
         )
     if c.search >= abs(c.mean) and c.points:
-        return f"the search leaves {amount(c, c.search)} open: about {c.points} points would locate the best settings"
+        return (
+            f"the search is uncertain by {amount(c, c.search)}: about {c.points} points would locate the best settings"
+        )
     if c.search >= abs(c.mean) > 0 and c.search > 0:
-        return f"the search leaves {amount(c, c.search)} open, more than the difference"
+        return f"the search is uncertain by {amount(c, c.search)}, more than the difference"
     if c.needed is None or c.needed > MANY_SEEDS:
-        return f"more than {MANY_SEEDS} seeds would be needed: take them as equal"
-    return f"about {max(c.needed, c.seeds + 1)} seeds would decide it, were the true difference this one"
+        return f"more than {MANY_SEEDS} seeds would be needed: treat them as equal"
+    return f"about {max(c.needed, c.seeds + 1)} seeds would decide it, if the true difference is this one"
 
 
 def _lower(c: Comparison) -> str:

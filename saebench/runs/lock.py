@@ -213,7 +213,7 @@ def check_unchanged(
         return changes
     lines = [f"  {key}: {_show(before)} -> {_show(after)}" for key, (before, after) in refused.items()]
     if not extend and all(is_extension(key, *pair) for key, pair in refused.items()):
-        advice = "run the same command with --extend to take these changes into the sweep"
+        advice = "run the same command with --extend to apply these changes to the sweep"
     else:
         advice = "give the sweep another name, or undo the changes (--extend allows: " + ", ".join(EXTENDABLE) + ")"
     raise SpecError("\n".join([f"the spec differs from the one {paths.root} was started with:", *lines, advice]))

@@ -12,14 +12,14 @@ FAILURE_LABELS: dict[FailureKind, str] = {
     "cuda_oom": "out of GPU memory",
     "host_oom": "killed by SIGKILL (out of memory?)",
     "diverged": "diverged",
-    "collapsed": "fell apart",
+    "collapsed": "collapsed",
     "crash": "crashed",
     "stall": "stalled",
     "user_error": "cannot run",
     "killed": "killed",
     "no_space": "no space left on the disk",
-    "lost": "its machine is gone",
-    "preempted": "its machine was taken back",
+    "lost": "its machine was lost",
+    "preempted": "its machine was reclaimed",
 }
 _BAD_DEVICE: frozenset[FailureKind] = frozenset({"crash", "stall"})
 FAULTLESS: frozenset[FailureKind] = frozenset({"lost", "preempted"})

@@ -104,7 +104,7 @@ def _adopt(
         if ended is None:
             ledger.open(config)
             return
-        found.lost.append(f"{trial.root}: is gone with its SAE and its history; its final numbers are kept")
+        found.lost.append(f"{trial.root}: is missing, with its SAE and its history; its final numbers are kept")
         write_config(trial, config)
         ledger.adopt(config, _rebuilt(config, search, trial, ended))
         ledger.rewrite(number)

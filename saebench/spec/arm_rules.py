@@ -80,7 +80,7 @@ def _axes(draft: Draft) -> Found:
             yield f"search.strata[{i}]", "is the same for every trial"
         elif name not in known and draft.arms:
             hint = did_you_mean(name, known)
-            yield f"search.strata[{i}]", "is a parameter of no arm" + (f" ({hint})" if hint else "")
+            yield f"search.strata[{i}]", "no arm has this parameter" + (f" ({hint})" if hint else "")
         if name in named[:i]:
             yield f"search.strata[{i}]", "is in the list twice"
     if named is not None and "type" not in named:
@@ -108,7 +108,7 @@ def _sampler(draft: Draft) -> Found:
     for key, name, value in _searched(draft, axes=False):
         listed = choices(name, value)
         if sampler == "grid" and isinstance(value, Range):
-            yield key, "grid crosses lists, and a range has no end: give a list, or set search.sampler to qmc or tpe"
+            yield key, "grid crosses lists, and a range is not a list: give a list, or set search.sampler to qmc or tpe"
         if sampler == "cmaes" and listed is not None and len(listed) > 1:
             yield (
                 key,
@@ -126,7 +126,7 @@ def _size(draft: Draft) -> Found:
     """Limit the number of strata and trials: a sweep of a million trials is a list too many, not an intention."""
     n_strata = sum(strata.count(draft.spec, arm) for _, arm in draft.arms)
     if n_strata > MAX_STRATA:
-        yield "sae", f"the axes cross to {n_strata:,} strata; at most {MAX_STRATA:,}"
+        yield "sae", f"the axes give {n_strata:,} strata; at most {MAX_STRATA:,}"
         return
     trials = 0
     for _, arm in draft.arms:

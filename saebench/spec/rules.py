@@ -46,7 +46,7 @@ def _seeds(draft: Draft) -> Found:
 def _devices(draft: Draft) -> Found:
     devices = draft.get("run", "devices")
     if devices == ():
-        yield "run.devices", "needs at least one device; cpu is a word, not an empty list"
+        yield "run.devices", "needs at least one device; for the CPU write cpu"
     for i, device in enumerate(devices if isinstance(devices, tuple) else ()):
         if isinstance(device, int) and device < 0:
             yield f"run.devices[{i}]", "must be at least 0"
@@ -170,7 +170,7 @@ def _primary(draft: Draft) -> Found:
     known = [name for name, metric in METRICS.items() if metric.direction is not None]
     for i, name in enumerate(names if isinstance(names, tuple) else ()):
         if name not in known:
-            why = "has no better side" if name in METRICS else did_you_mean(str(name), known) or ", ".join(known)
+            why = "has no direction" if name in METRICS else did_you_mean(str(name), known) or ", ".join(known)
             yield f"eval.primary[{i}]", f"is not a metric that can be judged ({why})"
         elif (extra := METRICS[name].extra) is not None and extra not in (draft.get("eval", "metrics") or ()):
             yield f"eval.primary[{i}]", f"is not measured in this sweep: add {extra} to eval.metrics"
@@ -201,7 +201,10 @@ def _second_encoder(draft: Draft) -> Found:
     if not wanted:
         yield "eval.second_encoder", "is read by example_auroc only: add that to eval.metrics"
     elif isinstance(draft.get("data", "embeddings"), str):
-        yield "eval.second_encoder", "encodes the texts of data.dataset; with embeddings of your own there are none"
+        yield (
+            "eval.second_encoder",
+            "encodes the texts of data.dataset; your own embeddings (data.embeddings) have none",
+        )
 
 
 def _tracking(draft: Draft) -> Found:

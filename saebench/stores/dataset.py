@@ -88,9 +88,9 @@ def _check_columns(dataset: DatasetConfig, name: str, rows: list[Row], label_key
 def _failure(name: str, count: int, error: Exception) -> DataError:
     message = f"{type(error).__name__}: {error}"
     if any(mark in message for mark in _EMPTY_FILE):
-        return DataError(f"{name}: no text in it: a data file is empty")
+        return DataError(f"{name}: no text: a data file is empty")
     if isinstance(error, OSError) and error.filename and _is_cache_of_datasets(str(error.filename)):
-        return DataError(f"{error.filename}: cannot be written: {error.strerror}; set HF_HOME to a folder that can be")
+        return DataError(f"{error.filename}: cannot be written: {error.strerror}; set HF_HOME to a writable folder")
     doing = f"failed after {count:,} rows" if count else "cannot be read"
     if found := re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", message):
         fields, line, saw = found.groups()

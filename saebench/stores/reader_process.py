@@ -41,7 +41,7 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
         raise DataError(f"{request['folder']}: cannot write: {one_line(error)}") from error
     if not shards:
         raise DataError(
-            f"{place(data.dataset)}: no text in it ({counts.read:,} rows read: {counts.empty:,} empty, "
+            f"{place(data.dataset)}: no text ({counts.read:,} rows read: {counts.empty:,} empty, "
             f"{counts.non_string:,} not strings)"
         )
     reply({"type": "done", "shards": shards, "counts": counts.to_dict()})

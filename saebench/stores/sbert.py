@@ -201,7 +201,10 @@ class ActivationsStoreSBERT:
     @cached_property
     def _encoder(self) -> Any:
         if self._data.embeddings is not None:
-            raise DataError(f"data.embeddings: {self._data.embeddings}: came without a model: no text can be encoded")
+            raise DataError(
+                f"data.embeddings: {self._data.embeddings}: no model was given, so no text can be encoded; set "
+                "data.model"
+            )
         return SentenceEncoder(self._data, self.device, self.model)
 
     def get_batch_tokens(self) -> list[str]:
@@ -240,8 +243,8 @@ def _entry(data: DataConfig, cache_dir: Path, device: str, cache_key: str | None
     entry = cache.find(data, cache_dir, cache_key)
     if entry is None and cache_key is not None and cache.entry_folder(data, cache_dir).name != cache_key:
         raise DataError(
-            f"cache {cache_dir}: the embeddings {cache_key} are gone, and the texts or the model have changed "
-            "since: put them back, or start a sweep under another name"
+            f"cache {cache_dir}: the embeddings {cache_key} are missing, and the texts or the model have changed "
+            "since: restore them, or start a sweep under another name"
         )
     return entry or cache.build(data, cache_dir, [device])
 

@@ -132,7 +132,7 @@ class StreamedRows:
             except DataExhausted:
                 break
         if not texts:
-            raise DataExhausted("every text has been served: the dataset ended or its cap is reached")
+            raise DataExhausted("every text has been read: the dataset ended or its cap is reached")
         return self._embed(texts)
 
     def next_texts(self) -> list[str]:

@@ -104,7 +104,7 @@ def gc(
         named = any(listed.folder.name.startswith(key) for key in keys_)
         if listed.building:
             if named:
-                yield listed.folder, 0, "stays: a process builds it"
+                yield listed.folder, 0, "kept: a process is building it"
             continue
         if named:
             why = "named"
@@ -119,7 +119,7 @@ def gc(
         if _remove_entry(listed.folder, dry_run):
             yield listed.folder, listed.bytes, why
         elif named:
-            yield listed.folder, 0, "stays: a process uses it"
+            yield listed.folder, 0, "kept: a process is using it"
     yield from _stale_digests(cache_dir, dry_run)
     yield from _stale_floors(cache_dir, dry_run)
     yield from _cut_off(cache_dir, dry_run)
@@ -181,7 +181,7 @@ def _stale_digests(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, 
                 size = path.stat().st_size
                 if not dry_run:
                     path.unlink()
-                yield path, size, "of a file that is gone"
+                yield path, size, "of a deleted file"
 
 
 def _stale_floors(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
@@ -194,7 +194,7 @@ def _stale_floors(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, s
                 size = path.stat().st_size
                 if not dry_run:
                     path.unlink()
-                yield path, size, "floors of embeddings that are gone"
+                yield path, size, "floors of deleted embeddings"
 
 
 def _cut_off(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:

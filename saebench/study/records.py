@@ -88,7 +88,7 @@ class FileRecords(Records):
             end = file.tell()
             try:
                 if file.write(data) != len(data):
-                    raise OSError(f"{self._path}: not written as a whole; is the disk full?")
+                    raise OSError(f"{self._path}: not written completely; is the disk full?")
             except OSError:
                 file.truncate(end)  # half a record would make the rest unreadable
                 raise

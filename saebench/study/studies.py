@@ -73,6 +73,6 @@ class Studies:
             base = name.removesuffix("/replicates")
             if base not in there and optuna.load_study(study_name=name, storage=self._storage).get_trials(False):
                 raise SpecError(
-                    f"{base}: the sweep has trials of this stratum, which the spec no longer has; put it back, or give "
+                    f"{base}: the sweep has trials of this stratum, which the spec no longer has; restore it, or give "
                     "the sweep another name"
                 )

@@ -46,8 +46,8 @@ class Embeddings:
         devices, key = executor.encoders(), cache.entry_folder(data, self._cache).name
         if lock is not None and lock.cache_key not in (None, key):
             raise PreflightError(
-                f"{self._paths.root}: began with other texts or another model: embeddings {lock.cache_key}, now they "
-                f"are {key}; put back what has changed, or give the sweep another name"
+                f"{self._paths.root}: started with other texts or another model: embeddings {lock.cache_key}, now they "
+                f"are {key}; undo the change, or give the sweep another name"
             )
         entry = cache.build(data, self._cache, devices, self._encoding)
         self._entry = entry  # kept: gc leaves it alone
@@ -78,8 +78,8 @@ class Embeddings:
         self._second = second = cache.build(second_data(self._spec.data, model), self._cache, devices, self._encoding)
         if lock is not None and lock.second_key not in (None, second.cache_key):
             raise PreflightError(
-                f"{self._paths.root}: {where}: began with embeddings {lock.second_key}, now they are "
-                f"{second.cache_key}; put back what has changed, or give the sweep another name"
+                f"{self._paths.root}: {where}: started with embeddings {lock.second_key}, now they are "
+                f"{second.cache_key}; undo the change, or give the sweep another name"
             )
         if not unchecked:
             check_second(entry, second, where)

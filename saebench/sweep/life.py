@@ -141,7 +141,7 @@ class SweepRun:
             if lock is None and self._paths.trials():
                 raise SpecError(f"{self._paths.lock}: is missing")
         except SpecError as error:
-            self._lost.append(f"{error}; written again from the spec, without when and with which versions it began")
+            self._lost.append(f"{error}; written again from the spec; start time and versions are lost")
             return None
         return lock
 
@@ -175,7 +175,7 @@ class SweepRun:
             return Lock(**head, **data, **provenance(self._given.folder))
         if lock.d_in != data["d_in"]:
             raise PreflightError(
-                f"{self._paths.root}: began with embeddings of width {lock.d_in}, now it is {data['d_in']}; put back "
+                f"{self._paths.root}: started with embeddings of width {lock.d_in}, now it is {data['d_in']}; put back "
                 "what has changed, or give the sweep another name"
             )
         if not changes:

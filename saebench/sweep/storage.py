@@ -37,7 +37,7 @@ class Storage:
         new = not self._paths.lock.exists() and not self._paths.trials()
         if self._database is not None and new and search.numbers():
             raise PreflightError(
-                f"search.storage: {self._database.shown}: has a sweep {self._name} that was begun in another "
+                f"search.storage: {self._database.shown}: has a sweep {self._name} that was started in another "
                 "directory; resume it there, or give this one another name"
             )
 

@@ -94,7 +94,7 @@ def one_line(error: BaseException, limit: int = 300, *, uri: str = "") -> str:
         said = f"the server does not answer ({why[0]})" if why else said
     if schemes := re.search(r"Supported URI schemes are: \[(.*?)\]", said):
         known = [name for name in re.findall(r"'([\w-]+)'", schemes[1]) if name != "file"]
-        said = f"MLflow knows no such kind of address; it knows {', '.join(known)}"
+        said = f"MLflow does not support such an address; it supports {', '.join(known)}"
     if isinstance(error, sqlite3.Error) or "sqlite3." in said or "[SQL:" in said:
         words = next((words for pattern, words in _REWORDED if re.search(pattern, said)), None)
         said = words or said.split(" [SQL:")[0]

@@ -29,7 +29,8 @@ def check_readable(uri: str) -> None:
     if (file := sqlite_file(uri)) is not None:
         if not file.is_file():
             raise PreflightError(
-                f"tracking {place}: the database no longer exists; if it was moved, give its new place: --tracking-uri"
+                f"tracking {place}: the database no longer exists; if it was moved, give its new address with "
+                "--tracking-uri"
             )
     elif scheme in ("http", "https"):
         _check_http(uri, place)
@@ -39,10 +40,10 @@ def check_readable(uri: str) -> None:
         except OSError as error:
             raise PreflightError(
                 f"tracking {place}: the server does not answer ({mask(str(error), uri)}); start it, or give "
-                "another: --tracking-uri"
+                "another address with --tracking-uri"
             ) from error
     elif scheme in ("", "file") and not Path(unquote(parts.path)).is_dir():
-        raise PreflightError(f"tracking {place}: no such folder; give another: --tracking-uri")
+        raise PreflightError(f"tracking {place}: no such folder; give another address with --tracking-uri")
 
 
 def check_writable(path: Path) -> None:

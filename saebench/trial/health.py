@@ -27,7 +27,7 @@ class CollapsedError(FloatingPointError):
 
     def __init__(self, now: float, best: float, lr: float) -> None:
         said = f"training FVU {now:.3g} at its end, {best:.3g} before"
-        super().__init__(f"the training fell apart: {said}; lr {lr:g} is too high")
+        super().__init__(f"training collapsed: {said}; lr {lr:g} is too high")
 
 
 class BadBatchError(DataError, ValueError):

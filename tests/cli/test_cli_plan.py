@@ -144,7 +144,7 @@ def test_a_sweep_of_that_name_is_compared(spec: Path, tmp_path: Path, monkeypatc
     )
     more = outlook.existing(load_spec(spec, ["seeds=[0, 1]"]), paths)
     assert more == (
-        "runs/owls exists with less (seeds: [0], now [0, 1]): saebench sweep --extend takes the change into it"
+        "runs/owls exists with less (seeds: [0], now [0, 1]): saebench sweep --extend applies the change to it"
     )
     other = outlook.existing(load_spec(spec, ["train.lr=2e-3"]), paths)
     assert other is not None

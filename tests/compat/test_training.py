@@ -62,7 +62,7 @@ def test_one_cfg_feeds_the_store_the_sae_and_the_training(texts: str, kind: str)
     assert output["sae_out"].shape == rows.shape
     if "topk" in kind:
         assert output["l0_norm"] == pytest.approx(4, rel=0.1)
-    with pytest.raises(DataError, match="has served every text"):
+    with pytest.raises(DataError, match="every text of the store has been read"):
         train_sae(sae, store, sbert, cfg)
 
 

@@ -142,7 +142,7 @@ def test_texts_come_from_files_with_columns(trial: TrialPaths, tmp_path: Path, k
 def test_encode_says_what_it_needs(trial: TrialPaths, tmp_path: Path) -> None:  # noqa: ARG001 - on disk
     assert "one of the two" in refused(tmp_path, "encode", "demo/0")
     assert "--file needs --out" in refused(tmp_path, "encode", "demo/0", "--file", tmp_path / "x.txt")
-    assert "the suffix says the format" in refused(tmp_path, "encode", "demo/0", "--text", "x", "--out", "x.txt")
+    assert "unknown suffix" in refused(tmp_path, "encode", "demo/0", "--text", "x", "--out", "x.txt")
     out = tmp_path / "c.npz"
     assert "no such file" in refused(tmp_path, "encode", "demo/0", "--file", tmp_path / "x.txt", "--out", out)
     assert "not a trial" in refused(tmp_path, "encode", "demo", "--text", "x")

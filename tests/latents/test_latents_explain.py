@@ -162,7 +162,7 @@ def test_what_a_column_may_hold() -> None:
     many = [str(i % 60) for i in range(1200)]
     some, notes = targets("c", [many, many])
     assert len(some) == 50
-    assert notes == ["c: 10 classes are left out: rare ones, and those beyond the 50 commonest"]
+    assert notes == ["c: 10 classes are left out: rare ones, and those beyond the 50 most frequent"]
     some, _ = targets("year", [list(range(100)), list(range(100))])
     assert some[0].kind == "number"
     some, _ = targets("year", [list(range(4)) * 30] * 2)

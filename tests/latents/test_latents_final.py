@@ -99,7 +99,9 @@ def test_rows_of_the_second_encoder_are_those_of_the_same_texts(config: TrialCon
     expected = [model.row(text) for text in texts_of(entry, entry.test_index)][::-1]
     np.testing.assert_allclose(rows_by_text(part, second, "x"), np.stack(expected), rtol=1e-5)
     fewer = config.data.model_copy(update={"num_examples": 700, "model": "second"})
-    with pytest.raises(DataError, match=r"x: .* of the texts are not in the data set any more"):
+    with pytest.raises(
+        DataError, match=r"x: .* of the texts are no longer in the data set; restore it, or run the sweep again"
+    ):
         rows_by_text(part, cache.build(fewer, cache_dir()), "x")
 
 

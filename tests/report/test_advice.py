@@ -56,10 +56,10 @@ def test_levels_that_seeds_cannot_tell_apart_are_no_maximum() -> None:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ([curve({8: 0.7})], "topk, 256 latents: one level of k, and no curve along it"),
+        ([curve({8: 0.7})], "topk, 256 latents: one level of k, so there is no curve along it"),
         ([curve({8: 0.7, 16: 0.6})], "stability is known at 2 of 2 levels; 3 make a curve"),
         ([curve(dict.fromkeys(STABLE, math.nan), seeds=1)], "stability needs two seeds that measure the same point"),
-        ([curve(dict.fromkeys(STABLE, 0.7))], "stability is the same at all levels, but for noise"),
+        ([curve(dict.fromkeys(STABLE, 0.7))], "stability does not differ between the levels beyond noise"),
         ([curve(dead=1.0)], "all latents are dead"),
         ([curve({4: 0.5, 8: 0.6, 16: 0.7})], "stability is largest at the highest level (L0 16): no optimum inside"),
         ([curve({2: 0.5, 4: 0.7, 8: 0.6}, arm="a"), curve({8: 0.6, 16: 0.7, 32: 0.5}, arm="b")],
@@ -121,7 +121,7 @@ def test_a_report_says_so_in_words_and_controls_are_no_evidence() -> None:
     )
     assert [c.arm for c in curves(controlled, [])] == ["batchtopk"]
     said = text(report)
-    assert "Which k: the data do not say." in said
+    assert "Which k: the data do not decide it." in said
     assert [panel.title for panel in chart(report).panels] == ["FVU"]
 
 

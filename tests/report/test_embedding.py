@@ -140,7 +140,7 @@ def test_they_are_in_every_form_of_the_report(report: Report) -> None:
     tables = [report.table(name) for name in ("fidelity", "probing")]
     texts = [out.getvalue(), page(report), formats.markdown(report, tables), latex.document(report, tables)]
     for text in texts:
-        assert "What is left of similarities" in text
+        assert "Similarities after reconstruction" in text
         assert "k-sparse probing" in text
         assert BASELINES["_raw"] in text
     for table in tables:

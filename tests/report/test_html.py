@@ -283,6 +283,6 @@ def test_advice_stands_on_the_page_if_there_are_levels_enough_for_it() -> None:
         for levels in ((8, 16), (8, 16, 32))
     )
     assert '<section id="advice">' in three
-    assert "Which k: the data do not say." in three
+    assert "Which k: the data do not decide it." in three
     assert '<section id="chart-advice">' in three
     assert '<section id="advice">' not in two

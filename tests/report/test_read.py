@@ -76,7 +76,7 @@ def test_a_server_from_the_environment_is_asked_for_sweeps_that_are_not_here(
 def test_an_unknown_name_lists_the_sweeps_there_are(runs: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"typo: no such sweep in .*runs; there are: demo$"):
         trials("typo", runs_dir=runs)
-    with pytest.raises(UserError, match=r"there are none$"):
+    with pytest.raises(UserError, match=r"there are no sweeps$"):
         trials("typo", runs_dir=tmp_path / "nowhere")
     with pytest.raises(UserError, match="no sweeps here"):
         trials(runs_dir=tmp_path / "nowhere")
@@ -131,7 +131,7 @@ def test_a_sweep_that_was_left_reports_what_it_has(store: Store, tmp_path: Path)
     assert len(report.frame) == 4
     assert sorted(report.frame["state"]) == ["complete", "complete", "interrupted", "running"]
     (note,) = report.record.notes
-    assert "2 trials unfinished; the same command resumes it" in note
+    assert "2 trials unfinished; run the same command to resume it" in note
 
 
 def test_a_sweep_that_runs_is_said_to_run(store: Store, tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_missing_and_nan_metrics_are_counted_and_compared_nowhere(store: Store, 
     some[0]["metrics"]["eval/fvu"] = some[0]["curve"][SAMPLES] = math.nan
     del some[1]["metrics"]["eval/l0"]
     report = load(runs_dir=logged(tmp_path, store, some))
-    assert "1 of 4 complete trials have no finite eval/fvu: they enter no comparison" in report.record.notes
-    assert "1 of 4 complete trials have no finite eval/l0: they enter no comparison" in report.record.notes
+    assert "1 of 4 complete trials have no finite eval/fvu: they are left out of comparisons" in report.record.notes
+    assert "1 of 4 complete trials have no finite eval/l0: they are left out of comparisons" in report.record.notes
     assert "not compared" in report.sentences[0] or "do not decide" in report.sentences[0]
 
 
@@ -197,7 +197,7 @@ def test_deleted_files_are_noted_and_the_rest_of_the_report_still_comes(store: S
     report = load(runs_dir=runs)
     assert len(report.comparisons) == 1
     assert report.comparisons[0].texts == 0
-    assert any("4 of 4 trials have no evaluation.safetensors any more" in note for note in report.record.notes)
+    assert any("evaluation.safetensors of 4 of 4 trials is missing" in note for note in report.record.notes)
 
 
 def test_a_broken_file_is_a_missing_one_unless_mlflow_has_it(store: Store, tmp_path: Path) -> None:

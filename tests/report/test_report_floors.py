@@ -38,7 +38,8 @@ def test_the_verdict_counts_strata_in_which_an_arm_is_above_the_best_floor_for_c
     found += [record("pca", 32, 0.9, probing_auc_k5=0.9), record("kmeans", 32, 0.1, probing_auc_k5=0.5)]
     report = report_with(tmp_path, {"format": 1, "floors": found})
     assert report.verdict.endswith(
-        " For certain above every floor (scores without training): in FVU and probing AUC k=5 topk in 1 of 2 strata, "
+        " Certainly better than every floor (score without training): in FVU and probing AUC k=5 topk in 1 of 2 "
+        "strata, "
         "batchtopk in 1 of 2."
     )
     strata = report.table("strata").rows()
@@ -79,7 +80,7 @@ def test_without_floors_or_with_a_damaged_file_the_verdict_says_that_there_are_n
     tmp_path: Path, content: object
 ) -> None:
     report = report_with(tmp_path, content)
-    assert report.verdict.endswith(" No floors were measured: what these scores are without training is not known.")
+    assert report.verdict.endswith(" No floors were measured: the scores without training are unknown.")
     assert report.table("floors").note == "None were measured."
     assert not report.table("floors").rows()
     assert all(column.key not in ("floor", "floor_fvu") for column in report.table("strata").columns)
@@ -93,7 +94,7 @@ def test_what_holds_of_every_arm_is_said_once(tmp_path: Path) -> None:
 
 def test_floors_of_other_sizes_are_no_floors_of_these_arms(tmp_path: Path) -> None:
     report = report_with(tmp_path, {"floors": [record("pca", 16, 0.9, width=99)]})
-    assert report.verdict.endswith(" Floors were measured, at no size that these arms have.")
+    assert report.verdict.endswith(" Floors were measured, but not at the sizes of these arms.")
 
 
 def test_sweeps_without_a_test_part_have_no_word_of_floors() -> None:

@@ -34,4 +34,4 @@ def test_every_count_stands_beside_what_it_is_of() -> None:
 def test_a_sweep_without_its_directory_or_with_a_damaged_lock_has_no_rows() -> None:
     for lock in ({}, {"data": 3}, {"data": {"read": "many", "near_test": None}, "num_test": "x"}):
         assert not table(lock).rows()
-        assert table(lock).note == "Known where the sweep's directory is; not here."
+        assert table(lock).note == "These counts are in the sweep's directory, which is not on this machine."

@@ -256,7 +256,7 @@ def test_unasked_is_what_eval_extra_none_means(sweep: Sweep) -> None:
     said["spec"]["eval"] = {"extra": "none"}
     lock.write_text(json.dumps(said))
     assert sweep.rows(quick=True) == []
-    assert "not measured (eval.extra: none); --table stability measures it all the same" in sweep.notes[0]
+    assert "not measured (eval.extra: none); --table stability measures it anyway" in sweep.notes[0]
     assert len(sweep.rows()) == 2
 
 

@@ -179,7 +179,7 @@ def test_without_a_journal_there_are_no_importances_and_a_note(tmp_path) -> None
     report = report_of(simulate())
     report.record.sources = (Source("demo", "", "", "", SweepPaths(tmp_path)),)
     assert not len(report.table("importances").frame)
-    assert report.record.notes == ["demo: no optuna.journal here: no importances"]
+    assert report.record.notes == ["demo: optuna.journal is not on this machine: no importances"]
 
 
 def test_numbers_are_shown_as_a_reader_wants_them() -> None:

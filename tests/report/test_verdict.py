@@ -394,7 +394,7 @@ def test_all_prints_every_table() -> None:
     out = io.StringIO()
     show(report(simulate_search()), make_console(out, width=160), everything=True)
     assert "Arms side by side at equal L0" in out.getvalue()
-    assert "What is left of similarities" in out.getvalue()
+    assert "Similarities after reconstruction" in out.getvalue()
 
 
 def test_a_control_fails_no_check() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from saebench.saes import kernels, kernels_codes, kernels_select, sparse
+from saebench.saes import kernels, kernels_codes, kernels_groups, kernels_select, sparse
 
 SHAPES = [(1, 4, 8, 3), (37, 16, 96, 5), (64, 8, 61, 61), (3, 5, 7, 1), (300, 8, 1024, 4), (20, 8, 1000, 3)]
 
@@ -78,7 +78,7 @@ def test_among_equals_the_lower_latent_wins_and_in_a_batch_the_lower_row(dict_si
 @pytest.mark.parametrize(("dict_size", "k"), [(1024, 5), (3072, 32), (1536, 7), (768, 48)])
 def test_the_wide_choice_equals_a_full_sort(dict_size: int, k: int, signed: bool) -> None:
     """Continuous values, values of which many are equal, and more than the bound can tell apart; with NaN."""
-    assert kernels_select._Groups.of(dict_size, 2 * k).size >= 4, "not the path this is about"
+    assert kernels_groups.Groups.of(dict_size, 2 * k).size >= 4, "not the path this is about"
     x, (W, b) = _rows(300, 6), _weights(6, dict_size)
     whole = _integers(300, 6, dict_size)
     for inputs in ((x, W, b), whole, (0 * x, W, torch.ones(dict_size)), (x, W, b - 50)):
@@ -129,8 +129,9 @@ def test_any_numbers_in_any_width_are_chosen_as_by_a_full_sort(way: str, monkeyp
         dict_size, rows, k = widths[case % len(widths)], *(int(torch.randint(2, n, (), generator=g)) for n in (90, 40))
         pre = _awkward(rows, dict_size, g)
         monkeypatch.setattr(kernels_select, "CHUNK_ROWS", (16, 64)[case % 2])
-        monkeypatch.setattr(kernels_select, "TILE_ELEMENTS", 1 << (12, 16, 22)[case % 3])
-        monkeypatch.setattr(kernels_select, "affine_no_grad", lambda x, W, *_, p=pre: p[x[:, 0].long()][:, W[0].long()])
+        monkeypatch.setattr(kernels_groups, "TILE_ELEMENTS", 1 << (12, 16, 22)[case % 3])
+        for module in (kernels_groups, kernels_select):
+            monkeypatch.setattr(module, "affine_no_grad", lambda x, W, *_, p=pre: p[x[:, 0].long()][:, W[0].long()])
         inputs = torch.arange(float(rows)).unsqueeze(1), torch.arange(float(dict_size)).unsqueeze(0), pre[0]
         if way == "batchtopk":
             found, want = sparse.encode_batchtopk(*inputs, k), _batchtopk_by_sort(pre, rows * k)
@@ -140,7 +141,7 @@ def test_any_numbers_in_any_width_are_chosen_as_by_a_full_sort(way: str, monkeyp
             values = pre.gather(1, best) if way == "signed" else pre.gather(1, best).relu()
             want = torch.zeros_like(pre).scatter(1, best, values)
         torch.testing.assert_close(found.dense(), want, rtol=0, atol=0, equal_nan=True)
-        sizes.add(kernels_select._Groups.of(dict_size, 2 * k).size)
+        sizes.add(kernels_groups.Groups.of(dict_size, 2 * k).size)
     assert sizes >= {1, 8, 32, 64}, "some ways of grouping were not taken"
 
 
@@ -152,7 +153,7 @@ def test_tiles_of_a_chunk_do_not_change_the_choice(
     x, W, b = _integers(300, 6, 3072)
     want = encode(x, W, b, 7).dense()
     for elements in (256 * 1024, 256 * 1000, 256 * 700):
-        monkeypatch.setattr(kernels_select, "TILE_ELEMENTS", elements)
+        monkeypatch.setattr(kernels_groups, "TILE_ELEMENTS", elements)
         assert torch.equal(encode(x, W, b, 7).dense(), want)
 
 

@@ -90,7 +90,7 @@ def test_values_that_are_not_strings_are_skipped_and_counted(tmp_path: Path, cor
     path = tmp_path / "mixed.jsonl"
     path.write_text('{"text": "word", "n": 1}\n{"text": "other", "n": 2}\n')
     data = corpus([], dataset={"path": "json", "data_files": str(path), "text_column": "n"})
-    with pytest.raises(DataError, match=r"no text in it \(2 rows read: 0 empty, 2 not strings\)"):
+    with pytest.raises(DataError, match=r"no text \(2 rows read: 0 empty, 2 not strings\)"):
         cache.build(data, cache_dir)
 
 
@@ -381,8 +381,8 @@ def test_a_changed_dataset_under_the_same_name_is_encoded_again_where_it_changed
     [
         (["a"], {"dataset": {"text_column": "body"}}, "text_column: body: no such column (there are: text, label)"),
         (["a"], {"dataset": {"label_column": "y"}}, "label_column: y: no such column (there are: text, label)"),
-        ([], {}, "no text in it (0 rows read: 0 empty, 0 not strings)"),
-        ([{"text": " "}], {}, "no text in it (1 rows read: 1 empty, 0 not strings)"),
+        ([], {}, "no text (0 rows read: 0 empty, 0 not strings)"),
+        ([{"text": " "}], {}, "no text (1 rows read: 1 empty, 0 not strings)"),
         (["a"], {"dataset": {"split": "tset"}}, "split: tset: files have one split, train"),
         (["a", "b nan c"], {}, "model hash-model: gives NaN or infinity for 1 texts, such as 'b nan c'"),
     ],
@@ -404,7 +404,7 @@ def test_an_empty_file_is_said_to_be_empty(corpus: Corpus, cache_dir: Path, tmp_
         pyarrow.parquet.write_table(pyarrow.table({"text": pyarrow.array([], pyarrow.string())}), file)
     else:
         file.touch()
-    with pytest.raises(DataError, match=r"empty\.\w+ \[train\]: no text in it") as raised:
+    with pytest.raises(DataError, match=r"empty\.\w+ \[train\]: no text") as raised:
         cache.build(corpus(["a"], dataset={"path": kind, "data_files": str(file)}), cache_dir)
     assert "\n" not in str(raised.value)
 
@@ -672,7 +672,7 @@ def test_gc_leaves_an_entry_alone_that_somebody_reads(corpus: Corpus, cache_dir:
     entry = cache.build(data, cache_dir)
     for dry_run in (True, False):
         [(folder, size, why)] = tidy.gc(cache_dir, [entry.cache_key], dry_run=dry_run)
-        assert (folder, size, why) == (entry.directory, 0, "stays: a process uses it")
+        assert (folder, size, why) == (entry.directory, 0, "kept: a process is using it")
     assert list(tidy.gc(cache_dir, unused_days=0)) == []
     store = open_store(data, batch_size=8, seed=0, device="cpu", cache_dir=cache_dir)
     del entry

@@ -58,7 +58,7 @@ def test_rows_texts_and_labels_are_those_of_the_files(tmp_path: Path, cache_dir:
     assert torch.equal(torch.cat(list(store.test())), torch.from_numpy(ROWS[kept][found.test_index]))
     served = torch.cat([store.next_batch() for _ in range(20)])[: store.num_train]
     assert {row.numpy().tobytes() for row in served} == {row.tobytes() for row in ROWS[kept][found.train_index]}
-    with pytest.raises(DataError, match="came without a model"):
+    with pytest.raises(DataError, match="no model was given"):
         store.get_activations("a text")
 
 

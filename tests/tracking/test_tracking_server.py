@@ -26,7 +26,7 @@ from saebench.tracking.server import check, connect
         ("postgresql+psycopg2://me:secret@127.0.0.1:1/mlflow", "Connection refused"),
         ("mysql://127.0.0.1:1/mlflow", "Connection refused"),
         ("http://127.0.0.1:1", "the server does not answer (Connection refused)"),
-        ("nothing://here", "MLflow knows no such kind of address; it knows databricks, "),
+        ("nothing://here", "MLflow does not support such an address; it supports databricks, "),
     ],
 )
 def test_what_cannot_be_used_is_said_at_once(uri: str, why: str, tmp_path: Path) -> None:

@@ -143,14 +143,14 @@ def _authenticate(address: str, *, insecure: bool) -> None:
     if not with_token and not insecure:
         raise PreflightError(
             "run.executor: ray: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here and where `ray start` runs: a Ray "
-            "port without a token runs code for everybody who reaches it (run.insecure: true does without)"
+            "port without a token runs code for everybody who reaches it (or set run.insecure: true)"
         )
     doors = {mode: _probe(address, mode) for mode in ["token"] * with_token + ["disabled"] * (not insecure)}
     found = {mode: child.communicate(timeout=25)[0].strip() for mode, child in doors.items()}
     if found.get("disabled") == "open":
         raise PreflightError(
-            f"run.address: {address}: the cluster asks for no token: start it with RAY_AUTH_MODE=token "
-            "(run.insecure: true does without)"
+            f"run.address: {address}: the cluster requires no token: start it with RAY_AUTH_MODE=token "
+            "(or set run.insecure: true)"
         )
     if with_token and found["token"] == "AuthenticationError":
         raise PreflightError(
@@ -158,7 +158,7 @@ def _authenticate(address: str, *, insecure: bool) -> None:
             "copy its token file to this machine"
         )
     if with_token and found["token"] != "open":
-        why = found["token"] or "is the file of RAY_AUTH_TOKEN_PATH there?"
+        why = found["token"] or "does the file RAY_AUTH_TOKEN_PATH exist?"
         raise PreflightError(f"run.address: {address}: the head does not answer as a Ray head ({why})")
 
 
