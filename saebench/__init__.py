@@ -1,7 +1,7 @@
 """Sweeps of sparse autoencoders over sentence embeddings.
 
-Everything here is imported when it is first used, so that `import saebench` (and the scheduler, and the command line)
-never pays for torch.
+Everything here is imported on first use, so that `import saebench`, the scheduler and the command line do not import
+torch.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _HOME = {
     "sae_classes": "saebench.compat",
     "train_sae": "saebench.compat",
 }
-"""Public name -> the module it lives in."""
+"""Public name -> its module."""
 _MODULES = ("report", "saes", "stores", "config", "errors")
 
 __all__ = [*_HOME, "__version__", "report"]

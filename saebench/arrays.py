@@ -1,5 +1,5 @@
-"""Embeddings of one's own: rows in .npy files (one, or a folder of them), a .safetensors tensor or a list column of a
-Parquet file, with texts, ids and labels beside them. Read block by block; no torch.
+"""Precomputed embeddings: rows in .npy files (one, or a folder of them), a .safetensors tensor or a list column of a
+Parquet file, optionally with texts, ids and labels. Read block by block; no torch.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ KINDS = ".npy, .safetensors, .parquet, or a folder of .npy files"
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The shape of the rows that a path names, and the path."""
+    """The path of the rows, and their shape."""
 
     path: Path
     count: int
     d_in: int
 
     def blocks(self, size: int) -> Iterator[Rows]:
-        """Yield (up to size, d_in) float32 or float16 rows in order, `size` of them but for the last block."""
+        """Yield (up to size, d_in) float32 or float16 rows in order, each block but the last with `size` rows."""
         held: list[Rows] = []
         waiting = 0
         for part in _parts(self.path, size):
@@ -45,7 +45,7 @@ class Embeddings:
 
 
 def open_embeddings(path: str | Path) -> Embeddings:
-    """Read the shape of the rows. Raises DataError in one line for what are no embeddings."""
+    """Read the shape of the rows. Raises DataError, in one line, for files without embeddings."""
     path = Path(path)
     try:
         shapes = [_shape(file) for file in _files(path)]
@@ -169,7 +169,7 @@ def _parquet_parts(file: Path, size: int) -> Iterator[Rows]:
 
 
 def _list_column(opened: Any, file: Path) -> str:
-    """The one column of lists of numbers."""
+    """Return the one column of lists of numbers."""
     import pyarrow
 
     def is_list(kind: Any) -> bool:
@@ -183,7 +183,7 @@ def _list_column(opened: Any, file: Path) -> str:
 
 
 def _tensor(file: Path) -> Any:
-    """The one tensor of a safetensors file, unread."""
+    """Return the one tensor of a safetensors file, without reading its values."""
     from safetensors import safe_open
 
     opened: Any = safe_open(file, "np")
@@ -197,7 +197,8 @@ def _tensor(file: Path) -> Any:
 
 
 def _floats(rows: Rows, path: Path) -> Rows:
-    """The rows in memory, C-contiguous, float32 unless they are float16. Raises DataError for NaN and infinity."""
+    """Return the rows in memory, C-contiguous, float32 unless they are float16. Raises DataError for NaN and
+    infinity."""
     out = np.ascontiguousarray(rows, np.float16 if rows.dtype == np.float16 else np.float32)
     if not np.isfinite(out).all():
         raise DataError(f"data.embeddings: {path}: NaN, infinity, or a value beyond float32 in a row")

@@ -34,7 +34,7 @@ class SpecError(UserError):
 
 
 class PreflightError(UserError):
-    """The spec is fine, the world is not: a device, a model, a server or a disk; nothing was started."""
+    """The spec is valid, but a device, a model, a server or a disk cannot be used; nothing was started."""
 
     exit_code = 5
 
@@ -50,19 +50,19 @@ class LockedError(UserError):
 
 
 class StorageLostError(UserError):
-    """The database of search.storage did not come back; the sweep can be resumed."""
+    """The database of search.storage is unreachable for too long; the sweep can be resumed."""
 
     exit_code = 75
 
 
 class ExecutorLostError(UserError):
-    """What runs the trials, such as a cluster, is gone in the middle of a sweep; it can be resumed."""
+    """The executor (such as a cluster) was lost during a sweep; the sweep can be resumed."""
 
     exit_code = 75
 
 
 _NO_MEMORY = ("failed to map segment", "cannot allocate memory", "error return without exception set")
-"""What the loader of shared libraries and extension modules say when the address space is full."""
+"""Messages of the loader of shared libraries and of extension modules when the address space is full."""
 _NO_THREADS = "can't start new thread"
 
 

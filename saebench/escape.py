@@ -1,5 +1,4 @@
-"""Control characters in text from outside: run files, hosts, data, descriptions. Every room that prints or writes such
-text escapes it here."""
+"""Escape control characters in text from outside: run files, host names, data, descriptions."""
 
 from __future__ import annotations
 

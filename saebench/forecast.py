@@ -1,4 +1,4 @@
-"""What a plan will cost, in counts, and what is odd about it."""
+"""The cost of a plan, in counts, and warnings about it."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from saebench.sweep_config import TPE_STARTUP, PruneConfig
 
 @dataclass(frozen=True)
 class Work:
-    """Upper bounds: nothing stopped early, every refinement needed. Counts only; how long they take depends on
-    the machine."""
+    """Upper bounds: nothing is pruned and every refinement is needed. Counts only; the time depends on the machine."""
 
     trials: int
-    """Refinements and the seeds that compare included."""
+    """Number of trials, including refinements and the seeds that compare."""
     train_examples: int
     """Embeddings trained on, over all trials."""
     eval_examples: int
     """Embeddings evaluated on the validation part, over all trials and marks."""
     train_flops: float | None
-    """Of the SAEs' matrix products; AuxK and the optimiser are not counted. None while d_in is not known."""
+    """FLOPs of the SAEs' matrix products, without AuxK and the optimiser. None if d_in is unknown."""
     texts: int
-    """Texts to encode, once for the whole sweep (in every trial where `data.cache` is off)."""
+    """Texts to encode, once for the whole sweep (in every trial if `data.cache` is off)."""
     embedding_bytes: int | None
-    """Of the embedding cache."""
+    """Size of the embeddings in the cache."""
     sae_bytes: int | None
-    """Of the SAEs in the sweep's directory."""
+    """Size of the SAEs in the sweep's directory."""
     copied_bytes: int | None
-    """Of those that are copied to MLflow (`tracking.log_sae`), without logged models."""
+    """Size of the SAEs copied to MLflow (`tracking.log_sae`), without logged models."""
 
 
 def work(plan: Plan) -> Work:
-    """What the plan asks for at most."""
+    """Return the largest cost of the plan."""
     data = plan.spec.data
     flops: float | None = None
     if plan.d_in is not None:
@@ -65,7 +64,7 @@ def work(plan: Plan) -> Work:
 
 
 def _weights(plan: Plan, each: int | None) -> int | None:
-    """Bytes of `each` SAEs of every stratum, or of all: two matrices in float32; vectors are not counted."""
+    """Return the bytes of `each` SAEs per stratum, or of all: two matrices in float32; vectors are not counted."""
     if plan.d_in is None:
         return None
     d_in = plan.d_in
@@ -76,7 +75,7 @@ def _weights(plan: Plan, each: int | None) -> int | None:
 
 
 def _width(stratum: Stratum, d_in: int) -> int:
-    """The largest dict_size."""
+    """Return the largest dict_size."""
     found = {**stratum.fixed, **stratum.axes}
     widths = options("dict_size", found.get("dict_size") or stratum.space.get("dict_size"))
     factors = options("expansion_factor", found.get("expansion_factor") or stratum.space.get("expansion_factor"))
@@ -84,20 +83,19 @@ def _width(stratum: Stratum, d_in: int) -> int:
 
 
 def flops_per_example(stratum: Stratum, d_in: int) -> float:
-    """FLOPs of one training example of the stratum's widest and densest point."""
+    """Return the FLOPs per training example at the stratum's widest and densest point."""
     found = {**stratum.fixed, **stratum.axes}
     k = max(option or 0 for option in options("k", found.get("k") or stratum.space.get("k")))
     return SAE_CONFIGS[stratum.type].flops_per_example(d_in, _width(stratum, d_in), k)
 
 
 REFINEMENTS = 2
-"""Points by which a stratum is refined as a rule."""
+"""Return the usual number of refinements of a stratum."""
 
 
 def trials_left(plan: Plan, states: Iterable[Row]) -> int:
-    """Return how many trials are still to begin, as far as those that there are tell: points to draw, as many
-    refinements as usual, and the other seeds of what will be chosen. The one estimate of the sweep's own view and of
-    `saebench status`."""
+    """Return how many trials are still to start, estimated from the existing ones: points to draw, the usual number of
+    refinements, and the other seeds of the chosen points. The live view and `saebench status` both use it."""
     known: dict[str, list[Row]] = {}
     for state in states:
         known.setdefault(state.stratum, []).append(state)
@@ -121,7 +119,7 @@ def _left(plan: Plan, stratum: Stratum, states: list[Row]) -> int:
 
 
 def advice(plan: Plan) -> list[str]:
-    """What a person would want to know before starting: odd, but not wrong."""
+    """Return warnings about a plan that is valid but probably not intended."""
     rules = (_search, _comparison, _pruner, _idle_keys, _seeds)
     return list(dict.fromkeys(line for rule in rules for line in rule(plan)))
 
@@ -149,7 +147,7 @@ def _search(plan: Plan) -> Iterator[str]:
 
 
 def _comparison(plan: Plan) -> Iterator[str]:
-    """Reconstruction gets better as codes get denser: trials of unequal sparsity are not alike."""
+    """Warn if a pruner would compare trials of different sparsity: denser codes reconstruct better."""
     for stratum in plan.strata:
         searched = [name for name in SAE_CONFIGS[stratum.type].sparsity if name in stratum.space]
         if searched and plan.spec.prune.pruner not in ("none", "pareto"):
@@ -205,7 +203,7 @@ def _seeds(plan: Plan) -> Iterator[str]:
 
 
 def describe_space(stratum: Stratum) -> str:
-    """What a stratum searches, in short: "lr 0.0003..0.01 log, batch_size 1024|2048"."""
+    """Return what a stratum searches, in short: "lr 0.0003..0.01 log, batch_size 1024|2048"."""
     return ", ".join(f"{name} {_describe(value)}" for name, value in stratum.space.items()) or "nothing"
 
 
@@ -220,7 +218,7 @@ def _describe(value: Range | tuple[object, ...]) -> str:
 
 
 def empty_board(plan: Plan) -> Board:
-    """Return the board of a sweep of which nothing is known yet but its plan."""
+    """Return the board of a sweep before its first trial."""
     search = plan.spec.search
     names = dict.fromkeys(name for stratum in plan.strata for name in stratum.space)
     return Board(
@@ -233,7 +231,7 @@ def empty_board(plan: Plan) -> Board:
 
 
 def _cell(stratum: Stratum) -> tuple[str, str]:
-    """Arm and sparsity of a stratum; further axes but the width count to the arm."""
+    """Return arm and sparsity of a stratum; other axes except the width belong to the arm."""
     axes = {name: value for name, value in stratum.axes.items() if name not in (*WIDTH, "type") and value is not None}
     level = next((name for name in SAE_CONFIGS[stratum.type].sparsity if name in axes), None)
     more = [

@@ -1,4 +1,4 @@
-"""EncoderPool by name, without loading them: where one lies on this machine, and how wide its embeddings are."""
+"""Encoders by name, without loading them: their folder on this machine, and the width of their embeddings."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ PACKAGED = {
 """Model name -> (package, folder in it) of a copy that pip can install (the extra `demo`)."""
 
 HUB_TIMEOUT = 4.0
-"""Seconds that the hub may take to say whether it has a model, unless HF_HUB_ETAG_TIMEOUT is set."""
+"""Timeout in seconds for the query whether the hub has a model, unless HF_HUB_ETAG_TIMEOUT is set."""
 
 _SAME_WIDTH = frozenset({"Normalize", "Dropout", "LayerNorm"})
 _HIDDEN_SIZE = ("hidden_size", "d_model", "dim", "n_embd")
-"""What the families of transformers call the width of their token embeddings, in order of preference."""
+"""Names that families of transformers use for the width of token embeddings, in order of preference."""
 
 
 def resolve_model(name: str, revision: str | None = None) -> str:
@@ -47,9 +47,9 @@ def resolve_model(name: str, revision: str | None = None) -> str:
 def find_model(name: str, revision: str | None = None) -> tuple[str, bool]:
     """Return the argument for `SentenceTransformer(...)` and its `local_files_only`. Loads nothing.
 
-    Raises DataError if the model is nowhere: in one line and within seconds, because a loader that may ask the hub
-    asks it six times for each of many files. The hub is asked one question here; if it cannot answer or says no, a
-    copy in its local cache is used.
+    Raises DataError, in one line and within seconds, if the model is not found: a loader that may use the hub sends six
+    requests for each of many files. This function sends one request; if it fails, a copy in the hub's local cache is
+    used.
     """
     local = resolve_model(name, revision)
     if os.path.isdir(local):
@@ -78,7 +78,7 @@ def _packaged(name: str, revision: str | None) -> str:
 
 
 def _ask_hub(name: str, revision: str | None) -> str | None:
-    """Return why the hub does not have this model; None if it has, or may have when it is asked again."""
+    """Return why the hub does not have this model; None if it has it, or the answer may be temporary."""
     from huggingface_hub import constants, errors
 
     why_not = "it is not a valid model id"
@@ -104,8 +104,7 @@ def _ask_hub(name: str, revision: str | None) -> str | None:
 
 
 def dataset_out_of_reach(name: str, revision: str | None = None) -> str | None:
-    """Return why the hub cannot be reached; None if it answers, whatever the answer is. `datasets` itself retries for
-    half a minute."""
+    """Return why the hub cannot be reached; None if it answers at all. `datasets` itself retries for half a minute."""
     from huggingface_hub import errors
 
     try:
@@ -118,7 +117,7 @@ def dataset_out_of_reach(name: str, revision: str | None = None) -> str | None:
 
 
 class _UnreachableError(Exception):
-    """The hub gave no answer; the message says why."""
+    """The hub did not answer; the message has the reason."""
 
 
 def _ask(repo: str, file: str, revision: str | None, kind: str | None = None) -> None:

@@ -41,7 +41,7 @@ COMMANDS = {
     "help": "saebench.cli.about:help_",
     "version": "saebench.cli.about:version",
 }
-"""Name -> where its click command lives; imported only when it is called."""
+"""Name -> module of its click command, imported only when it is called."""
 
 
 class _LazyGroup(click.Group):
@@ -56,7 +56,7 @@ class _LazyGroup(click.Group):
         return command
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Take the words of other tools; a misspelt command gets a suggestion."""
+        """Accept the names of other tools; suggest a command for a misspelt one."""
         name = habits.ALIASES.get(args[0], args[0])
         if name in habits.COMMANDS:
             ctx.fail(f"No such command {name!r}: {habits.COMMANDS[name]}.")
@@ -66,7 +66,7 @@ class _LazyGroup(click.Group):
         return super().resolve_command(ctx, [name, *args[1:]])
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Ctrl-C ends in 130, as in a shell and in `sweep`; click alone would say "Aborted!" and exit with 1."""
+        """Exit with 130 on Ctrl-C, as a shell and `sweep` do; click alone would print "Aborted!" and exit with 1."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
@@ -79,7 +79,7 @@ class _LazyGroup(click.Group):
 
 
 class _InterruptedError(Exception):
-    """KeyboardInterrupt under a name that click lets through."""
+    """KeyboardInterrupt, as a class that click does not catch."""
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
@@ -99,7 +99,7 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake, or a full disk, is one line and an exit code, never a traceback."""
+    """Run the command line. A user's mistake or a full disk gives one line and an exit code, no traceback."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before Python began
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - for as long as we live

@@ -1,4 +1,4 @@
-"""help, version: words that people type before they know a tool."""
+"""help, version: commands that people try first."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""cache ls, build, verify, gc: the embeddings that sweeps share."""
+"""cache ls, build, verify, gc: commands for the embedding cache."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from saebench.stores.tidy import Listed
 
 @click.group()
 def cache() -> None:
-    """The embeddings that sweeps share: every corpus is encoded once."""
+    """Embeddings that sweeps share: every corpus is encoded once."""
 
 
 @cache.command()
 @cache_option
 @click.option("--json", "as_json", is_flag=True, help="A list of objects.")
 def ls(cache_dir: str | None, as_json: bool) -> None:
-    """List what is in the cache, most recently used first."""
+    """List the entries of the cache, most recently used first."""
     folder = paths.cache_dir(cache_dir)
     rows = [_row(listed) for listed in tidy.entries(folder)]
     if as_json:
@@ -63,7 +63,7 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
 @cache.command()
 @cache_option
 def verify(cache_dir: str | None) -> None:
-    """Check every file against its checksum; exit code 5 if one is damaged (the next sweep makes it again)."""
+    """Check every file against its checksum; exit code 5 if one is damaged (the next sweep repairs it)."""
     damaged = 0
     for folder, problems in tidy.verify(paths.cache_dir(cache_dir)):
         echo(f"{folder.name}: {'sound' if not problems else f'{len(problems)} damaged'}")
@@ -99,7 +99,7 @@ def gc(keys: tuple[str, ...], unused_for: float | None, dry_run: bool, cache_dir
 
 @dataclass
 class _Lines:
-    """Progress as plain lines: every stage when it begins, then every five seconds, and every message once."""
+    """Print progress as lines: every stage at its start, then every five seconds, and every message once."""
 
     every: float = 5.0
     _stage: str = ""
@@ -122,11 +122,11 @@ class _Lines:
 
 _COLUMNS = ("key", "model", "dataset", "settings", "texts", "d_in", "type", "size", "state", "used")
 _SPARE = frozenset({"d_in", "type", "used"})
-"""Columns that a terminal has to do without where lines would not fit."""
+"""Columns left out if the lines would not fit a terminal."""
 
 
 def _print_rows(rows: list[dict[str, Any]], width: int | None) -> None:
-    """A line per entry; in a terminal (`width`), names of models and datasets wrap where they must."""
+    """Return a line per entry; in a terminal (of `width` columns), long names of models and datasets are wrapped."""
     columns = [column for column in _COLUMNS if column != "settings" or any(row["settings"] for row in rows)]
     table = [columns, *([str(row[column]) for column in columns] for row in rows)]
     widths = [max(len(line[i]) for line in table) for i in range(len(columns))]
@@ -152,7 +152,7 @@ def _print_wrapped(rows: list[dict[str, Any]], columns: list[str], width: int) -
 
 
 def _width() -> int | None:
-    """Columns of the terminal; None where the output goes somewhere else."""
+    """Return the terminal's number of columns; None if the output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
@@ -185,7 +185,7 @@ _SETTINGS = ("model_revision", "prompt", "normalize", "max_seq_length", "precisi
 
 
 def _settings(key: dict[str, Any]) -> str:
-    """What else makes an entry another one, where it was asked for."""
+    """Return the settings that distinguish an entry, if they are not the defaults."""
     usual = (None, False, "float32")
     return ", ".join(
         name if key[name] is True else f"{name} {key[name]}" for name in _SETTINGS if key.get(name) not in usual
@@ -193,7 +193,7 @@ def _settings(key: dict[str, Any]) -> str:
 
 
 def _size(size: float) -> str:
-    """Bytes for people: powers of 1,000."""
+    """Return a readable size in powers of 1,000."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"

@@ -9,13 +9,13 @@ from saebench.runs.paths import SweepPaths
 
 
 def complete_sweeps(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:  # noqa: ARG001 - click's
-    """Names of the sweeps in the runs directory."""
+    """Return the names of the sweeps in the runs directory."""
     root = places.runs_dir(ctx.params.get("runs_dir"))
     return sorted(lock.parent.name for lock in root.glob("*/lock.json") if lock.parent.name.startswith(incomplete))
 
 
 def complete_trials(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """SWEEP/NUMBER once the sweep is written, before that the sweeps."""
+    """Return SWEEP/NUMBER for each trial once the sweep is typed, before that the sweeps."""
     sweep, slash, number = incomplete.partition("/")
     if not slash:
         return [f"{name}/" for name in complete_sweeps(ctx, param, incomplete)]

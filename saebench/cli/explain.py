@@ -1,4 +1,4 @@
-"""explain: which latents go with a column of the data set, or with another corpus."""
+"""explain: which latents are related to a column of the data set, or to another corpus."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def explain(
     cache_dir: str | None,
     runs_dir: str | None,
 ) -> None:
-    """Say which latents go with a target that the SAE never saw.
+    """Show which latents are related to a target that was not used in training.
 
-    Latents are ranked on training texts; effects, intervals and p (Holm) are of the test part; other seeds confirm.
-    The target is a column of the data set (classes or numbers), or another corpus (--contrast).
+    Latents are ranked on training texts; effects, intervals and p (Holm) are measured on the test part and compared
+    with other seeds. The target is a column of the data set (classes or numbers), or another corpus (--contrast).
     """
     from saebench.latents import analyse
     from saebench.latents.explained import explain_columns, explain_contrast

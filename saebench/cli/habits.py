@@ -1,4 +1,4 @@
-"""Words that people bring from other tools: aliases where they do no harm, else one line that names the command."""
+"""Commands and options of other tools: an alias if it is unambiguous, else one line that names ours."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ALIASES = {
     "show": "status",
     "start": "sweep",
 }
-"""What somebody may type -> the command that does it."""
+"""Name in another tool -> our command."""
 COMMANDS = {
     "agent": "there are no agents: `saebench sweep SPEC` starts its workers itself",
     "clean": "`saebench rm SWEEP` removes a sweep, `saebench cache gc` embeddings",
@@ -25,7 +25,7 @@ COMMANDS = {
     "server": "`saebench ui` starts MLflow's pages",
     "train": "`saebench sweep SPEC` trains what the spec asks for",
 }
-"""What is no command, and what to do instead."""
+"""Unknown command -> what to use instead."""
 OPTIONS = {
     "--batch-size": "--set train.batch_size=N",
     "--config": "the spec is the argument: saebench sweep SPEC",
@@ -41,4 +41,4 @@ OPTIONS = {
     "--yes": "only rm asks",
     "-v": "saebench logs TRIAL shows what a trial printed",
 }
-"""What is no option of a command, and what to write instead."""
+"""Unknown option -> what to use instead."""

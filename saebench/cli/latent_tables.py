@@ -1,4 +1,4 @@
-"""The tables of `saebench latents`: raw numbers, and how they are shown."""
+"""The tables of `saebench latents`: raw numbers and their display."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saebench.latents.visible import visible
 from saebench.report.table import Column, Table, decimals, make, percentage, plus_minus
 
 FEW = 40
-"""Latents in a terminal."""
+"""Return the table of latents for a terminal."""
 
 
 def latents(analyses: Sequence[Latents], whole: bool) -> Table:
@@ -116,7 +116,7 @@ def scores(
 
 
 def _judged(analyses: Sequence[Latents], judged: Sequence[Judged]) -> Table:
-    """A row per latent that was judged; the note has the floors, without which the numbers say nothing."""
+    """Return a row per judged latent, with the floors in the note."""
     rows = [row for one, mine in zip(analyses, judged, strict=True) for row in judged_rows(one, mine)]
     columns = [
         *([Column("trial", "trial")] if len(analyses) > 1 else []), Column("latent", "latent"),

@@ -55,8 +55,8 @@ def latents(
 ) -> None:
     """Show what latents mean: texts, keywords, families.
 
-    TRIAL is SWEEP/NUMBER, its directory, or a folder that `saebench export` wrote; of a SWEEP (default: the newest) the
-    best trial of each stratum. html is a page of one trial, json the layout of docs/latents.md.
+    TRIAL is SWEEP/NUMBER, its directory, or a folder that `saebench export` wrote; for a SWEEP (default: the newest)
+    the best trial of each stratum is taken. html is a page of one trial; docs/latents.md describes json.
     """
     from saebench.cli import latent_tables as tables
     from saebench.latents import analyse
@@ -91,7 +91,7 @@ def latents(
 
 
 def best_of(sweep: str | None, runs_dir: str | None) -> list[Path]:
-    """Directories of the best complete trials of a sweep, one per stratum."""
+    """Return the directories of the best complete trials of a sweep, one per stratum."""
     from saebench.report import load
 
     document = load(*([sweep] if sweep else []), runs_dir=runs_dir)
@@ -104,7 +104,7 @@ def best_of(sweep: str | None, runs_dir: str | None) -> list[Path]:
 
 
 def _fired(one: Latents, texts: Sequence[str]) -> list[tuple[str, dict[int, float]]]:
-    """Per text the latents that fire on it, the strongest first."""
+    """Return per text the latents that fire on it, strongest first."""
     if not texts:
         return []
     from saebench.latents.encode import Encoder

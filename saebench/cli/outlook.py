@@ -1,4 +1,4 @@
-"""What `plan` finds out beyond the spec: the texts, a sweep of the same name, how long it will take."""
+"""What `plan` reports beyond the spec: the texts, an existing sweep of the same name, the expected duration."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 FIRST = 60
 """Characters of the first text that are shown."""
 EPOCHS, TEXTS_PER_LATENT = 10, 10
-"""More passes over fewer texts per latent than this, and latents may stand for single texts."""
+"""With more epochs and fewer texts per latent than this, latents may memorise single texts."""
 SURE_EPOCHS, SURE_TEXTS_PER_LATENT = 20, 3
-"""The same, and they will."""
+"""With more epochs and fewer texts per latent than this, latents memorise single texts."""
 START_SECONDS = 2.0
-"""To start a trial's process and write its SAE."""
+"""Seconds to start a trial's process and write its SAE."""
 MOST_MEASURED = 6
 
 
@@ -38,7 +38,7 @@ class Corpus:
     validation: int
     test: int
     look: Look | None = None
-    """What was read to know it; None if the embedding cache knew."""
+    """Counts and first texts of the files that were read; None if the numbers come from the embedding cache."""
 
     @property
     def texts(self) -> int:
@@ -46,8 +46,8 @@ class Corpus:
 
 
 def corpus(spec: SweepSpec, entry: Mapping[str, Any]) -> Corpus | None:
-    """What the cache knows of the texts, else what is in the local files; None for a dataset on the hub. Raises
-    DataError where a sweep would."""
+    """Return the numbers of texts from the cache, else from the local files; None for a dataset on the hub. Raises
+    DataError if a sweep would."""
     from saebench.stores.look import is_local, look
 
     if entry.get("cached"):
@@ -60,7 +60,7 @@ def corpus(spec: SweepSpec, entry: Mapping[str, Any]) -> Corpus | None:
 
 
 def about_texts(spec: SweepSpec, found: Corpus) -> str:
-    """Counts, what is left out, and the first text."""
+    """Return the numbers of texts, those left out, and the first text."""
     data = spec.data
     held_out = f"{found.validation:,} for validation, {found.test:,} for the test"
     lines = [f"{found.texts:,}: {found.train:,} to train on, {held_out}"]
@@ -82,7 +82,7 @@ def about_texts(spec: SweepSpec, found: Corpus) -> str:
 
 
 def memorising(plan: Plan, found: Corpus) -> list[str]:
-    """One warning per width that has too few texts for its budget."""
+    """Return a warning per width that has too few texts for its budget."""
     lines = []
     epochs = plan.samples / max(1, found.train)
     for width in sorted({_width(plan, stratum) for stratum in plan.strata} - {0}):
@@ -99,7 +99,7 @@ def memorising(plan: Plan, found: Corpus) -> list[str]:
 
 
 def _width(plan: Plan, stratum: Stratum) -> int:
-    """dict_size of a stratum's widest points; 0 while it is not known."""
+    """Return dict_size of a stratum's widest points; 0 if it is unknown."""
     try:
         return plan.trial(stratum, _a_point(stratum), plan.spec.seeds[0], 0).sae.dict_size or 0
     except (ValueError, SpecError):
@@ -139,7 +139,7 @@ def _shown(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Minutes:
-    """Seconds that a sweep takes at most, from a short measured step."""
+    """Upper bounds in seconds, extrapolated from a short measurement."""
 
     encode: float | None
     """None if the texts are in the cache already."""
@@ -151,13 +151,13 @@ class Minutes:
 
     @property
     def total(self) -> float:
-        """Encoding, then the trials, so many at once as there are slots."""
+        """Seconds for encoding and then all trials, as many at a time as there are slots."""
         return (self.encode or 0.0) + self.trial * -(-self.trials // self.slots)
 
 
 def minutes(plan: Plan, found: Corpus | None, cached: bool) -> Minutes | None:
-    """Measure a training step of each type and width, and the encoding of a few texts; None where that cannot be done
-    (a width or a device that is not known, no memory)."""
+    """Measure a training step of each type and width, and the encoding of a few texts; None if that is impossible
+    (unknown width or device, too little memory)."""
     from saebench.devices import make_slots
     from saebench.trial.measure import measure
 
@@ -187,14 +187,16 @@ def minutes(plan: Plan, found: Corpus | None, cached: bool) -> Minutes | None:
 
 
 def _evaluated(plan: Plan, found: Corpus | None) -> float:
-    """Training examples that cost as much as the evaluations of a trial: without the way back, a third."""
+    """Return the number of training examples that cost as much as a trial's evaluations; without a backward pass an
+    example costs a third."""
     data = plan.spec.data
     texts = found.validation if found is not None else data.num_examples * data.parts.validation
     return len(plan.marks()) * texts / 3
 
 
 def _a_point(stratum: Stratum) -> dict[str, Scalar]:
-    """Some values of what is searched, of widths the largest: how long a step takes hardly depends on others."""
+    """Return one value of each searched parameter, the largest width: a step's duration hardly depends on the
+    others."""
     point: dict[str, Scalar] = {}
     for name, value in stratum.space.items():
         wide = name in ("dict_size", "expansion_factor")
@@ -206,7 +208,7 @@ def _a_point(stratum: Stratum) -> dict[str, Scalar]:
 
 
 def about_time(found: Minutes) -> str:
-    """One sentence of how long it takes at most."""
+    """Return one sentence about the longest duration."""
     encode = f"encoding {duration(found.encode)}, " if found.encode is not None else ""
     at_once = f"{found.slots} at once" if found.slots > 1 else "one at a time"
     each = f"{found.trials:,} trials of {duration(found.trial)} {at_once} on {found.device}"
@@ -215,7 +217,7 @@ def about_time(found: Minutes) -> str:
 
 
 def warnings(plan: Plan, found: Corpus | None) -> Iterator[str]:
-    """Lines that deserve a look before the start."""
+    """Return the warnings about a plan."""
     if found is not None:
         yield from memorising(plan, found)
     yield from too_few_points(plan)

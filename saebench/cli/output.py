@@ -8,5 +8,5 @@ from saebench.escape import escape_controls
 
 
 def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """`click.echo` for text that may come from outside: control characters are escaped."""
+    """Print text that may come from outside, with control characters escaped."""
     click.echo(escape_controls(str(text)), err=err, nl=nl)

@@ -1,4 +1,4 @@
-"""plan: what a sweep would do, and how much work it is."""
+"""plan: what a sweep would do, and how long it would take."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def plan(
 ) -> None:
     """Show what a sweep of SPEC would do; start nothing.
 
-    Its strata, points and trials, what is in local files, what will be encoded, how many minutes it takes (from a
-    training step that is timed here), and what is odd about it.
+    Prints strata, points and trials, the contents of local files, what will be encoded, the expected minutes (from a
+    training step timed here), and warnings.
     """
     show_plan(load_spec(spec, overrides), runs_dir, cache_dir, measured=not no_measure, as_json=as_json)
 
@@ -51,7 +51,7 @@ def plan(
 def show_plan(
     spec: SweepSpec, runs_dir: str | None, cache_dir: str | None, *, measured: bool = True, as_json: bool = False
 ) -> None:
-    """Print the plan of a spec. Raises DataError for local files that cannot be read as the spec says."""
+    """Print the plan of a spec. Raises DataError for local files that cannot be read in the given format."""
     from saebench.cli import outlook
     from saebench.forecast import advice
     from saebench.terminal.console import make_console
@@ -83,7 +83,7 @@ def show_plan(
 
 
 def _cached(spec: SweepSpec, given: str | None) -> dict[str, Any]:
-    """What the embedding cache has of the corpus: {cached: True | False | None (cannot tell), dir, d_in}."""
+    """Return the state of the corpus in the embedding cache: {cached: True | False | None (unknown), dir, d_in}."""
     folder = places.cache_dir(given)
     if not spec.data.cache:
         return {"cached": False, "dir": None}
@@ -142,7 +142,7 @@ def _strata_table(plan: Plan) -> Table:
 
 
 def _facts(lines: list[tuple[str, str]]) -> Table:
-    """A word in front, what is to be said of it behind; a long line goes on below its beginning."""
+    """Format a label and its text; a long line is wrapped and indented below the text."""
     from rich.table import Table
     from rich.text import Text
 
@@ -218,7 +218,7 @@ def _is_cached(entry: dict[str, Any]) -> str:
 
 
 def _own_rows(plan: Plan, entry: dict[str, Any], size: str) -> str:
-    """Embeddings of one's own: nothing is encoded, the rows are copied once."""
+    """Return the line about precomputed embeddings, which are copied once and not encoded."""
     data = plan.spec.data
     if entry["cached"]:
         return f"nothing: {entry['texts']:,} rows of {data.embeddings} are cached in {entry['dir']}"
@@ -227,7 +227,7 @@ def _own_rows(plan: Plan, entry: dict[str, Any], size: str) -> str:
 
 
 def _keeping(plan: Plan) -> list[tuple[str, str]]:
-    """What the SAEs take on the disk, and once more in MLflow; nothing while their width is not known."""
+    """Return the size of the SAEs on disk and in MLflow; nothing if their width is unknown."""
     from saebench.forecast import work
 
     cost, which = work(plan), plan.spec.tracking.log_sae

@@ -1,4 +1,4 @@
-"""rm: a sweep that nobody needs any more."""
+"""rm: remove a sweep."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def rm(name: str, yes: bool, keep_runs: bool, runs_dir: str | None) -> None:
 
 
 def _runs(paths: SweepPaths) -> tuple[Source | None, list[str]]:
-    """Where the sweep's runs are and their ids; none if MLflow cannot be read, with a line about it."""
+    """Return MLflow's address and the ids of the sweep's runs; if MLflow cannot be read, print why and return none."""
     from saebench.report.sources import find
     from saebench.tracking.remove import runs_of
 

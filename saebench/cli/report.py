@@ -1,4 +1,4 @@
-"""report: what a sweep says, as text, files, plots and a page."""
+"""report: the results of a sweep as text, files, plots and a page."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def report(
     runs_dir: str | None,
     tracking_uri: str | None,
 ) -> None:
-    """Say what SWEEP found: a verdict with intervals, tables, plots.
+    """Report the results of SWEEP: a verdict with intervals, tables, plots.
 
     SWEEP is a name or a directory, the newest by default; several are reported together. csv, json and parquet hold
     one table (default: trials, a row per trial) with raw numbers, the other formats the whole report; latex with
@@ -118,7 +118,7 @@ def _advise(document: Report, plot: Path | None) -> None:
 
 
 def _kind_of(out: Path) -> str:
-    """The format that a file's suffix stands for; UserError for a suffix that none has."""
+    """Return the format of a file's suffix; raise UserError for an unknown one."""
     kind = SUFFIXES.get(out.suffix.lower())
     if kind is None:
         raise UserError(
@@ -133,7 +133,7 @@ _UNITS = {"in": 1.0, "cm": 1 / 2.54, "mm": 1 / 25.4, "pt": 1 / 72.27}
 
 
 def inches(length: str) -> float:
-    """Inches of a length such as 3.3in or 84mm. Raises UserError if it is not the width of a figure."""
+    """Return a length such as 3.3in or 84mm in inches. Raises UserError if it is not the width of a figure."""
     found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(in|cm|mm|pt)?", length.strip())
     value = float(found[1]) * _UNITS[found[2] or "in"] if found else 0.0
     if not 1 <= value <= 40:
@@ -142,7 +142,7 @@ def inches(length: str) -> float:
 
 
 def _plots(document: Report, path: Path, chart: str, width: float | None = None) -> dict[str, Path]:
-    """The file of every chart that has something to show."""
+    """Write every chart that has data; return name -> file."""
     from saebench.report.charts import CHARTS
     from saebench.report.plots import save
 
@@ -221,7 +221,7 @@ def _emit(text: str, out: Path | None) -> None:
 
 @contextlib.contextmanager
 def _writing(file: Path) -> Iterator[None]:
-    """Its folder is there; what the disk refuses is one line."""
+    """Write a file and its folder. Raises UserError if the disk refuses."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -237,7 +237,7 @@ def _default_file(document: Report, kind: str) -> Path:
 
 
 def _log(document: Report) -> list[str]:
-    """Verdict, page and every plot, to the run of each sweep."""
+    """Write the verdict, the page and every plot to the run of each sweep."""
     import tempfile
 
     from saebench.report.publish import publish

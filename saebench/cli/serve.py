@@ -1,4 +1,4 @@
-"""Another program's server in the foreground."""
+"""Run another program's server in the foreground."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
 PATIENCE = 10.0
-"""Seconds a server has to end after it was asked to."""
+"""Seconds that a server has to exit after SIGTERM."""
 
 
 def serve(
@@ -24,7 +24,7 @@ def serve(
     ready: Callable[[], None] = lambda: None,
 ) -> int:
     """Run `command`, with these additions to the environment, until it ends (its exit status), or until Ctrl-C, SIGTERM
-    or a closed terminal end this process: then the server and all that it started end, too. Calls `ready` once the
+    or a closed terminal end this process: then the server and its children are ended, too. Calls `ready` once the
     address `health` answers."""
     windows = sys.platform == "win32"
     if not windows:
@@ -42,7 +42,7 @@ def serve(
 
 
 def _answers(address: str, server: subprocess.Popen[bytes]) -> bool:
-    """Wait until something answers at `address`; False if the server ended before."""
+    """Wait until `address` answers; return False if the server exited before."""
     while server.poll() is None:
         try:
             urllib.request.urlopen(address, timeout=5).close()
@@ -59,7 +59,7 @@ def _leave(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signat
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:
-    """Ask it to end, then make it: after PATIENCE, or at once where a second signal comes meanwhile."""
+    """Terminate the server, then kill it after PATIENCE, or at once if a second signal comes."""
     try:
         _tell(server, "SIGTERM")
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -70,7 +70,7 @@ def _end(server: subprocess.Popen[bytes]) -> None:
 
 
 def _tell(server: subprocess.Popen[bytes], name: str) -> None:
-    """Send a signal to the server and all that it started."""
+    """Send a signal to the server and its children."""
     if sys.platform == "win32":
         server.terminate()
         return

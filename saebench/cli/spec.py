@@ -1,4 +1,4 @@
-"""validate, schema, init: is a spec right, what may it hold, where does one begin."""
+"""validate, schema, init: check a spec, list its keys, write a first one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.argument("specs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="SPEC...")
 @set_option
 def validate(specs: tuple[Path, ...], overrides: tuple[str, ...]) -> None:
-    """Check every SPEC and name all problems at once.
+    """Check every SPEC and report all problems at once.
 
     One line each: file:line:column: key: value: rule.
     """
@@ -72,8 +72,8 @@ def schema(markdown: bool) -> None:
 def init(file: Path | None, data: Path | None, column: str | None, label: str | None, no_measure: bool) -> None:
     """Write a starter spec to FILE, for your own texts with --data.
 
-    With --data it reads the file and writes what fits: format, delimiter and encoding, the columns of texts and
-    labels, a budget, sparsity and width. Default: the data's name, else sweep.yaml; - prints it. Never overwrites.
+    With --data, the spec fits that file: format, delimiter and encoding, columns of texts and labels, budget, sparsity
+    and width. Default: the data's name, else sweep.yaml; - prints it. Never overwrites.
     """
     if data is not None:
         _init_for(data, file or Path(f"{_name_of(data)}.yaml"), column, label, measured=not no_measure)
@@ -91,7 +91,7 @@ def init(file: Path | None, data: Path | None, column: str | None, label: str | 
 
 
 def _name_of(file: Path) -> str:
-    """A sweep's name from a file's."""
+    """Return a sweep's name from a file's name."""
     stem = file.name.removesuffix(".gz").rpartition(".")[0] or file.name
     return re.sub(r"[^A-Za-z0-9._-]+", "_", stem).strip("._-")[:100] or "my_sweep"
 
@@ -107,7 +107,7 @@ def _write_new(file: Path, text: str) -> None:
 
 
 def _init_for(data: Path, file: Path, column: str | None, label: str | None, *, measured: bool) -> None:
-    """Look into `data`, write the spec to `file`, say what was found and how long the sweep takes."""
+    """Read `data`, write the spec to `file`, print what was found and how long the sweep takes."""
     from saebench.cli import starter
     from saebench.stores.sniff import sniff
 
@@ -133,7 +133,7 @@ def _init_for(data: Path, file: Path, column: str | None, label: str | None, *, 
 
 
 def _converted(found: Found, file: Path) -> Found:
-    """The rows as a Parquet file beside the spec."""
+    """Write the rows as a Parquet file beside the spec."""
     import pandas
 
     from saebench.stores.sniff import rows_of, sniff
@@ -166,7 +166,7 @@ def _print_columns(found: Found, rows: list[tuple[str, str, str]], err: bool) ->
 
 
 def _look(found: Found, text: str, label: str | None, file: Path) -> Look:
-    """Read the file as the sweep will."""
+    """Read the file as a sweep reads it."""
     from saebench.cli.starter import MODEL, MOST_TEXTS
     from saebench.config import DataConfig, DatasetConfig
     from saebench.stores.look import look
@@ -186,7 +186,7 @@ def _look(found: Found, text: str, label: str | None, file: Path) -> Look:
 
 
 def _say_what_it_means(file: Path, measured: bool) -> None:
-    """Texts, minutes and warnings of the spec that was written."""
+    """Print texts, minutes and warnings of the new spec."""
     from saebench.cli import outlook
 
     spec = load_spec(file)

@@ -1,4 +1,4 @@
-"""A spec for somebody's own file: columns, budget, k and widths that fit it."""
+"""Write a spec for a data file: columns, budget, k and widths that fit it."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 OTHER_LANGUAGES = "sentence-transformers/paraphrase-multilingual-MiniLM-L12-v2"
 WIDTHS = (48, 96, 192, 384, 768, 1536, 3072)
 TEXTS_PER_LATENT = 10
-"""With fewer, latents come to stand for single texts."""
+"""With fewer texts per latent, latents memorise single texts."""
 MOST_TEXTS = 200_000
 PROBED = "eval: {metrics: [knn_overlap_at_10, probing]}  # probing reads the labels off single latents"
 SMALL = 10_000
-"""Texts below which a larger share is held out: a verdict on 200 texts says little."""
+"""With fewer texts a larger share is held out: a verdict on 200 texts is too uncertain."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What fits a number of training texts."""
+    """Settings that fit a number of training texts."""
 
     dict_size: int
     k: tuple[int, int]
@@ -37,7 +37,8 @@ class Sizes:
 
 
 def sizes(train: int) -> Sizes:
-    """Ten texts per latent, two levels of sparsity, twenty batches an epoch, and from 30 epochs (few texts) to 5."""
+    """Return settings with ten texts per latent, two levels of sparsity, twenty batches per epoch, and 30 epochs (few
+    texts) to 5."""
     dict_size = max((width for width in WIDTHS if width * TEXTS_PER_LATENT <= train), default=WIDTHS[0])
     k = (4, 8) if dict_size < 192 else (8, 16) if dict_size < 1536 else (16, 32)
     batch_size = 1 << max(5, min(11, max(1, train // 20).bit_length() - 1))
@@ -46,7 +47,7 @@ def sizes(train: int) -> Sizes:
 
 
 def starter(name: str, found: Found, text: str, label: str | None, texts: int, folder: Path) -> str:
-    """The spec as YAML with comments, for so many texts; paths in it are relative to `folder`."""
+    """Return the spec as YAML with comments, for this number of texts; its paths are relative to `folder`."""
     from saebench.stores.sniff import language
 
     validation, test = (0.1, 0.2) if texts < SMALL else (0.05, 0.1)
@@ -97,18 +98,19 @@ def _dataset(found: Found, text: str, label: str | None, folder: Path) -> Iterat
 
 
 def _quoted(text: str) -> str:
-    """As YAML takes it: bare if that is safe."""
+    """Return a YAML scalar, without quotes if that is safe."""
     return text if re.fullmatch(r"[A-Za-z_][\w./-]*", text) else json.dumps(text, ensure_ascii=False)
 
 
 def _round_up(number: int) -> int:
-    """To two digits: 2,683 becomes 2,700."""
+    """Round to two digits: 2,683 becomes 2,700."""
     step: int = 10 ** max(0, len(str(number)) - 2)
     return -(-number // step) * step
 
 
 def choose(found: Found, column: str | None, label: str | None) -> tuple[str, str | None]:
-    """The text column and the label column: as asked for, else the longest texts and the most repeated values."""
+    """Return the text column and the label column: those given, else those with the longest texts and the most repeated
+    values."""
     for name in (column, label):
         if name is not None and name not in found.columns:
             raise UserError(f"{found.path}: {name}: no such column (there are: {', '.join(found.columns)})")
@@ -119,7 +121,7 @@ def choose(found: Found, column: str | None, label: str | None) -> tuple[str, st
 
 
 def described(found: Found, text: str, label: str | None) -> list[tuple[str, str, str]]:
-    """(column, example, what it is taken for) of every column."""
+    """Return (column, example, its use) of every column."""
     rows = []
     for name, values in found.columns.items():
         example: Any = next((value for value in values if value not in (None, "")), "")

@@ -1,4 +1,4 @@
-"""stop, retry: steer a sweep from another terminal, by the files in its directory."""
+"""stop, retry, resume: control a sweep from another terminal, through files in its directory."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def retry(
 def resume(name: str | None, runs_dir: str | None, cache_dir: str | None, plain: bool) -> None:
     """Run a sweep from where it stopped, without its spec's file.
 
-    `saebench sweep SPEC` does the same and takes changes (--extend, --set).
+    `saebench sweep SPEC` does the same and accepts changes (--extend, --set).
     """
     from saebench.sweep import run_sweep
     from saebench.terminal.views import choose_view
@@ -89,7 +89,7 @@ def resume(name: str | None, runs_dir: str | None, cache_dir: str | None, plain:
 
 
 def _spec_of(paths: SweepPaths) -> SweepSpec:
-    """The spec that the sweep was started with; raises UserError if its folder was renamed."""
+    """Return the spec that the sweep was started with; raise UserError if its folder was renamed."""
     from saebench.sweep import spec_of
 
     spec = spec_of(paths)
@@ -101,7 +101,7 @@ def _spec_of(paths: SweepPaths) -> SweepSpec:
 
 
 def _failed(paths: SweepPaths, numbers: tuple[int, ...]) -> list[int]:
-    """The failed trials, or those of `numbers`, all of which must have failed."""
+    """Return the failed trials, or `numbers`, all of which must have failed."""
     from saebench.runs.state import read_state
 
     states = {s.number: s.state for trial in paths.trials() if (s := read_state(trial)) is not None}

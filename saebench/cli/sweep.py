@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def devices_setting(devices: str) -> str:
-    """`--devices 0,1` as an override of the spec: a list of indices and UUIDs, or auto, cpu, mps."""
+    """Return `--devices 0,1` as an override of the spec: a list of indices and UUIDs, or auto, cpu, mps."""
     if devices in ("auto", "cpu", "mps"):
         return f"run.devices={devices}"
     return f"run.devices=[{', '.join(part.strip() for part in devices.split(','))}]"
@@ -91,7 +91,7 @@ def sweep(
 
 
 def _print(lines: Iterator[str]) -> None:
-    """On a terminal wrapped between words; a pipe gets whole lines."""
+    """Print lines, wrapped between words on a terminal, whole in a pipe."""
     if not sys.stdout.isatty():
         for line in lines:
             echo(line)
@@ -106,8 +106,8 @@ def _print(lines: Iterator[str]) -> None:
 
 
 def _closing(result: SweepResult) -> Iterator[str]:
-    """What the sweep has found, and three commands to continue with. If no report can be made, the reason: the sweep
-    itself has ended well."""
+    """Print the verdict and three commands to continue with, or the reason if no report can be made (the sweep itself
+    has ended well)."""
     from saebench.errors import UserError
     from saebench.report.closing import closing
     from saebench.report.headline import leaders
@@ -130,5 +130,5 @@ def _closing(result: SweepResult) -> Iterator[str]:
 
 
 def _shorter(path: Path) -> str:
-    """The path as such or from here, whichever is shorter."""
+    """Return the path, absolute or relative, whichever is shorter."""
     return min(str(path), os.path.relpath(path), key=len)

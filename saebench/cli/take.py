@@ -1,4 +1,4 @@
-"""best, export: taking the results of a sweep."""
+"""best, export: get the SAEs of a sweep."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def best(
 ) -> None:
     """Show the best trial of SWEEP per arm and sparsity.
 
-    The best of all comes first. FVU falls as L0 grows: narrow with --where level=32 (k or target_l0, whichever the arm
-    has; or type=batchtopk, dict_size=3072, ...) to compare like with like.
+    The best of all comes first. FVU falls as L0 grows, so compare at one level: --where level=32 (the arm's k or
+    target_l0; other columns: type=batchtopk, dict_size=3072, ...).
     """
     from saebench.report import formats, load, pick
     from saebench.report.rich_tables import rich_table
@@ -58,7 +58,7 @@ def best(
 
 
 def _best_of_all(document: Report, row: dict[str, Any]) -> str:
-    """The best trial, and by what: this is no verdict, which would take the report's time."""
+    """Return the line about the best trial and how it was chosen; for a verdict, which takes longer, run report."""
     from saebench.report.table import number_of
 
     source = next(s for s in document.record.sources if s.name == row["sweep"])

@@ -1,4 +1,4 @@
-"""ui: MLflow's own pages on a sweep's record."""
+"""ui: MLflow's pages about a sweep."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 def ui(
     sweep: str | None, port: int | None, browse: bool | None, runs_dir: str | None, tracking_uri: str | None
 ) -> None:
-    """Open MLflow's own pages on SWEEP's record.
+    """Open MLflow's pages about SWEEP.
 
     Starts `mlflow ui` on 127.0.0.1, prints its address once it answers and opens a browser; Ctrl-C ends it.
     """
@@ -61,7 +61,7 @@ def ui(
 
 
 def _experiment_tags(source: Source) -> list[str] | None:
-    """Their names; None where the server does not say (who opens the page will see why)."""
+    """Return their names; None if the server does not answer (its page shows why)."""
     from saebench.tracking.mlflow_errors import reading
     from saebench.tracking.server import open_reader
 
@@ -76,7 +76,7 @@ def _experiment_tags(source: Source) -> list[str] | None:
 
 
 def _port(wanted: int | None) -> int:
-    """`wanted` if it is free, else a UserError; without a wish the first free one from 5000 on."""
+    """Return `wanted` if it is free, else raise UserError; by default the first free port from 5000."""
     for port in [wanted] if wanted else range(5000, 5100):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

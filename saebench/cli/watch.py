@@ -1,4 +1,4 @@
-"""report --watch: the page written again while the sweep runs. An open page reads its file again by itself."""
+"""report --watch: write the page repeatedly while the sweep runs. An open page reloads itself."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from saebench.report import Report
 
 REFRESH = 10.0
-"""Seconds between two versions of the page, at least."""
+"""Least number of seconds between two versions of the page."""
 SHARE = 0.1
-"""Of the time that making the page may take, where that is long."""
+"""Largest share of the time that making the page may take."""
 
 
 def watch_page(
@@ -29,8 +29,8 @@ def watch_page(
     load: Callable[..., Report],
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Write the page until no scheduler holds any of the sweeps, a last time then; Ctrl-C ends it before. The file is
-    replaced whole: a browser never reads half of it."""
+    """Write the page until no scheduler holds any of the sweeps, and once more then; Ctrl-C ends it earlier. The file
+    is replaced by rename: a browser never reads half of it."""
     file, seconds, opened = out, REFRESH, False
     try:
         while True:

@@ -1,7 +1,7 @@
-"""Where attempts run: the surface that the scheduler sees, and the messages that come back.
+"""Where attempts run: the interface that the scheduler uses, and the messages that it receives.
 
-An executor owns processes and devices and nothing else: it knows no Optuna, no MLflow and no retry rule. The scheduler
-picks the slot, polls for messages, answers `eval` events and decides what an exit means.
+An executor owns processes and devices; it does not know Optuna, MLflow or the rules for retries. The scheduler picks
+the slot, polls for messages, answers `eval` events and decides what follows an exit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = [
 
 How = Literal["leave", "kill"]
 TARGET = "saebench.trial.run:run_trial"
-"""What an attempt runs, unless somebody names another "module:function"."""
+"""The function that an attempt runs by default, as "module:function"."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Attempt:
     paths: TrialPaths
 
     def request(self, cache_dir: Path, target: str, **where: Any) -> Request:
-        """Return what a worker is asked to do; `where`: the fields of Request about its device and process."""
+        """Return the request to a worker; `where`: the fields of Request about its device and process."""
         return Request(
             number=self.number,
             attempt=self.attempt,
@@ -55,9 +55,9 @@ class Attempt:
 
 @dataclass(frozen=True)
 class EventMessage:
-    """The worker of trial `number` recorded `event` (or passed a mark again that is on record already).
+    """The worker of trial `number` recorded `event` (or passed a mark again that is already recorded).
 
-    An `eval` event is waiting for `Executor.answer`; the worker goes on by itself after half a minute.
+    An `eval` event waits for `Executor.answer`; without an answer the worker continues after half a minute.
     """
 
     number: int
@@ -66,10 +66,10 @@ class EventMessage:
 
 @dataclass(frozen=True)
 class ExitMessage:
-    """The attempt is over and its process group is gone; exactly once per attempt, after all its events.
+    """The attempt has ended and its process group has exited; sent once per attempt, after all its events.
 
-    kind None: it ended as it should, after a `done` or a `left` event. killed: it was ended by `stop(number, "kill")`,
-    for whatever reason the caller had. detail: one line for people.
+    kind None: no failure; it ended after a `done` or a `left` event. killed: ended by `stop(number, "kill")`. detail:
+    one readable line.
     """
 
     number: int
@@ -79,7 +79,7 @@ class ExitMessage:
 
 @dataclass(frozen=True)
 class NoteMessage:
-    """One line for people about the executor itself: a machine that came, went or is about to go."""
+    """A readable line about the executor itself: a machine that joined, was lost or will be reclaimed."""
 
     text: str
 
@@ -88,11 +88,11 @@ Message = EventMessage | ExitMessage | NoteMessage
 
 
 class Executor(Protocol):
-    """Not thread-safe: one thread calls, except for `wake`."""
+    """Not thread-safe: one thread calls all methods except `wake`."""
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Slots that are in service, busy ones included; fewer after `quarantine`. A cluster's may come and go."""
+        """Slots in service, including busy ones; fewer after `quarantine`. Those of a cluster may change."""
         ...
 
     def encoders(self) -> Sequence[str | Launch]:
@@ -100,34 +100,36 @@ class Executor(Protocol):
         ...
 
     def recover(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
-        """Wait for the workers of an earlier scheduler of this sweep to leave, kill those that do not, and bring what
-        they wrote to the sweep's directory. Called once, before the first trial of this start; the trials will need the
-        cache's entries `cache_keys`."""
+        """Wait for the workers of an earlier scheduler of this sweep to exit, kill those that do not, and copy their
+        files to the sweep's directory. Called once, before the first trial of this start; the trials need the cache
+        entries `cache_keys`."""
         ...
 
     def start(self, attempt: Attempt, slot: Slot) -> None:
-        """Begin `attempt` on `slot`; returns at once. RuntimeError when the slot is busy or the trial is running.
+        """Start `attempt` on `slot` and return at once. Raises RuntimeError if the slot is busy or the trial is
+        running.
 
-        A slot is known by its id: the caller may give another memory_fraction, to a trial that has the device alone.
+        A slot is identified by its id: the caller may change memory_fraction for a trial that has the device alone.
 
-        The slot is free again when the attempt's `ExitMessage` has come out of `poll`.
+        The slot is free again once `poll` has returned the attempt's `ExitMessage`.
         """
         ...
 
     def poll(self, timeout: float) -> list[Message]:
-        """What happened, in order per trial; waits up to `timeout` seconds for the first message."""
+        """Return new messages, in order per trial; wait up to `timeout` seconds for the first."""
         ...
 
     def wake(self) -> None:
-        """Make a `poll` that waits return now, or the next one at once. May be called by any thread."""
+        """Make a waiting `poll` (or else the next one) return at once. Any thread may call it."""
         ...
 
     def answer(self, number: int, verdict: Verdict) -> None:
-        """The verdict on the oldest unanswered `eval` event of trial `number`; ignored when the attempt is over."""
+        """Send the verdict on the oldest unanswered `eval` event of trial `number`; ignored if the attempt has
+        ended."""
         ...
 
     def stop(self, number: int, how: How) -> None:
-        """leave: checkpoint and leave at the next step. kill: SIGKILL to the process group now. Idempotent."""
+        """leave: write a checkpoint and exit at the next step. kill: send SIGKILL to the process group. Idempotent."""
         ...
 
     def set_demand(self, trials: int) -> None:
@@ -136,17 +138,17 @@ class Executor(Protocol):
         ...
 
     def quarantine(self, slot: Slot) -> None:
-        """Take the device of `slot` out of service: all its slots; attempts that run there are not touched."""
+        """Take the device of `slot`, with all its slots, out of service; attempts that run there continue."""
         ...
 
     def close(self) -> None:
-        """Kill what still runs and give everything back; the executor is of no use afterwards. Idempotent."""
+        """Kill running attempts and release all resources; the executor cannot be used afterwards. Idempotent."""
         ...
 
 
 def check_free(attempt: Attempt, slot: Slot, slots: Iterable[Slot], leased: Mapping[int, Slot]) -> None:
-    """What every executor asks before it starts: `leased` are the slots of the running trials, by number. Slots are
-    told apart by id: a lease may differ from its slot in the share of memory. Raises RuntimeError."""
+    """Check that `attempt` may start; `leased`: the slots of the running trials, by number. Slots are compared by id: a
+    lease may have another share of memory than its slot. Raises RuntimeError."""
     if attempt.number in leased:
         raise RuntimeError(f"trial {attempt.number} is running")
     if slot.id not in {known.id for known in slots} or slot.id in {taken.id for taken in leased.values()}:

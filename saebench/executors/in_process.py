@@ -21,7 +21,8 @@ from saebench.worker import VERDICT_WAIT, Request, work
 
 
 class _KilledError(BaseException):
-    """Raised in a target at its next event; not an Exception, so that it passes for no failure of the target."""
+    """Raised in a target at its next event to end it; not an Exception, so that the target does not record a
+    failure."""
 
 
 @dataclass

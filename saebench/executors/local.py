@@ -35,9 +35,9 @@ from saebench.sweep_config import RunConfig
 from saebench.worker import Request
 
 DRAIN = 10.0
-"""Seconds after which a slot is given back although NVML still counts memory of its dead worker."""
+"""Seconds after which a slot is free although NVML still reports memory of its dead worker."""
 TICK = 0.02
-"""Seconds between two looks at what cannot be waited for."""
+"""Seconds between two checks of conditions that no file descriptor reports."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ class _Worker:
     ticket: int
     pid: int | None = None
     rest: bytes = b""
-    """The beginning of a line that is still to come."""
+    """The received part of an incomplete line."""
     last: Event | None = None
     unanswered: deque[int] = field(default_factory=deque)
     """Marks whose `eval` events wait for a verdict."""
@@ -58,7 +58,7 @@ class _Worker:
 
 
 class LocalExecutor:
-    """See `Executor`. One selector, no threads; PreflightError for a device that is not there."""
+    """See `Executor`. One selector, no threads. Raises PreflightError for a device that does not exist."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class LocalExecutor:
             self._report_exit(worker)
 
     def _watch(self) -> None:
-        """A spawner whose process died has a closed channel, and another one when it has started anew."""
+        """Follow the spawner's channel, which changes when its process is restarted."""
         channel = self._spawner.channel
         if channel is not None and channel.fileno() < 0:
             channel = None
@@ -162,7 +162,8 @@ class LocalExecutor:
         self._watched = channel
 
     def _read(self, worker: _Worker) -> None:
-        """Everything the worker has sent; the end of file is not its end, which only its parent can tell."""
+        """Return everything the worker has sent. End of file does not mean that it has exited, which only its parent
+        knows."""
         while True:
             try:
                 data = worker.channel.recv(1 << 16)
@@ -200,7 +201,7 @@ class LocalExecutor:
         worker.exited, worker.exited_at = notice, time.monotonic()
 
     def _report_exit(self, worker: _Worker) -> None:
-        """The last message, once nothing of the worker is left on this machine."""
+        """Return the exit message once the worker's process group and GPU memory are gone."""
         waited = time.monotonic() - worker.exited_at
         if worker.pid is not None:
             if not group_is_gone(worker.pid, worker.exited_at):
@@ -254,7 +255,7 @@ class LocalExecutor:
 
 
 def environment(slot: Slot) -> dict[str, str]:
-    """What a worker's environment says about its device and its share of the machine."""
+    """Return the environment variables for a worker's device and its share of the machine."""
     threads = str(slot.threads)
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -269,7 +270,7 @@ def environment(slot: Slot) -> dict[str, str]:
 
 
 def outcome(worker: _Worker) -> tuple[FailureKind | None, str]:
-    """Return (kind, one line about it) of an attempt whose process has exited."""
+    """Return (kind, one line of detail) of an attempt whose process has exited."""
     assert worker.exited is not None
     status = worker.exited.status
     if (recorded := recorded_outcome(worker.last, killed=worker.killed)) is not None:

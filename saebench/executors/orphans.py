@@ -14,11 +14,11 @@ from saebench.runs.events import Event
 from saebench.runs.paths import TrialPaths
 
 ORPHAN_GRACE = 60.0
-"""Seconds that workers of an earlier scheduler have for their checkpoint before they are killed."""
+"""Seconds that workers of an earlier scheduler have to write a checkpoint before they are killed."""
 
 
 def await_orphans(trials: Iterable[TrialPaths], note: Callable[[str], None], grace: float = ORPHAN_GRACE) -> None:
-    """Wait for workers of an earlier scheduler to write their checkpoints and leave; kill those that do not."""
+    """Wait for workers of an earlier scheduler to write their checkpoints and exit; kill those that do not."""
     orphans = [p for trial in trials if (p := _worker_of(trial)) is not None]
     if not orphans:
         return
@@ -32,8 +32,8 @@ def await_orphans(trials: Iterable[TrialPaths], note: Callable[[str], None], gra
 
 
 def _worker_of(trial: TrialPaths) -> psutil.Process | None:
-    """The process that runs the trial's newest attempt, if it still lives: the pid of the last `start` event, on this
-    machine, leader of its group, and with the trial's log open (pids are used again, and clocks are set)."""
+    """Return the process of the trial's newest attempt if it is alive: the pid of the last `start` event on this
+    machine, leader of its group and with the trial's log open (pids are reused, and clocks can change)."""
     start: Event | None = None
     for event, _ in events.read(trial.events):
         if event.type == "start":

@@ -1,4 +1,4 @@
-"""How worker processes are born, and how their end is noticed: forked from a warm process, or started one by one."""
+"""Start worker processes and notice their end: forked from a warm process, or started one by one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from saebench.worker import Request
 from saebench.worker.zygote import kill_group
 
 CLOSE_WAIT = 5.0
-"""Seconds for a process to end by itself before it is killed."""
+"""Seconds that a process has to exit before it is killed."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Started:
 
 @dataclass(frozen=True)
 class Exited:
-    """Worker `ticket` has ended and is reaped. status: exit status, or minus the signal; None when nobody saw it."""
+    """Worker `ticket` has ended and is reaped. status: exit status, or minus the signal; None if it is unknown."""
 
     ticket: int
     status: int | None
     kind: FailureKind = "crash"
-    """What it was where `status` is None."""
+    """The reason, if `status` is None."""
     detail: str = ""
 
 
@@ -53,37 +53,38 @@ class Spawner(Protocol):
     """Starts workers. A ticket numbers a start."""
 
     def start(self, request: Request, lifeline: socket.socket) -> int:
-        """Begin a worker that holds the other end of `lifeline`'s pair; returns its ticket at once."""
+        """Start a worker that holds the other end of `lifeline`'s pair; return its ticket at once."""
         ...
 
     @property
     def channel(self) -> socket.socket | None:
-        """Readable when `notices` has something; None when it has to be asked again and again."""
+        """A file descriptor that is readable if `notices` has something; None if it must be polled."""
         ...
 
     def notices(self) -> list[Notice]:
-        """What happened since; does not wait."""
+        """Return what happened since the last call, without waiting."""
         ...
 
     def close(self) -> None:
-        """End what the spawner itself started."""
+        """End the processes that the spawner itself started."""
         ...
 
 
 def make_spawner(target: str) -> Spawner:
-    """Forked workers where that is safe. macOS has fork, but its frameworks do not survive it."""
+    """Return the spawner for this platform: forked workers if that is safe. macOS has fork, but its frameworks do not
+    survive it."""
     return ForkingSpawner(target) if sys.platform == "linux" else FreshSpawner()
 
 
 def search_path() -> list[str]:
-    """This process's sys.path, for a worker to find the same modules."""
+    """Return this process's sys.path, so that a worker finds the same modules."""
     return [entry or os.getcwd() for entry in sys.path]
 
 
 def _environment() -> dict[str, str]:
-    """For a fresh interpreter. It finds this saebench; pools of threads stay small until a worker has its share, and
-    wait asleep: threads that wait by turning in circles cost a factor of five where trials share cores with others.
-    Whoever asks torch whether there is CUDA while the warm process imports must not start the driver in it."""
+    """Return the environment of a new interpreter. It finds this saebench; thread pools stay small until a worker has
+    its share, and their threads sleep while they wait: busy waiting costs a factor of five if trials share cores. A
+    query for CUDA while the warm process imports must not start the driver in it."""
     one_thread = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     asleep = {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY") or "PASSIVE"}
     return {
@@ -96,7 +97,7 @@ def _environment() -> dict[str, str]:
 
 
 class ForkingSpawner:
-    """Workers forked from a warm process of its own session, which is started anew when it dies."""
+    """Workers forked from a warm process in its own session, which is restarted when it dies."""
 
     def __init__(self, target: str) -> None:
         self._target = target
@@ -109,7 +110,7 @@ class ForkingSpawner:
         self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the process)
         self._ready = False
         self._first = self._tickets
-        """Tickets of this process count from here."""
+        """First ticket of this warm process."""
         self._pids: dict[int, int | None] = {}
         command = [sys.executable, "-m", "saebench.worker", "zygote", str(theirs.fileno())]
         self._process = subprocess.Popen(
@@ -171,7 +172,7 @@ class ForkingSpawner:
         return None
 
     def _report_exit(self) -> list[Notice]:
-        """The warm process is gone: its workers cannot be watched any longer, so they end too."""
+        """Handle the end of the warm process: its workers can no longer be watched, so they are killed."""
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(CLOSE_WAIT)
@@ -201,7 +202,7 @@ class ForkingSpawner:
         self._pids = {}
 
     def close(self) -> None:
-        """At once, even while it still imports; a worker whose birth it could not tell any more ends with it."""
+        """End the warm process at once, even while it imports; a worker that it could not report ends with it."""
         if self._process is None:
             return
         self._process.kill()
@@ -215,7 +216,7 @@ class ForkingSpawner:
 
 
 class FreshSpawner:
-    """A new interpreter per worker: slower by the imports, and all there is on Windows and macOS."""
+    """A new interpreter per worker: slower by the imports; the only way on Windows and macOS."""
 
     channel = None
 
@@ -264,7 +265,7 @@ class FreshSpawner:
 
 
 def end_group(pid: int) -> None:
-    """SIGKILL to the process group of worker `pid`, and to `pid` itself, which may not lead a group yet."""
+    """Send SIGKILL to the process group of worker `pid`, and to `pid` itself, which may not lead a group yet."""
     if sys.platform == "win32":
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in [*psutil.Process(pid).children(recursive=True), psutil.Process(pid)]:
@@ -276,8 +277,8 @@ def end_group(pid: int) -> None:
 
 
 def group_is_gone(pgid: int, since: float) -> bool:
-    """Whether no process of the group lives. since: time.monotonic() of the leader's end; zombies that nobody reaps
-    are looked for only when the group is still there a while later, because that reads the whole process table."""
+    """Return whether no process of the group is alive. since: time.monotonic() of the leader's end; zombies are
+    searched only if the group still exists a while later, because that reads the whole process table."""
     if sys.platform == "win32":
         return True
     try:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from saebench.latents.encode import Encoder as Encoder
 
 _HOME = {"Codes": "codes", "Encoder": "encode", "Latents": "analysis", "analyse": "analysis"}
-"""Public name -> the module it lives in."""
+"""Public name -> its module."""
 
 __all__ = [*_HOME]
 

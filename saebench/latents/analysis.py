@@ -1,4 +1,4 @@
-"""What the latents of one trial mean, as one object: everything is computed when it is first wanted, from the codes."""
+"""The meaning of one trial's latents, as one object; everything is computed from the codes on first use."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from saebench.latents.words import Terms, count_terms, membership
 from saebench.runs.paths import cache_dir as default_cache_dir
 
 UNSPACED = 0.02
-"""Share of tokens in scripts without spaces from which the notes say so."""
+"""Share of tokens in scripts without spaces above which a note says so."""
 
 
 @dataclass(eq=False)
@@ -57,7 +57,7 @@ class Latents:
 
     @cached_property
     def terms(self) -> Terms | None:
-        """None where the texts are gone."""
+        """None if the texts are missing."""
         return None if self.part.texts is None else count_terms(self.part.texts)
 
     @cached_property
@@ -73,12 +73,12 @@ class Latents:
 
     @cached_property
     def near(self) -> Nearest:
-        """By cosine of decoder rows, among live latents (places in `live`)."""
+        """Nearest live latents by cosine of decoder rows (positions in `live`)."""
         return neighbours.nearest_by_cosine(self.decoder)
 
     @cached_property
     def together(self) -> Nearest:
-        """By co-activation, among live latents (places in `live`)."""
+        """Nearest live latents by co-activation (positions in `live`)."""
         return neighbours.coactivation(self.codes, self.live)
 
     @cached_property
@@ -88,12 +88,12 @@ class Latents:
 
     @cached_property
     def found(self) -> NDArray[np.float64]:
-        """Share of the other seeds that found each live latent; NaN without other seeds."""
+        """Share of the other seeds that find each live latent; NaN without other seeds."""
         return neighbours.found_again(self.decoder, [live_decoder(other) for other in self.others])
 
     @cached_property
     def matched(self) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
-        """The nearest latent of `against` and the cosine; None where nothing is compared."""
+        """The nearest latent of `against` and the cosine; None if nothing is compared."""
         if self.against is None:
             return None
         near = neighbours.nearest_by_cosine(self.decoder, self.against.decoder, 1)
@@ -116,7 +116,7 @@ class Latents:
 
     @cached_property
     def map(self) -> NDArray[np.float64]:
-        """(live, 2) places of the decoder rows in a plane."""
+        """(live, 2) positions of the decoder rows in a plane."""
         return neighbours.PLANS[self.plan](self.decoder)
 
     def sharing(self, pairs: Sequence[tuple[int, float]], most: int = 5) -> list[tuple[str, float]]:
@@ -132,7 +132,7 @@ class Latents:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader must know: what is missing, and why."""
+        """Notes for the reader: missing parts, and why."""
         found = []
         dead = self.codes.dict_size - len(self.live)
         if not len(self.live):
@@ -160,14 +160,14 @@ class Latents:
         return found
 
     def example(self, row: int, characters: int | None = None) -> str:
-        """The text of a row, or its number where the texts are gone."""
+        """Return the text of a row, or its number if the texts are missing."""
         if self.part.texts is None:
             return f"(row {int(self.part.index[row])})"
         text = self.part.texts[row]
         return text if characters is None or len(text) <= characters else text[: characters - 1] + "…"
 
     def summary(self) -> dict[str, Any]:
-        """One row about the trial."""
+        """Return one row about the trial."""
         sae, live = self.trial.config.sae, len(self.live)
         family, modularity = self.families
         has_twin = self.near.value[:, 0] > TWIN if self.near.value.size else np.zeros(0, bool)
@@ -190,7 +190,7 @@ class Latents:
         }
 
     def rows(self, latents: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """A row per live latent, or for these of them, the most frequent first."""
+        """Return a row per live latent, or per given latent, the most frequent first."""
         place = {latent: i for i, latent in enumerate(self.live.tolist())}
         wanted = self.live.tolist() if latents is None else [latent for latent in latents if latent in place]
         wanted.sort(key=lambda latent: (-self.facts.firing[latent], latent))
@@ -228,7 +228,7 @@ def _pairs(near: Nearest, i: int) -> list[tuple[int, float]]:
 
 
 def live_decoder(trial: TrainedSAE) -> NDArray[np.float32]:
-    """Decoder rows of the latents that fired in the trial's own evaluation; all of them where that is gone."""
+    """Return decoder rows of the latents that fired in the trial's evaluation; all rows if that file is missing."""
     from safetensors import SafetensorError, safe_open
 
     if trial.paths is not None and trial.paths.evaluation.is_file():
@@ -250,7 +250,7 @@ def analyse(
     cache_dir: str | Path | None = None,
     build: bool = False,
 ) -> Latents:
-    """What the latents of a trial (its directory, or an exported folder) mean on a part of its corpus.
+    """Return the meaning of a trial's latents (the trial's directory, or an exported folder) on a part of its corpus.
 
     The codes are encoded once and kept in the trial's folder. Raises UserError in one line: no weights, no embeddings
     in the cache (`build` encodes the texts again), an SAE of another width.

@@ -5,7 +5,7 @@
              latents.npy    (pairs,) int32
              offsets.npy    (rows + 1,) int64   pairs of row i: offsets[i] to offsets[i + 1]
 
-While it is written, the folder is called <folder>.part and codes.json lists the pieces that are whole.
+While it is written, the folder is called <folder>.part and codes.json lists the complete pieces.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MANIFEST = "codes.json"
 FILES: dict[str, np.dtype[Any]] = {"values": np.dtype("<f4"), "latents": np.dtype("<i4"), "offsets": np.dtype("<i8")}
 """Name of an array (its file is NAME.npy) -> type."""
 _HEADER = 128
-"""Bytes in front of the numbers of a .npy file of one axis, whatever its length."""
+"""Bytes before the data of a one-dimensional .npy file, the same for every length."""
 
 Chunk = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.int64]]
 """values, latents, and the number of pairs of each row."""
 
 
 class CodesError(UserError, ValueError):
-    """A folder that does not hold whole codes."""
+    """A folder without complete codes."""
 
 
 @dataclass(frozen=True, eq=False)

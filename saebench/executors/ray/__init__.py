@@ -6,8 +6,8 @@
 fleet.py holds all agents of a sweep; member.py follows one of them, lives.py a trial on it, nodes.py the machines;
 recovering.py gets a node ready, courier.py carries files, encoding.py and encoders.py spread the encoding.
 
-Through Ray go JSON text and bytes, never an object of a class of ours. An agent numbers its messages and keeps them
-until they are acknowledged; one that nobody polls for the length of a lease tells its trials to leave and ends. Where a
-node sees the sweep's directory, trials work in it ("shared"); where it does not, they work in a scratch folder of their
-node and the bridge carries files ("streamed").
+Only JSON text and bytes pass through Ray, no objects of our classes. An agent numbers its messages and keeps them until
+they are acknowledged; if it is not polled for the length of a lease, it stops its trials and exits. If a node sees the
+sweep's directory, trials work in it ("shared"); otherwise they work in a scratch folder of the node and the bridge
+copies files ("streamed").
 """

@@ -1,6 +1,6 @@
 """The actor on a node: a `Host` behind methods that take and return JSON text or bytes. Imports no Ray.
 
-A method's error is part of its reply ({"error": text}): an exception would be pickled on its way.
+A method returns its error in the reply ({"error": text}): Ray would pickle an exception.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from saebench.runs.paths import SweepPaths, cache_dir, embeddings_dir
 from saebench.sweep_config import RunConfig
 
 STEPS_WAIT = 0.2
-"""Seconds that training metrics wait for others to go with: nobody answers them."""
+"""Seconds that training metrics wait to be sent in a batch; they need no answer."""
 
 
 class Agent:
@@ -52,7 +52,7 @@ class Agent:
         self._news: asyncio.Event | None = None
 
     async def describe(self, _: str = "") -> str:
-        """Start the executor; say what this node is and has."""
+        """Start the executor; return a description of this node."""
         try:
             if self._host is None:
                 self._host = self._start_host()
@@ -77,7 +77,7 @@ class Agent:
         return host
 
     def _find_cache(self) -> Path:
-        """The scheduler's cache, where it is visible under the same path; else the node's own."""
+        """Return the scheduler's cache if it is visible under the same path, else the node's own."""
         theirs, storage = Path(self._setup["cache_dir"]), self._setup["storage"]
         visible = storage == "shared" or (storage == "auto" and (theirs / self._setup["cache_nonce"]).exists())
         return theirs if visible else cache_dir()
@@ -95,7 +95,7 @@ class Agent:
     # --- messages and orders -----------------------------------------------------------------------------------------
 
     async def poll(self, text: str) -> str:
-        """Messages after number `acknowledged`; waits up to `wait` seconds for the first."""
+        """Return messages after number `acknowledged`; wait up to `wait` seconds for the first."""
         asked = json.loads(text)
         if self._host is None or self._news is None:
             return json.dumps({"messages": []})
@@ -114,7 +114,7 @@ class Agent:
         return json.dumps({"epoch": self._setup["epoch"], "messages": found})
 
     async def order(self, text: str) -> str:
-        """Numbered orders; see `Host.order`."""
+        """Take numbered orders; see `Host.order`."""
         asked = json.loads(text)
         if self._host is not None:
             for order in asked["orders"]:
@@ -133,8 +133,8 @@ class Agent:
     # --- files -------------------------------------------------------------------------------------------------------
 
     async def recover(self, text: str) -> str:
-        """Decide where trials work ({shared}), wait for workers of an earlier scheduler on this node, and list what a
-        scratch folder of this sweep still holds ({trials: {number: files}})."""
+        """Decide where trials work ({shared}), wait for workers of an earlier scheduler on this node, and list the
+        files in a scratch folder of this sweep ({trials: {number: files}})."""
         asked = json.loads(text)
         root = Path(asked["root"])
         shared = self._setup["storage"] != "streamed" and (root / asked["nonce"]).is_file()
@@ -154,8 +154,8 @@ class Agent:
         return json.dumps({"shared": shared, "notes": notes, "trials": {one["number"]: one for one in kept}})
 
     async def prepare(self, text: str) -> str:
-        """Make an empty folder for an attempt in the scratch folder: one of its own, so that a worker of an attempt
-        before it, which may still be there, cannot write into it."""
+        """Make an empty folder for an attempt in the scratch folder. Each attempt has its own, so that a worker of an
+        earlier attempt, which may still run, cannot write into it."""
         asked = json.loads(text)
         if self._scratch is not None:
             root = SweepPaths(self._scratch / str(asked["attempt"])).trial(asked["number"]).root
@@ -165,7 +165,7 @@ class Agent:
         return "{}"
 
     async def forget(self, text: str) -> str:
-        """Remove what the scratch folder has of a trial: the scheduler has all of it."""
+        """Remove a trial from the scratch folder; the scheduler has copied all of it."""
         number = json.loads(text)["number"]
         if self._scratch is not None:
             for trial in scratch.trials_in(self._scratch):
@@ -174,7 +174,7 @@ class Agent:
         return "{}"
 
     def _place_trial(self, attempt: Json) -> None:
-        """A trial works where the scheduler says, or in the folder that `prepare` made."""
+        """Return the directory of a trial: the scheduler's, or the folder that `prepare` made."""
         if self._scratch is None:
             self._roots[attempt["number"]] = Path(attempt["root"])
         attempt["root"] = str(self._roots[attempt["number"]])
@@ -199,7 +199,7 @@ class Agent:
         return read_piece(inside(self._place(asked), asked["name"]), asked["offset"])
 
     async def write(self, text: str, data: bytes) -> str:
-        """A piece of a file; the last one has {size, crc}."""
+        """Return a piece of a file; the last one has {size, crc}."""
         asked = json.loads(text)
         try:
             return json.dumps({"ok": self._write(asked, data)})
@@ -207,7 +207,7 @@ class Agent:
             return json.dumps({"error": f"{asked['name']}: {error.strerror or error}"})
 
     def _write(self, asked: Json, data: bytes) -> bool:
-        """A piece that arrives twice, because the reply to the first was lost, is written once."""
+        """Write a piece of a file; one that arrives twice, because the first reply was lost, is written once."""
         identity = asked["id"]
         if identity in self._written:
             return self._written[identity]

@@ -1,8 +1,9 @@
 """`python -m saebench.executors.ray.bridge FD`: the Ray driver of a sweep, a process of its own.
 
-Ray replaces signal handlers, prints to stdout, starts threads and aborts its process when it gives up: nothing that a
-scheduler should live with. FD is a socket; JSON lines both ways. The first line in is the setup. Its end of file is the
-scheduler's death: the bridge ends, Ray ends the agents of its job, and their trials leave with a checkpoint.
+Ray replaces signal handlers, prints to stdout, starts threads and aborts its process when it gives up, so it runs
+outside the scheduler. FD is a socket with JSON lines in both directions; the first line received is the setup. End of
+file means that the scheduler has died: the bridge exits, Ray ends the agents of its job, and their trials write a
+checkpoint and exit.
 """
 
 from __future__ import annotations

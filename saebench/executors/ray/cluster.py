@@ -1,4 +1,4 @@
-"""The only module that speaks to Ray: connect, list the nodes, create agents, call them."""
+"""The only module that uses Ray: connect, list the nodes, create agents, call them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ except Exception as error:
 else:
     print("open")
 """
-"""Is the door of the cluster open? In a process of its own, since Ray reads RAY_AUTH_MODE once."""
+"""Return whether the cluster accepts connections without a token. Asked in a separate process, since Ray reads
+RAY_AUTH_MODE only once."""
 
 
 class RayRemote:
@@ -64,7 +65,7 @@ class RayRemote:
 
 
 class RayCluster:
-    """A connection to a cluster. Raises PreflightError, one line, where there is none to be had."""
+    """A connection to a cluster. Raises PreflightError, one line, if it cannot connect."""
 
     def __init__(self, address: str | None, *, insecure: bool) -> None:
         self.address = _address(address)
@@ -79,7 +80,7 @@ class RayCluster:
             raise PreflightError(f"run.address: {self.address}: {_one_line(error)}") from None
 
     def nodes(self) -> list[Node]:
-        """Return the nodes that are alive; blocks for a moment."""
+        """Return the nodes that are alive; blocks briefly."""
         draining: dict[str, Any] = {}
         with contextlib.suppress(AttributeError):
             draining = state.state.get_draining_nodes()
@@ -96,7 +97,7 @@ class RayCluster:
         ]
 
     def create(self, share: Share, setup: str) -> RayRemote:
-        """Ask for an agent; it may have to wait for room."""
+        """Request an agent; it may have to wait for free resources."""
         where: Any = "SPREAD"
         if share.node_id:
             where = NodeAffinitySchedulingStrategy(share.node_id, soft=False)
@@ -138,7 +139,7 @@ def _reach(address: str) -> None:
 
 
 def _authenticate(address: str, *, insecure: bool) -> None:
-    """Refuse a cluster that anybody may use, and a token that it does not take, before Ray tries for 20 seconds."""
+    """Refuse a cluster without authentication and a wrong token, before Ray retries for 20 seconds."""
     with_token = os.environ.get("RAY_AUTH_MODE") == "token"
     if not with_token and not insecure:
         raise PreflightError(

@@ -1,4 +1,4 @@
-"""Files between the scheduler's disk and a node's, piece by piece, off the scheduler's loop. No Ray."""
+"""Copy files between the scheduler's disk and a node's, in pieces, outside the scheduler's loop. No Ray."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from saebench.stores.manifest import MANIFEST, Manifest
 PATIENCE = 60.0
 """Seconds that one piece may take."""
 TRIES = 3
-"""Times that files are fetched again because they changed meanwhile."""
+"""How often files are fetched again if they changed meanwhile."""
 KEPT = 2
 """Checkpoints kept of a trial, as trial/checkpoint.py does."""
 
 
 class Budget:
-    """Bytes per second that checkpoints of running trials may take; what a trial leaves at its end is not counted."""
+    """Bytes per second for checkpoints of running trials; files of trials that have ended are not limited."""
 
     def __init__(self, bytes_per_second: float) -> None:
         self._rate, self._free_at = bytes_per_second, 0.0
 
     async def spend(self, size: int) -> None:
-        """Wait until `size` bytes may go."""
+        """Wait until `size` bytes may be sent."""
         now = asyncio.get_running_loop().time()
         start = max(now, self._free_at)
         self._free_at = start + size / self._rate
@@ -43,7 +43,7 @@ async def fetch(
     remote: Remote, number: int | None, names: Sequence[str], root: Path, budget: Budget | None = None
 ) -> list[str]:
     """Copy files and folders of trial `number`, or (None) of the cache, to `root`; return their names. Raises
-    UnreachableError if a file changed at every try, or no reply comes; LostError."""
+    UnreachableError if a file changed at every try or there is no reply, and LostError."""
     for _ in range(TRIES):
         listed = (await ask(remote, "list_files", PATIENCE, number=number, names=list(names)))["files"]
         if all([await _fetch_file(remote, number, file, root, budget) for file in listed]):
@@ -74,7 +74,8 @@ async def _fetch_file(remote: Remote, number: int | None, file: Json, root: Path
 async def fetch_checkpoint(
     remote: Remote, number: int, name: str, trial: TrialPaths, budget: Budget | None = None
 ) -> bool:
-    """Copy one checkpoint; False if the node has removed it meanwhile. It appears whole, and older ones go."""
+    """Copy one checkpoint, under a temporary name until complete, and remove older ones; False if the node has removed
+    it meanwhile."""
     place = trial.checkpoint / name
     if not name.isdigit() or place.exists():
         return name.isdigit()
@@ -95,7 +96,7 @@ async def fetch_checkpoint(
 
 
 async def fetch_log(remote: Remote, number: int, offset: int, trial: TrialPaths) -> int:
-    """Append what the trial's log on the node has after `offset`; return the new offset."""
+    """Append the trial's log on the node from `offset`; return the new offset."""
     while data := await ask_bytes(remote, "read", PATIENCE, number=number, name=trial.log.name, offset=offset):
         with trial.log.open("ab") as log:
             log.write(data)
@@ -104,7 +105,8 @@ async def fetch_log(remote: Remote, number: int, offset: int, trial: TrialPaths)
 
 
 async def fetch_tail(remote: Remote, number: int, size: int, trial: TrialPaths) -> bool:
-    """Append what the node's record of the trial has beyond ours; False if ours is no beginning of it."""
+    """Append the node's events that our record of the trial lacks; False if our record is not a prefix of the
+    node's."""
     ours = trial.events.read_bytes() if trial.events.is_file() else b""
     theirs = b""
     while len(theirs) < size:
@@ -155,7 +157,7 @@ async def _write(remote: Remote, data: bytes, **asked: object) -> None:
 
 
 async def push_trial(remote: Remote, number: int, attempt: int, trial: TrialPaths) -> None:
-    """Give a node what an attempt resumes from: the record and the newest checkpoint."""
+    """Copy to a node what an attempt resumes from: the record and the newest checkpoint."""
     await ask(remote, "prepare", PATIENCE, number=number, attempt=attempt)
     checkpoints = sorted(p.name for p in trial.checkpoint.glob("[0-9]*")) if trial.checkpoint.is_dir() else []
     newest = f"checkpoint/{checkpoints[-1]}" if checkpoints else "checkpoint"
@@ -165,7 +167,7 @@ async def push_trial(remote: Remote, number: int, attempt: int, trial: TrialPath
 
 
 async def push_entry(remote: Remote, embeddings: Path, key: str) -> int:
-    """Give a node's cache the files of an entry that it lacks, the manifest last; return the bytes sent."""
+    """Copy to a node's cache the missing files of an entry, the manifest last; return the bytes sent."""
     manifest = Manifest.read(embeddings / key)
     if manifest is None:
         raise UnreachableError(f"cache {embeddings / key}: no longer exists")
@@ -180,7 +182,7 @@ async def push_entry(remote: Remote, embeddings: Path, key: str) -> int:
 
 
 async def fetch_newest(remote: Remote, number: int, trial: TrialPaths) -> None:
-    """Copy the newest checkpoint that the node has, at once; where a target keeps others, the files of the folder."""
+    """Copy the node's newest checkpoint at once; for targets with another layout, the files of the folder."""
     listed = (await ask(remote, "list_files", PATIENCE, number=number, names=["checkpoint"]))["files"]
     names = sorted({file["name"].split("/")[1] for file in listed if file["name"].count("/") > 1})
     if names and all(name.isdigit() for name in names):

@@ -1,4 +1,4 @@
-"""Encoders on the nodes, as the scheduler sees them: children of `stores.encoder_pool` (see encoding.py)."""
+"""Encoders on the nodes, as the scheduler uses them: children of `stores.encoder_pool` (see encoding.py)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 class Encoders:
-    """The scheduler's end. `take` handles what the bridge says, for as long as there are children, in a thread: the
+    """The scheduler's end. A thread passes messages of the bridge to `take` while there are children, because the
     caller waits for the encoders' replies."""
 
     def __init__(self, send: Callable[[Json], None], take: Callable[[float], object], wake: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
 """Encoders on the nodes: the children of `stores.encoder_pool` over the same numbered orders and messages as trials.
 
-`Children` is an agent's end, `Encoding` the bridge's, encoders.py the scheduler's. Where a node does not see the
-scheduler's cache, the bridge brings it the texts and takes the encoded pieces home before their `done` is passed on.
+`Children` is an agent's end, `Encoding` the bridge's, encoders.py the scheduler's. If a node does not see the
+scheduler's cache, the bridge copies the texts there and the embeddings back before it passes on `done`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from saebench.stores import child_process
 from saebench.stores.child_process import Child, Inbox, Message
 
 MODULE = "saebench.stores.encoder_process"
-"""What an agent starts beside trials, and nothing else."""
+"""The commands that an agent may start besides trials."""
 
 
 class Children:
@@ -65,7 +65,7 @@ LOST = "was lost with its agent"
 
 
 def _why(what: str, error: BaseException) -> str:
-    """Return why a child is gone: an agent's end may first be noticed while a file is copied."""
+    """Return why a child was lost: the loss of an agent may first be noticed while a file is copied."""
     return LOST if isinstance(error, LostError) else f"{what}: {error}"
 
 
@@ -79,7 +79,7 @@ class Encoding:
         self._sent: set[tuple[str, str]] = set()
 
     def order(self, order: Json, member: Member | None) -> None:
-        """An order of the scheduler; `member` runs the child that it starts."""
+        """Handle an order of the scheduler; `member` runs the child that it starts."""
         number = order["id"]
         if order["what"] == "start":
             if member is None or not member.alive:
@@ -92,12 +92,12 @@ class Encoding:
             self._children[number].orders.put_nowait({**order, "do": "child"})
 
     def hear(self, message: Json) -> None:
-        """A message of an agent."""
+        """Handle a message of an agent."""
         if message["id"] in self._children:
             self._children[message["id"]].replies.put_nowait(message["message"])
 
     def lost(self, member: Member) -> None:
-        """Its children are gone with it."""
+        """Report the children of a lost agent as lost."""
         for number in [n for n, line in self._children.items() if line.member is member]:
             del self._children[number]
             self._say(number, {"type": "gone", "why": LOST})
@@ -115,7 +115,7 @@ class Encoding:
             line.member.order(order)
 
     async def _bring_texts(self, line: _Line, name: str) -> None:
-        """Once for each node; a line that breaks meanwhile is noticed elsewhere."""
+        """Run once for each node; a broken connection is noticed elsewhere."""
         place = (line.member.remote.node_id, f"{line.key}/{name}")
         async with self._texts.setdefault(place, asyncio.Lock()):
             if place not in self._sent:
@@ -147,7 +147,7 @@ class Encoding:
 
 
 class _Line:
-    """To one child."""
+    """Send a message to one child."""
 
     def __init__(self, member: Member) -> None:
         self.member, self.key = member, ""
@@ -155,5 +155,5 @@ class _Line:
         self.replies: asyncio.Queue[Message] = asyncio.Queue()
 
     def is_far(self, cache_dir: str) -> bool:
-        """Does its node have another cache?"""
+        """Return whether its node has another cache."""
         return bool(self.member.about["cache_dir"] != cache_dir)

@@ -24,11 +24,11 @@ from saebench.stores.child_process import Launch
 from saebench.sweep_config import RunConfig
 
 LEASE = 30.0
-"""Seconds without a poll after which an agent tells its trials to leave."""
+"""Seconds without a poll after which an agent stops its trials."""
 OPENING = 120.0
 """Seconds that the bridge has to find the cluster and an agent; it gives up by itself long before."""
 RECOVERY = 120.0
-"""Seconds beyond the grace that agents have to see old workers out and to bring what they left."""
+"""Seconds beyond the grace in which agents wait for old workers and copy their files."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class _Running:
     attempt: Attempt
     slot: Slot
     log: EventLog | None
-    """Where the node does not see the sweep's directory, events are recorded here."""
+    """The record of the trial, if its node does not see the sweep's directory."""
     last: Event | None = None
     preempted: bool = False
 
@@ -45,12 +45,12 @@ class _Running:
 class _Agent:
     slots: tuple[Slot, ...]
     ready: bool = False
-    """Its slots may be used: before that they only say what there will be."""
+    """Whether its slots may be used; before that they only show what there will be."""
     shared: bool = True
 
 
 class RayExecutor:
-    """See `Executor`. PreflightError, one line, where the cluster cannot be used."""
+    """See `Executor`. Raises PreflightError, one line, if the cluster cannot be used."""
 
     def __init__(
         self,
@@ -93,7 +93,7 @@ class RayExecutor:
 
     @property
     def slots(self) -> tuple[Slot, ...]:
-        """Before `recover`, what there will be; then what may be used."""
+        """Before `recover` the expected slots, then those that may be used."""
         return self._slots
 
     def _find_slots(self) -> None:
@@ -115,7 +115,7 @@ class RayExecutor:
         return found
 
     def recover(self, paths: SweepPaths, note: Callable[[str], None], cache_keys: Sequence[str] = ()) -> None:
-        """See `Executor`. Finds out, too, which nodes see the sweep's directory, by a file of a name that is new."""
+        """See `Executor`. Also finds out which nodes see the sweep's directory, by a file with a new name."""
         nonce = paths.root / f".nonce-{secrets.token_hex(6)}"
         paths.root.mkdir(parents=True, exist_ok=True)
         write_text(nonce, "", durable=False)
@@ -206,7 +206,7 @@ class RayExecutor:
     # --- what the bridge says ----------------------------------------------------------------------------------------
 
     def _take(self, timeout: float) -> bool:
-        """Handle what came; True after `wake`. Raises ExecutorLostError when the bridge has ended."""
+        """Handle received messages; return True after `wake`. Raises ExecutorLostError if the bridge has ended."""
         try:
             messages, woken = self._link.receive(timeout)
         except EOFError as error:
@@ -267,7 +267,7 @@ class RayExecutor:
 
 
 def _identity(paths: SweepPaths) -> str:
-    """Return what tells this sweep's scratch folders from those of another one of the same name."""
+    """Return an id that distinguishes this sweep's scratch folders from those of another sweep of the same name."""
     with contextlib.suppress(FileNotFoundError, DamagedError, KeyError):
         return str(read_object(paths.cluster)["id"])
     identity = f"{paths.name}-{secrets.token_hex(6)}"

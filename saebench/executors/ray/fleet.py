@@ -1,6 +1,6 @@
-"""All agents of a sweep, in the bridge: asked for, recovered, followed, replaced, given up. No Ray.
+"""All agents of a sweep, in the bridge: requested, recovered, followed, replaced, given up. No Ray.
 
-What it sends the scheduler (`send`): joined (an agent, its slots), ready (its slots may be used), gone (they may not),
+Messages to the scheduler (`send`): joined (an agent, its slots), ready (its slots may be used), gone (no longer),
 event, exit, note, recovered, refused (nothing can run: one line).
 """
 
@@ -32,7 +32,7 @@ from saebench.executors.ray.shares import Node, Share, divide, kind_of
 from saebench.executors.ray.wire import Json
 
 RETURN = 10.0
-"""Seconds after which a lost agent is asked for again where its node is still there."""
+"""Seconds after which a lost agent is requested again if its node is still alive."""
 FIRST = 60.0
 """Seconds that a start waits for the first agent."""
 
@@ -58,7 +58,7 @@ class Fleet:
     # --- agents ------------------------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Ask for the agents and wait for the first. Raises PreflightError."""
+        """Request the agents and wait for the first. Raises PreflightError."""
         with contextlib.suppress(OSError):
             self._nonce.parent.mkdir(parents=True, exist_ok=True)
             self._nonce.touch()
@@ -131,7 +131,7 @@ class Fleet:
     # --- a sweep's directory and embeddings --------------------------------------------------------------------------
 
     async def recover(self, sweep: Json) -> None:
-        """Learn where the sweep is, wait until every agent's node is recovered, and let trials start."""
+        """Store the sweep's location, wait until every agent's node is recovered, and let trials start."""
         self._recovery.begin(sweep)
         members = [m for m in self._members.values() if m.alive and m.about]
         while any(m.alive and m.recovered_at is None for m in members):
@@ -155,13 +155,13 @@ class Fleet:
         self._start(life.run())
 
     def order(self, order: Json) -> None:
-        """answer or stop; passed over when the trial is over."""
+        """Pass on answer or stop; ignored if the trial has ended."""
         life = self._lives.get(order["number"])
         if life is not None:
             life.order(order)
 
     def encode(self, order: Json) -> None:
-        """An order to an encoder."""
+        """Pass on an order to an encoder."""
         self._encoding.order(order, self._members.get(order.get("agent", 0)))
 
     def _orphaned(self) -> list[int]:
@@ -187,7 +187,8 @@ class Fleet:
     # --- loss --------------------------------------------------------------------------------------------------------
 
     async def _lost(self, member: Member, why: str) -> None:
-        """An agent is gone. Where others might see what its trials still write, wait until they must have left."""
+        """Handle the loss of an agent. If others could see what its trials still write, wait until these must have
+        exited."""
         member.alive = False
         self._send({"type": "gone", "agent": member.number})
         self._say(f"node {member.node}: its agent is lost: {why}")
@@ -202,7 +203,7 @@ class Fleet:
             life.end("lost", f"node {member.node}: {why}")
 
     async def _until_they_left(self, member: Member) -> None:
-        """Until another agent on the node has seen to it, or lease and grace have passed."""
+        """Wait until another agent on the node has seen the workers exit, or lease and grace have passed."""
         loop, died = asyncio.get_running_loop(), asyncio.get_running_loop().time()
         end = member.polled_at + self._setup.lease + self._setup.run.grace
         while loop.time() < end:
@@ -212,8 +213,8 @@ class Fleet:
             await asyncio.sleep(0.2)
 
     async def _return(self, share: Share) -> None:
-        """Ask for an agent in place of a lost one: on its node where that is still there, else wherever there is room
-        if a number of agents was asked for."""
+        """Request an agent in place of a lost one: on its node if that is alive, else on any node if the spec gives a
+        number of agents."""
         await asyncio.sleep(min(RETURN, self._setup.lease))
         there = {node.id for node in await self._nodes.look() if not node.draining}
         if share.node_id in there:
@@ -279,7 +280,7 @@ class Fleet:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """Kill what runs and give the agents back."""
+        """Kill running trials and release the agents."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -292,7 +293,7 @@ class Fleet:
             member.remote.kill()
 
     def forget(self) -> None:
-        """Remove the file by which agents know the scheduler's cache."""
+        """Remove the file by which agents recognise the scheduler's cache."""
         with contextlib.suppress(OSError):
             self._nonce.unlink()
 

@@ -17,9 +17,9 @@ from saebench.executors.ray.wire import Json, attempt_from_json, message_to_json
 from saebench.runs.events import Verdict
 
 POLL = 0.5
-"""Seconds between two looks at the lease."""
+"""Seconds between two checks of the lease."""
 FIRST_POLL = 120.0
-"""Seconds that an agent lives without ever having been polled: its scheduler may have died while it started."""
+"""Seconds that an agent lives without a first poll: its scheduler may have died while it started."""
 
 
 class Lease:
@@ -31,25 +31,25 @@ class Lease:
         self._ended: float | None = None
 
     def renew(self) -> bool:
-        """Somebody has polled; False if the lease had ended before: it does not come back."""
+        """Renew the lease after a poll; return False if it had already ended, which is final."""
         if not self.has_ended():
             self._renewed = self._clock()
         return self._ended is None
 
     def has_ended(self) -> bool:
-        """Return whether the trials have to leave."""
+        """Return whether the trials have to stop."""
         if self._ended is None and self._clock() - self._renewed > self.seconds:
             self._ended = self._clock()
         return self._ended is not None
 
     def grace_is_over(self) -> bool:
-        """Return whether they have had their time to leave."""
+        """Return whether the trials' time to stop is over."""
         return self._ended is not None and self._clock() - self._ended > self.grace
 
 
 class Host:
-    """Runs `executor` until it is closed or its lease ends. Called in its thread: `heard` when there are messages,
-    `ended` once when it has ended by itself, `other` with orders that are not about trials."""
+    """Runs `executor` until it is closed or its lease ends. Called in its thread: `heard` if there are messages,
+    `ended` once if it has ended by itself, `other` with orders that are not about trials."""
 
     def __init__(
         self,
@@ -74,8 +74,8 @@ class Host:
     # --- for the caller's thread -------------------------------------------------------------------------------------
 
     def order(self, number: int, orders: list[Json]) -> None:
-        """Take orders number, number + 1, ...; those that were taken before are passed over: a call whose reply was
-        lost is sent again."""
+        """Take orders number, number + 1, ...; those taken before are ignored: a call whose reply was lost is
+        repeated."""
         with self._lock:
             for at, order in enumerate(orders, number):
                 if at > self._last_order:
@@ -92,7 +92,7 @@ class Host:
             return list(self._messages)
 
     def has_news(self, acknowledged: int) -> bool:
-        """Return whether a message after number `acknowledged` is there."""
+        """Return whether there is a message after number `acknowledged`."""
         with self._lock:
             return bool(self._messages) and self._messages[-1][0] > acknowledged
 
@@ -104,7 +104,7 @@ class Host:
         self._heard()
 
     def close(self) -> None:
-        """Kill what runs."""
+        """Kill running trials."""
         self._closing = True
         self.executor.wake()
         self._thread.join()

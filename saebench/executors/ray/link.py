@@ -1,4 +1,4 @@
-"""The scheduler's end of the bridge: its process, JSON lines, and what it said last when it ends."""
+"""The scheduler's end of the bridge: its process, JSON lines, and its last line when it ends."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Link:
             )
 
     def send(self, message: Json) -> None:
-        """Send one line; silent where the bridge is gone, which `receive` says."""
+        """Send one line; ignored if the bridge has exited, which `receive` reports."""
         with contextlib.suppress(OSError):
             self._channel.sendall(json.dumps(message).encode() + b"\n")
 
@@ -61,8 +61,8 @@ class Link:
             self._wake.send(b".")
 
     def receive(self, timeout: float) -> tuple[list[Json], bool]:
-        """Return the messages that came and whether `wake` was called; waits for the first. Raises EOFError when the
-        bridge has ended, with the last line it wrote."""
+        """Return new messages and whether `wake` was called; wait for the first. Raises EOFError, with the bridge's
+        last line, if the bridge has ended."""
         ready, _, _ = select.select([self._channel, self._awake], [], [], max(0.0, timeout))
         woken = self._awake in ready
         if woken:
@@ -100,7 +100,7 @@ class Link:
 
 
 def require_ray() -> None:
-    """Raise PreflightError where Ray is not installed."""
+    """Raise PreflightError if Ray is not installed."""
     from importlib.util import find_spec
 
     if find_spec("ray") is None:

@@ -1,7 +1,7 @@
-"""A trial that runs on an agent: what reaches the scheduler of it, and when. No Ray.
+"""A trial on an agent: which of its messages and files are passed to the scheduler, and when. No Ray.
 
-Where its node does not see the sweep's directory, its files are carried: a `done` or `left` is passed on when what it
-speaks of has arrived, checkpoints come while it trains, as far as the budget allows.
+If its node does not see the sweep's directory, its files are copied: a `done` or `left` event is passed on once its
+files have arrived; checkpoints are copied during training, within the budget.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from saebench.runs.paths import TrialPaths
 CHECKPOINT_SECONDS = 60.0
 """Least time between two copies of a trial's checkpoints while it trains."""
 LOG_SECONDS = 10.0
-"""The same for its log."""
+"""Least time between two copies of a trial's log."""
 UNREACHED = (LostError, RefusedError, UnreachableError, OSError)
 
 
@@ -43,7 +43,7 @@ class Life:
         """Orders that wait until the start has been sent; None from then on."""
 
     async def run(self) -> None:
-        """Start it and pass its messages on, the exit last."""
+        """Start the trial and pass its messages on, the exit last."""
         if not await self._start():
             return
         while not self._over:
@@ -56,7 +56,7 @@ class Life:
         self._messages.put_nowait(message)
 
     def order(self, order: Json) -> None:
-        """Answer or stop it."""
+        """Answer or stop the trial."""
         self._killed = self._killed or order.get("how") == "kill"
         if self._later is None:
             self.member.order(order)
@@ -64,7 +64,7 @@ class Life:
             self._later.append(order)
 
     def end(self, kind: str, detail: str) -> None:
-        """Report the exit of an attempt of which nobody will say more; once."""
+        """Report the exit of an attempt that sends nothing more; only once."""
         if not self._over:
             self._over = True
             self._messages.put_nowait({"type": "over"})  # wakes `run`
@@ -118,7 +118,7 @@ class Life:
             self._send(message)
 
     async def _carry(self, event: Event) -> None:
-        """Bring what an event speaks of."""
+        """Copy the files that an event refers to."""
         loop = asyncio.get_running_loop()
         if event.type == "checkpoint" and (self._copying is None or self._copying.done()):
             if loop.time() - self._copied_at >= CHECKPOINT_SECONDS:
@@ -142,7 +142,7 @@ class Life:
                 await self._copying
 
     async def _fetch_results(self, event: Event) -> None:
-        """SAE and evaluation after the end, the newest checkpoint after leaving."""
+        """Copy SAE and evaluation after `done`, the newest checkpoint after `left`."""
         await self._stop_copying()
         remote, number, trial = self.member.remote, self.number, self._trial
         if event.type == "left" and event.info.get("why") != "prune":

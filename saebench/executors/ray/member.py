@@ -1,4 +1,4 @@
-"""One agent as the bridge follows it: polls, acknowledges, sends orders in sequence, and notices its loss. No Ray."""
+"""The bridge's view of one agent: poll, acknowledge, send orders in sequence, detect its loss. No Ray."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from saebench.executors.ray.shares import Share
 from saebench.executors.ray.wire import Json
 
 POLL = 5.0
-"""Seconds that an agent holds a poll back while it has nothing to say."""
+"""Seconds that an agent delays the reply to a poll if it has no message."""
 SLACK = 5.0
 """Seconds beyond `POLL` after which a poll counts as lost."""
 PAUSE = 0.25
-"""Seconds until a call is repeated that got no reply."""
+"""Seconds until a call without a reply is repeated."""
 
 
 @dataclass
@@ -30,28 +30,28 @@ class Member:
     remote: Remote
     epoch: str
     node: str
-    """Name of the node, for people and for the identity of devices."""
+    """Name of the node, for messages and for the identity of devices."""
     lease: float
     deliver: Callable[[Member, Json], None]
     """Takes each message once, in order."""
     about: Json = field(default_factory=dict)
     shared: bool = True
     recovered_at: float | None = None
-    """When the workers of earlier agents on its node had ended."""
+    """When the workers of earlier agents on its node have ended."""
     polled_at: float = 0.0
-    """When the last poll was sent: after this, its lease runs."""
+    """When the last poll was sent; its lease starts there."""
     alive: bool = True
     draining: bool = False
     """The cluster reclaims its node: no new trials."""
     _acknowledged: int = 0
     _orders: list[Json] = field(default_factory=list)
-    """Those that are not acknowledged yet."""
+    """Orders that are not acknowledged yet."""
     _sent: int = 0
-    """How many are acknowledged."""
+    """Number of acknowledged orders."""
     _ordered: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def follow(self) -> None:
-        """Poll until the agent is lost. Raises LostError, also where it gave no reply for a whole lease."""
+        """Poll until the agent is lost. Raises LostError, also if it sent no reply for a whole lease."""
         loop = asyncio.get_running_loop()
         answered = loop.time()
         sender = asyncio.create_task(self._send_orders())
@@ -83,7 +83,7 @@ class Member:
         self._ordered.set()
 
     async def _send_orders(self) -> None:
-        """All that wait go in one call; the call is repeated until it is acknowledged."""
+        """Send all waiting orders in one call, repeated until it is acknowledged."""
         while True:
             self._ordered.clear()
             if not self._orders:
@@ -109,7 +109,7 @@ class Member:
 
 
 def slots_of(member: Member) -> list[Json]:
-    """Return the slots of a described agent as the scheduler knows them: numbered and named over the whole cluster."""
+    """Return the slots of an agent as the scheduler uses them: numbered and named over the whole cluster."""
     gpus = member.share.gpus
     fraction = {"memory_fraction": round(USABLE_MEMORY * gpus, 4)} if 0 < gpus < 1 else {}
     return [

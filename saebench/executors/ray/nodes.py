@@ -1,4 +1,4 @@
-"""The machines of a cluster, looked at again and again: which join, which are about to go. No Ray."""
+"""Watch the machines of a cluster: which join, which will be reclaimed. No Ray."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from saebench.executors.ray.remote import Remote
 from saebench.executors.ray.shares import Node, Share
 
 WATCH = 5.0
-"""Seconds between two looks."""
+"""Seconds between two checks."""
 PATIENCE = 30.0
-"""Seconds that one look may take."""
+"""Seconds that one check may take."""
 
 
 class Cluster(Protocol):
@@ -42,13 +42,13 @@ class Nodes:
         return nodes
 
     async def first_look(self) -> list[Node]:
-        """`look`; what is there now has not joined later."""
+        """Run `look`; nodes that exist now do not count as new."""
         nodes = await self.look()
         self._known = {node.id for node in nodes}
         return nodes
 
     async def watch(self, joined: Callable[[list[Node]], None], leaving: Callable[[Node], None]) -> None:
-        """Call `joined` with nodes that are new, `leaving` once for each that the cluster is about to take back."""
+        """Call `joined` with new nodes, and `leaving` once for each node that the cluster will reclaim."""
         while True:
             await asyncio.sleep(WATCH)
             try:

@@ -1,4 +1,5 @@
-"""Files in pieces: listed with size and checksum, read at an offset, written aside and renamed when complete."""
+"""Files in pieces: listed with size and checksum, read at an offset, written under a temporary name and renamed when
+complete."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from saebench.runs.durable import sync
 from saebench.runs.files import file_sum
 
 PIECE = 4 << 20
-"""Bytes of a file that go in one message."""
+"""Bytes of a file per message."""
 
 
 def inside(root: Path, name: str) -> Path:
@@ -23,7 +24,7 @@ def inside(root: Path, name: str) -> Path:
 
 
 def list_files(root: Path, names: list[str]) -> list[dict[str, Any]]:
-    """Return {name, size, crc} of the files that `names` (files and folders below `root`) are; no temporary ones."""
+    """Return {name, size, crc} of the files in `names` (files and folders below `root`), without temporary ones."""
     found = []
     for path in (inside(root, name) for name in names):
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -36,7 +37,7 @@ def list_files(root: Path, names: list[str]) -> list[dict[str, Any]]:
 
 
 def read_piece(path: Path, offset: int, size: int = PIECE) -> bytes:
-    """Return bytes of a file; b"" at its end and where there is no file."""
+    """Return bytes of a file; b"" at its end and for a missing file."""
     try:
         with path.open("rb") as file:
             file.seek(offset)
@@ -59,7 +60,8 @@ class Incoming:
         self.size += len(data)
 
     def finish(self, size: int, crc: int) -> bool:
-        """Put the file in its place, synced; False, and no file, if it is not the one that was listed."""
+        """Sync the file and rename it to its name; return False, without a file, if it is not the one that was
+        listed."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

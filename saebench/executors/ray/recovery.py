@@ -1,5 +1,5 @@
-"""What has to be done on a node before the first trial of this start: old workers seen out, what they left brought
-home, the embeddings copied. No Ray."""
+"""Prepare a node before the first trial of this start: wait for old workers, copy their files to the scheduler, copy
+the embeddings to the node. No Ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saebench.runs.paths import SweepPaths, embeddings_dir
 
 
 class Recovery:
-    """Where the sweep is (`begin`), and how a node gets ready for it (`prepare`)."""
+    """The sweep's location (`begin`), and the preparation of a node for it (`prepare`)."""
 
     def __init__(self, setup: Setup, say: Callable[[str], None]) -> None:
         self._setup, self._say = setup, say
@@ -34,11 +34,11 @@ class Recovery:
         self._begun.set()
 
     def end(self) -> None:
-        """Trials run from now on: agents that come later find nothing of an earlier start."""
+        """Trials run from now on: files that later agents find are not of an earlier start."""
         self._first = False
 
     async def prepare(self, member: Member, orphaned: Callable[[], Sequence[int]]) -> None:
-        """Make a node ready. `orphaned`: trials of lost agents, whose workers may still be on this node. Raises
+        """Prepare a node. `orphaned`: trials of lost agents, whose workers may still be on this node. Raises
         RefusedError, UnreachableError, LostError."""
         await self._begun.wait()
         first, sweep, grace = self._first, self._sweep, self._setup.run.grace
@@ -57,7 +57,7 @@ class Recovery:
                 await self._copy_entry(member, key)
 
     async def _bring(self, member: Member, trials: dict[int, Json]) -> None:
-        """Copy what a scratch folder has beyond the sweep's directory: records, newer checkpoints, results."""
+        """Copy from a scratch folder what the sweep's directory lacks: records, newer checkpoints, results."""
         paths = SweepPaths(Path(self._sweep["root"]))
         for number in sorted(trials):
             trial, theirs = paths.trial(number), trials[number]

@@ -1,4 +1,4 @@
-"""An agent as the bridge sees it: calls that may get lost, and how the loss is classified. No Ray."""
+"""Calls to an agent, which may be lost, and the kinds of loss. No Ray."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from saebench.executors.ray.wire import Json
 
 
 class LostError(Exception):
-    """The agent is gone for good."""
+    """The agent is lost for good."""
 
 
 class UnreachableError(Exception):
-    """No reply: the call may have been executed or not, and the agent may still be there."""
+    """No reply: the call may have been executed or not, and the agent may still be alive."""
 
 
 class RefusedError(Exception):
-    """The agent's answer is an error; `str()` is one line."""
+    """The agent replied with an error; `str()` is one line."""
 
 
 class Remote(Protocol):
@@ -26,7 +26,7 @@ class Remote(Protocol):
 
     @property
     def node_id(self) -> str:
-        """Ray's id of the node, "" while it has none."""
+        """Ray's id of the node; "" before it has one."""
         ...
 
     async def call(self, name: str, text: str, data: bytes | None = None) -> str | bytes:
@@ -39,12 +39,12 @@ class Remote(Protocol):
 
 
 RETRY = 0.5
-"""Seconds between two tries of a call that got no reply."""
+"""Seconds between two tries of a call without a reply."""
 
 
 async def ask(remote: Remote, method: str, timeout: float, data: bytes | None = None, /, **asked: object) -> Json:
-    """Call a method that may be called twice without harm; again where no reply came, for `timeout` seconds in all.
-    Raises LostError, RefusedError, UnreachableError."""
+    """Call an idempotent method, and repeat the call if there is no reply, for `timeout` seconds in all. Raises
+    LostError, RefusedError, UnreachableError."""
     reply = await _insist(remote, method, timeout, data, asked)
     answer: Json = json.loads(reply)
     if "error" in answer:
@@ -53,7 +53,7 @@ async def ask(remote: Remote, method: str, timeout: float, data: bytes | None = 
 
 
 async def ask_bytes(remote: Remote, method: str, timeout: float, /, **asked: object) -> bytes:
-    """`ask` for a method that returns bytes."""
+    """Do `ask` for a method that returns bytes."""
     reply = await _insist(remote, method, timeout, None, asked)
     return reply if isinstance(reply, bytes) else reply.encode()
 

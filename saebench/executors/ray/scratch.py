@@ -1,5 +1,5 @@
-"""Scratch folders of a node: <base>/<sweep's id>/<attempt>/trials/NNNN. An attempt has a folder of its own, so that a
-worker of the attempt before it, which may still be there, cannot write into it."""
+"""Scratch folders of a node: <base>/<sweep's id>/<attempt>/trials/NNNN. Each attempt has its own folder, so that a
+worker of an earlier attempt, which may still run, cannot write into it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from saebench.runs.state import read_state
 
 
 def base_folder() -> Path:
-    """Return SAEBENCH_SCRATCH, else a folder of this user's among the temporary ones. Raises OSError if it is another
-    user's."""
+    """Return SAEBENCH_SCRATCH, else this user's folder in the temporary folder. Raises OSError if it belongs to another
+    user."""
     if given := os.environ.get("SAEBENCH_SCRATCH"):
         return Path(given)
     user = os.getuid() if hasattr(os, "getuid") else 0
@@ -34,7 +34,7 @@ def trials_in(scratch: Path) -> list[TrialPaths]:
 
 
 def wanted(trials: Sequence[TrialPaths], numbers: Sequence[int] | None) -> list[TrialPaths]:
-    """Return those of these numbers; with None (no trial of this start runs yet) those that have not ended."""
+    """Return the trials with these numbers; for None (no trial of this start runs yet) those that have not ended."""
     if numbers is not None:
         return [trial for trial in trials if trial.number in numbers]
     states = [(trial, read_state(trial)) for trial in trials]
@@ -42,7 +42,7 @@ def wanted(trials: Sequence[TrialPaths], numbers: Sequence[int] | None) -> list[
 
 
 def kept(trial: TrialPaths) -> Json:
-    """Return what a scratch folder has of a trial: {number, checkpoint: newest, size: of its record}."""
+    """Return the state of a trial in a scratch folder: {number, checkpoint: newest, size: of its record}."""
     newest = sorted(p.name for p in trial.checkpoint.glob("[0-9]*")) if trial.checkpoint.is_dir() else []
     size = trial.events.stat().st_size if trial.events.is_file() else 0
     return {"number": trial.number, "checkpoint": newest[-1] if newest else "", "size": size}

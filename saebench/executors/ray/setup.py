@@ -1,4 +1,4 @@
-"""What an agent and its trials are told."""
+"""The settings of an agent and its trials."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from saebench.sweep_config import RunConfig
 
 @dataclass(frozen=True)
 class Setup:
-    """The same for all agents of a sweep."""
+    """Settings that all agents of a sweep share."""
 
     run: RunConfig
     cache_dir: str
@@ -23,7 +23,7 @@ class Setup:
 
     def for_agent(self, share: Share, epoch: str, nonce: str) -> str:
         """Return an agent's setup as JSON: that of a local executor with the share's slots. nonce: name of a file in
-        the scheduler's cache, by which an agent sees that it is visible to it."""
+        the scheduler's cache, by which an agent checks that it sees that cache."""
         slots = {"devices": "auto" if share.gpus else "cpu", "per_device": share.slots, "threads": share.threads}
         run = self.run.model_copy(update={"executor": "local", **slots})
         told = {

@@ -23,7 +23,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Share:
-    """What one agent asks for. node_id "": wherever there is room, now or later."""
+    """The resources of one agent. node_id "": on any node, now or later."""
 
     node_id: str
     cpus: int
@@ -33,7 +33,8 @@ class Share:
 
 
 def kind_of(run: RunConfig, nodes: Sequence[Node]) -> str:
-    """Return gpu or cpu, what the agents of this sweep hold. Raises PreflightError for what Ray cannot choose."""
+    """Return gpu or cpu, the devices of this sweep's agents. Raises PreflightError for devices that Ray cannot
+    choose."""
     there = ", ".join(f"{node.name}: {node.cpus} CPUs, {node.gpus:g} GPUs" for node in nodes) or "no node"
     if run.devices not in ("auto", "cpu"):
         raise PreflightError(f"run.devices: {run.devices}: on a Ray cluster, auto or cpu ({there})")
@@ -77,7 +78,7 @@ def _on(run: RunConfig, node: Node, kind: str) -> list[Share]:
 
 
 def _spread(shares: Sequence[Share]) -> list[Share]:
-    """One of every node first, then the second ones."""
+    """Order shares by node in turn: the first of every node, then the second."""
     seen: dict[str, int] = {}
     turns = []
     for share in shares:

@@ -1,4 +1,4 @@
-"""What goes through the bridge and through Ray, as JSON values."""
+"""Conversion of messages to JSON values, for the bridge and for Ray."""
 
 from __future__ import annotations
 
