@@ -1,4 +1,4 @@
-"""Every metric of an evaluation, once: which way is better, how two arms are compared, what it means.
+"""The table of all metrics: direction, how two arms are compared, meaning.
 
 A name here has no prefix. `eval/NAME` is measured on the validation part at every mark, `test/NAME` on the test part at
 the end of a trial; `train_sample/fvu` is the FVU on training rows, measured at the end.
@@ -18,22 +18,22 @@ FEWEST_TEXTS = 1000
 
 @dataclass(frozen=True)
 class Metric:
-    """What is known of a metric without measuring it."""
+    """The properties of a metric."""
 
     name: str
     direction: Direction | None
-    """Which way is better; None: that depends on what is asked."""
+    """Which direction is better; None: neither."""
     comparison: Literal["ratio", "difference"]
     """How two arms are compared."""
     per_text: str | None
-    """Tensor in evaluation.safetensors with one value per test text whose sum or mean makes the metric; None: it is no
-    sum over texts."""
+    """Tensor in evaluation.safetensors with one value per test text whose sum or mean makes the metric; None: the
+    metric is not a sum over texts."""
     meaning: str
-    """One line."""
+    """Meaning in one line."""
     extra: str | None = None
     """Entry of `eval.metrics` that adds it to the last evaluation; None: every evaluation has it."""
     test_only: bool = False
-    """Measured once, at the end, on the test part."""
+    """Whether it is measured only once, at the end, on the test part."""
 
 
 def _probing() -> list[Metric]:
@@ -54,7 +54,7 @@ def _duplicates() -> list[Metric]:
 
 
 def _latents() -> list[Metric]:
-    """Scores of what latents mean, each less the best of its floors: without them it says nothing."""
+    """Scores of interpretability, each minus the best of its floors."""
     found = {
         "coherence": ("NPMI of a latent's words on other texts", "coherence"),
         "example_auroc": ("AUROC of a latent's texts by cosine under a second encoder", "example_auroc"),
@@ -130,7 +130,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_of(key: str) -> Metric | None:
-    """The metric that a key such as "test/fvu" names; None for a key of none."""
+    """Return the metric of a key such as "test/fvu"; None if there is none."""
     prefix, _, name = key.partition("/")
     return METRICS.get(name.partition("/")[0]) if f"{prefix}/" in (EVAL, TEST, TRAIN_SAMPLE) else None
 

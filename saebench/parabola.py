@@ -1,9 +1,9 @@
-"""The response of the loss to the searched ranges near its least value: a parabola in each of them, fitted through the
-points around the best one, and how well they locate its centre.
+"""The loss as a function of the searched parameters near its minimum: a parabola per parameter, fitted through the
+points around the best one, with the uncertainty of its centre.
 
-Measured: log FVU = least + 0.07 (ln lr/lr_best)^2, linear far away, often steeper on one side than on the other. One
-range with enough points has a curvature on either side of the centre; a symmetric fit would place the optimum too near
-to the flat side (simulated in experiments/verdict: twins called different in 9% of sweeps).
+Measured: log FVU = least + 0.07 (ln lr/lr_best)^2, linear far away, often steeper on one side than on the other. A
+single parameter with enough points therefore gets a curvature per side of the centre; a symmetric fit would place the
+optimum too near the flat side (simulated in experiments/verdict: twins called different in 9% of sweeps).
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 NOISE = 0.002
-"""Standard deviation of log FVU of one point over seeds, a seed's own effect left out (measured: 0.1 to 0.4%); used
-until the residuals of a fit say more."""
+"""Standard deviation of log FVU of one point over seeds, a seed's own effect left out (measured: 0.1 to 0.4%); the
+least noise that a fit assumes; larger residuals replace it."""
 NEAR = 5
-"""Points beside the best one that a fit uses per range."""
+"""Points besides the best one that a fit uses per parameter."""
 FAR = 0.15
-"""Loss above the best one beyond which a point says nothing about the parabola (it is flat for a tenth)."""
+"""Loss above the best one beyond which a point carries no information about the parabola (it is flat for a tenth)."""
 CLOSE = 0.03
 """Loss above the best one over which a point's weight in the fit falls to 0.6, then to 0.01: far from the optimum the
-response is no parabola, and a point up there would pull the fitted optimum away."""
+loss is not a parabola, and such a point would bias the fitted optimum."""
 _STEPS = 101
 """Centres that a fit with two curvatures tries."""
 
@@ -50,7 +50,7 @@ class Parabola:
 
     @property
     def uncertainty(self) -> float:
-        """What the error of the centre adds to the loss on average."""
+        """Return the expected increase of the loss due to the error of the centre."""
         return float((self.curvature * self.centre_error**2).sum())
 
     def above(self, x: Array) -> Array:
@@ -66,7 +66,7 @@ def fewest_points(dims: int) -> int:
 
 
 def fit(x: Array, y: Array) -> Parabola | None:
-    """Return the parabola through the points around the best one; None where they do not make one.
+    """Return the parabola through the points around the best one; None if they do not form one.
 
     `x` has a row per point with its shares of the ranges, `y` their losses.
     """
@@ -90,7 +90,7 @@ _Fitted = tuple[Array, Array, Array, Array]
 
 
 def _window(x: Array, y: Array, best: int) -> NDArray[np.bool_]:
-    """The points nearest to the best one, those far above it left out where enough others are there."""
+    """The points nearest to the best one, without those far above it if enough others remain."""
     dims = x.shape[1]
     window = np.zeros(len(y), dtype=bool)
     window[np.argsort(np.abs(x - x[best]).sum(1), kind="stable")[: NEAR + 2 * (dims - 1)]] = True
@@ -120,8 +120,8 @@ def _symmetric(rows: Array, offset: Array, weight: Array) -> _Fitted | None:
 
 
 def _two_sided(x: Array, offset: Array, weight: Array, start: _Fitted) -> _Fitted:
-    """A curvature of its own on either side of the centre, which differ by about their mean; `start` where no centre
-    between the points gives two positive ones."""
+    """Fit a curvature per side of the centre, which differ by about their mean; return `start` if no centre between the
+    points gives two positive curvatures."""
     prior = np.array([0.0, 1.0, -1.0]) * NOISE / float(start[1][0])
     centres = np.linspace(float(x.min()), float(x.max()), _STEPS)[1:-1]
     sides = _sides(x, centres[:, None]) * weight[:, None]
@@ -155,7 +155,7 @@ def _sides(x: Array, centre: float | Array) -> Array:
 
 
 def _covariance(design: Array, weight: Array, left: Array) -> Array:
-    """Covariance of the coefficients: noise at least NOISE, more where the residuals `left` are larger."""
+    """Covariance of the coefficients: noise at least NOISE, more if the residuals `left` are larger."""
     freedom = len(left) - design.shape[1]
     sd = max(NOISE, math.sqrt(float((left**2).sum()) / freedom) if freedom > 0 else 0.0)
     return np.asarray(np.linalg.pinv((design * weight[:, None] ** 2).T @ design) * sd**2, dtype=np.float64)

@@ -26,14 +26,14 @@ from saebench.spec.strata import axis_names, cross, label, stratum_id
 
 Choices = tuple[Scalar, ...]
 PRUNE_SHARE = 0.2
-"""Share of the budget before which nothing is stopped, unless `prune.warmup` says otherwise.
+"""Share of the budget before which no trial is pruned; the default of `prune.warmup`.
 
 Measured on the full learning curves of 208 points in 16 strata (experiments/early_signal and experiments/pruning):
 Spearman(FVU here, final FVU) is 0.83 on average in the former (0.60 at a tenth, 0.94 at half). Median with two startup
-trials keeps a point within 1% of the best in 84 to 98% of random orders, and at 25 or 35% in no more of them; what is
-lost is nearly all jumprelu's, whose best points look average until late."""
+trials keeps a point within 1% of the best in 84 to 98% of random orders, and at 25 or 35% in no more of them; nearly
+all lost points are jumprelu's, whose best points look average until late."""
 LEAST_REFINED = 3
-"""Drawn points of a stratum below which none is refined: there is nothing to fit."""
+"""Least number of drawn points of a stratum for a refinement; with fewer, nothing can be fitted."""
 DEAD_WINDOW = 100_000
 """Most examples of the default dead window (TrainConfig.dead_after)."""
 
@@ -49,15 +49,15 @@ class Stratum:
     """"topk-k16-n3072"; "topk-k16-x8" while the width of the embeddings is not known."""
     type: str
     axes: dict[str, Scalar]
-    """What makes the stratum: type, and by default the sparsity parameter and the width."""
+    """Axes that define the stratum: type, and by default the sparsity parameter and the width."""
     fixed: dict[str, Scalar]
-    """What the spec fixes beside the axes."""
+    """Fields that the spec fixes besides the axes."""
     space: dict[str, Choices | Range]
-    """What is searched; every tuple has at least two choices."""
+    """Searched fields; every tuple has at least two choices."""
     points: int
-    """How many points to draw, a target: already drawn ones count."""
+    """Target number of points, including those already drawn."""
     refine: int = 0
-    """How many more may be tried around the best one; 0 where no range is searched."""
+    """Most refinements around the best point; 0 if no range is searched."""
     grid: tuple[dict[str, Scalar], ...] | None = None
     """All points of the grid sampler; None for other samplers."""
 
@@ -77,7 +77,7 @@ class Plan:
 
     spec: SweepSpec
     d_in: int | None
-    """Width of the embeddings; None where only loading the model would tell."""
+    """Width of the embeddings; None if it is known only after loading the model."""
     strata: tuple[Stratum, ...]
     cache_key: str | None = None
     second_key: str | None = None
@@ -100,14 +100,15 @@ class Plan:
 
     @cached_property
     def eval_every(self) -> int:
-        """Examples between two evaluations: as given, else a twentieth of the budget, but at least one batch."""
+        """Examples between two evaluations: the spec's value, else a twentieth of the budget, but at least one
+        batch."""
         samples, given = self.samples, self.spec.train.get("eval_every")
         return (
             given if isinstance(given, int) else max(-(-samples // 20), min(_highest(self.spec, "batch_size"), samples))
         )
 
     def check_corpus(self, num_train: int) -> None:
-        """Raises DataError where the training texts do not fill the largest batch that a trial may ask for."""
+        """Raises DataError if the training texts do not fill the largest batch of any trial."""
         largest = _highest(self.spec, "batch_size")
         if num_train < largest:
             raise DataError(f"train.batch_size: {largest:,}: {num_train:,} training texts do not fill one batch")
@@ -130,7 +131,7 @@ class Plan:
     def trial(self, stratum: Stratum, params: Mapping[str, Scalar], seed: int, number: int) -> TrialConfig:
         """The trial of one point and one seed, with dict_size and eval_every filled in.
 
-        Raises SpecError where the point is none (k >= dict_size), ValueError while `d_in` is not known."""
+        Raises SpecError for an invalid point (k >= dict_size), ValueError if `d_in` is unknown."""
         values: dict[str, Any] = {**stratum.fixed, **stratum.axes, **params}
         sae = {name: values.pop(name) for name in SAE_CONFIGS[stratum.type].model_fields if name in values}
         factor = sae.pop("expansion_factor", None)
@@ -161,13 +162,13 @@ class Plan:
             raise SpecError(f"{stratum.id}: {rule_of(error)}") from None
 
     def point_id(self, stratum: Stratum, params: Mapping[str, Scalar]) -> str:
-        """Ten hex digits that stand for everything about a point but its seed."""
+        """Ten hex digits that identify a point without its seed."""
         point = {name: label(value) for name, value in {**stratum.fixed, **params}.items()}
         return hashlib.sha256(json.dumps([stratum.id, sorted(point.items())]).encode()).hexdigest()[:10]
 
     def enqueued(self, stratum: Stratum) -> tuple[dict[str, Scalar], ...]:
-        """The points of `search.enqueue` that belong to the stratum, as far as it searches them: those whose other
-        values are the stratum's own. A searched parameter that such a point leaves out is drawn by the sampler."""
+        """The searched values of the points of `search.enqueue` that belong to the stratum: those whose other values
+        equal the stratum's. A searched parameter that such a point leaves out is drawn by the sampler."""
         own = {**{n: f.default for n, f in _fields(stratum.type).items()}, **stratum.fixed, **stratum.axes}
         found = []
         for point in self.spec.search.enqueue:
@@ -178,9 +179,9 @@ class Plan:
         return tuple(found)
 
     def prune_from(self, stratum: Stratum) -> int:
-        """Examples at the first mark at which a trial may be stopped: `prune.warmup` (null: a fifth of the budget),
-        but never before the lr warm-up, the ramp of the penalty and the first dead window are over; `samples` where
-        there is no such mark."""
+        """Examples at the first mark at which a trial may be stopped: `prune.warmup` (null: a fifth of the budget), but
+        never before the lr warm-up, the ramp of the penalty and the first dead window are over; `samples` if there is
+        no such mark."""
         texts = self.spec.data.num_examples * (1 - self.spec.data.parts.total)
         window = _maximum(stratum, "dead_after") or min(texts, DEAD_WINDOW)
         ramps = max(_maximum(stratum, "warmup") or 0, _maximum(stratum, "sparsity_warmup") or 0) * self.samples
@@ -189,12 +190,12 @@ class Plan:
         return self.mark_after(floor)
 
     def mark_after(self, samples: float) -> int:
-        """The first mark at which `samples` examples were seen; the last one, where there is none."""
+        """The first mark at which `samples` examples were seen; the last mark if there is none."""
         return self._marks[min(bisect_left(self._marks, samples), len(self._marks) - 1)]
 
     def rungs(self, stratum: Stratum) -> tuple[int, ...]:
         """Examples at the rungs of asha and hyperband: the marks at `prune_from` times the powers of the reduction
-        factor, the end left out."""
+        factor, without the end."""
         target, found = self.prune_from(stratum), []
         while target < self.samples:
             mark = self.mark_after(target)
@@ -207,9 +208,9 @@ class Plan:
 def make_plan(
     spec: SweepSpec, d_in: int | None = None, cache_key: str | None = None, second_key: str | None = None
 ) -> Plan:
-    """The plan of a spec. `d_in` is the width of the embeddings, looked up without loading the model where it is not
-    given; `cache_key` names their cache entry, `second_key` that of `eval.second_encoder`. Raises SpecError where the
-    spec does not fit that width."""
+    """The plan of a spec. `d_in` is the width of the embeddings, looked up without loading the model if it is not
+    given; `cache_key` names their cache entry, `second_key` that of `eval.second_encoder`. Raises SpecError if the spec
+    does not fit that width."""
     d_in = d_in if d_in is not None else width_of(spec.data)
     problems = check(Draft(spec, tuple(enumerate(spec.sae)), d_in))
     if problems:
@@ -262,7 +263,7 @@ def _fields(kind: str) -> dict[str, Any]:
 
 
 def _maximum(stratum: Stratum, name: str) -> float | None:
-    """The largest value a field takes in the stratum; None where it has none."""
+    """Return the largest value of a field in the stratum; None if it has no value."""
     value: Value = None
     for values in (stratum.space, stratum.axes, stratum.fixed):
         value = values.get(name, value)
@@ -277,7 +278,7 @@ def _highest(spec: SweepSpec, name: str) -> int:
 
 
 def _inside(space: Choices | Range, value: Scalar) -> tuple[Scalar] | None:
-    """The value as the space has it (16 as 16.0, say), or None where it lies outside."""
+    """Return the value in the type of the space (16 as 16.0, say), or None if it lies outside."""
     if isinstance(space, tuple):
         return next(((choice,) for choice in space if choice == value), None)
     if not isinstance(value, int | float) or not space.low <= value <= space.high:

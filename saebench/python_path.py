@@ -1,4 +1,4 @@
-"""The modules that a child process finds."""
+"""PYTHONPATH of child processes."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from pathlib import Path
 
 
 def python_path() -> str:
-    """Return the PYTHONPATH with which a fresh interpreter imports this saebench, then what this one's has."""
+    """Return a PYTHONPATH with which a new interpreter imports this saebench, followed by the current one's entries."""
     return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))

@@ -85,7 +85,7 @@ class Codes:
 
 
 def chunk_of(dense: NDArray[np.float32]) -> Chunk:
-    """What is not 0 of a dense, contiguous (rows, dict_size) array."""
+    """Return the non-zero entries of a dense, contiguous (rows, dict_size) array."""
     width = dense.shape[1]
     places = np.flatnonzero(dense)
     counts = np.bincount(places // width, minlength=len(dense)).astype(np.int64)
@@ -109,7 +109,7 @@ def joined(chunks: list[Chunk], dict_size: int) -> Codes:
 
 
 def read_codes(folder: Path) -> Codes:
-    """Memory-mapped, every byte checked against its checksum. Raises CodesError that says what is wrong."""
+    """Memory-map the codes and check every byte against its checksum. Raises CodesError with the reason."""
     about = _read_manifest(folder)
     if not about.get("whole"):
         raise CodesError(f"{folder}: codes of {about.get('rows', 0):,} rows, but incomplete: the writer was stopped")
@@ -142,7 +142,7 @@ def write_codes(
     rows_per_piece: int,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Codes:
-    """The codes in `folder`: read where they are whole, else written, from the last whole piece on.
+    """Return the codes in `folder`; if they are incomplete, write them from the last complete piece on.
 
     `piece(start, stop)` gives the codes of these rows; pieces always begin at multiples of `rows_per_piece`, so that
     what is written does not depend on where a writer was stopped. `about` goes into codes.json.
@@ -166,7 +166,7 @@ def write_codes(
 
 
 class _Writing:
-    """A folder of codes that grows by whole pieces."""
+    """A folder of codes that is written piece by piece."""
 
     def __init__(self, part: Path, about: dict[str, Any]) -> None:
         self._part, self._about = part, about
@@ -177,7 +177,7 @@ class _Writing:
         self._files = {name: self._opened(name) for name in FILES}
 
     def _sound_pieces(self) -> list[dict[str, Any]]:
-        """The pieces at the beginning that are of the same thing and whole."""
+        """Return the leading pieces that are complete and belong to the same SAE and texts."""
         try:
             held = _read_manifest(self._part)
             codes = _mapped_unfinished(self._part, held)
@@ -249,7 +249,7 @@ def npy_header(kind: np.dtype[Any], count: int) -> bytes:
 
 
 def _mapped_unfinished(part: Path, held: dict[str, Any]) -> Codes:
-    """The numbers behind headers that may still say another length."""
+    """Return the numbers of a file whose header may have another length."""
     arrays = {name: np.memmap(part / f"{name}.npy", kind, "r", _HEADER) for name, kind in FILES.items()}
     return Codes(arrays["values"], arrays["latents"], arrays["offsets"], int(held["dict_size"]))
 
@@ -261,7 +261,7 @@ def _digest(codes: Codes, piece: dict[str, Any]) -> str:
 
 
 def digest_of_piece(values: NDArray[Any], latents: NDArray[Any], offsets: NDArray[Any]) -> str:
-    """SHA-256 over values, latents and the ends of the rows, as they lie on disk."""
+    """Return the SHA-256 of values, latents and row ends, as stored on disk."""
     found = hashlib.sha256()
     for name, array in (("values", values), ("latents", latents), ("offsets", offsets)):
         found.update(np.ascontiguousarray(array, dtype=FILES[name]).data)

@@ -1,4 +1,4 @@
-"""One corpus against another: the texts that a sweep was trained on, and those of a file."""
+"""Compare the texts of a sweep with the texts of a file."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ MOST = 20_000
 def other_corpus(
     encoder: Encoder, texts: Iterable[str], known: set[int]
 ) -> tuple[tuple[Codes, Codes], tuple[list[str], list[str]]]:
-    """Codes and texts of the other corpus, in two halves by hash: to rank on, and to measure on. Texts that the sweep's
-    corpus holds too (`known`, by hash) and repeated ones are left out."""
+    """Codes and texts of the other corpus, in two halves by hash: one for the ranking, one for the measurement. Texts
+    that are also in the sweep's corpus (`known`, by hash) and repeated ones are left out."""
     halves: tuple[list[str], list[str]] = ([], [])
     for text, number in islice(_new(texts, encoder.trial.config.data.clean, known), MOST):
         halves[number % 2].append(text)
@@ -48,13 +48,13 @@ def _encoded(encoder: Encoder, texts: list[str]) -> Codes:
 
 
 def stacked(parts: list[Codes]) -> Codes:
-    """The rows of several codes of one SAE below each other."""
+    """Concatenate the rows of several codes of one SAE."""
     values, latents = np.concatenate([p.values for p in parts]), np.concatenate([p.latents for p in parts])
     return Codes(values, latents, offsets_of(np.concatenate([p.counts for p in parts])), parts[0].dict_size)
 
 
 def contrast(name: str, ours: tuple[int, int], theirs: tuple[int, int]) -> Target:
-    """Membership of the other corpus, for codes with our rows first: (to rank on, to measure on)."""
+    """Membership of the other corpus, for codes with our rows first: (for the ranking, for the measurement)."""
     rows = tuple(np.arange(a + b) for a, b in zip(ours, theirs, strict=True))
     values = tuple(np.repeat([0.0, 1.0], [a, b]) for a, b in zip(ours, theirs, strict=True))
     return Target(f"in {name}", "class", rows, values)

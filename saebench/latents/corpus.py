@@ -1,4 +1,4 @@
-"""One part of the corpus that a trial was trained on: rows, texts, labels, out of the embedding cache."""
+"""One part of the corpus that a trial was trained on: rows, texts, labels, from the embedding cache."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saebench.stores.manifest import ROWS_PER_SHARD
 
 PARTS = ("test", "validation", "train")
 MOST_TRAIN = 20_000
-"""Training rows that are read, unless more are asked for: those of the lowest text hashes, whatever the seed."""
+"""Training rows that are read by default: those with the lowest text hashes, for every seed."""
 
 Floats = NDArray[np.float32]
 
@@ -39,7 +39,7 @@ class Part:
 
     @property
     def key(self) -> str:
-        """Stands for the embeddings and which of them: 16 hexadecimal digits."""
+        """Identifies the embeddings and the selected rows: 16 hexadecimal digits."""
         which = hashlib.sha256(self.entry.hashes[self.index].astype("<u8").tobytes()).hexdigest()
         return hashlib.sha256(f"{self.entry.cache_key} {which}".encode()).hexdigest()[:16]
 
@@ -49,7 +49,7 @@ class Part:
 
     @cached_property
     def texts(self) -> list[str] | None:
-        """The texts; None where they cannot be read any more."""
+        """The texts; None if they can no longer be read."""
         try:
             return texts_of(self.entry, self.index)
         except (OSError, ValueError):  # pyarrow's errors are ValueErrors
@@ -57,7 +57,7 @@ class Part:
 
     @cached_property
     def labels(self) -> list[Any] | None:
-        """The labels, None for a row without one; None where the corpus was read without a label column."""
+        """The labels, None for a row without one; None if the corpus was read without a label column."""
         try:
             return self.entry.labels(self.index)
         except (OSError, ValueError):
@@ -65,8 +65,8 @@ class Part:
 
     @cached_property
     def row_numbers(self) -> list[int]:
-        """The rows in the data set (from 0), by which results join the user's own table; the rows in the entry where
-        its texts cannot be read any more."""
+        """The rows in the data set (from 0), for joining results with the user's table; the rows in the entry if its
+        texts can no longer be read."""
         try:
             return self.entry.row_numbers(self.index)
         except (OSError, ValueError):
@@ -74,7 +74,7 @@ class Part:
 
     @property
     def hashes(self) -> NDArray[np.uint64]:
-        """Of the texts: by which a row is known in another reading of the data set."""
+        """Hashes of the texts, which identify a row when the data set is read again."""
         found: NDArray[np.uint64] = self.entry.hashes[self.index]
         return found
 
@@ -82,7 +82,7 @@ class Part:
 def open_part(
     config: TrialConfig, name: str, cache_dir: Path, *, build: bool = False, most_train: int = MOST_TRAIN
 ) -> Part:
-    """A part of the trial's corpus. Raises DataError where its embeddings are not in the cache (with `build`, they are
+    """A part of the trial's corpus. Raises DataError if its embeddings are not in the cache (with `build`, they are
     encoded) or the part has no rows."""
     entry = open_entry(config.data, cache_dir, config.cache_key, build=build)
     index = entry.sample_index(most_train) if name == "train" else getattr(entry, f"{name}_index")

@@ -22,8 +22,8 @@ BLOCK = 2048
 
 
 class Encoder:
-    """From texts to codes. `trial`: its directory or an exported folder; `model`: a SentenceTransformer that is loaded
-    already, else the trial's `data.model`.
+    """Encodes texts into codes. `trial`: its directory or an exported folder; `model`: a loaded SentenceTransformer; by
+    default the trial's `data.model`.
 
     >>> codes = Encoder("runs/x/trials/0003").encode(["A sentence."])  # doctest: +SKIP
     >>> latents, values = codes.row(0)  # doctest: +SKIP
@@ -53,7 +53,7 @@ class Encoder:
         return self._sentences.model
 
     def embed(self, texts: Sequence[str]) -> Floats:
-        """(len(texts), d_in) float32 as the sweep's cache has them: cleaned texts, stored type and all."""
+        """Return (len(texts), d_in) float32 as in the sweep's cache: of cleaned texts, rounded to the stored type."""
         how = self.trial.config.data.clean
         rows = self._sentences.embed([clean(text, how) for text in texts]).cpu().numpy()
         if rows.shape[1] != self.trial.sae.d_in:
@@ -64,7 +64,7 @@ class Encoder:
         return np.asarray(rows.astype(self.trial.config.data.dtype), np.float32)
 
     def encode(self, texts: Sequence[str]) -> Codes:
-        """A row per text; none of its latents fires for a text without a visible character."""
+        """Return a row per text; for a text without a visible character no latent fires."""
         there = [i for i, text in enumerate(texts) if clean(text)]
         counts = np.zeros(len(texts), np.int64)
         if not there:

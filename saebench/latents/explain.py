@@ -1,8 +1,8 @@
-"""Which latents go with a target: ranked on training rows, measured on others, asked of the other seeds.
+"""Which latents are related to a target: ranked on training rows, measured on others, compared with other seeds.
 
 A class is ranked by AUROC (its distance from 1/2), a number by Pearson's correlation with the activation, both on
-training rows alone. Of the best ones the order in which they enter an L1-regularised regression is told, and the effect
-is measured on the other part: AUROC with DeLong's interval and the p of Mann and Whitney, or the correlation with
+training rows alone. The best ones also get their rank of entry into an L1-regularised regression, and their effect is
+measured on the other part: AUROC with DeLong's interval and the p of Mann and Whitney, or the correlation with
 Fisher's. p is corrected by Holm over all effects that are reported.
 """
 
@@ -20,7 +20,7 @@ from saebench.latents.ranks import auroc, ranked, some_rows
 from saebench.latents.targets import Target
 
 MOST = 10
-"""Latents told per target."""
+"""Latents reported per target."""
 CANDIDATES = 100
 """Latents that the regression chooses from."""
 Array = NDArray[np.float64]
@@ -28,14 +28,14 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Effect:
-    """What one latent has to do with one target."""
+    """The relation of one latent to one target."""
 
     target: str
     latent: int
     kind: str
-    """auroc or correlation: what `ranked` and `effect` are."""
+    """auroc or correlation: the measure in `ranked` and `effect`."""
     ranked: float
-    """On training rows."""
+    """The measure on training rows."""
     effect: float
     low: float
     high: float
@@ -45,17 +45,17 @@ class Effect:
     inside: float
     """Share of the class (of the texts above the median number) on which the latent fires."""
     outside: float
-    """The same of the other texts."""
+    """The share of the other texts."""
     path: int | None
-    """Place in which it enters the regression, 1 first; None: never."""
+    """Rank of its entry into the regression, from 1; None: never."""
     matched: int = 0
     """Other seeds that have the latent (cosine above 0.7)."""
     confirmed: int = 0
-    """Those of them whose latent has an effect in the same direction on the same texts."""
+    """Number of these seeds whose latent has an effect in the same direction on the same texts."""
 
 
 def explain(train: Codes, test: Codes, targets: Sequence[Target], most: int = MOST) -> list[Effect]:
-    """The `most` best latents of every target, by rank; Holm's correction is over them all."""
+    """Return the `most` best latents of every target, by rank, with Holm's correction over all of them."""
     found = [effect for target in targets for effect in _of(train, test, target, most)]
     return [replace(e, p_holm=p) for e, p in zip(found, holm([e.p for e in found]), strict=True)]
 
@@ -89,7 +89,7 @@ def _auroc(codes: Codes, y: Array) -> Array:
 
 
 def _correlations(codes: Codes, y: Array) -> Array:
-    """Pearson's correlation of every latent with y; NaN for one that is constant."""
+    """Pearson's correlation of every latent with y; NaN for a constant latent."""
     matrix = codes.matrix().astype(np.float64)
     n, centred = len(y), y - y.mean()
     mean = np.asarray(matrix.sum(axis=0)).ravel() / n
@@ -105,7 +105,7 @@ def column(codes: Codes, latent: int) -> Array:
 
 
 def entry_order(codes: Codes, latents: NDArray[np.int64], y: Array) -> dict[int, int]:
-    """Latent -> place in which its coefficient leaves 0 on the lasso's path, on standardised activations."""
+    """Return latent -> rank in which its coefficient leaves 0 on the lasso's path, on standardised activations."""
     from sklearn.linear_model import lars_path_gram
 
     if not len(latents):
@@ -167,8 +167,8 @@ def confirm(
     effects: Sequence[Effect], decoder: NDArray[np.float32], targets: Mapping[str, Target],
     others: Sequence[tuple[NDArray[np.float32], Codes]],
 ) -> list[Effect]:  # fmt: skip
-    """The same effects with what the other seeds say: `others` has the decoder rows and the codes of the measured
-    texts of each."""
+    """Return the effects with the counts over other seeds; `others`: decoder rows and codes of the measured texts of
+    each seed."""
     counted = list(effects)
     for rows, codes in others:
         near = nearest_by_cosine(decoder[[e.latent for e in effects]], rows, 1)

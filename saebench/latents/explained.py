@@ -1,4 +1,4 @@
-"""`saebench explain` for one trial: reads the targets, ranks, measures, asks the other seeds."""
+"""`saebench explain` for one trial: read the targets, rank, measure, compare with other seeds."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def explain_columns(
     one: Latents, columns: Sequence[str], *, kind: Kind = "auto", cache_dir: str | Path | None = None,
     most: int = effects_of.MOST,
 ) -> Explained:  # fmt: skip
-    """Which latents go with these columns of the data set."""
+    """Return which latents are related to these columns of the data set."""
     train = open_part(one.trial.config, "train", default_cache_dir(cache_dir))
     found: list[Target] = []
     notes: list[str] = []
@@ -67,7 +67,7 @@ def explain_contrast(
     one: Latents, name: str, texts: Iterable[str], *, model: Any = None, cache_dir: str | Path | None = None,
     most: int = effects_of.MOST,
 ) -> Explained:  # fmt: skip
-    """Which latents tell the texts of another corpus from those of the sweep."""
+    """Return which latents separate the texts of another corpus from those of the sweep."""
     train = open_part(one.trial.config, "train", default_cache_dir(cache_dir))
     encoder = Encoder(one.trial, model=model)
     theirs, halves = other_corpus(encoder, texts, {int(h) for h in train.entry.hashes.tolist()})

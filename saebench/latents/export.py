@@ -1,4 +1,4 @@
-"""The latents with their texts as JSON, for tools of others (an LLM that names them, for one).
+"""The latents with their texts as JSON, for other tools (such as an LLM that names them).
 
     {"format": "saebench.latents", "version": 1, "trial": "SWEEP/NUMBER", "part": "test", "texts": 6064,
      "dict_size": 1536, "notes": [...], "latents": [{

@@ -1,4 +1,4 @@
-"""What a latent does on the texts of a part: how often, how strongly, and on which texts it fires."""
+"""How often, how strongly and on which texts of a part a latent fires."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class Facts:
     density: NDArray[np.float64]
     """`firing` over all texts."""
     mean: NDArray[np.float64]
-    """Mean activation where it fires; NaN where it never does."""
+    """Mean activation over the texts that fire it; NaN if it never fires."""
     largest: NDArray[np.float64]
-    """The activation of greatest magnitude; NaN where it never fires."""
+    """The activation of largest magnitude; NaN if it never fires."""
 
     @property
     def live(self) -> NDArray[np.int64]:
@@ -37,7 +37,7 @@ class Facts:
 
 
 def facts_of(codes: Codes) -> Facts:
-    """In one pass over the codes."""
+    """Compute all facts in one pass over the codes."""
     latents, values = codes.latents, np.asarray(codes.values, np.float64)
     firing = np.bincount(latents, minlength=codes.dict_size).astype(np.int64)
     total = np.bincount(latents, weights=values, minlength=codes.dict_size)
@@ -57,10 +57,10 @@ class Example:
     """A text on which a latent fires."""
 
     row: int
-    """Its place in the part."""
+    """Its position in the part."""
     activation: float
     decile: int
-    """1: among the strongest tenth of the firing texts, 10: among the weakest; 0 where fewer than ten fire."""
+    """1: among the strongest tenth of the firing texts, 10: among the weakest; 0 if fewer than ten fire."""
 
 
 class ByLatent:
@@ -88,8 +88,8 @@ class ByLatent:
         return [Example(*pair) for pair in zip(rows[:count].tolist(), values[:count].tolist(), deciles, strict=True)]
 
     def deciles(self, latent: int, each: int = 1) -> list[list[Example]]:
-        """`each` texts from the middle of every tenth of the firing texts, the strongest tenth first; where fewer than
-        ten texts fire, one list per text."""
+        """`each` texts from the middle of every tenth of the firing texts, the strongest tenth first; one list per text
+        if fewer than ten texts fire."""
         start, stop = int(self._starts[latent]), int(self._starts[latent + 1])
         tenths, found = _tenths(stop - start), []
         for number, group in enumerate(tenths, 1):
@@ -101,15 +101,15 @@ class ByLatent:
 
 
 def decile_of(firing: int) -> NDArray[np.int64]:
-    """(firing,) the tenth in which each place of a ranking lies, 1 to 10; zeros where there are fewer than ten."""
+    """(firing,) the tenth of each position in a ranking, 1 to 10; zeros if there are fewer than ten."""
     if firing < DECILES:
         return np.zeros(firing, np.int64)
     return np.repeat(np.arange(1, DECILES + 1), [len(tenth) for tenth in _tenths(firing)])
 
 
 def _tenths(firing: int) -> list[range]:
-    """Return consecutive places of a ranking in ten groups, the first ones larger by one where they cannot be equal;
-    a group per place where there are fewer than ten."""
+    """Return the positions of a ranking in ten consecutive groups, the first ones larger by one if they cannot be
+    equal; a group per position if there are fewer than ten."""
     if not firing:
         return []
     size, larger = divmod(firing, min(DECILES, firing))
@@ -119,7 +119,7 @@ def _tenths(firing: int) -> list[range]:
 
 def sample_by_density(facts: Facts, count: int, fewest: int = 1) -> Sequence[int]:
     """`count` latents that fire on at least `fewest` texts, evenly spaced in the order of density: the same number for
-    every SAE, and rare and frequent ones in it. All of them where there are not more."""
+    every SAE, with rare and frequent ones. All of them if there are not more."""
     usable = np.flatnonzero(facts.firing >= fewest)
     order = usable[np.lexsort((usable, facts.firing[usable]))]
     if len(order) <= count:

@@ -1,8 +1,8 @@
 """Families of latents that fire together: a tree over their co-activation, cut where modularity is best.
 
 The tree is the maximum spanning forest of the graph (Kruskal: the strongest edge first). An edge of it joins two
-families only where that raises the modularity of the partition (Newman 2006) on the whole graph; passes over the
-edges that were left go on until none does. What comes out does not depend on how latents are numbered, but for edges of
+families only if that raises the modularity of the partition (Newman 2006) on the whole graph; passes over the remaining
+edges are repeated until no edge does. The result does not depend on the numbering of latents, except for edges of
 exactly equal weight.
 """
 
@@ -36,7 +36,7 @@ def families(near: Nearest) -> tuple[NDArray[np.int64], float]:
 
 
 def _edges(near: Nearest) -> Edges:
-    """Each pair once, lower number first; kept where either has the other among its EDGES best."""
+    """Return each pair once, lower number first, if either has the other among its EDGES best."""
     index, value = near.index[:, :EDGES], near.value[:, :EDGES]
     a = np.repeat(np.arange(len(index)), index.shape[1])
     b, weight = index.ravel(), value.ravel()
@@ -48,7 +48,7 @@ def _edges(near: Nearest) -> Edges:
 
 
 class _Partition:
-    """Which rows are together, and the weights between families."""
+    """The families of rows, and the weights between families."""
 
     def __init__(self, n: int, a: NDArray[np.int64], b: NDArray[np.int64], weight: NDArray[np.float64]) -> None:
         self._parent = list(range(n))
@@ -68,7 +68,7 @@ class _Partition:
         return i
 
     def join(self, i: int, j: int) -> bool:
-        """Put the families of two rows together if that raises the modularity."""
+        """Join the families of two rows if that raises the modularity."""
         i, j = self.find(i), self.find(j)
         if i == j:
             return True
@@ -89,7 +89,7 @@ class _Partition:
         return True
 
     def modularity(self) -> float:
-        """Share of the weight inside families, less what chance would put there."""
+        """Return the share of the weight inside families, minus its expectation by chance."""
         roots = {self.find(i) for i in range(len(self._parent))}
         return sum(self._inside[r] / self._total - (self._degree[r] / (2 * self._total)) ** 2 for r in roots)
 

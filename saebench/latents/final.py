@@ -26,7 +26,7 @@ ENTRIES: dict[str, tuple[str, ...]] = {
 }
 """Entry of `eval.metrics` -> scores of judge.py."""
 ABOVE = "_above_floor"
-"""Suffix of a score less that of the best floor: what training has added to it."""
+"""Suffix of a score minus the best floor's: the part that training added."""
 
 
 def final_scores(
@@ -37,7 +37,7 @@ def final_scores(
     second: CacheEntry | None = None,
 ) -> dict[str, float]:
     """`eval/SCORE`, `eval/SCORE_above_floor`, and `eval/SCORE_FLOOR` of every floor; empty without the cache (its texts
-    and labels are needed), and without scores that can be had. `second`: the same texts under the second encoder, which
+    and labels are needed), or if no score can be computed. `second`: the same texts under the second encoder, which
     example_auroc needs. Raises DataError if it is not there, or lacks texts."""
     scores = [score for name in wanted for score in ENTRIES.get(name, ())]
     if entry is None or not scores:

@@ -1,4 +1,4 @@
-"""Which trials are meant: SWEEP/NUMBER, a directory, or the best ones of a sweep."""
+"""Find trials by SWEEP/NUMBER, by directory, or as the best ones of a sweep."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a score is worth without training: the same score for directions that nobody learnt.
+"""Floors: the same score for directions that were not learned.
 
 A floor is a matrix of directions and, for each, an activation rate taken from a latent of the SAE. Its code is the
-projection of the centred embedding less the threshold that gives the rate on training rows, where that is positive.
+projection of the centred embedding minus the threshold that gives the rate on training rows, if that is positive, else
+0.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ class Floor:
 
 def floor(name: str, rows: NDArray[np.float32], rates: Array) -> Floor:
     """A floor of FLOORS, its thresholds from training rows (n, d_in): the i-th direction fires on a share rates[i] of
-    them. Where there are fewer directions than rates (2 d_in of them at most for coordinates and components, each with
-    both signs), the rates are those at evenly spaced places."""
+    them. If there are fewer directions than rates (at most 2 d_in for coordinates and components, each with both
+    signs), evenly spaced rates are used."""
     mean = rows.mean(0, dtype=np.float64).astype(np.float32)
     centred = rows - mean
     directions = FLOORS[name](centred, len(rates))

@@ -1,7 +1,7 @@
-"""The scores of a trial beside their floors: which rows are read, which latents are sampled, what is written where.
+"""The scores of a trial and their floors: which rows are read, which latents are sampled, where results go.
 
-Words are picked, thresholds of floors set and the latents of labels chosen on training rows; everything is measured on
-the texts of another part. Every SAE of a sweep is judged on the same number of latents, spaced evenly by density.
+Words, thresholds of floors and the latents of labels are chosen on training rows; everything is measured on the texts
+of another part. Every SAE of a sweep is judged on the same number of latents, spaced evenly by density.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """One part as the scores see it."""
+    """The data of one part that the scores need."""
 
     rows: Floats
     codes: Codes
     texts: Sequence[str] | None
     second: Floats | None = None
-    """Embeddings of the same texts by another encoder."""
+    """Embeddings of the same texts under the second encoder."""
 
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Scores by who has them."""
+    """Scores of the SAE and of the floors."""
 
     values: dict[str, dict[str, float]]
     """SAE or a name of FLOORS -> score -> mean over latents (classes)."""
     latents: list[int]
     """The latents of the SAE that were sampled."""
     coherence: NDArray[np.float64] | None
-    """Of each of them."""
+    """Values per sampled latent."""
     examples: scores.ExampleScores | None
     matches: list[scores.Match]
 
@@ -65,7 +65,7 @@ def judge(
     train: Texts, test: Texts, classes: Classes | None, wanted: Sequence[str] = SCORES, sample: int = SAMPLE
 ) -> Judged:
     """The wanted scores of an SAE and of every floor. `classes`: of the labels of train and test. A score that cannot
-    be had (no texts, no labels, no second encoder, no latent that fires often enough) is missing, for all alike."""
+    be computed (no texts, no labels, no second encoder, no latent that fires often enough) is missing for all."""
     facts = facts_of(train.codes)
     latents = list(sample_by_density(facts, sample, scores.FEWEST))
     if not latents:
@@ -93,7 +93,7 @@ class _One:
 
 
 class _Judging:
-    """What all share: terms are counted once."""
+    """Compute what the SAE and all floors share; terms are counted once."""
 
     def __init__(self, train: Texts, test: Texts, classes: Classes | None, wanted: Sequence[str]) -> None:
         self._train, self._test, self._classes, self._wanted = train, test, classes, wanted

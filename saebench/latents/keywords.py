@@ -1,12 +1,12 @@
 """Keywords of latents: the terms of the texts that fire one, against the texts that do not.
 
-c-TF-IDF with two classes per latent, firing and silent. For term t of latent l, on N texts of which df hold t:
+c-TF-IDF with two classes per latent, firing and silent. For term t of latent l, on N texts of which df contain t:
 
     score = (share of l's activation on texts that hold t - s - 2 sqrt(s (1 - s) / n)) * ln(1 + N / df)
 
 s is the share of the silent texts that hold t. The first share weighs firing texts by their activation a, as if they
-were n = (sum a)^2 / sum a^2 texts; the root is its standard error were the latent indifferent to t. A stop word is as
-frequent in both kinds of texts, and scores below 0 in any language.
+were n = (sum a)^2 / sum a^2 texts; the root is its standard error if the latent were independent of t. A stop word is
+as frequent in both kinds of texts, and scores below 0 in any language.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Keyword:
 def keywords(
     codes: Codes, terms: Terms, latents: Sequence[int], most: int = MOST, words: int = 9
 ) -> list[list[Keyword]]:
-    """The best terms of each of these latents, best first; of at most `words` words. A term that lies inside one that
-    is taken already, or around it, is passed over."""
+    """The best terms of each of these latents, best first; of at most `words` words. A term that is part of an already
+    chosen one, or contains it, is skipped."""
     allowed = np.flatnonzero(terms.words <= words)
     names = [terms.names[i] for i in allowed]
     return [_chosen(scored, names, most) for scored in _scored(codes, terms, latents, allowed)]

@@ -1,4 +1,4 @@
-"""Latents beside each other: by the direction they write, and by the texts on which they fire together."""
+"""Neighbours of latents: by decoder direction, and by the texts on which they fire together."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from saebench.latents.codes import Codes
 from saebench.latents.threads import prefetched
 
 SAME = 0.7
-"""Cosine above which a latent of another SAE counts as the same; as in the report's stability."""
+"""Cosine above which a latent of another SAE counts as the same, as in the report's table of stability."""
 TWIN = 0.9
 """Cosine above which two latents of one SAE are twins."""
 NEAREST = 5
@@ -22,19 +22,19 @@ NEAREST = 5
 EDGES = 3
 """Partners per latent in the graph of families: with 20, 1,536 latents fall into 5 families, with 3 into 14."""
 _CELLS = 1 << 24
-"""Pairs of latents that are looked at together."""
+"""Pairs of latents per block of the computation."""
 
 
 @dataclass(frozen=True, eq=False)
 class Nearest:
-    """(rows, k) the best partners of each row, best first; -1 and NaN where there are fewer."""
+    """(rows, k) the best partners of each row, best first; -1 and NaN if there are fewer."""
 
     index: NDArray[np.int64]
     value: NDArray[np.float64]
 
 
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
-    """Rows of length 1; a row of zeros stays one."""
+    """Return rows scaled to length 1; a row of zeros stays zero."""
     wide = rows.astype(np.float64)
     scaled: NDArray[np.float32] = (wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-30)).astype(
         np.float32
@@ -66,12 +66,12 @@ def nearest_by_cosine(
 
 
 def coactivation(codes: Codes, latents: NDArray[np.int64], k: int = NEAREST) -> Nearest:
-    """For each of `latents` the `k` others (as places in `latents`) that fire on the same texts, by the correlation of
-    firing
+    """For each of `latents` the `k` others (as positions in `latents`) that fire on the same texts, by the correlation
+    of firing
 
         phi(i, j) = (N n_ij - n_i n_j) / sqrt(n_i (N - n_i) n_j (N - n_j))
 
-    which is the same in both directions, and 0 for two latents that meet by chance. Only phi > 0 counts.
+    which is the same in both directions, and 0 for two independent latents. Only phi > 0 counts.
     """
     n, firing = codes.rows, _firing(codes, latents)
     alone = np.asarray(firing.sum(axis=0), dtype=np.float64).ravel()
@@ -124,7 +124,7 @@ def plane(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def umap_plane(rows: NDArray[np.float32]) -> NDArray[np.float64]:
-    """(n, 2) by UMAP on cosines, with a fixed seed; where umap-learn is installed."""
+    """(n, 2) by UMAP on cosines, with a fixed seed; needs umap-learn."""
     try:
         from umap import UMAP  # type: ignore[import-not-found,unused-ignore]
     except ImportError as error:
@@ -136,4 +136,4 @@ def umap_plane(rows: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 PLANS: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float64]]] = {"pca": plane, "umap": umap_plane}
-"""Name -> how decoder rows are placed in a plane; both give the same places every time."""
+"""Name -> function that maps decoder rows to a plane; both are deterministic."""

@@ -20,13 +20,13 @@ from saebench.latents.neighbours import SAME
 from saebench.latents.visible import visible
 
 MOST = 12_288
-"""Latents on a page, the most frequent ones; a browser reads that many with their texts in about a second."""
+"""Most latents on a page, the most frequent ones; a browser loads that many with their texts in about a second."""
 CHARACTERS = 320
-"""Of a text that the page shows."""
+"""Most characters of a text on the page."""
 
 
 def page(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]] = (), scores: Sequence[str] = ()) -> str:
-    """The page as text. `fired`: sentences of the reader's own, and which latents fire on each; `scores`: lines."""
+    """Return the page as text. `fired`: the user's sentences, and which latents fire on each; `scores`: lines."""
     here = files("saebench.latents")
     data = json.dumps(_data(analysis, fired), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Template(here.joinpath("page.html").read_text("utf-8")).substitute(
@@ -53,7 +53,7 @@ def _cut(analysis: Latents) -> list[str]:
 
 
 class _Texts:
-    """Each text once, under a number."""
+    """Number the texts, each once."""
 
     def __init__(self, analysis: Latents) -> None:
         self._study, self._known = analysis, dict[int, int]()

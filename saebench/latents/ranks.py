@@ -70,7 +70,7 @@ def f1(codes: Codes, members: NDArray[Any]) -> Array:
 
 
 def auroc_of(positive: Array, negative: Array) -> float:
-    """The same for two lists of scores, `negative` ascending; NaN where one is empty."""
+    """The same for two lists of scores, `negative` ascending; NaN if one is empty."""
     if not len(positive) or not len(negative):
         return float("nan")
     above = np.searchsorted(negative, positive, "left") + np.searchsorted(negative, positive, "right")
@@ -86,7 +86,7 @@ MOST_CLASSES = 100
 
 @dataclass(frozen=True)
 class Classes:
-    """The classes that can be judged, and who is in them."""
+    """The classes that can be judged, and their members."""
 
     names: list[Any]
     rows: tuple[NDArray[np.int64], ...]
@@ -99,7 +99,7 @@ class Classes:
 
 def classes_of(*parts: Sequence[Any]) -> Classes:
     """The classes with FEWEST members in each of these lists of labels, the most common of the first list first. None
-    and NaN are no labels."""
+    and NaN do not count as labels."""
     labelled = [np.flatnonzero([label is not None and label == label for label in labels]) for labels in parts]
     known = [[_name(labels[i]) for i in rows.tolist()] for labels, rows in zip(parts, labelled, strict=True)]
     counts = [dict(zip(*np.unique(np.array(some, dtype=object).astype(str), return_counts=True), strict=True))
@@ -121,7 +121,7 @@ def _name(label: Any) -> str:
 
 
 def some_rows(codes: Codes, rows: NDArray[np.int64]) -> Codes:
-    """The codes of these rows alone."""
+    """Return the codes of these rows."""
     if len(rows) == codes.rows:
         return codes
     matrix = codes.matrix()[rows]

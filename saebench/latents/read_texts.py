@@ -1,4 +1,4 @@
-"""Texts out of a file, one after the other: lines, JSON lines, CSV or Parquet."""
+"""Read texts from a file one by one: lines, JSON lines, CSV or Parquet."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from saebench.errors import UserError
 
 
 def read_texts(file: Path, column: str) -> Iterator[str]:
-    """The texts of a file in constant memory; `column` where it has columns. Raises UserError with the place."""
+    """Yield the texts of a file in constant memory; `column`: for files with columns. Raises UserError with the
+    line."""
     if str(file) == "-":
         yield from (line.rstrip("\r\n") for line in sys.stdin)
         return

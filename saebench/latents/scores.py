@@ -1,6 +1,7 @@
 """Scores of interpretability that need no LLM. Each is a mean over latents, and each has floors (floors.py).
 
-coherence      Do the ten best words of a latent meet in texts? Mean NPMI over pairs of words, on texts that were not
+coherence      Do the ten best words of a latent occur in the same texts? Mean NPMI over pairs of words, on texts that
+were not
                used to pick them (Bouma 2009; Lau et al. 2014).
 example_auroc  Do the texts that fire a latent look alike to a second encoder? Firing texts against silent ones, scored
                by the mean cosine to the other firing texts (Paulo and Belrose 2025, arXiv:2507.08473), per decile.
@@ -30,7 +31,7 @@ FEWEST = 5
 HIGH = 0.9
 """AUROC above which a class has a latent."""
 PURITY = 10
-"""Texts of purity at k."""
+"""Number of top texts for the purity."""
 
 Array = NDArray[np.float64]
 
@@ -45,13 +46,13 @@ def top_words(codes: Codes, terms: Terms, latents: Sequence[int]) -> list[list[s
 
 def npmi(together: Array, expected: Array, texts: int) -> Array:
     """Normalised pointwise mutual information of two words that are together in `together` of `texts` texts, where
-    chance would bring them together in `expected`:
+    `expected` are expected by chance:
 
         ln((together + 1) / (expected + 1)) / -ln((together + 1) / (texts + 1))
 
-    1 for words that are always together, 0 by chance, negative for words that avoid each other. The added ones are
-    meetings of chance: two rare words that never met, where less than one meeting was to be expected, say nothing
-    (without them they would count as -1, and the most frequent words would be the most coherent).
+    1 for words that always occur together, 0 by chance, negative for words that avoid each other. The added ones make
+    rare words neutral: two that never meet although less than one text was expected are no evidence (without the ones
+    they would count as -1, and the most frequent words would be the most coherent).
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         value = np.log((together + 1) / (expected + 1)) / -np.log((together + 1) / (texts + 1))
@@ -84,7 +85,7 @@ class ExampleScores:
     overall: Array
     """(latents,)."""
     deciles: Array
-    """(latents, 10) of the firing texts of each tenth, the strongest first; NaN where fewer than ten texts fire."""
+    """(latents, 10) of the firing texts of each tenth, the strongest first; NaN if fewer than ten texts fire."""
 
 
 def example_auroc(codes: Codes, latents: Sequence[int], embeddings: NDArray[np.float32]) -> ExampleScores:
@@ -112,7 +113,7 @@ def example_auroc(codes: Codes, latents: Sequence[int], embeddings: NDArray[np.f
 
 @dataclass(frozen=True)
 class Match:
-    """The best latent of a class, chosen on training rows; what it is worth on other texts."""
+    """The best latent of a class, chosen on training rows, with its scores on other texts."""
 
     label: str
     latent: int
@@ -120,7 +121,7 @@ class Match:
     f1: float
     f1_latent: int
     purity: float
-    """Share of the class among the texts that fire the latent most (PURITY of them, or as many as fire it)."""
+    """Share of the class among the texts that fire the latent most (PURITY of them, or all that fire it if fewer)."""
     members: int
 
 

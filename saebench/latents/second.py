@@ -1,4 +1,4 @@
-"""A second encoder: other embeddings of the same texts, which judge what an SAE's latents have in common."""
+"""A second encoder: other embeddings of the same texts, used to judge an SAE's latents."""
 
 from __future__ import annotations
 

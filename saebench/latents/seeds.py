@@ -1,4 +1,4 @@
-"""Scores of a trial and of the other seeds of its point: mean and interval, beside the floors."""
+"""Scores of a trial and of the other seeds of its point: mean and interval, with the floors."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def _second(part: Part, data: DataConfig, model: str, cache_dir: Path, *, circul
 
 
 def score_rows(one: Latents, judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """A row per score that all seeds and all floors have: mean over seeds, t interval, and by how much it is above the
-    best floor of the same seed."""
+    """A row per score that all seeds and all floors have: mean over seeds, t interval, and the difference from the best
+    floor of the same seed."""
     rows = []
     for score in SCORES:
         if not all(score in j.values[who] for j in judged for who in (SAE, *FLOORS) if who in j.values):
@@ -71,7 +71,7 @@ def _deciles(judged: Sequence[Judged]) -> list[float]:
 
 
 def judged_rows(one: Latents, judged: Judged) -> list[dict[str, Any]]:
-    """A row per latent that was judged, the most frequent first, for the scores that latents have."""
+    """Return a row per judged latent, the most frequent first, with the scores that exist per latent."""
     place = {latent: i for i, latent in enumerate(judged.latents)}
     rows = []
     for row in one.rows(judged.latents):

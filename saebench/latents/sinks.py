@@ -1,4 +1,5 @@
-"""Codes into a file for other programs, block by block: npz (scipy.sparse.load_npz reads it), Parquet, JSON lines."""
+"""Write codes to a file for other programs, block by block: npz (scipy.sparse.load_npz reads it), Parquet, JSON
+lines."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ _NPZ = {"data": "<f4", "indices": "<i4", "indptr": "<i8"}
 
 
 class Sink(ABC):
-    """Takes blocks; the file has its name once the context ends well, and is not there otherwise."""
+    """Writes blocks; the file gets its name when the context ends without an error, otherwise it is removed."""
 
     def __init__(self, out: Path, dict_size: int) -> None:
         self.out, self.dict_size, self.rows = out, dict_size, 0
@@ -49,15 +50,15 @@ class Sink(ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """Open what is written to."""
+        """Open the temporary file."""
 
     @abstractmethod
     def write(self, codes: Codes) -> None:
-        """The codes of the next texts."""
+        """Write the codes of the next texts."""
 
     @abstractmethod
     def end(self) -> None:
-        """Close it; `aside` is then whole."""
+        """Close it; `aside` is then complete."""
 
 
 class JSONLines(Sink):

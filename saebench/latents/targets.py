@@ -1,4 +1,4 @@
-"""Columns of the data set that no SAE has seen, joined to the texts of a part by the hash of the text.
+"""Columns of the data set that are not used in training, joined to the texts of a part by the hash of the text.
 
 The data set is read once more, as the cache has read it. A text that it does not hold any more has no target. With
 precomputed embeddings, a column is a file with a value per row, or a column beside them; rows are joined by number.
@@ -22,7 +22,7 @@ from saebench.latents.ranks import classes_of
 
 Kind = Literal["auto", "class", "number"]
 MANY = 20
-"""Different numbers from which a column of whole numbers is one of numbers; below, of classes."""
+"""With at least this many different values, a column of whole numbers holds numbers; with fewer, classes."""
 MOST_CLASSES = 50
 """Classes that are explained, the most common ones."""
 FEWEST = 20
@@ -31,7 +31,7 @@ FEWEST = 20
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What is to be explained: membership of a class (0 or 1), or a number; per part the rows that have one."""
+    """A target: membership of a class (0 or 1), or a number; per part the rows that have one."""
 
     name: str
     """COLUMN, or COLUMN = CLASS."""
@@ -41,8 +41,8 @@ class Target:
 
 
 def read_column(data: DataConfig, column: str, parts: Sequence[Part]) -> list[list[Any]]:
-    """The column's value for each row of each part; None for a row that has none, or that is gone. Raises DataError
-    where the data set cannot be read or has no such column."""
+    """The column's value for each row of each part; None for a row that has no value or no longer exists. Raises
+    DataError if the data set cannot be read or has no such column."""
     from saebench.stores.dataset import stream
     from saebench.stores.texts import Counts, select
 
@@ -60,7 +60,7 @@ def read_column(data: DataConfig, column: str, parts: Sequence[Part]) -> list[li
 
 def targets(name: str, columns: Sequence[Sequence[Any]], kind: Kind = "auto") -> tuple[list[Target], list[str]]:
     """The targets in the values of a column, a list per part, and notes on what was left out. Raises UserError for a
-    column that holds nothing to explain."""
+    column without classes or numbers to explain."""
     known = [np.flatnonzero([_given(value) for value in column]) for column in columns]
     values = [[column[i] for i in rows.tolist()] for column, rows in zip(columns, known, strict=True)]
     notes = _missing(name, columns, known)

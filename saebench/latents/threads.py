@@ -1,4 +1,4 @@
-"""Work on a thread beside this one. scipy's sparse products let other threads run."""
+"""Work in another thread. scipy's sparse products release the lock, so both threads run."""
 
 from __future__ import annotations
 

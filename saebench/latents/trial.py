@@ -1,4 +1,5 @@
-"""A trained SAE with what it was trained on, and its codes of a part of the corpus: encoded once, kept beside it."""
+"""A trained SAE with its config, and its codes of a part of the corpus, which are encoded once and stored in its
+folder."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ class TrainedSAE:
 
     @cached_property
     def digest(self) -> str:
-        """Stands for the SAE: over both files."""
+        """Identifies the SAE: a digest of both files."""
         found = hashlib.sha256()
         for name in (SAE_WEIGHTS, SAE_CONFIG):
             found.update((self.weights / name).read_bytes())
@@ -60,7 +61,7 @@ class TrainedSAE:
         return np.asarray(self.sae.W_dec.detach().cpu().numpy(), np.float32)
 
     def codes(self, part: Part, progress: Callable[[int], None] = lambda _: None) -> Codes:
-        """The codes of every row of the part: those in the folder `codes`, or encoded now and kept there."""
+        """The codes of every row of the part: read from the folder `codes`, or encoded now and stored there."""
         about = {"sae": self.digest, "part": part.name, "texts": part.key, "embeddings": part.entry.cache_key}
         folder = self.folder / "codes" / f"{part.name}-{self.digest}-{part.key}"
 
@@ -71,7 +72,7 @@ class TrainedSAE:
 
 
 def encode_rows(sae: SAE, rows: Floats) -> Chunk:
-    """What is not 0 of `sae.encode(rows)`, computed for as many rows at a time as `rows_at_a_time` says."""
+    """Return the non-zero entries of `sae.encode(rows)`, computed for `rows_at_a_time` rows at a time."""
     import torch
 
     size, parts = rows_at_a_time(sae.dict_size), []
@@ -102,7 +103,7 @@ def open_trial(folder: Path, name: str = "") -> TrainedSAE:
 
 
 def siblings(trial: TrainedSAE) -> list[TrainedSAE]:
-    """The other seeds of the same point in the same sweep, as far as their SAEs are there, by seed."""
+    """Return the other seeds of the same point in the same sweep whose SAEs exist, by seed."""
     if trial.paths is None:
         return []
     found = []

@@ -1,4 +1,4 @@
-"""Texts of a corpus as they may be shown: a corpus may hold anything."""
+"""Make texts of a corpus safe to print: a corpus may contain anything."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from saebench.escape import escape_controls
 
 
 def visible(text: str, characters: int = 0) -> str:
-    """One line without control characters (an escape sequence would steer the terminal) or lone surrogates; of at most
-    so many characters of the text, the last one an ellipsis where something was cut (0: all)."""
+    """One line without control characters (an escape sequence would control the terminal) or lone surrogates; of at
+    most so many characters of the text, the last one an ellipsis if something was cut (0: all)."""
     if characters and len(text) > characters:
         text = text[: characters - 1] + "…"
     return escape_controls(text.replace("\n", " ").replace("\t", " ").encode("utf-8", "replace").decode())

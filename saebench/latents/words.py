@@ -1,7 +1,7 @@
-"""Which terms each text holds: words and word n-grams by Unicode's rules; runs of a script without spaces between its
-words (Han, Kana, Thai, Lao, Khmer, Myanmar) give character n-grams instead, and `Terms.unspaced` says how many.
+"""The terms of each text: words and word n-grams by Unicode's rules; runs of a script without spaces between its words
+(Han, Kana, Thai, Lao, Khmer, Myanmar) give character n-grams instead, and `Terms.unspaced` says how many.
 
-A term counts once per text: a text of a megabyte says no more about a latent than any other.
+A term counts once per text, so a text of a megabyte has no more weight than any other.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import regex  # type: ignore[import-untyped,unused-ignore]
 from numpy.typing import NDArray
 
 CHARACTERS = 20_000
-"""Characters of a text that are looked at."""
+"""Number of characters that are read per text."""
 STOP = 0.2
 """A word in more than this share of the texts (and in more than ten) is a stop word: no term begins or ends with it."""
 LONGEST_WORD = 40
-"""Characters; a longer run (base64, a URL's tail) is no word."""
+"""Longest word in characters; a longer run (base64, a URL's tail) is skipped."""
 
 _UNSPACED = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 _RUN = rf"[{_UNSPACED}][{_UNSPACED}\p{{M}}\u30fc]*"
@@ -31,7 +31,7 @@ _ASCII = re.compile(r"[a-z0-9](?:[a-z0-9]|['.\-](?=[a-z0-9]))*")
 """_WORD in a text of ASCII in lower case: the same words in half the time."""
 _LETTER = regex.compile(r"\p{L}", regex.VERSION1)
 _CUT = -1
-"""Between two texts, and where no n-gram reaches across."""
+"""Separator between two texts and at other places that no n-gram crosses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ class Terms:
 
     names: list[str]
     matrix: Any
-    """scipy csr_array, float32, 1 where the text holds the term."""
+    """scipy csr_array, float32, 1 if the text contains the term."""
     words: NDArray[np.int32]
     """(terms,) words (or characters) in each term."""
     unspaced: float
@@ -67,8 +67,8 @@ def _run(token: str) -> bool:
 
 
 def count_terms(texts: Sequence[str], longest: int = 3, fewest: int = 3, vocabulary: Sequence[str] = ()) -> Terms:
-    """Terms of up to `longest` words that at least `fewest` texts hold; of the words in `vocabulary` alone where one is
-    given (and then all of them, in its order)."""
+    """Return terms of up to `longest` words that at least `fewest` texts contain; with `vocabulary` only its words (all
+    of them, in its order)."""
     ids, text_of, names, unspaced = _flatten(texts)
     stop = _stop_words(ids, text_of, len(texts), names)
     if vocabulary:
@@ -102,7 +102,7 @@ def _flatten(texts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 
 def _stop_words(ids: NDArray[np.int64], text_of: NDArray[np.int64], texts: int, names: list[str]) -> NDArray[np.bool_]:
-    """Which words are in too many texts, or hold no letter."""
+    """Return which words are in too many texts or have no letter."""
     pairs = np.unique(ids[ids >= 0] + text_of[ids >= 0] * len(names))
     often = np.bincount(pairs % max(len(names), 1), minlength=len(names)) > max(STOP * texts, 10)
     found: NDArray[np.bool_] = often | np.array([_LETTER.search(name) is None for name in names], dtype=bool)
@@ -122,7 +122,7 @@ def _grams(
     fewest: int,
     texts: int,
 ) -> _Found:
-    """Runs of `size` tokens that begin and end with a word that is no stop word, in at least `fewest` texts."""
+    """Return runs of `size` tokens that neither begin nor end with a stop word, in at least `fewest` texts."""
     count = max(len(ids) - size + 1, 0)
     windows = [ids[i : i + count] for i in range(size)]
     good = np.ones(count, dtype=bool)
@@ -148,7 +148,7 @@ def _grams(
 
 
 def _spelt(parts: list[str]) -> str:
-    """Words with spaces between them, characters of a script without spaces as they stand."""
+    """Join words with spaces, characters of a script without spaces directly."""
     return ("" if all(map(_run, parts)) else " ").join(parts)
 
 

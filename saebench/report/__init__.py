@@ -1,4 +1,4 @@
-"""What a sweep says: tables, statistics, plots and a verdict, from MLflow through pandas. Never imports torch."""
+"""Reports on sweeps: tables, statistics, plots and a verdict, from MLflow through pandas. Never imports torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def trials(*sweeps: str | Path, runs_dir: str | Path | None = None, tracking_uri
 
     Columns: sweep, trial, state, reason, type, stratum, point, seed, the parameters (k, dict_size, lr, ...), the last
     value of every metric under its key ("eval/fvu"), failure, attempt, duration_s, run_id, verdict. Raises UserError
-    for a sweep that is not there (the message lists those that are), PreflightError for a server that does not answer.
+    for an unknown sweep (the message lists the existing ones), PreflightError for a server that does not answer.
     """
     return load(*sweeps, runs_dir=runs_dir, tracking_uri=tracking_uri).record.frame

@@ -1,4 +1,4 @@
-"""What a report is about: the question that the spec asks, the data, the budget. A page that is handed on needs it."""
+"""What a report is about: the question, the data, the budget, for readers who do not know the sweep."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 MANY = 6
-"""Values of one parameter above which only the first are named."""
+"""Most values of one parameter that are listed."""
 
 
 def about(descriptions: Mapping[str, str], frame: DataFrame) -> list[str]:
-    """The lines under a report's name: what each sweep says of itself, then the encoder, texts, budget and seeds.
+    """The lines under a report's name: the description of each sweep, then encoder, texts, budget and seeds.
 
     A part whose parameter no trial has is left out; a parameter in which trials differ has all its values.
     """
@@ -52,7 +52,7 @@ def _one(frame: DataFrame, key: str, words: str) -> str:
 
 
 def _values(frame: DataFrame, key: str) -> list[Any]:
-    """Different values of a column, in order; none where it is not there."""
+    """Return the different values of a column, in order; none if the column is missing."""
     values = pd.unique(frame[key].dropna()).tolist() if key in frame.columns else []
     return sorted(values, key=lambda value: (isinstance(value, str), value))
 

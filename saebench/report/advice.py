@@ -1,10 +1,10 @@
-"""Which k, which width? What the curves along sparsity say.
+"""Advice on k and width, from the curves along sparsity.
 
 The rule for k rests on the stability of latents across seeds: on synthetic embeddings with a known number of active
 features it has its maximum there, within a factor of 1.5, where FVU keeps falling and c_dec has no minimum at all
-(experiments/known_truth). So a level is advised where stability has a maximum inside the range, for every arm and width
-that has three levels and two seeds, and they agree; otherwise nothing is said. c_dec, FVU, probing and dead latents
-stand beside it as evidence.
+(experiments/known_truth). So a level is advised if stability has a maximum inside the range for every arm and width
+with three levels and two seeds, and if they agree; otherwise there is no advice. c_dec, FVU, probing and dead latents
+are shown as further evidence.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from saebench.report.table import Row
 
 ALONG = {"stability": "stability across seeds", "c_dec": "c_dec", "fvu": "FVU", "probing_auc_k5": "probing AUC k=5"}
-"""Metrics that are looked at along sparsity, and what they are called."""
+"""Metrics that are shown along sparsity, with their names."""
 FEWEST = 3
 """Levels that a curve needs."""
 AGREE = 2.1
 """Curves whose optima differ by more than this factor do not agree."""
 NOISE = 0.005
-"""Least difference of stability that counts; more where pairs of seeds differ by more."""
+"""Least difference of stability that counts; more if pairs of seeds differ by more."""
 DEAD, ALIVE = 0.25, 0.10
-"""Share of dead latents above which a width is too wide, and below which another one suffices."""
+"""Share of dead latents above which a width is too large, and below which a width suffices."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Point:
     seeds: int
     dead: float
     values: Mapping[str, float]
-    """Metric of ALONG -> mean; absent where it was not measured."""
+    """Metric of ALONG -> mean; absent if it was not measured."""
     spread: float = 0.0
     """Half of the range of stability over pairs of seeds."""
     floor: float = math.nan
@@ -65,18 +65,18 @@ class Curve:
         return f"{self.arm}, {self.width:g} latents"
 
     def of(self, metric: str) -> list[tuple[Point, float]]:
-        """The points that have a metric, and its value."""
+        """Return the points that have a metric, with its value."""
         there = [(point, point.values.get(metric, math.nan)) for point in self.points]
         return [(point, value) for point, value in there if math.isfinite(value)]
 
 
 @dataclass(frozen=True)
 class Peak:
-    """Where the stability of a curve is largest."""
+    """The maximum of the stability of a curve."""
 
     curve: Curve
     low: float
-    """L0 from which on it is as large as it gets, but for noise."""
+    """Range of L0 in which the stability equals its maximum up to noise."""
     high: float
     at: float
     side: str
@@ -85,20 +85,20 @@ class Peak:
 
 @dataclass(frozen=True)
 class Advice:
-    """Lines to read, and what they come to."""
+    """The advice: lines to print, and the recommended ranges."""
 
     lines: tuple[str, ...]
     l0: tuple[float, float] | None = None
-    """Range of L0 that is advised."""
+    """Recommended range of L0."""
     widths_to_drop: tuple[float, ...] = ()
     extend: str = ""
-    """"lower" or "higher" levels are worth a try: the optimum is not inside the range."""
+    """"lower" or "higher" levels should be tried, because the optimum is not inside the range."""
     silent: tuple[str, ...] = field(default_factory=tuple)
-    """Why nothing is said of k, where nothing is."""
+    """Why there is no advice on k, if there is none."""
 
 
 def curves(chosen: DataFrame, stability: Sequence[Row]) -> list[Curve]:
-    """Curves of the arms that are no controls, from the chosen trials and the rows of the table of stability."""
+    """Return the curves of all arms but controls, from the chosen trials and the rows of the table of stability."""
     if "control" in chosen.columns:
         chosen = chosen[chosen["control"].isna() | chosen["control"].isin(["", "None", "null"])]
     stable = {(r["group"], r["arm"], r["level"], r["dict_size"]): r for r in stability if r.get("best")}
@@ -126,7 +126,7 @@ def _point(level: float, trials: DataFrame, stable: Row) -> Point:
 
 
 def peak(curve: Curve) -> Peak | None:
-    """The maximum of a curve's stability; None with fewer than FEWEST levels, or where it is flat."""
+    """Return the maximum of a curve's stability; None with fewer than FEWEST levels, or if it is flat."""
     there = curve.of("stability")
     if len(there) < FEWEST:
         return None
@@ -141,7 +141,7 @@ def peak(curve: Curve) -> Peak | None:
 
 
 def advise(found: Sequence[Curve]) -> Advice:
-    """What the curves say together."""
+    """Return the advice that the curves give together."""
     lines: list[str] = []
     silent: list[str] = []
     peaks: list[Peak] = []
@@ -194,7 +194,7 @@ def _together(peaks: Sequence[Peak], lines: list[str], silent: list[str]) -> tup
 
 
 def _beside(curve: Curve, l0: tuple[float, float] | None) -> list[str]:
-    """What c_dec and FVU say beside an advised range; nothing without one."""
+    """Return remarks of c_dec and FVU on an advised range; none without one."""
     if l0 is None:
         return []
     found = []
@@ -214,7 +214,7 @@ def _beside(curve: Curve, l0: tuple[float, float] | None) -> list[str]:
 
 
 def _widths(found: Sequence[Curve], lines: list[str]) -> list[float]:
-    """Widths of which many latents are dead where a narrower one of the same arm has few."""
+    """Return remarks on widths with many dead latents if a narrower one of the same arm has few."""
     drop: dict[float, None] = {}
     for curve in found:
         worst = max((p.dead for p in curve.points if math.isfinite(p.dead)), default=0.0)

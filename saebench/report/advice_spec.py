@@ -1,4 +1,4 @@
-"""The spec of the next sweep: what the advice on this one leaves of its levels and widths."""
+"""The spec of the next sweep: this sweep's, with the levels and widths of the advice."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from saebench.report.advice import Advice
 
 
 def next_levels(levels: Sequence[float], advice: Advice) -> list[float]:
-    """The levels that the next sweep would search: three inside the advised range, or beyond the end at which
-    stability still rises; all that there were where nothing is said."""
+    """The levels that the next sweep would search: three inside the advised range, or beyond the end at which stability
+    still rises; all levels if there is no advice."""
     known = sorted(set(levels))
     if advice.l0 is not None:
         low, high = advice.l0
@@ -24,7 +24,7 @@ def next_levels(levels: Sequence[float], advice: Advice) -> list[float]:
 
 def next_spec(spec: Mapping[str, Any], advice: Advice) -> dict[str, Any]:
     """A spec for the next sweep from the resolved one of this sweep (lock.json): the same data, arms and budget, with
-    the levels and widths that the advice leaves. A control keeps its arm."""
+    the levels and widths of the advice. A control keeps its arm."""
     arms = [_next_arm(arm, advice) for arm in spec.get("sae", [])]
     search = {key: value for key, value in spec["search"].items() if key in ("sampler", "strata", "points", "objective")
               and value is not None}  # fmt: skip
@@ -57,7 +57,7 @@ def _next_arm(arm: Mapping[str, Any], advice: Advice) -> dict[str, Any]:
 
 
 def _data(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The section without what is null, and without the names that embeddings of one's own bring along."""
+    """Return the section without null values and without the names derived from precomputed embeddings."""
     kept = {key: value for key, value in data.items() if value is not None}
     if "embeddings" in kept:
         return {key: kept[key] for key in ("embeddings", "texts", "ids", "labels", "holdout") if key in kept}

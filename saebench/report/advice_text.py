@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def advice(report: Report, *, quick: bool = False) -> tuple[Advice, list[Curve]]:
-    """What the report's curves say. `quick`: with the stability that is at hand or takes seconds."""
+    """Return the advice from the report's curves. `quick`: with the stability that is cached or takes seconds."""
     table = report.quick_stability if quick else report.stability
     found = curves(report.by_level[1], table.rows())
     return advise(found), found
 
 
 def text(report: Report, *, quick: bool = False) -> str:
-    """The lines, and the spec of the next sweep where this sweep's own is known."""
+    """Return the lines, and the spec of the next sweep if this sweep's spec is known."""
     said, _ = advice(report, quick=quick)
     lines = [f"- {line}" for line in said.lines]
     if said.l0 is None:
@@ -32,7 +32,7 @@ def text(report: Report, *, quick: bool = False) -> str:
 
 
 def spec_text(report: Report, said: Advice) -> str:
-    """The YAML of the next sweep; "" for reports of several sweeps, or of one whose spec is not here or not whole."""
+    """The YAML of the next sweep; "" for reports of several sweeps, or of one whose spec is missing or damaged."""
     specs = [source.lock.get("spec") for source in report.record.sources]
     if len(specs) != 1 or not isinstance(specs[0], dict):
         return ""

@@ -1,4 +1,4 @@
-"""The first part of the page: the verdict beside its figure, the SAEs to take, and what to know before using them."""
+"""The first part of the page: the verdict and its figure, the best SAEs, and the checks."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from saebench.report.document import Report
 
 _PAIRS = 6
-"""Pairs of arms whose metrics stand under the verdict."""
+"""Most pairs of arms whose metrics are shown under the verdict."""
 _FIGURE = 520
-"""Pixels of the figure beside the verdict."""
+"""Width of the figure beside the verdict, in pixels."""
 FVU_MEANS = (
     "FVU is the fraction of variance unexplained: 0 is a perfect reconstruction, 1 is what predicting the mean gives."
 )
 
 
 def answer(report: Report, seen: set[str]) -> str:
-    """All of it."""
+    """Return the whole part."""
     seen.add("FVU")
     figure = _forest(report)
     words = (
@@ -58,7 +58,7 @@ def _forest(report: Report) -> str:
 
 
 def _metrics(report: Report) -> str:
-    """A line per metric; of several pairs each under a fold."""
+    """Return a line per metric; several pairs are folded."""
     rows = report.table("metrics").rows()
     pairs = list(dict.fromkeys(row["pair"] for row in rows))
     html = ""
@@ -76,7 +76,7 @@ def _metrics(report: Report) -> str:
 
 
 def _metric(row: Row, first: bool) -> str:
-    """A metric's outcome; what would decide it only where it is said for the first time."""
+    """Return a metric's outcome, with what would decide it unless a line above says the same."""
     kind = "decided" if row["outcome"] in CONCLUSIVE else "open"
     why = f'<span class="why">{text(row["would_decide"])}</span>' if row["would_decide"] and first else ""
     return (
@@ -129,7 +129,7 @@ def _card(row: Row) -> str:
 
 
 def _checks(report: Report) -> str:
-    """Failed checks first, those that passed under a fold."""
+    """Return the checks: failed ones first, passed ones folded."""
     left, passed = [c for c in report.checks if not c.passed], [c for c in report.checks if c.passed]
     items = "".join(map(_check, left))
     fold = f"<details><summary>{len(passed)} passed</summary><ul>{''.join(map(_check, passed))}</ul></details>"

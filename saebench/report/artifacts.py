@@ -1,4 +1,4 @@
-"""Files of trials that are MLflow's artifacts."""
+"""Read files of trials from MLflow's artifacts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def arrays(path: Path) -> dict[str, np.ndarray] | None:
-    """What a safetensors file holds; None where it is not there or broken."""
+    """Return the tensors of a safetensors file; None if it is missing or damaged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -31,7 +31,7 @@ def arrays(path: Path) -> dict[str, np.ndarray] | None:
 
 
 def evaluations(source: Source, places: Mapping[str, str], at_once: int) -> dict[str, dict[str, np.ndarray]]:
-    """Evaluations of these runs (run id -> where its artifacts are) that can be had, many requests at a time."""
+    """Return the evaluations of these runs (run id -> artifact URI) that exist, with many requests at a time."""
     if not places:
         return {}
     import requests
@@ -52,14 +52,14 @@ def evaluations(source: Source, places: Mapping[str, str], at_once: int) -> dict
 
 
 def download(source: Source, run_id: str, name: str, to: Path) -> Path:
-    """An artifact of a trial; UserError in one line where it is gone."""
+    """Return an artifact of a trial; raise UserError in one line if it is missing."""
     client = open_reader(source.uri)
     with reading(source.uri):
         return artifact(client, run_id, name, to)
 
 
 def artifact(client: Any, run_id: str, name: str, to: Path) -> Path:
-    """A file or folder of a run, at its root or one folder below, written into `to`; UserError where it is gone."""
+    """Write a file or folder of a run, at its root or one folder below, into `to`; raise UserError if it is missing."""
     there = client.list_artifacts(run_id)
     paths = [item.path for item in there]
     if name not in paths:
@@ -71,7 +71,7 @@ def artifact(client: Any, run_id: str, name: str, to: Path) -> Path:
 
 
 def _elsewhere(client: Any, run_id: str, name: str) -> str:
-    """Where it may be instead."""
+    """Return where the artifact may be instead."""
     tags = client.get_run(run_id).data.tags
     if name != "sae" or not {Tag.SWEEP, Tag.TRIAL} <= tags.keys():
         return ""

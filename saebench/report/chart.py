@@ -1,4 +1,4 @@
-"""A plot without how it is drawn: `plots.py` draws a Chart with matplotlib, `svg.py` for the page."""
+"""A plot as data: `plots.py` draws a Chart with matplotlib, `svg.py` for the page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DASHES = ("", "5 3", "1.5 2.5", "8 3 1.5 3")
 
 @dataclass(frozen=True)
 class Series:
-    """One line, cloud or histogram. `tips`: one per point where points are marked, else one for the whole line."""
+    """One line, cloud or histogram. `tips`: one per point if points are marked, else one for the whole line."""
 
     label: str
     arm: int
@@ -63,9 +63,9 @@ class Panel:
     x_log: bool = False
     y_log: bool = False
     y_zero: bool = False
-    """Begin the y axis at 0."""
+    """Start the y axis at 0."""
     x_at: Sequence[float] = ()
-    """Where the x axis is labelled; empty: round numbers."""
+    """Positions of labels on the x axis; empty: round numbers."""
     axes: Sequence[Axis] = ()
     """Parallel coordinates: line i of every series is at x = i, y is a height from 0 to 1."""
     rows: Sequence[str] = ()
@@ -76,7 +76,7 @@ class Panel:
 
 @dataclass(frozen=True)
 class Chart:
-    """One plot; `note` says how to read it, and is its text for who cannot see it."""
+    """One plot; `note` explains it and is the text for readers who cannot see it."""
 
     name: str
     title: str
@@ -118,7 +118,7 @@ def ticks(low: float, high: float, log: bool) -> list[float]:
 
 
 def x_ticks(panel: Panel, low: float, high: float) -> Sequence[float]:
-    """Where the x axis is labelled."""
+    """Return the positions of labels on the x axis."""
     return panel.x_at or ticks(low, high, panel.x_log)
 
 

@@ -1,4 +1,4 @@
-"""What the plots show."""
+"""The charts: from the report's data to `Chart`s."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 _DODGE = 5.0
 """Pixels between the arms at one L0."""
 SEPARATE = 24
-"""Most curves of a panel beside the chosen points'."""
+"""Most curves of a panel besides those of the chosen points."""
 
 
 # --- Pareto ----------------------------------------------------------------------------------------------------------

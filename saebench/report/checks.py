@@ -1,4 +1,4 @@
-"""Before you use it: what may be wrong with the SAEs of a sweep although the verdict stands, and what to do."""
+"""Checks before you use an SAE: problems that the verdict does not show, each with advice."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 MOST_DEAD, MOST_OFF = 0.10, 0.05
 MEMORY = 1.10
-"""Test FVU over the FVU of training rows above which an SAE has learned its training rows."""
+"""Ratio of test FVU to FVU on training rows above which an SAE memorises."""
 MOST_NEAR = 0.05
-"""Share of test texts with a near-duplicate in training above which a score is partly memory."""
+"""Share of test texts with a near-duplicate in training above which scores partly measure memory."""
 LAST = 0.9
 """Share of the run before which the minimum of a curve is early."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the box. `passed` is None if nothing tells."""
+    """The result of one check. `passed` is None if it cannot be decided."""
 
     name: str
     passed: bool | None
@@ -42,7 +42,7 @@ class Check:
 
     @property
     def text(self) -> str:
-        """One line; with what to do where it failed."""
+        """The check in one line, with the advice if it failed."""
         return f"{self.name}: {self.found}{f'. {self.advice}' if self.passed is False and self.advice else ''}"
 
 
@@ -142,7 +142,7 @@ def _probing(report: Report) -> Iterator[Check]:
 
 
 def _against(rows: DataFrame, ours: str, theirs: str) -> bool | None:
-    """Is `ours` better than `theirs`, by the interval over seeds? None where it does not say."""
+    """Return whether `ours` is better than `theirs`, by the interval over seeds; None if it does not decide."""
     table = (rows[ours] - rows[theirs]).groupby([rows["seed"], rows["stratum"]]).mean().unstack()
     interval = statistics.over_strata(table.to_numpy(dtype=float))
     if not float(interval.p) <= LEVEL:
@@ -192,7 +192,7 @@ def _texts(report: Report) -> Iterator[Check]:
 
 
 def _leaks(report: Report) -> Iterator[Check]:
-    """Test texts that training has seen, or nearly."""
+    """Check for test texts with a (near-)duplicate in training."""
     for source in report.record.sources:
         data = source.lock.get("data")
         if not isinstance(data, dict) or not isinstance(data.get("near_test_of"), int) or not data["near_test_of"]:
@@ -238,7 +238,7 @@ def _failed(report: Report) -> Iterator[Check]:
 
 
 def _floors(report: Report) -> Iterator[Check]:
-    """Is every arm above what needs no training, in FVU?"""
+    """Check that every arm is better than all floors in FVU."""
     if report.progress or not report.tested or not len(report.chosen):
         return
     found = {arm: counts["fvu"] for arm, counts in beaten(report.floors, report.frame, report.chosen).items()
@@ -258,7 +258,7 @@ _CHECKS: tuple[Callable[[Report], Iterator[Check]], ...] = (
 
 
 def _own(rows: DataFrame) -> DataFrame:
-    """The rows of arms that somebody may want to use: no controls, unless there is nothing else."""
+    """Return the rows of all arms but controls; of controls if there is nothing else."""
     own = rows[[not is_control(str(arm)) for arm in rows["arm"]]] if "arm" in rows.columns else rows
     return own if len(own) else rows
 

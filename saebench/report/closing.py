@@ -1,4 +1,4 @@
-"""The last lines of a sweep: what it has found, the best SAE of every level, and where to go from here."""
+"""The last lines of a sweep: the result, the best SAE of every level, and the next commands."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from saebench.report.document import Report
 
 MOST = 8
-"""Levels that are named."""
+"""Most levels that are listed."""
 
 
 def closing(report: Report) -> list[str]:
-    """The headline, what the verdict says, and a line per level, which says what is not decided there."""
+    """Return the headline, the verdict, and a line per level with what is undecided there."""
     lines = [f"{headline(report)}.", *([report.verdict] if report.judged else [])]
     best = leaders(report)
     lines += [_line(row, standing(report, row)) for row in best[:MOST]]
@@ -34,5 +34,5 @@ def _line(row: Row, open_: str) -> str:
 
 
 def _whose(seeds: int) -> str:
-    """Whose FVU it is: the named trial may be another."""
+    """Return whose FVU it is, which may not be that of the named trial."""
     return f"{'mean over ' if seeds > 1 else ''}{number_of(seeds, 'comparing seed')}"

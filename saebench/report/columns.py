@@ -1,4 +1,4 @@
-"""Columns that several tables have, and how a row's sparsity and trial are written."""
+"""Columns that several tables share, and the formats of a row's sparsity and trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arms against each other at equal L0: paired log-ratios of FVU over (sparsity, width, seed), and what they say."""
+"""Arms against each other at equal L0: paired log-ratios of FVU over (sparsity, width, seed)."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def in_metric(
 
 
 def _searched(c: Comparison, searches: Mapping[Cell, CellSearch]) -> Comparison:
-    """Widen the intervals by what the search of either arm leaves open, and take over what its ranges say."""
+    """Widen the intervals by the search error of either arm, and copy the warnings about its ranges."""
     if not c.strata or not searches:
         return c
     edge: dict[str, None] = {}
@@ -92,7 +92,7 @@ def widen(c: Comparison, search: float) -> Comparison:
 
 
 def _search_of(c: Comparison, s: Stratum, arm: str, searches: Mapping[Cell, CellSearch]) -> CellSearch | None:
-    """The search of `arm` in a stratum; where the arm is interpolated, the least certain of those of that width."""
+    """Return the search of `arm` in a stratum; if the arm is interpolated, the least certain one of that width."""
     level = s.level if arm == s.base else s.counterpart[1] if s.counterpart else None
     mine = [v for (group, a, lv, w), v in searches.items()
             if (group, a, w) == (c.group, arm, s.dict_size) and level in (None, lv)]  # fmt: skip
@@ -139,5 +139,5 @@ def pool(comparison: Comparison) -> Comparison:
 
 
 def needed(c: Comparison) -> int | None:
-    """Seeds that would decide, were the true difference the one found less what the search leaves open."""
+    """Return the seeds that would decide, if the true difference is the one found minus the search error."""
     return statistics.seeds_needed(max(abs(c.mean) - c.search, 0.0), c.sd)

@@ -1,4 +1,4 @@
-"""What a comparison of two arms is: its strata, its pairs of runs, and what the data say."""
+"""A comparison of two arms: its strata, its pairs of runs, and the outcome."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from saebench.report.points import FINAL
 
 FVU, L0 = f"{FINAL}fvu", f"{FINAL}l0"
 LEVEL = 0.05
-"""Of a test, after Holm's correction."""
+"""Level of a test, after Holm's correction."""
 MARGIN = 0.005
 """Default of `eval.margin`: 0.5% of a metric that is compared by its ratio, 0.005 of a score."""
 SAME = 1e-9
@@ -21,9 +21,9 @@ SAME = 1e-9
 Outcome = Literal["better", "worse", "equal", "small", "same", "undecided", "so far", "not compared"]
 """small: certain, but within the margin. same: equal to the last digit."""
 EQUAL = ("equal", "small", "same")
-"""Outcomes of arms that do not differ by enough to matter."""
+"""Outcomes of arms whose difference is too small to matter."""
 CONCLUSIVE = ("better", "worse", *EQUAL)
-"""Outcomes that say something about the arms."""
+"""Outcomes other than undecided."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ class Stratum:
     level: float
     dict_size: float
     base: str
-    """The arm whose stratum this is."""
+    """The arm to which this stratum belongs."""
     counterpart: tuple[str, float] | None
-    """Name and value of the other arm's sparsity parameter; None where it was interpolated."""
+    """Name and value of the other arm's sparsity parameter; None if it was interpolated."""
     l0: float
     """L0 at which the arms are compared: the mean over seeds of the arm that is not interpolated."""
     pairs: dict[int, Pair]
     """By seed."""
     search: float = 0.0
-    """By how much the search alone may have parted the arms: the interval is wider by this on both sides."""
+    """Difference that the search alone may have caused: it widens the interval on both sides."""
     mean: float = math.nan
     low: float = math.nan
     high: float = math.nan
@@ -63,12 +63,12 @@ class Stratum:
 
     @property
     def interpolated(self) -> bool:
-        """Was the other arm's FVU interpolated along log L0?"""
+        """Whether the other arm's FVU was interpolated along log L0."""
         return self.counterpart is None
 
     @property
     def l0_gap(self) -> float:
-        """Mean log(L0_a / L0_b); 0 where interpolated."""
+        """Mean log(L0_a / L0_b); 0 if interpolated."""
         return float(np.mean([pair.l0_gap for pair in self.pairs.values()]))
 
 
@@ -83,7 +83,7 @@ class Comparison:
     strata: tuple[Stratum, ...]
     metric: str = "fvu"
     unfinished: str = ""
-    """How far the sweep is, if it has not ended: then nothing is decided."""
+    """Progress of a sweep that has not ended (then nothing is decided); else empty."""
     edge: tuple[str, ...] = ()
     """Searched ranges at whose end a best point lies, with their arms."""
     points: int | None = None
@@ -110,7 +110,7 @@ class Comparison:
     """Strata in which `a` has the lower FVU."""
     sign_p: float = math.nan
     needed: int | None = field(default=None)
-    """Seeds that would decide with 80% power, were this the true difference."""
+    """Seeds that would decide with 80% power, if this is the true difference."""
 
     @property
     def interpolated(self) -> int:
@@ -118,17 +118,17 @@ class Comparison:
 
     @property
     def excludes_zero(self) -> bool:
-        """Do the interval over seeds and search, and the one over texts where there is one, leave 0 out?"""
+        """Whether the interval over seeds and search, and the one over texts if it exists, exclude 0."""
         return self.low * self.high > 0 and not self.text_low * self.text_high < 0
 
     @property
     def same(self) -> bool:
-        """Are the arms equal to the last digit?"""
+        """Whether the arms are equal to the last digit."""
         return bool(self.strata) and all(abs(p.difference) < SAME for s in self.strata for p in s.pairs.values())
 
     @property
     def outcome(self) -> Outcome:
-        """What the data say."""
+        """The outcome."""
         if self.unfinished:
             return "so far"
         if not self.strata:
@@ -145,12 +145,12 @@ class Comparison:
 
     @property
     def decided(self) -> bool:
-        """Is one arm better, for certain and by enough to matter?"""
+        """Whether one arm is certainly better, by enough to matter."""
         return self.outcome in ("better", "worse")
 
     @property
     def equal(self) -> bool:
-        """Do the arms for certain not differ by enough to matter?"""
+        """Whether the arms certainly differ by too little to matter."""
         return self.outcome in EQUAL
 
     @property

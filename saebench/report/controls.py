@@ -1,4 +1,4 @@
-"""Arms that are controls, and what an arm is worth above its own."""
+"""Controls, and the metrics in which an arm beats its control."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from saebench.report.wording import difference_text, listed
 
 
 def is_control(arm: str) -> bool:
-    """Is this arm a control (`control: frozen_decoder`, say)?"""
+    """Return whether this arm is a control (such as `control: frozen_decoder`)."""
     return any(f"({name})" in arm for name in CONTROLS.values())
 
 
 def is_control_of(control: str, arm: str) -> bool:
-    """Is `control` the control of `arm`?"""
+    """Return whether `control` is the control of `arm`."""
     return is_control(control) and not is_control(arm) and control.partition(" (")[0] == arm.partition(" ")[0]
 
 
 def is_of_interest(a: str, b: str) -> bool:
-    """Are these two arms, or an arm and its own control? Other pairs are in the tables alone."""
+    """Return whether these are two ordinary arms, or an arm and its control; other pairs are only in the tables."""
     return not (is_control(a) or is_control(b)) or is_control_of(a, b) or is_control_of(b, a)
 
 
@@ -29,7 +29,7 @@ def any_of(found: Judged) -> Comparison:
 
 
 def against_control(found: Judged) -> str:
-    """What an arm is worth: the metrics in which it is above its control."""
+    """Return the sentence on the metrics in which an arm beats its control."""
     c = any_of(found)
     arm, control = (c.b, c.a) if is_control(c.a) else (c.a, c.b)
     if c.outcome == "so far":

@@ -1,4 +1,4 @@
-"""What a report reads only on demand: learning curves, and evaluations text by text."""
+"""Data that a report reads only on demand: learning curves, and evaluations per text."""
 
 from __future__ import annotations
 

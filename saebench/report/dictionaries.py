@@ -27,13 +27,13 @@ class Trained:
     run_id: str
     source: Source
     paths: TrialPaths | None
-    """Its directory, where the sweep's is on this machine."""
+    """Its directory, if the sweep's is on this machine."""
     shape: tuple[Any, Any]
     """dict_size and d_in as recorded."""
 
     @property
     def stamp(self) -> list[int] | None:
-        """Changes with the files that hold the SAE; None where it is not in the sweep's directory."""
+        """Changes with the files that hold the SAE; None if it is not in the sweep's directory."""
         if self.paths is None or not (self.paths.sae / SAE_WEIGHTS).is_file():
             return None
         there = [p.stat() for p in (self.paths.sae / SAE_WEIGHTS, self.paths.evaluation) if p.is_file()]
@@ -58,19 +58,19 @@ class Dictionary:
 
 
 def local(trial: Trained) -> Dictionary | None:
-    """The dictionary in the sweep's directory; None where it is not there, or damaged."""
+    """Return the dictionary in the sweep's directory; None if it is missing or damaged."""
     return _read(trial.paths.sae / SAE_WEIGHTS, trial.paths.evaluation, trial.shape) if trial.paths else None
 
 
 def from_mlflow(trial: Trained) -> Dictionary | None:
-    """The dictionary among MLflow's artifacts; None where it is not there, or damaged."""
+    """Return the dictionary from MLflow's artifacts; None if it is missing or damaged."""
     with tempfile.TemporaryDirectory() as folder:
         weights, evaluation = (_fetched(trial, name, folder) for name in ("sae", EVALUATION))
         return _read(weights / SAE_WEIGHTS, evaluation, trial.shape)
 
 
 def _fetched(trial: Trained, name: str, folder: str) -> Path:
-    """The artifact in `folder`; where it cannot be had, a path at which nothing is."""
+    """Return the artifact in `folder`; a path that does not exist if it cannot be downloaded."""
     try:
         return download(trial.source, trial.run_id, name, Path(folder))
     except UserError:
@@ -89,7 +89,7 @@ def _read(weights: Path, evaluation: Path, shape: tuple[Any, Any]) -> Dictionary
 
 
 def _tensor(path: Path, name: str) -> NDArray[Any] | None:
-    """One tensor of a safetensors file; None where the file, or the tensor in it, is missing or broken."""
+    """One tensor of a safetensors file; None if the file or the tensor is missing or damaged."""
     from safetensors import SafetensorError, safe_open
 
     try:

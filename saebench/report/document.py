@@ -1,4 +1,4 @@
-"""A report as a whole: read once, every table and chart computed when it is first wanted."""
+"""The report as a whole: read once, every table and chart computed on first use."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CURVES = 300
 
 
 class Report:
-    """What `saebench report` prints, writes and draws."""
+    """The data that `saebench report` prints, writes and draws."""
 
     def __init__(self, record: Record, where: Sequence[str] = ()) -> None:
         self.record: Record = record
@@ -47,7 +47,7 @@ class Report:
 
     @property
     def name(self) -> str:
-        """The sweeps' names."""
+        """Names of the sweeps."""
         return " + ".join(dict.fromkeys([*(s.name for s in self.record.sources), *self.frame["sweep"]])) or "no sweep"
 
     @property
@@ -70,7 +70,7 @@ class Report:
 
     @cached_property
     def floors(self) -> Floors:
-        """Scores without training, where the sweeps have measured them."""
+        """Scores without training, if the sweeps have measured them."""
         return floors.read(self.record.sources)
 
     @cached_property
@@ -90,12 +90,12 @@ class Report:
 
     @property
     def tested(self) -> bool:
-        """Is every chosen trial measured on a test part?"""
+        """Whether every chosen trial is measured on a test part."""
         return "test/fvu" in self.chosen.columns and bool(self.chosen["test/fvu"].notna().all())
 
     @property
     def progress(self) -> str:
-        """How far the sweeps are; empty if they have ended."""
+        """Progress of the sweeps; empty if they have ended."""
         if not self.record.unfinished & set(self.frame["sweep"]):
             return ""
         ended = int(self.frame["state"].isin(["complete", "pruned", "failed"]).sum())
@@ -105,12 +105,12 @@ class Report:
 
     @property
     def primary(self) -> list[str]:
-        """Metrics that the person cares about (`eval.primary`)."""
+        """The primary metrics (`eval.primary`)."""
         return self.record.primary
 
     @cached_property
     def searches(self) -> dict[Cell, CellSearch]:
-        """What the search of every cell leaves open."""
+        """The search error of every cell."""
         return nested.with_searches(cell_searches(self.frame, self.chosen, self.record.objective), self.by_level[1])
 
     @cached_property
@@ -124,7 +124,7 @@ class Report:
 
     @cached_property
     def _stable(self) -> list[Row]:
-        """Stability of the best points, as far as it is at hand or done in seconds."""
+        """Stability of the best points that is cached or takes seconds."""
         return stability(self.record, self.frame, self.chosen, quick=True)
 
     @property
@@ -146,14 +146,14 @@ class Report:
         return f"One arm ({arms[0]}): nothing to compare." if arms else "No trials: nothing to compare."
 
     def _above_floors(self) -> str:
-        """What the verdict says of floors; nothing while the sweep runs, nor of sweeps without a test part."""
+        """The verdict's sentence on floors; none while the sweep runs, and for sweeps without a test part."""
         if self.progress or not self.tested:
             return ""
         return f" {floors.sentence(self.floors, self.frame, self.chosen)}"
 
     @cached_property
     def checks(self) -> list[Check]:
-        """What may be wrong although the verdict stands, failed checks first."""
+        """The checks, failed ones first."""
         return checks(self)
 
     @cached_property
@@ -187,16 +187,17 @@ class Report:
 
     @cached_property
     def stability(self) -> Table:
-        """Every point of several seeds; takes seconds per pair of seeds, and asks MLflow for SAEs that are not here."""
+        """Stability of every point with several seeds; takes seconds per pair of seeds, and downloads missing SAEs from
+        MLflow."""
         return embedding.stability(stability(self.record, self.frame, self.chosen, quick=False))
 
     @cached_property
     def quick_stability(self) -> Table:
-        """Of the best points what is at hand, or done in seconds."""
+        """Stability of the best points that is cached or takes seconds."""
         return embedding.stability(self._stable)
 
     def table(self, name: str, *, quick: bool = False) -> Table:
-        """One of TABLES; `quick`: without what would take long, which becomes a note."""
+        """Return one of TABLES; `quick`: without slow parts, which a note lists."""
         return self.quick_stability if quick and name == "stability" else TABLES[name](self)
 
 
@@ -218,18 +219,20 @@ TABLES: dict[str, Callable[[Report], Table]] = {
     "lost": lambda r: trial_tables.lost(r.frame),
     "trials": lambda r: trial_tables.trials(r.frame),
 }
-"""Name -> table, in the order in which a document has them."""
+"""Name -> table, in the order of a document."""
 
 
 def load(
     *sweeps: str | Path, runs_dir: str | Path | None = None, tracking_uri: str | None = None, where: Sequence[str] = ()
 ) -> Report:
-    """The report of these sweeps (names or directories; none: the newest), of the trials that `where` keeps."""
+    """The report of these sweeps (names or directories; none: the newest), restricted to the trials that `where`
+    selects."""
     return Report(read(find(sweeps, runs_dir, tracking_uri)), where)
 
 
 def keep(frame: DataFrame, where: Sequence[str]) -> DataFrame:
-    """Rows for which every KEY=VALUE holds; a key is a column (type, k, lr, state, seed, arm, data.model, ...)."""
+    """Return the rows that match every KEY=VALUE; a key is a column (type, k, lr, state, seed, arm, data.model,
+    ...)."""
     for condition in where:
         key, equals, value = condition.partition("=")
         key = key.strip()
@@ -242,14 +245,14 @@ def keep(frame: DataFrame, where: Sequence[str]) -> DataFrame:
 
 
 def _columns_like(key: str, columns: Sequence[str]) -> str:
-    """Those that may have been meant; else all but the metrics, which are many."""
+    """Return similar names; if there are none, all columns except the many metrics."""
     if near := get_close_matches(key, columns, 3):
         return f"did you mean {' or '.join(near)}?"
     return f"there are: {', '.join(c for c in columns if '/' not in c)}, and the metrics"
 
 
 def _equal(cell: Any, text: str) -> bool:
-    """As numbers where both are numbers, else as text."""
+    """Compare as numbers if both are numbers, else as text."""
     try:
         return float(cell) == float(text)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What the searched hyperparameters did: marginal effects inside strata, and Optuna's importances."""
+"""Effects of the searched parameters: marginal effects within strata, and Optuna's importances."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def searched(frame: DataFrame) -> list[str]:
 
 
 def effects(frame: DataFrame, params: list[str], objective: str, maximize: bool) -> Table:
-    """Per arm, parameter and level: how much worse than the best of its own stratum a trial was, in the median."""
+    """Per arm, parameter and level: the median relative distance of a trial from the best of its stratum."""
     first = frame[frame["seed"] == frame.groupby("sweep")["seed"].transform("min")]
     worse = _worse_than_best(first, objective, maximize)
     rows: list[Row] = []
@@ -85,7 +85,7 @@ def _by_level(values: Series[Any]) -> Iterator[tuple[str, Any]]:
 
 def importances(record: Record, frame: DataFrame) -> Table:
     """Optuna's fANOVA importances, from the sweeps' own journals: one study per arm, in which every stratum's values
-    are relative to its best, so that sparsity and width do not drown what was searched."""
+    are relative to its best, so that sparsity and width do not dominate the searched parameters."""
     rows: list[Row] = []
     labels = {(s, t): a for s, t, a in zip(frame["sweep"], frame["stratum"], frame["arm"], strict=True)}
     for source in record.sources:

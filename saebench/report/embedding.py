@@ -1,4 +1,4 @@
-"""Tables of what embeddings are used for: neighbourhoods, classes, and latents that another seed finds again."""
+"""Tables on uses of embeddings: neighbourhoods, classes, and latents that another seed finds, too."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 KS = (1, 5, 20)
 SCORES = {"accuracy": "accuracy", "auc": "AUC"}
 BASELINES = {"_raw": "raw dimensions", "_pca": "PCA"}
-"""Suffix of a metric's key -> the row that stands for it."""
+"""Suffix of a metric's key -> title of its row."""
 
 _WHERE = (
     Column("group", "data"), Column("arm", "arm"), Column("level", "sparsity", sparsity),
@@ -59,13 +59,13 @@ def _interval(trials: DataFrame, key: str, name: str) -> Row:
 
 
 def _values(trials: DataFrame, key: str) -> NDArray[np.float64]:
-    """Finite values of complete trials; none where no trial has the metric."""
+    """Return the finite values of complete trials; none if no trial has the metric."""
     there = usable(trials, key)
     return np.asarray(trials.loc[there, key], dtype=np.float64) if there.any() else np.empty(0)
 
 
 def _per_stratum(frame: DataFrame, best: DataFrame, metrics: dict[str, str]) -> list[Row]:
-    """A row per cell with `metrics` (key -> name) of its best point; none where no trial has any of them."""
+    """A row per cell with `metrics` (key -> name) of its best point; none if no trial has any of them."""
     rows = []
     for (group, arm, level, width), trials in cells(frame):
         mine = best.loc[best.index.intersection(trials.index)]
@@ -94,7 +94,7 @@ _FIDELITY_WORDS = {
 
 
 def fidelity(frame: DataFrame, best: DataFrame) -> Table:
-    """A row per stratum: what of the similarities between test texts is left in the reconstructions."""
+    """Return a row per stratum: similarities between test texts after reconstruction."""
     columns = [
         *_WHERE, Column("seeds", "seeds"), Column("cosine", "cosine ± 95%", plus_minus("cosine", "cosine_high")),
         Column("cosine_p5", "5th percentile", decimals("cosine_p5", 4), drop=2),
@@ -113,7 +113,7 @@ def fidelity(frame: DataFrame, best: DataFrame) -> Table:
 
 
 def probing(frame: DataFrame, best: DataFrame) -> Table:
-    """A row per stratum, and one per baseline: how well k latents, or k dimensions, tell the classes."""
+    """Return a row per stratum and per baseline: how well k latents, or k dimensions, predict the classes."""
     metrics = {f"final/probing_{score}_k{k}": f"{score}_k{k}" for score in SCORES for k in KS}
     rows = _per_stratum(frame, best, metrics)
     if not rows:
@@ -156,7 +156,7 @@ def _baselines(best: DataFrame, group: str) -> list[Row]:
 
 
 def _ceiling(rows: Sequence[Row]) -> str:
-    """What all dimensions together tell."""
+    """Return the sentence on a probe on all dimensions."""
     texts = []
     for row in rows:
         if math.isfinite(row.get("accuracy_all", math.nan)):

@@ -1,4 +1,4 @@
-"""Floors: what scores are without training, on the same test texts, as the sweeps have measured them (floors.json)."""
+"""Floors: scores without training on the same test texts, as the sweeps have measured them (floors.json)."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ NAMES = {
     "kmeans": "k-means centres",
     "random": "random directions",
 }
-"""What floors are called; all but the first are dictionaries whose codes are picked by matching pursuit."""
+"""Names of the floors; all but the first are dictionaries whose codes come from matching pursuit."""
 COMPARED = ("fvu", "knn_overlap_at_10", "probing_auc_k5")
 """Metrics in which arms are compared with their floors."""
 KS = (1, 5, 20)
-"""Latents that a class is read off."""
+"""Number of latents of the probe."""
 Size = tuple[str, int, int]
 """sweep, k, dict_size."""
 
@@ -59,7 +59,7 @@ class Floors:
 
 
 def read(sources: Iterable[Source]) -> Floors:
-    """The floors in the sweeps' directories; of a sweep that has none here, those that MLflow has."""
+    """Return the floors in the sweeps' directories; for a sweep without them, those in MLflow."""
     return Floors([row for source in sources for row in _rows(source.name, _content(source))])
 
 
@@ -80,7 +80,7 @@ def _content(source: Source) -> Any:
 
 
 def _rows(sweep: str, content: Any) -> list[Row]:
-    """A row per floor that is whole: sweep, floor, k, dict_size, finite values by the metric's name, left_out."""
+    """Return a row per complete floor: sweep, floor, k, dict_size, finite values by the metric's name, left_out."""
     found = content.get("floors") if isinstance(content, dict) else None
     rows = []
     for floor in found if isinstance(found, list) else ():
@@ -118,15 +118,15 @@ def table(floors: Floors) -> Table:
 
 
 def beside(floors: Floors, trials: DataFrame) -> Row:
-    """What a row of strata has of its floors: the best one's name and FVU."""
+    """Return name and FVU of the best floor, for a row of `strata`."""
     first = trials.iloc[0]
     found = floors.best(str(first["sweep"]), float(first["level"]), float(first["dict_size"]), "fvu")
     return {"floor": found[0] if found else "", "floor_fvu": found[1] if found else math.nan}
 
 
 def sentence(floors: Floors, frame: DataFrame, best: DataFrame) -> str:
-    """In how many strata an arm is better than the best floor for certain, metric by metric; of arms that are no
-    controls."""
+    """Return the sentence on the number of strata in which an arm is certainly better than the best floor, per metric;
+    without controls."""
     if not floors.rows:
         return "No floors were measured: the scores without training are unknown."
     found = {arm: counts for arm, counts in beaten(floors, frame, best).items() if not is_control(arm)}
@@ -152,9 +152,9 @@ def who(counts: Mapping[str, tuple[int, int]]) -> str:
 
 
 def beaten(floors: Floors, frame: DataFrame, best: DataFrame) -> Mapping[str, Mapping[str, tuple[int, int]]]:
-    """{arm: {metric: (strata in which the arm is better than the best floor for certain, strata with a floor)}}.
+    """Return {arm: {metric: (strata in which the arm is certainly better than the best floor, strata with a floor)}}.
 
-    For certain: the t interval over its seeds leaves the floor out, after Holm's correction over the arm's strata.
+    Certainly: the t interval over its seeds excludes the floor, after Holm's correction over the arm's strata.
     """
     p_values: dict[tuple[str, str], list[float]] = {}
     for (_, arm, level, width), trials in cells(best):

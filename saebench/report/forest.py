@@ -1,5 +1,4 @@
-"""The comparisons as a figure: a row per pair of arms, or per stratum where there is one pair, and the line of no
-difference."""
+"""The comparisons as a figure: a row per pair of arms (for one pair also per stratum), and a line at no difference."""
 
 from __future__ import annotations
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from saebench.report.document import Report
 
 MOST = 16
-"""Rows of the figure."""
+"""Most rows of the figure."""
 
 
 def forest(report: Report) -> Chart:
@@ -70,7 +69,7 @@ def _row(c: Comparison, arms: Sequence[str]) -> tuple[str, Series]:
 
 
 def _stratum(c: Comparison, s: Stratum) -> tuple[str, Series]:
-    """The same of one stratum; none is decided by itself."""
+    """Return the name and the mark of one stratum, which is never decided by itself."""
     ends = sorted((value_of(c, s.low), value_of(c, s.high))) if math.isfinite(s.low) else [math.nan] * 2
     name = f"{s.level_name}={s.level:g}, n={s.dict_size:g}" if s.level_name else f"n={s.dict_size:g}"
     tip = f"{name}: {label(c.metric)} {difference_text(c, s.mean)}"

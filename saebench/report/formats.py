@@ -1,4 +1,4 @@
-"""Tables as text and files: csv, json, parquet hold the raw numbers; markdown and latex what is shown."""
+"""Tables as text and files: csv, json, parquet contain the raw numbers; markdown and latex the formatted ones."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def csv(table: Table) -> str:
-    """Raw values; nested ones as JSON. No cell is a formula to a spreadsheet, none holds a control character."""
+    """Return raw values, nested ones as JSON; no cell is a formula for a spreadsheet or has a control character."""
     frame = _flat(table.frame)
     for key in frame.columns:
         if frame[key].map(lambda value: isinstance(value, str)).any():
@@ -28,7 +28,8 @@ def csv(table: Table) -> str:
 
 
 def _cell(text: str) -> str:
-    """A cell that a spreadsheet takes for text: one that begins like a formula and is no number gets an apostrophe."""
+    """Return a cell that a spreadsheet reads as text: an apostrophe precedes what starts like a formula and is not a
+    number."""
     text = escape_controls(text).replace("\t", " ")
     return f"'{text}" if text[:1] in ("=", "+", "-", "@") and not _NUMBER.fullmatch(text) else text
 
@@ -37,7 +38,7 @@ _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.I)
 
 
 def _flat(frame: DataFrame) -> DataFrame:
-    """Cells of one type per column: what is nested becomes JSON text."""
+    """Return cells of one type per column: nested values become JSON text."""
     frame = frame.copy()
     for key in frame.columns:
         if any(isinstance(value, dict | list | tuple) for value in frame[key]):
@@ -46,7 +47,7 @@ def _flat(frame: DataFrame) -> DataFrame:
 
 
 def to_json(table: Table) -> str:
-    """A list of objects, one per row; null for what is missing, NaN or infinite."""
+    """A list of objects, one per row; null for missing, NaN or infinite values."""
     rows = [{str(key): _jsonable(value, "/" not in str(key)) for key, value in row.items()} for row in table.rows()]
     return json.dumps(rows, indent=1) + "\n"
 

@@ -1,4 +1,4 @@
-"""Words of the report that are explained where they first appear."""
+"""Words of the report that are explained at their first appearance."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TERMS = {
     "control": "an SAE with a part frozen at its random start; only what a score has above its control counts",
     "fANOVA": "an estimate, from the trials, of how much of the variation each parameter causes",
 }
-"""Word -> what it means, in the words of docs/glossary.md."""
+"""Word -> meaning, as in docs/glossary.md."""
 
 HEADS = {
     "FVU ± 95%": f"{TERMS['FVU']}; mean over seeds with its 95% interval",
@@ -37,7 +37,7 @@ HEADS = {
     "front": "on the Pareto front: no other setting has both a lower L0 and a lower FVU",
     "p (Holm)": TERMS["Holm"],
 }
-"""Title of a column -> what it means."""
+"""Title of a column -> meaning."""
 
 _PATTERN = re.compile(rf"(?<![\w/=-])({'|'.join(sorted(map(re.escape, TERMS), key=len, reverse=True))})(?![\w-])")
 

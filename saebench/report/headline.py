@@ -1,4 +1,4 @@
-"""What a report says in one short sentence, in plain words; and the best SAE of every level of sparsity."""
+"""The result of a report in one short sentence, and the best SAE of every level of sparsity."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST = 4
 
 
 def headline(report: Report) -> str:
-    """For example "Not decided between topk and batchtopk"; "No difference found" is said of arms that are equal."""
+    """For example "Not decided between topk and batchtopk"; "No difference found" is used for arms that are equal."""
     names = arms(report.frame)
     if not names:
         return "No trial has a result yet"
@@ -63,7 +63,7 @@ def _pair(c: Comparison) -> str:
 
 
 def _several(pairs: Sequence[Comparison]) -> str:
-    """Who beats all others, who leads without that, or that nobody is told apart or all are equal."""
+    """Return which arm beats all others, which leads without that, or that none is distinguished or all are equal."""
     names = arms_of(pairs)
     wins = {name: [c for c in pairs if c.winner == name] for name in names}
     leader = max(names, key=lambda name: len(wins[name]))
@@ -89,7 +89,7 @@ def _list(names: Sequence[str]) -> str:
 
 def leaders(report: Report) -> list[Row]:
     """The best row of the table `best` for every level of sparsity (k and target_l0 of one value are one level),
-    sparsest first; controls lead nothing."""
+    sparsest first; without controls."""
     rows = [row for row in report.table("best").rows() if not is_control(row["arm"])]
     levels: dict[tuple[str, str, float], list[Row]] = {}
     for row in rows:
@@ -105,8 +105,8 @@ def _level(row: Row) -> tuple[str, str, float]:
 
 
 def standing(report: Report, leader: Row) -> str:
-    """Return what the verdict in FVU leaves open of the leader of a level: "not decided", "equal within 0.5%", or
-    nothing if it beats every other arm of that level."""
+    """Return what is undecided about the leader of a level, by the verdict in FVU: "not decided", "equal within 0.5%",
+    or nothing if it beats every other arm of that level."""
     rows = [row for row in report.table("best").rows() if _level(row) == _level(leader)]
     rivals = {row["arm"] for row in rows if not is_control(row["arm"])} - {leader["arm"]}
     of_group = [c for c in report.comparisons if c.group == leader["group"]]

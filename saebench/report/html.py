@@ -35,8 +35,8 @@ GROUPS = (
 
 
 def page(report: Report, *, quick: bool = True, refresh: float | None = None) -> str:
-    """The whole page as text; `quick`: without what would take long, which becomes a note. `refresh`: seconds after
-    which an open page reads its file again, while a sweep runs."""
+    """Return the whole page as text; `quick`: without slow parts, which a note lists. `refresh`: seconds after which an
+    open page reads its file again, while a sweep runs."""
     parts = [(name, title, html) for name, title, html in _parts(report, quick) if html]
     nav = "".join(f'<a href="#{name}">{text(title)}</a>' for name, title, _ in parts)
     sections = "".join(
@@ -86,7 +86,7 @@ def _sections(report: Report, names: tuple[str, ...], quick: bool, seen: set[str
 
 
 def _figure(chart: Chart, seen: set[str]) -> str:
-    """One panel alone is drawn twice, for a screen and for a phone, so that text has one size on both."""
+    """Return the figure; a single panel is drawn twice, for a screen and for a phone, so that its text has one size."""
     alone = len(chart.panels) == 1 and not chart.panels[0].axes
     sizes = (("wide", svg.WIDE), ("narrow", svg.NARROW)) if alone else (("", svg.NARROW),)
     drawn = "".join(f'<div class="{kind}">{svg.chart(chart, width)}</div>' for kind, width in sizes)
@@ -99,7 +99,7 @@ def _figure(chart: Chart, seen: set[str]) -> str:
 
 
 def _advice(report: Report, quick: bool, seen: set[str]) -> str:
-    """Which k and which width, with the next sweep's spec to take; "" if no curve has levels enough to say anything."""
+    """Return the advice on k and width, with the next sweep's spec to copy; "" if no curve has enough levels."""
     said, curves = advice_text.advice(report, quick=quick)
     if not any(len(curve.points) >= FEWEST for curve in curves):
         return ""
@@ -115,7 +115,7 @@ def _advice(report: Report, quick: bool, seen: set[str]) -> str:
 
 
 def _spec(report: Report) -> str:
-    """The spec of every sweep, to read and to take."""
+    """Return the spec of every sweep, to read and to copy."""
     html = ""
     for source in report.record.sources:
         if source.paths is None or not source.paths.spec.is_file():

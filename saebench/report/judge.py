@@ -1,4 +1,4 @@
-"""Every pair of arms in every metric: the comparisons behind the verdict, corrected for how many there are."""
+"""Every pair of arms in every metric: the comparisons behind the verdict, corrected for their number."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ LABELS = {
     "example_auroc_above_floor": "example AUROC above floor",
     "label_auroc_above_floor": "label AUROC above floor",
 }
-"""What metrics are called in a sentence, where that is not their name."""
+"""Names of metrics in a sentence, if they differ from the key."""
 _RESTATED = ("mse", "explained_variance", "dead_features", *(f"probing_accuracy_k{k}" for k in (1, 5, 20)),
              "code_stability_largest", "code_stability_duplicates_largest", "label_f1_above_floor",
              "label_found_above_floor", "label_purity_above_floor")  # fmt: skip
-"""Metrics that say what another one says, in other units or of a part: judged if primary."""
+"""Metrics that repeat another one, in other units or for a part: judged only if primary."""
 JUDGED = tuple(name for name, metric in ALL.items() if metric.direction and name not in _RESTATED)
-"""Metrics that a verdict is given for."""
+"""Metrics with a verdict."""
 Judged = dict[str, Comparison]
 """Metric -> the comparison of one pair of arms."""
 Evaluations = Mapping[str, Mapping[str, np.ndarray]]
-"""Run id -> what evaluation.safetensors holds: values per test text."""
+"""Run id -> contents of evaluation.safetensors: values per test text."""
 
 
 def label(metric: str) -> str:
-    """Return what a metric is called in a sentence."""
+    """Return the name of a metric in a sentence."""
     return LABELS.get(metric, metric.replace("_", " "))
 
 
@@ -67,7 +67,7 @@ def judge(
     rows of `stability.stability`.
 
     There are two families: all pairs in the primary metrics, and all pairs in the others. p is corrected by Holm's
-    method within each: what was asked first does not pay for what was measured besides.
+    method within each, so that further metrics do not make it harder to decide the primary ones.
     """
     names = list(dict.fromkeys([*primary, "fvu", *JUDGED]))
     judged: list[Judged] = []

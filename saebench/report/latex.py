@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from saebench.report.document import Report
 
 MOST = 45
-"""Rows that a page has room for; a longer table is a longtable, which breaks between pages."""
+"""Most rows of a table on one page; a longer table is a longtable, which breaks between pages."""
 _DROP = 3
-"""Columns that a terminal leaves out this soon are not for a paper either."""
+"""Columns with a `drop` of at least this are left out of a paper, too."""
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
@@ -25,7 +25,8 @@ _TEX = {
 
 
 def tex(text: str) -> str:
-    """Text with everything that means something to LaTeX escaped; what pdflatex cannot set becomes a question mark."""
+    """Return text with LaTeX's special characters escaped; characters that pdflatex cannot print become question
+    marks."""
     escaped = re.sub(r"[\\&%$#_{}~^<>]", lambda match: _TEX[match.group()], escape_controls(text))
     return escaped.encode("latin-1", "replace").decode("latin-1").replace("\n", " ")
 
@@ -51,7 +52,7 @@ def longtable(table: Table) -> str:
 
 def floating(report: Report, table: Table) -> str:
     """A table to put into a paper that has \\usepackage{booktabs}: caption, label, numbers in math mode, the best of
-    each level of sparsity in bold. A longtable (which needs its package, too) where it has more rows than a page."""
+    each level of sparsity in bold. A longtable (which needs its package, too) if it has more rows than a page."""
     label = _label(f"tab:{report.name}-{table.name}")
     if len(table.frame) > MOST:
         return "% needs \\usepackage{booktabs,longtable}\n" + longtable(table).replace(
@@ -97,7 +98,7 @@ def _label(text: str) -> str:
 
 
 def _caption(table: Table) -> str:
-    """Title and note, without what is said to somebody at a terminal."""
+    """Return title and note, without hints for the terminal."""
     note = re.sub(r" ?\(--table \w+\)", "", table.note)
     bold = " Bold: best of its level." if any(_best(table.rows(), c.key) for c in table.columns) else ""
     return tex(f"{table.title}. {note}".strip()) + bold
@@ -108,7 +109,8 @@ def _heading(column: Column) -> str:
 
 
 def _best(rows: Sequence[Mapping[Any, Any]], key: str) -> set[int]:
-    """Rows with the best value of their data and level; none in a column that is no metric, or of one row per level."""
+    """Rows with the best value of their data and level; none in a column that is not a metric, or with one row per
+    level."""
     metric = METRICS.get(key)
     if metric is None or metric.direction is None or not rows or "level" not in rows[0]:
         return set()

@@ -17,7 +17,7 @@ from saebench.tracking import record as mlflow_record
 
 
 def local_rows(source: Source) -> list[dict[str, Any]] | None:
-    """Return a row per trial; None if there is no directory here, or if it lacks what a trial needs to be a row."""
+    """Return a row per trial; None if there is no directory on this machine, or if it lacks files that a row needs."""
     if source.paths is None:
         return None
     ids = known_runs(source)
@@ -44,7 +44,7 @@ def local_points(source: Source, runs: list[str], key: str) -> dict[str, list[tu
 
 
 _UNRECORDED = "local-"
-"""Begins the id of a trial that has no run."""
+"""Prefix of the id of a trial without a run."""
 
 
 def _row(trial: TrialPaths, source: Source, ids: dict[int, str]) -> dict[str, Any] | None:

@@ -1,9 +1,9 @@
-"""How alike two dictionaries are: their latents matched one to one by the cosine of decoder rows.
+"""The similarity of two dictionaries: their latents matched one to one by the cosine of decoder rows.
 
 The matching is the one-to-one assignment with the greatest total cosine (the Hungarian algorithm). Its mean cosine is
 the pairwise consistency of Song et al. (PW-MCC, arXiv:2505.20254), but with the cosine's sign: codes are not negative,
-so that a latent that writes d and one that writes -d say different things. The share above 0.7 is that of Paulo and
-Belrose (arXiv:2501.16615), of decoders alone.
+so a latent that writes d and one that writes -d are different. The share above 0.7 is that of Paulo and Belrose
+(arXiv:2501.16615), of decoders alone.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class Match:
     """Two dictionaries of which the smaller has `latents` rows."""
 
     cosine: float
-    """Mean over matched pairs; NaN where there are none."""
+    """Mean over matched pairs; NaN if there are none."""
     same: float
     """Share of the pairs whose cosine is above SAME."""
     latents: int
     rows: int
-    """Rows of the smaller dictionary that were matched; fewer than `latents` where it was sampled."""
+    """Rows of the smaller dictionary that were matched; fewer than `latents` if it was sampled."""
 
 
 def match(a: NDArray[Any], b: NDArray[Any], cells: int = CELLS) -> Match:
     """Match the rows of the smaller dictionary, a (n, d) or b (m, d), with different rows of the larger one.
 
     With more than `cells` cosines, as many rows of the smaller one as fit are drawn with a generator of its own (always
-    the same) and matched with all of the larger one. Rows that are not drawn compete for no partner, so that the mean
-    is, but for the draw, not below that of the whole matching. Raises ValueError where the widths differ.
+    the same) and matched with all of the larger one. Rows that are not drawn do not compete for a partner, so that,
+    apart from sampling noise, the mean is at least that of the whole matching. Raises ValueError if the widths differ.
     """
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
         raise ValueError(f"dictionaries {a.shape} and {b.shape}: expected two of one width")
@@ -58,6 +58,6 @@ def match(a: NDArray[Any], b: NDArray[Any], cells: int = CELLS) -> Match:
 
 
 def _unit(rows: NDArray[Any]) -> NDArray[np.float64]:
-    """Rows of length 1 in float64; a row of zeros stays one."""
+    """Return rows scaled to length 1, in float64; a row of zeros stays zero."""
     precise = rows.astype(np.float64)
     return np.asarray(precise / np.maximum(np.linalg.norm(precise, axis=1, keepdims=True), 1e-30))

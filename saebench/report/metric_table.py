@@ -1,4 +1,4 @@
-"""The metrics that a report judges: those of an evaluation, and what only several seeds together have."""
+"""The metrics that a report judges: those of an evaluation, and those of several seeds together."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ ALL: dict[str, Metric] = {
     **METRICS,
     STABILITY: Metric(STABILITY, "maximize", "difference", None, "Share of latents that another seed finds, too"),
 }
-"""Name -> metric, for everything that a comparison may be in."""
+"""Name -> metric, for every metric of a comparison."""

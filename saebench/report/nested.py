@@ -1,7 +1,7 @@
 """One SAE that serves several numbers of latents fills the row of each: `fvu_at/K` of a trial as a stratum of its own.
 
 Such a row has an FVU and an L0 on the trial's own test part and nothing else: no other metric was measured there, and
-nothing per text. A level has no such row where the arm was trained at it, or where no other arm was.
+nothing per text. A level has no such row if the arm was trained at it, or if no other arm was.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AT = f"{FINAL}fvu_at/"
 
 def with_levels(frame: DataFrame) -> DataFrame:
     """Return `frame` followed by the rows that trials fill beside their own; these have `nested_in`, the level of the
-    trial, and an index and a run id of their own. The same `frame` where there are none."""
+    trial, and an index and a run id of their own. The same `frame` if there are none."""
     import pandas as pd
 
     levels = [int(key.removeprefix(AT)) for key in frame.columns if key.startswith(AT)]
@@ -49,8 +49,8 @@ def _at(frame: DataFrame, k: int) -> DataFrame:
 
 
 def with_searches(searches: Mapping[Cell, CellSearch], frame: DataFrame) -> dict[Cell, CellSearch]:
-    """Return `searches` and, for the rows that `with_levels` added, what the search at the trial's own level left open:
-    no search was made for these levels."""
+    """Return `searches` and, for the rows that `with_levels` added, the search error at the trial's own level, since no
+    search was made for these levels."""
     found = dict(searches)
     if "nested_in" in frame.columns:
         rows = frame.loc[frame["nested_in"].notna(), ["group", "arm", "level", "dict_size", "nested_in"]]

@@ -1,4 +1,4 @@
-"""Tables of the page: sorted by a click, filtered, each with its raw values as a CSV file to take."""
+"""Tables of the page: sortable, filterable, each with its raw values as a CSV download."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from saebench.report.document import Report
 
 _OPEN = ("strata",)
-"""Tables that begin open."""
+"""Tables that are initially open."""
 _LONG = 60
-"""Rows above which a table begins closed in any case."""
+"""Rows above which a table is always initially closed."""
 _FILTER = 15
 """Rows above which a table has a filter."""
 _HEAVY = 3_000_000
@@ -28,8 +28,8 @@ _HEAVY = 3_000_000
 
 
 def levels(report: Report) -> Table:
-    """Strata, Pareto front and best points as one table: every row says whether it is on the front, and the trial to
-    take."""
+    """Strata, Pareto front and best points as one table: every row shows whether it is on the front, and the trial to
+    use."""
     strata = report.table("strata")
     front = {_key(row) for row in report.table("pareto").rows()}
     best = {_key(row): row for row in report.table("best").rows()}
@@ -53,7 +53,7 @@ def _key(row: Row) -> tuple[Any, ...]:
 
 
 def table_section(table: Table, seen: set[str]) -> str:
-    """A table under a fold."""
+    """Return a folded table."""
     rows = table.rows()
     columns = [(c, [c.text(row) for row in rows]) for c in table.columns]
     numbers = [all(cell[:1].isdigit() or cell[:1] in "+-<" for cell in cells) for _, cells in columns]
@@ -79,7 +79,7 @@ def _head(column: Column) -> str:
 
 
 def _csv(table: Table) -> str:
-    """A link that saves the raw values; none for a table that would make the page heavy."""
+    """Return a link that saves the raw values; none for a very large table."""
     values = formats.csv(table)
     if len(values) > _HEAVY:
         return f'<span class="count">values: saebench report --table {text(table.name)} --format csv</span>'
@@ -102,7 +102,7 @@ def _right(number: bool) -> str:
 
 
 def _sort_value(value: Any) -> str:
-    """The raw number, so that intervals and percentages sort by what they show."""
+    """Return the raw number, by which intervals and percentages are sorted."""
     try:
         number = float(value)
     except (TypeError, ValueError):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 TOLERANCE = 0.05
-"""Relative difference of measured L0 up to which two strata are compared as they are."""
+"""Relative difference of measured L0 up to which two strata are compared without interpolation."""
 Run = tuple[float, float, str]
 """log FVU, log L0, run id."""
 Cells = dict[float, dict[tuple[str, float], dict[int, Run]]]

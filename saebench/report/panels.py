@@ -26,13 +26,13 @@ def grouped(rows: DataFrame) -> Iterator[tuple[str, DataFrame]]:
 
 
 def legend(arms: Sequence[str], widths: Sequence[float]) -> list[tuple[str, int, int]]:
-    """Arms by colour and marker; widths by dash, where there are several."""
+    """Return the legend: arms by colour and marker, widths by dash if there are several."""
     entries = [(arm, i, 0) for i, arm in enumerate(arms)]
     return entries + ([(f"n={width:g}", -1, i) for i, width in enumerate(widths)] if len(widths) > 1 else [])
 
 
 def stratum_tip(row: Row) -> str:
-    """What the mark of a stratum's best point says."""
+    """Return the tip of a stratum's best point."""
     half = row["fvu_high"] - row["fvu"]
     interval = f" ± {half:.4f}" if math.isfinite(half) else ""
     return (
@@ -43,7 +43,7 @@ def stratum_tip(row: Row) -> str:
 
 
 def trial_tip(row: Row) -> str:
-    """What a mark or a line of one trial says."""
+    """Return the tip of a trial's mark or line."""
     return (
         f"{trial_name(row)} {row['state']}: {row['arm']}\n"
         f"{sparsity(row)}, n={plain(row['dict_size'])}, seed {plain(row['seed'])}, lr {plain(row['lr'])}\n"

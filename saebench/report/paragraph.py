@@ -13,13 +13,13 @@ from saebench.report.verdict import sentence, what_would_decide
 from saebench.report.wording import difference_text, listed, margin_text
 
 _NAMED = 2
-"""Undecided metrics up to which they are named: the lines below the paragraph name all."""
+"""Most undecided metrics that are named; the lines below the paragraph name all."""
 _FEW = 1
-"""Pairs of arms up to which each has a sentence of its own; more are told as a ranking."""
+"""Most pairs of arms with a sentence each; more are summarised as a ranking."""
 
 
 def paragraph(judged: Sequence[Judged], primary: Sequence[str]) -> str:
-    """What is better at what, what is equal, what is undecided and what would decide it: a few sentences."""
+    """Return a few sentences: what is better at what, what is equal, what is undecided and what would decide it."""
     first = primary[0]
     pairs = [found for found in judged if found]
     main = [f for f in pairs if not is_control(any_of(f).a) and not is_control(any_of(f).b)]
@@ -30,7 +30,7 @@ def paragraph(judged: Sequence[Judged], primary: Sequence[str]) -> str:
 
 
 def _begun(text: str) -> str:
-    """A sentence with a capital, unless it begins with the name of an arm."""
+    """Return a sentence with a capital, unless it starts with the name of an arm."""
     return _capital(text) if text.startswith(("so far", "the data", "no arm")) else text
 
 
@@ -56,7 +56,7 @@ def _others(found: Judged, main: Comparison) -> str:
 
 
 def _ranking(main: Sequence[Judged], first: str) -> str:
-    """Which arm leads in the first metric, and over which others that is certain."""
+    """Return which arm leads in the first metric, and over which others this is certain."""
     pairs = [found[first] for found in main if first in found and found[first].outcome != "not compared"]
     if not pairs:
         return ""

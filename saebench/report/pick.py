@@ -1,4 +1,4 @@
-"""Taking results out of a sweep: the best trials, their files, MLflow's registry."""
+"""Export results of a sweep: the best trials, their files, MLflow's registry."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ ExportFormat = Literal["saebench", "saelens", "dictionary_learning"]
 
 
 def best(report: Report) -> DataFrame:
-    """The best trial of every arm and sparsity, best objective first; raises UserError where none is complete."""
+    """The best trial of every arm and sparsity, best objective first; raises UserError if none is complete."""
     table = report.table("best").frame
     if not len(table):
         raise UserError(f"{report.name}: no complete trial{' that --where keeps' if report.where else ''}")
@@ -42,7 +42,7 @@ def best(report: Report) -> DataFrame:
 def register(report: Report, row: dict[str, Any], name: str) -> tuple[str, str]:
     """Register a trial's SAE in MLflow's model registry; returns (version, what was registered).
 
-    The logged model where the sweep logged one (`tracking.log_model`), else the plain folder of weights, which can be
+    Registers the logged model if the sweep logged one (`tracking.log_model`), else the folder of weights, which can be
     downloaded from the registry but not served; it is copied to MLflow first if it is only in the sweep's directory.
     """
     source = next(s for s in report.record.sources if s.name == row["sweep"])
@@ -89,7 +89,7 @@ def _model_uri(client: Any, run: Any, local: Path | None = None) -> tuple[str, s
 
 @dataclass(frozen=True)
 class Place:
-    """Where a trial's files may be had."""
+    """The places of a trial's files."""
 
     name: str
     """SWEEP/NUMBER, or the run id."""
@@ -101,11 +101,11 @@ class Place:
 def export(
     trial: str, to: Path, kind: ExportFormat = "saebench", *, runs: str | None = None, tracking_uri: str | None = None
 ) -> list[Path]:
-    """Write the SAE of `trial` into folder `to`, and beside it trial.json: the trial's config, which says with what
-    encoder, on which texts and how it was trained; returns the files.
+    """Write the SAE of `trial` into folder `to`, and trial.json with the trial's config (encoder, texts, training);
+    return the files.
 
-    `trial` is SWEEP/NUMBER, a trial's directory, or an MLflow run id. The weights come from the sweep's directory,
-    else from MLflow. Raises UserError where there are none, or where `to` has files already.
+    `trial` is SWEEP/NUMBER, a trial's directory, or an MLflow run id. The weights come from the sweep's directory, else
+    from MLflow. Raises UserError if there are none, or if `to` is not empty.
     """
     if to.is_dir() and any(to.iterdir()):
         raise UserError(f"{to}: not empty; give a new folder")
@@ -157,7 +157,7 @@ def _locate(trial: str, runs: str | None, tracking_uri: str | None) -> Place:
 
 
 def _run(run_id: str, runs: str | None, tracking_uri: str | None) -> Place:
-    """A run id is looked up on the given server, else on the newest sweep's."""
+    """Look up a run id on the given server, else on the newest sweep's."""
     import os
 
     uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or find([], runs)[0].uri
@@ -169,7 +169,7 @@ def _run(run_id: str, runs: str | None, tracking_uri: str | None) -> Place:
 
 @contextlib.contextmanager
 def _weights(place: Place) -> Iterator[Path]:
-    """A folder with sae.safetensors and sae.json, for as long as the context lasts."""
+    """Yield a folder with sae.safetensors and sae.json."""
     if place.local is not None and sae_files(place.local.sae):
         yield place.local.sae
         return
@@ -183,7 +183,7 @@ def _weights(place: Place) -> Iterator[Path]:
 
 
 def _config(place: Place) -> bytes:
-    """The trial's config.json; empty where neither its directory nor MLflow has it any more."""
+    """The trial's config.json; empty if neither its directory nor MLflow has it."""
     if place.local is not None and is_plain(place.local.config):
         return mask(place.local.config.read_text("utf-8", "replace")).encode()
     if place.source is None:

@@ -24,13 +24,13 @@ _PAPER: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "axes.linewidth": 0.6, "xtick.major.width": 0.6, "ytick.major.width": 0.6, "grid.linewidth": 0.5,
 }  # fmt: skip
-"""Sizes for a figure that a paper prints as large as it is."""
+"""Sizes for a figure that a paper prints at its own size."""
 SUFFIXES = (".png", ".svg", ".pdf")
 
 
 def save(chart: Chart, path: Path, width: float | None = None) -> None:
-    """Draw into `path`; its suffix says the format. `width`: in inches, for a paper: drawn at that size, without the
-    title, which is the caption's. Raises UserError for another suffix or an empty chart."""
+    """Draw into `path`; its suffix gives the format. `width`: in inches, for a paper: drawn at that size, without the
+    title, which belongs in the caption. Raises UserError for another suffix or an empty chart."""
     if path.suffix.lower() not in SUFFIXES:
         raise UserError(f"{path}: plots are written as {', '.join(SUFFIXES)}")
     if not chart.panels:
@@ -118,7 +118,7 @@ def _panel(ax: Any, panel: Panel) -> None:
 
 
 def _thinned(panel: Panel, low: float, high: float) -> list[float]:
-    """Labels of the x axis, those left out that would run into the one before."""
+    """Return the labels of the x axis without those that would overlap the one before."""
     shown: list[float] = []
     for value in x_ticks(panel, low, high):
         near = math.log(value / shown[-1]) / math.log(high / low) if shown and panel.x_log else 1.0

@@ -1,4 +1,5 @@
-"""What a trial is compared as: its arm's label, its cell (arm, sparsity level, width), and the best point of a cell."""
+"""The role of a trial in comparisons: its arm's label, its cell (arm, sparsity level, width), and the best point of a
+cell."""
 
 from __future__ import annotations
 
@@ -19,18 +20,18 @@ CELL = ("group", "arm", "level", "dict_size")
 IDENTITY = {"sweep", "trial", "state", "reason", "type", "stratum", "point", "seed", "dict_size", "d_in", "failure",
             "attempt", "duration_s", "run_id", "verdict", "group", "arm", "level", "level_name", "role", "choice",
             "search_error", "control"}  # fmt: skip
-"""Columns that are not parameters somebody could have searched."""
+"""Columns that are not searchable parameters."""
 FINAL = "final/"
 """Prefix of the columns that tables and verdict read: `test/...`; `eval/...` for trials of sweeps made before there was
 a test part."""
 NEEDED = ("fvu", "l0", "dead_fraction", "explained_variance")
-"""Metrics that tables and charts count on."""
+"""Metrics that tables and charts need."""
 CONTROLS = {
     "frozen_decoder": "frozen decoder",
     "frozen_encoder": "frozen encoder",
     "soft_decoder": "soft-frozen decoder",
 }
-"""What an arm with a part frozen at random is called."""
+"""Names of controls in labels of arms."""
 _SAME_FOR_ALL = ("samples", "eval_every")
 """Besides data.*: trials that differ in these answer different questions and are never paired."""
 
@@ -76,8 +77,8 @@ def _sparsity(row: dict[Hashable, Any]) -> tuple[str, float]:
 
 
 def _groups(frame: DataFrame) -> list[str]:
-    """ "" where all trials share data and budget; else the names of the sweeps that do, and a number if that is not
-    enough to tell them apart."""
+    """Return "" if all trials share data and budget; else the names of the sweeps that do, and a number if they are
+    ambiguous."""
     keys = [key for key in frame.columns if key.startswith("data.") or key in _SAME_FOR_ALL]
     same = [tuple(str(value) for value in row) for row in frame[keys].itertuples(index=False)]
     kinds = list(dict.fromkeys(same))
@@ -90,7 +91,7 @@ def _groups(frame: DataFrame) -> list[str]:
 
 
 def _labels(frame: DataFrame) -> list[str]:
-    """The type; with the parameters that tell arms of one type apart, and the sweep where several have the type."""
+    """Return the type, with the parameters in which arms of one type differ, and the sweep if several have the type."""
     kinds = frame["type"].astype(str)
     if "control" in frame.columns:
         said = frame["control"].map(lambda value: CONTROLS.get(value, ""))
@@ -104,7 +105,7 @@ def _labels(frame: DataFrame) -> list[str]:
 
 
 def _suffixes(trials: DataFrame) -> dict[str, str]:
-    """{stratum: " key=value ..."} where several strata of a type have the same sparsity and width, else {}."""
+    """Return {stratum: " key=value ..."} if several strata of a type have the same sparsity and width, else {}."""
     cells = trials.groupby(["level", "dict_size"], dropna=False)["stratum"]
     if cells.nunique().max() <= 1:
         return {}

@@ -1,4 +1,4 @@
-"""What a sweep has found, written to its run in MLflow: description, tags, metrics, verdict.md and the page."""
+"""Write the results of a sweep to its run in MLflow: description, tags, metrics, verdict.md and the page."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from saebench.report.sources import Source
 
 TAG = 5000
-"""Characters of a tag that every MLflow server takes."""
+"""Most characters of a tag that every MLflow server accepts."""
 BATCH = 100
-"""Metrics or tags of one request; MLflow takes no more tags."""
+"""Most metrics or tags per request; MLflow accepts no more tags."""
 FOLDER = "report"
-"""Of the run's artifacts."""
+"""Folder of the run's artifacts."""
 
 
 def publish(report: Report, folder: Path | None = None) -> list[str]:
     """Write the verdict to the parent run of every sweep of `report`, with the files in `folder`; return the artifacts'
-    names. Raises UserError where the server refuses it."""
+    names. Raises UserError if the server refuses."""
     with tempfile.TemporaryDirectory() as scratch:
         files = folder or Path(scratch)
         (files / "verdict.md").write_text(markdown(report, []), encoding="utf-8")
@@ -63,7 +63,8 @@ def _write(report: Report, source: Source, files: Path) -> None:
 
 
 def description(report: Report, source: Source) -> str:
-    """What MLflow's page of the run shows: the sweep's own description, the verdict, checks that failed; Markdown."""
+    """Return the text of MLflow's page of the run: the sweep's own description, the verdict, checks that failed;
+    Markdown."""
     own = report.record.descriptions.get(source.name, "")
     failed = [f"- {md(check.text)}" for check in report.checks if check.passed is False]
     lines = [md(own), f"**{md(headline(report))}.** {md(report.verdict)}"]

@@ -82,7 +82,7 @@ def _plain(run: Any) -> wire.Run:
 
 
 def _deleted(source: Source, client: Any) -> str:
-    """Return a sentence if the sweep's record in MLflow is deleted, where a search would find no runs; else an empty
+    """Return a sentence if the sweep's record in MLflow is deleted, because a search would find no runs; else an empty
     one."""
     try:
         experiment, parent = client.get_experiment(source.experiment_id), client.get_run(source.run_id)
@@ -155,7 +155,7 @@ def _note_unfinished(source: Source, status: str, rows: Sequence[dict[str, Any]]
 
 
 def _note_missing(frame: DataFrame, record: Record) -> None:
-    """Note complete trials without a finite value: they are counted as complete, but enter no comparison."""
+    """Note complete trials without a finite value: they are counted as complete, but left out of comparisons."""
     import numpy as np
 
     complete = frame[frame["state"] == "complete"]

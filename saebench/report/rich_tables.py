@@ -18,8 +18,8 @@ _Columns = Sequence[tuple[Column, Sequence[str]]]
 
 
 def rich_table(table: Table, width: int) -> RichTable:
-    """Words left, numbers right. What does not fit into `width` characters is left out by its `drop`; then columns
-    come closer and cells wrap between words. Words are cut only where there is not even room for one per column."""
+    """Align words left, numbers right. Columns that do not fit into `width` characters are left out by their `drop`;
+    then gaps shrink and cells wrap between words. Words are cut only if not even one fits per column."""
     from rich import box
     from rich.markup import escape
     from rich.table import Table as RichTable
@@ -37,14 +37,14 @@ def rich_table(table: Table, width: int) -> RichTable:
 
 
 def _fitting(table: Table, width: int) -> _Columns:
-    """The columns that there is room for, with their cells."""
+    """Return the columns that fit, with their cells."""
     rows = table.rows()
     columns = [(column, [column.text(row) for row in rows]) for column in table.columns]
     return fitting(columns, lambda c: c[0].drop, lambda some: _room(some, width, _GAP) >= 0)
 
 
 def left_out(table: Table, width: int) -> str:
-    """A sentence that names the columns there was no room for."""
+    """Return a sentence that names the columns that did not fit."""
     shown = {column.key for column, _ in _fitting(table, width)}
     missing = [column.title for column in table.columns if column.key not in shown]
     return f"No room here for: {', '.join(missing)}." if missing and len(table.frame) else ""
@@ -62,7 +62,7 @@ def _layout(columns: _Columns, width: int) -> tuple[int, list[int | None]]:
 
 
 def _given(floor: Sequence[int], wanted: Sequence[int], columns: _Columns, room: int) -> list[int]:
-    """`room` dealt out: what columns cannot do without, what they want, and one line per cell."""
+    """Distribute `room`: least widths first, then preferred widths, then the width of one line per cell."""
     sizes, left = list(floor), room - sum(floor)
     longest = [max(map(len, [column.title, *cells])) for column, cells in columns]
     for wish in (wanted, longest):

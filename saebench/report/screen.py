@@ -1,4 +1,4 @@
-"""The report that fits a screen: the verdict whole, then what there is room for of metrics, checks and one table."""
+"""The report that fits a screen: the whole verdict, then as much as fits of metrics, checks and one table."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from saebench.report.document import Report
 
 LEAST = (2, 2, 3)
-"""Metrics, checks and rows of the table that are shown however long the verdict is."""
+"""Least numbers of metrics, checks and table rows that are shown."""
 _GOOD, _BAD, _OPEN = "green", "red", "yellow"
 _STYLE = {"better": _GOOD, "worse": _GOOD, "equal": _GOOD, "small": _GOOD, "same": _GOOD}
 
@@ -60,7 +60,7 @@ def screen(report: Report, console: Console, lines: int) -> None:
 
 
 def _print_line(console: Console, text: Text) -> None:
-    """Print one line; what does not fit is left out from a word's beginning on."""
+    """Print one line, cut between words if it does not fit."""
     if text.cell_len > console.width:
         kept = text.plain[: console.width - 2].rfind(" ")
         text.truncate(kept if kept > 0 else console.width - 2)
@@ -69,7 +69,7 @@ def _print_line(console: Console, text: Text) -> None:
 
 
 def _shares(wanted: tuple[int, int, int], room: int) -> tuple[int, int, int]:
-    """Deal out `room` lines: first what each part has at least, then turn by turn, the table first."""
+    """Distribute `room` lines: first each part's least number, then in turn, the table first."""
     given = [min(want, least) for want, least in zip(wanted, LEAST, strict=True)]
     while sum(given) < room and any(has < want for has, want in zip(given, wanted, strict=True)):
         for part in (2, 1, 0):
@@ -79,7 +79,7 @@ def _shares(wanted: tuple[int, int, int], room: int) -> tuple[int, int, int]:
 
 
 def _metric_rows(report: Report) -> list[tuple[str, Row]]:
-    """(name, row) per metric; the primary metric of every pair of interest where there are several pairs."""
+    """(name, row) per metric; the primary metric of every pair of interest if there are several pairs."""
     rows = report.table("metrics").rows()
     if len({row["pair"] for row in rows}) <= 1:
         return [(label(row["metric"]), row) for row in rows] if len(rows) > 1 else []
@@ -105,7 +105,7 @@ def _metrics(console: Console, rows: list[tuple[str, Row]], most: int) -> None:
 
 
 def _checks(report: Report, console: Console, most: int) -> None:
-    """Before you use it: how many passed, and a line for each that did not; whole where `most` lines suffice."""
+    """Print the checks: how many passed, and a line for each that did not; complete if `most` lines suffice."""
     from rich.text import Text
 
     found = report.checks
@@ -145,7 +145,7 @@ def _check_lines(check: Check, console: Console) -> list[Text]:
 
 
 def _shorter(check: Check, width: int) -> Text:
-    """The check on one line: without advice, and what was found up to the last of its clauses that fits."""
+    """Return the check on one line: without advice, cut after the last clause that fits."""
     said = f"{check.name}: {check.found}"
     ends = [len(said), *(found.start() for found in reversed(list(re.finditer(r"[:;,.] ", check.found))))]
     ends = [ends[0], *(len(check.name) + 2 + end for end in ends[1:])]

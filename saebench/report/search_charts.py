@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _RATES = {"lr_factor": "learning rate, as a multiple of the default (lr_factor)", "lr": "learning rate (lr)"}
 _LEAST = 3
-"""Different values below which there is no curve to see."""
+"""Least number of different values for a curve."""
 
 
 # --- learning rate ---------------------------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def rate(report: Report) -> Chart:
 
 
 def _rates(report: Report, rows: DataFrame, name: str, arms: Sequence[str]) -> list[Series]:
-    """The line of an arm through its trials, and the chosen one as a mark of its own."""
+    """Return the line of an arm through its trials, with a separate mark for the chosen one."""
     key = report.record.objective
     rows = rows[(rows[name] > 0) & (rows[key] > 0)].sort_values(name)
     arm = str(rows["arm"].iloc[0]) if len(rows) else ""
@@ -133,7 +133,8 @@ def parallel(report: Report) -> Chart:
 
 
 def _ranks(values: Any) -> Any:
-    """From 0 for the lowest value to 1 for the highest, evenly: a few bad trials do not make all others alike."""
+    """Return ranks from 0 for the lowest value to 1 for the highest, so that a few bad trials do not compress all
+    others."""
     order = np.argsort(np.argsort(values.to_numpy(dtype=float)))
     return order / max(1, len(order) - 1)
 
@@ -149,7 +150,7 @@ _TITLES = {
 
 
 def _scale(values: Any, title: str) -> tuple[Axis, Any]:
-    """Heights from 0 to 1, in logarithms where the values span more than a factor of 4; words in their order."""
+    """Return heights from 0 to 1, logarithmic if the values span more than a factor of 4; words in their order."""
     import pandas as pd
 
     numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float)

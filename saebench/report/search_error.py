@@ -1,4 +1,4 @@
-"""What the search leaves open in every cell: how far its chosen point may be from the best one, in each metric."""
+"""The search error of every cell: how far its chosen point may be from the best one, in each metric."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ if TYPE_CHECKING:
 Cell = tuple[str, str, float, float]
 """group, arm, level, dict_size."""
 _RESTATED = {"fvu": "fvu", "mse": "fvu", "explained_variance": "fvu"}
-"""Metrics that are another one in other units."""
+"""Metrics that repeat another one in other units."""
 _NOISE = 0.004
-"""Loss within which two points of a search cannot be told apart: twice the standard deviation over seeds (measured)."""
+"""Loss within which two points of a search cannot be distinguished: twice the standard deviation over seeds
+(measured)."""
 
 
 def loss_of(metric: Metric, value: float) -> float:
-    """Return a metric's value as a loss: the logarithm where arms are compared by their ratio, negated where more is
-    better. NaN for a ratio of what is not positive."""
+    """Return a metric's value as a loss: the logarithm if arms are compared by their ratio, negated if more is better.
+    NaN for a ratio of non-positive values."""
     if metric.comparison == "ratio":
         value = math.log(value) if value > 0 else math.nan
     return -value if metric.direction == "maximize" else value
 
 
 _FAR = 0.15
-"""Loss beyond which it no longer grows with the square of the way."""
+"""Loss beyond which it no longer grows with the square of the distance."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +40,14 @@ class CellSearch:
 
     arm: str
     gap: float
-    """Expected loss of the chosen point above the best of the ranges, in the objective; infinite if not known."""
+    """Expected loss of the chosen point above the best of the ranges, in the objective; infinite if unknown."""
     edge: tuple[str, ...]
     needed: int | None
     """Points that would locate the optimum, if there were too few."""
     objective: str
     """Name of the metric that the search chose by."""
     spread: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> by how much it may differ between the chosen point and the best one."""
+    """Metric -> largest difference between the chosen point and the best one."""
 
     def error(self, metric: str) -> float:
         """The search error of a metric."""
@@ -91,11 +92,11 @@ def _spread(trials: DataFrame, point: str, objective: str, gap: float) -> dict[s
 
 
 def spread(objective: Sequence[float], metric: Sequence[float], chosen: int, gap: float) -> float:
-    """Return by how much a metric may differ between the chosen point of a search and the best one; losses of the same
-    points in both.
+    """Return the largest difference of a metric between the chosen point of a search and the best one; losses of the
+    same points in both.
 
-    Loss grows with the square of the way from the best setting, a metric with the way itself. So the distance in the
-    metric of a point whose loss is `worse` higher counts sqrt(gap / worse) times; losses within noise are equal.
+    Loss grows with the square of the distance from the best setting, a metric with the distance itself. So the distance
+    in the metric of a point whose loss is `worse` higher counts sqrt(gap / worse) times; losses within noise are equal.
     """
     found = 0.0
     for loss, value in zip(objective, metric, strict=True):

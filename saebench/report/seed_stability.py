@@ -1,4 +1,4 @@
-"""Stability across seeds as a metric of the verdict: which arm's latents do other seeds find again?
+"""Stability across seeds as a metric of the verdict: the share of an arm's latents that other seeds find, too.
 
 A value belongs to two seeds, and pairs that share a seed are not independent. So every seed has its pseudo-value of
 the jackknife, S U - (S - 1) U_s, where U is the mean over all pairs of seeds and U_s that over those without seed s:
@@ -40,10 +40,10 @@ def pseudo_values(shares: Shares, seeds: Sequence[int]) -> dict[int, float]:
 def in_stability(
     c: Comparison, rows: Sequence[Row], searches: Mapping[Cell, CellSearch], margin: float
 ) -> Comparison | None:
-    """Return the same pair of arms compared by the share of latents that other seeds find; None where it is not known.
+    """Return the same pair of arms compared by the share of latents that other seeds find; None if it is unknown.
 
-    The seed that searched is left out. It trained every point once, so that nothing says how stability changes with the
-    point: the margin stands in for the search error.
+    The seed that searched is left out. It trained every point only once, so it is unknown how stability changes with
+    the point; the margin is used as the search error.
     """
     shares = {(row["group"], row["arm"], row["level"], row["dict_size"]): row["shares"] for row in rows if row["best"]}
     strata = []

@@ -1,4 +1,4 @@
-"""Which sweep is meant, and where its record lies: names, directories and tracking servers."""
+"""Find sweeps and their records: by names, directories and tracking servers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from saebench.tracking.server import open_reader
 
 @dataclass(frozen=True)
 class Source:
-    """One sweep: its parent run in MLflow, and its directory where there is one on this machine."""
+    """One sweep: its parent run in MLflow, and its directory if it is on this machine."""
 
     name: str
     uri: str
@@ -29,17 +29,17 @@ class Source:
     paths: SweepPaths | None = None
     lock: dict[str, Any] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
-    """Of the parent run, where the sweep was found on a server."""
+    """Tags of the parent run, if the sweep was found on a server."""
 
     def search(self, key: str, default: str) -> str:
-        """A key of the spec's `search` section: as the lock records it, else as the parent run says."""
+        """A key of the spec's `search` section: from the lock, else from the parent run."""
         spec = self.lock.get("spec")
         section = (spec if isinstance(spec, dict) else self.lock).get("search")
         locked = section.get(key) if isinstance(section, dict) else None
         return str(locked or self.tags.get(f"saebench.{key}") or default)
 
     def eval(self, key: str) -> Any:
-        """A key of the spec's `eval` section: as the lock records it, else as the parent run says; None if unknown."""
+        """A key of the spec's `eval` section: from the lock, else from the parent run; None if unknown."""
         spec = self.lock.get("spec")
         section = spec.get("eval") if isinstance(spec, dict) else None
         if isinstance(section, dict) and key in section:
@@ -51,7 +51,7 @@ class Source:
 
 
 def find(sweeps: Sequence[str | Path], runs: str | Path | None = None, tracking_uri: str | None = None) -> list[Source]:
-    """The sweeps named by directory or name; none named: the newest. Raises UserError that lists the ones there are."""
+    """The sweeps named by directory or name; none named: the newest. Raises UserError that lists the existing ones."""
     folder = runs_dir(runs)
     if tracking_uri:
         return _on_server(sweeps, folder, tracking_uri)
@@ -61,7 +61,7 @@ def find(sweeps: Sequence[str | Path], runs: str | Path | None = None, tracking_
 
 
 def local_sweeps(folder: Path) -> list[Path]:
-    """Directories in `folder` that a sweep has begun to fill, the one that changed last at the end."""
+    """Return the sweep directories in `folder`, the one that changed last at the end."""
     if not folder.is_dir():
         return []
     return sorted((p for p in folder.iterdir() if _files(SweepPaths(p))), key=lambda p: _last_change(SweepPaths(p)))

@@ -1,4 +1,4 @@
-"""Stability of latents: do other seeds find the same dictionary?
+"""Stability of latents: whether other seeds find the same dictionary.
 
 Matching two dictionaries takes seconds, so results are cached in the sweep's directory. Without `--table stability` a
 report measures only the best points, if that is cheap and their SAEs are in the sweep's directory, and notes which

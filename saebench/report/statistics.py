@@ -1,4 +1,4 @@
-"""Numbers without a sweep: intervals over seeds and over texts, Holm's correction, the sign test, how many seeds.
+"""Statistics on arrays: intervals over seeds and over texts, Holm's correction, the sign test, number of seeds needed.
 
 Everything works on log-ratios of FVU, log(FVU_a / FVU_b), because FVU is a scale and arms differ by factors. Strata
 are fixed conditions, seeds are the draws: a seed fixes initialisation and data order, and is shared by all strata
@@ -18,14 +18,14 @@ from scipy import stats
 Array = NDArray[np.float64]
 LEVEL = 0.95
 MAX_SEEDS = 1000
-"""`seeds_needed` looks no further."""
+"""Largest number of seeds that `seeds_needed` tries."""
 _SAME = 1e-12
 """Standard errors (in log-ratio) below this are rounding: the seeds did not differ."""
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Estimate with its interval; arrays of the leading shape of the input. NaN where seeds do not allow one."""
+    """Estimate with its interval; arrays of the leading shape of the input. NaN if the seeds do not give one."""
 
     mean: Array
     low: Array
@@ -35,7 +35,7 @@ class Interval:
     sd: Array
     """Standard deviation of one seed's mean: the interval's half-width is t * sd / sqrt(n)."""
     n: Array
-    """Seeds that the interval rests on."""
+    """Number of seeds in the interval."""
 
 
 def _interval(mean: Array, error: Array, n: Array, level: float) -> Interval:
@@ -49,7 +49,7 @@ def _interval(mean: Array, error: Array, n: Array, level: float) -> Interval:
 
 
 def over_seeds(values: Any, level: float = LEVEL) -> Interval:
-    """t interval of the mean over the last axis (seeds); NaN is a seed that is not there."""
+    """t interval of the mean over the last axis (seeds); NaN is a missing seed."""
     values = np.asarray(values, dtype=float)
     there = ~np.isnan(values)
     n = there.sum(-1)
@@ -61,10 +61,10 @@ def over_seeds(values: Any, level: float = LEVEL) -> Interval:
 def over_strata(values: Any, level: float = LEVEL) -> Interval:
     """Mean over strata of the mean over seeds, its error from the spread of whole seeds.
 
-    `values` is (..., seeds, strata); NaN is a cell that is not there. Strata weigh the same. A stratum with fewer than
-    two seeds does not count, unless none has two: then the estimate is over all of them and has no interval.
-    The error is the jackknife over seeds: with all cells there it is exactly the t interval over each seed's mean
-    over strata; with cells missing it still compares every stratum with itself only.
+    `values` is (..., seeds, strata); NaN is a missing cell. Strata have equal weights. A stratum with fewer than two
+    seeds does not count, unless none has two: then the estimate is over all of them and has no interval. The error is
+    the jackknife over seeds: without missing cells it is exactly the t interval over each seed's mean over strata; with
+    cells missing it still compares every stratum with itself only.
     """
     values = np.asarray(values, dtype=float)
     there = ~np.isnan(values)
@@ -162,9 +162,9 @@ def over_texts(
     texts instead of the logarithms of sums without `log`.
 
     `errors` (trials, texts) holds squared errors of the same test part in the same order, so that one draw of texts
-    serves all trials and all rows of `weights` (..., trials): differences are paired. Weights that add up to 0, as in
-    a log-ratio, cancel the variance in FVU's denominator. More than `groups` texts are dealt at random into that many
-    groups first, and groups are drawn: the same spread for a fraction of the work (texts left over are not drawn).
+    serves all trials and all rows of `weights` (..., trials): differences are paired. Weights that add up to 0, as in a
+    log-ratio, cancel the variance in FVU's denominator. More than `groups` texts are first put at random into that many
+    groups, and groups are drawn: the same spread for a fraction of the work (remaining texts are not drawn).
     """
     errors, weights = np.asarray(errors), np.asarray(weights, dtype=np.float64)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""One table of a report: raw numbers in a DataFrame, and how its columns are shown."""
+"""One table of a report: raw numbers in a DataFrame, and the format of its columns."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Column:
     title: str
     show: Callable[[Row], str] | None = None
     drop: int = 0
-    """A terminal too narrow for the table leaves the columns with the highest number out first; 0: never."""
+    """In a narrow terminal, the columns with the highest number are left out first; 0: never."""
 
     def text(self, row: Row) -> str:
         return self.show(row) if self.show else plain(row.get(self.key))
@@ -32,7 +32,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """`frame` has the raw numbers, all of them; `columns` say which are shown in print and how."""
+    """`frame` has all raw numbers; `columns` define which are printed and how."""
 
     name: str
     title: str
