@@ -1,5 +1,5 @@
-"""How good a setting is as a function of the searched ranges: where to measure next, which point to choose, and how far
-that point may still be from the best one.
+"""The loss as a function of the searched parameters: where to measure next, which point to choose, and how far that
+point may be from the best one.
 
 Pure functions over measured points: no Optuna, no MLflow, no torch. The search proposes points with `propose`, records
 `choose`'s answer beside the trials that compare, and the report widens its intervals by the `gap` it finds there.
@@ -25,10 +25,10 @@ Array = NDArray[np.float64]
 SAME = 0.015
 """Share of a range below which two settings are the same."""
 REACH = 0.05
-"""Share of a range: two points that are closer are the same setting, and one that is closer to the range's end lies on
-its edge."""
+"""Share of a range: two points closer than this are the same setting, and a point closer than this to the range's end
+lies at its edge."""
 CERTAIN = 3 * NOISE
-"""Loss by which one point is worse than another for certain: two standard deviations of their difference."""
+"""Loss by which one point is certainly worse than another: two standard deviations of their difference."""
 DENSITY = 1.5
 """One drawn point per this factor of a log range locates the optimum (eight on a factor of thirty)."""
 
@@ -63,38 +63,36 @@ class Measured:
     """One point of the search and its loss."""
 
     at: tuple[float, ...]
-    """A share of every range."""
+    """Position in every range, as a share of it."""
     loss: float
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen point and what is known about the best one."""
+    """The chosen point and how well it is known to be the best one."""
 
     index: int
-    """Of the chosen point among those that were given."""
+    """Index of the chosen point among the given ones."""
     gap: float
-    """Expected loss of the chosen point above the best of the ranges; infinite where nothing says."""
+    """Expected loss of the chosen point above the best of the ranges; infinite if unknown."""
     edge: tuple[str, ...] = ()
     """Ranges at whose end the best point lies: a wider range may hold a better one."""
     needed: int | None = None
-    """Drawn points that would locate the optimum, where there were too few; else None."""
+    """Drawn points that would locate the optimum, if there were too few; else None."""
 
 
 def loss(value: float, *, ratio: bool, maximize: bool) -> float:
-    """An objective as a loss: its logarithm where arms are compared by their ratio, else itself; negated where more is
-    better. NaN where the logarithm has none."""
+    """Return an objective as a loss: its logarithm if arms are compared by their ratio, else itself; negated if more is
+    better. NaN if the logarithm does not exist."""
     if ratio:
         value = math.log(value) if value > 0 else math.nan
     return -value if maximize else value
 
 
 def propose(points: Sequence[Measured], dims: int, room: int, resolution: float = NOISE / 8) -> list[tuple[float, ...]]:
-    """Where to measure next, as shares of every range, at most `room` points; nothing once the best one is located to
-    within `resolution` of loss.
-
-    The fitted optimum; points on both sides of it where none is near; and, where the best point is the outermost one,
-    the end of its range.
+    """Return where to measure next, as shares of every range, at most `room` points; none once the best one is located
+    to within `resolution` of loss. These are the fitted optimum, points on both sides of it if none is near, and the
+    end of the range if the best point is the outermost one.
     """
     points = [point for point in points if math.isfinite(point.loss)]
     if not points or not dims:
@@ -116,7 +114,7 @@ def propose(points: Sequence[Measured], dims: int, room: int, resolution: float 
 
 
 def _around(parabola: Parabola, x: Array, resolution: float) -> list[Array]:
-    """The optimum, where its loss differs from the nearest point's by more than `resolution`; then its sides."""
+    """Return the optimum, if its loss differs from the nearest point's by more than `resolution`, and its sides."""
     centre = np.clip(parabola.centre, 0.0, 1.0)
     wanted = []
     if float(parabola.above(x).min()) > resolution or parabola.uncertainty > resolution:
@@ -133,7 +131,7 @@ def _around(parabola: Parabola, x: Array, resolution: float) -> list[Array]:
 
 
 def _bracket(best: Array, x: Array) -> list[Array]:
-    """Half-way to the neighbours of the best point: no parabola goes through what there is."""
+    """Return the midpoints to the neighbours of the best point, for points that no parabola fits."""
     wanted = []
     for i in range(len(best)):
         for sign in (-1.0, 1.0):
@@ -147,7 +145,7 @@ def _bracket(best: Array, x: Array) -> list[Array]:
 
 
 def _distinct(wanted: Sequence[Array], x: Array) -> list[tuple[float, ...]]:
-    """Those that are no setting measured or wanted already."""
+    """Return those that are not measured or proposed already."""
     known, found = list(x), []
     for point in wanted:
         if all(float(np.abs(point - other).max()) > SAME for other in known):
@@ -157,7 +155,7 @@ def _distinct(wanted: Sequence[Array], x: Array) -> list[tuple[float, ...]]:
 
 
 def choose(points: Sequence[Measured], axes: Sequence[Axis]) -> Choice:
-    """The point with the least fitted loss (the least measured one where nothing can be fitted), and its gap.
+    """Return the point with the least fitted loss (the least measured one if nothing can be fitted), and its gap.
 
     The gap is the fitted loss of the chosen point above the optimum's, plus what the error of the fitted optimum adds
     to it on average. Raises ValueError without a finite loss.
@@ -182,8 +180,8 @@ def choose(points: Sequence[Measured], axes: Sequence[Axis]) -> Choice:
 
 
 def _edges(x: Array, y: Array, axes: Sequence[Axis]) -> tuple[str, ...]:
-    """Ranges at whose end the best point lies, unless a point beyond it, all else equal, is worse for certain: then the
-    optimum is bracketed, and lies inside."""
+    """Return the ranges at whose end the best point lies, unless a point beyond it, otherwise equal, is certainly
+    worse: then the optimum is bracketed, and lies inside."""
     least = int(np.argmin(y))
     best, worse = x[least], y > y[least] + CERTAIN
     found = []

@@ -1,4 +1,4 @@
-"""Libraries that report their use to their makers are told not to, in every process of ours."""
+"""Turn off libraries' reports of their use to their makers, in every process of ours."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a sweep leaves on disk, file by file: who owns each file, what is in it, how it is written."""
+"""The files of a sweep: who owns each file, its content, how it is written."""

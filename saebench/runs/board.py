@@ -1,4 +1,4 @@
-"""A sweep at one moment, as a person wants to see it: filled by the scheduler, or read from `runs/<name>/`."""
+"""The state of a sweep for display: filled by the scheduler, or read from `runs/<name>/`."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Running:
 
     def see(self, event: Event, objective: str = FVU) -> None:
         """Take the event's values. Once there are validation values, those of training batches (which may be a tenth of
-        them) are not shown any more."""
+        them) are no longer shown."""
         self.begun = True
         self.samples = max(self.samples, event.samples)
         if event.type == "eval" and event.samples > self.evaluated:
@@ -70,7 +70,7 @@ class Running:
 
     @property
     def doing(self) -> str:
-        """What the trial does where its bar does not say it."""
+        """What the trial does, if its bar does not show it."""
         if not self.begun:
             return "starting"
         if self.samples < self.total:
@@ -115,7 +115,7 @@ class Board:
     """Parameters that the sweep searches."""
     best: dict[Cell, Best] = field(default_factory=dict)
     left: int = 0
-    """Trials that are still to begin, as far as can be foreseen (`forecast.trials_left`)."""
+    """Estimated number of trials that are still to start (`forecast.trials_left`)."""
     pace: Pace = field(default_factory=Pace)
     counts: Counter[str] = field(default_factory=Counter)
     running: dict[int, Running] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class Board:
     ended_before: int = 0
     """Trials that had ended when this scheduler started."""
     tracker: str = ""
-    """What is wrong with tracking, if anything."""
+    """The problem of tracking, if any."""
     attended: bool = True
     """Whether a scheduler holds it; without one, time does not count."""
 
@@ -146,11 +146,11 @@ class Board:
             self.best[cell] = Best(value, state.number)
 
     def see_stopped(self, state: TrialState) -> None:
-        """Add the sentence that says why the pruner has stopped a trial."""
+        """Add the sentence on why the pruner has stopped a trial."""
         self.verdicts.append(self.stopped(state))
 
     def stopped(self, state: TrialState) -> str:
-        """Say why the pruner has stopped a trial."""
+        """Return the sentence on why the pruner has stopped a trial."""
         return stopped_sentence(state.number, state.judged, state.total, state.verdict, self.objective)
 
     def parameters(self, config: TrialConfig | None) -> str:
@@ -162,7 +162,7 @@ class Board:
 
     @property
     def planned(self) -> int:
-        """Trials that there are and that are still to begin."""
+        """Number of trials that exist or are still to start."""
         return sum(self.counts.values()) + self.left
 
     @property
@@ -177,7 +177,7 @@ class Board:
 
     def eta(self, now: float | None = None) -> float | None:
         """Return the seconds until every trial has ended, on the slots that are busy now and at the pace so far (of all
-        trials of this sweep, over all starts); None before there is a measure."""
+        trials of this sweep, over all starts); None before the pace is known."""
         now = time.time() if now is None else now
         running = list(self.running.values())
         samples = self.pace.samples + sum(r.samples - r.samples_before for r in running)
@@ -202,10 +202,9 @@ def read_board(
     board: Board | None = None,
 ) -> Board:
     """Return the board of a sweep from its files, whether or not a scheduler holds it. since: when it began to, in
-    seconds since the epoch; without it there is no pace. `left`: counts the trials to come from those that there are.
-    `note`: takes a line per file that cannot be read; the board's own notes, if it is not given. `board`: an empty one
-    to fill, which knows the sweep's objective and strata. Of very many trials no more is kept at once than their
-    rows."""
+    seconds since the epoch; without it there is no pace. `left`: estimates the trials to come from the existing ones.
+    `note`: receives a line per file that cannot be read; by default the board's notes. `board`: an empty one to fill,
+    with the sweep's objective and strata. Only the rows of all trials are in memory at once."""
     board = board or Board(paths.name)
     board.started, board.attended = since or board.started, since is not None
     judged: list[tuple[float, str]] = []

@@ -25,7 +25,7 @@ class Chosen(NamedTuple):
     """The trials that measure the best point."""
 
     trials: tuple[int, ...]
-    """Places in what was given, in its order; none if there is no complete trial."""
+    """Their indices in the given list, in order; none if there is no complete trial."""
     by: Literal["compare", "search", "all seeds", "first seed", "nothing"]
     among: int = 0
     """Points it was chosen from; 0 for compare."""

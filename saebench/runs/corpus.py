@@ -1,4 +1,4 @@
-"""What a sweep's lock (its `data`) says about the texts, in sentences: what was left out, what was cut, what leaks."""
+"""Sentences on the texts from a sweep's lock (its `data`): rows left out, texts cut, leaks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def left_out(data: Mapping[str, Any]) -> str | None:
 
 
 def truncated(data: Mapping[str, Any]) -> str | None:
-    """One sentence on texts of which the encoder sees only the beginning; None if it sees all."""
+    """One sentence on texts that are cut at the encoder's limit; None if there are none."""
     if not data.get("truncated"):
         return None
     limit = f" of {data['max_seq_length']:,} tokens" if data.get("max_seq_length") else ""
@@ -32,7 +32,7 @@ def truncated(data: Mapping[str, Any]) -> str | None:
 
 
 def leaks(data: Mapping[str, Any]) -> list[str]:
-    """A sentence per kind of text that is evaluated on and has a twin among the training texts."""
+    """A sentence per kind of (near-)duplicate between the evaluated texts and the training texts."""
     found = [
         f"{data[key]:,} of the {part} texts have the same embedding as a training text"
         for part, key in (("validation", "equal_validation"), ("test", "equal_test"))
@@ -47,5 +47,5 @@ def leaks(data: Mapping[str, Any]) -> list[str]:
 
 
 def sentences(data: Mapping[str, Any]) -> list[str]:
-    """All that a reader of the results should know of the texts; nothing if there is nothing."""
+    """Return all these sentences."""
     return [sentence for sentence in (left_out(data), truncated(data), *leaks(data)) if sentence]

@@ -1,4 +1,4 @@
-"""Write files and folders whole or not at all: beside their place under a new name, synced, then renamed.
+"""Write files and folders completely or not at all: under a temporary name beside the target, synced, then renamed.
 
 The temporary name cannot be guessed and is opened with O_EXCL and O_NOFOLLOW: a link that somebody planted in a shared
 folder is never written through.
@@ -35,7 +35,7 @@ class Replacement:
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Replacement]:
     """Yield a new file that takes the place of `path` when the block ends: a reader sees the old file or the new one,
     never a part of it. If the block raises, the new file is removed. `durable`: fsync the file and its folder; without
-    it all that holds as long as the machine has power, and costs a tenth of the time."""
+    it a power cut may lose the file, and writing takes a tenth of the time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
     with _removed_on_failure(temporary):
@@ -104,7 +104,7 @@ def _open_new(path: str, flags: int) -> int:
 
 @contextmanager
 def _removed_on_failure(temporary: Path) -> Iterator[None]:
-    """On a full disk the beginning of a file only takes room."""
+    """Remove the file, whose written part would only fill the disk."""
     try:
         yield
     except BaseException:

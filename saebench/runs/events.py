@@ -1,7 +1,7 @@
-"""What a worker reports: one JSON object per line in `events.jsonl`, the durable record of a trial.
+"""The events of a worker: one JSON object per line in `events.jsonl`, the durable record of a trial.
 
-An event is recorded once per (type, samples): an attempt that goes on from a checkpoint passes marks that are already
-in the file and does not write them again, so that no metric point is doubled however often a trial was interrupted.
+An event is recorded once per (type, samples): an attempt that resumes from a checkpoint passes marks that are already
+in the file and does not write them again, so no metric point is duplicated however often a trial is interrupted.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ class Verdict(StrEnum):
 
     GO = "go"
     PRUNE = "prune"
-    """End here, keep the weights; the trial is PRUNED."""
+    """Stop and keep the weights; the trial is PRUNED."""
     LEAVE = "leave"
-    """Checkpoint and leave; the trial is resumed later."""
+    """Write a checkpoint and exit; the trial is resumed later."""
 
 
 @dataclass(frozen=True)
 class Event:
     """One line.
 
-    start: the attempt begins (`info`: device, pid, versions). step: training metrics. eval: validation metrics at a
-    fixed mark, asks for a verdict. checkpoint: durable up to `samples`. done: `values` are the final metrics, the SAE
-    is saved; if that is the SAE of an earlier mark, `info["kept"]` is the mark's samples and `info["fvu_at_end"]` is
-    where training ended. failed: `info` has kind, message, traceback. left: `info["why"]` is "prune" or "leave".
+    start: the attempt starts (`info`: device, pid, versions). step: training metrics. eval: validation metrics at a
+    fixed mark; the worker waits for a verdict. checkpoint: durable up to `samples`. done: `values` are the final
+    metrics, the SAE is saved; if that is the SAE of an earlier mark, `info["kept"]` is the mark's samples and
+    `info["fvu_at_end"]` is where training ended. failed: `info` has kind, message, traceback. left: `info["why"]` is
+    "prune" or "leave".
     """
 
     type: EventType
@@ -55,7 +56,7 @@ class Event:
     """Milliseconds since the epoch, of the worker."""
 
     def files(self) -> dict[str, tuple[int, int]]:
-        """Return size and crc32 of the files that a `done` event names; empty where it names none."""
+        """Return size and crc32 of the files that a `done` event names; empty if it names none."""
         try:
             return _FILES.validate_python(self.info.get("files", {}))
         except ValueError:
@@ -66,7 +67,7 @@ class Event:
 
     @classmethod
     def from_line(cls, line: str | bytes) -> Event:
-        """Raises ValueError where the line is not an event, or not the one that was written."""
+        """Raises ValueError if the line is not an event, or not the one that was written."""
         data = line.encode("utf-8", "surrogateescape") if isinstance(line, str) else line
         if not is_intact(data):
             raise ValueError(f"not the event that was written: {line[:80]!r}")
@@ -79,7 +80,7 @@ LONGEST = 4 << 20
 """Bytes of a line of events.jsonl; a traceback may be in it."""
 _ONCE = ("step", "eval", "done")
 _ENDS = ("done", "left", "failed")
-"""Made durable at once. The others may wait: a trial whose last points a power cut takes records them again."""
+"""Events that are synced at once. The others need not be: after a power cut the trial records them again."""
 
 
 class EventLog:
@@ -93,7 +94,7 @@ class EventLog:
         self._file = path.open("a", encoding="utf-8")
 
     def append(self, event: Event) -> bool:
-        """Write `event`; False where this mark is on record already."""
+        """Write `event`; return False if this mark is already recorded."""
         key = (event.type, event.samples)
         if key in self._seen:
             return False
@@ -110,7 +111,7 @@ class EventLog:
 
 
 def repair(path: Path) -> None:
-    """Cut a torn last line off (a writer that died in the middle of it)."""
+    """Cut off an incomplete last line (its writer died while writing it)."""
     if not path.exists():
         return
     with path.open("r+b") as file:

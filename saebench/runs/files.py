@@ -1,7 +1,7 @@
-"""Read the files of a sweep's directory: typed, bounded in size and depth, compared with the sum written into them.
+"""Read the files of a sweep's directory: typed, bounded in size and depth, compared with the checksum in them.
 
-A sweep's directory may come from somebody else, from a disk that failed or from a copy that was cut. Whatever is in a
-file, reading it returns a value of the type asked for or raises `DamagedError`, one line that names the file and why.
+A sweep's directory may come from another user, a failed disk or an incomplete copy. Whatever a file contains, reading
+it returns a value of the requested type or raises `DamagedError`, one line with the file and the reason.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OBJECT: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
 
 
 class DamagedError(UserError):
-    """A file of a sweep that cannot be what the sweep wrote; `str()` is "path: why"."""
+    """A file of a sweep that is not what the sweep wrote; `str()` is "path: why"."""
 
 
 def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
@@ -98,7 +98,7 @@ def read_object(path: Path, largest: int = LARGEST) -> dict[str, Any]:
 
 
 def sealed(value: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON object with the sum by which `parse` notices that it was changed."""
+    """Return the JSON object with the checksum by which `parse` detects changes."""
     return {**value, _SUM: _sum(value)}
 
 
@@ -121,7 +121,7 @@ def seal_line(line: str) -> str:
 
 
 def is_intact(line: bytes) -> bool:
-    """Is the sum at the end of a line of JSON that of the line? A line without one is believed."""
+    """Return whether the checksum at the end of a line of JSON is correct; True for a line without one."""
     line = line.rstrip(b"\n")
     tail = line[-_TAIL_LENGTH:]
     if not tail.startswith(_TAIL.encode()):

@@ -1,7 +1,7 @@
 """One scheduler per sweep.
 
 `scheduler.lock` is a lock of the operating system that ends with the process, so that a killed scheduler blocks nobody;
-`scheduler.json` names the process that holds it, for people and for `saebench status`.
+`scheduler.json` names the process that holds it, for messages and for `saebench status`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Holder:
         self._lock = FileLock(paths.holder_lock)
 
     def acquire(self) -> Self:
-        """Raises LockedError, naming who holds it."""
+        """Raises LockedError, which names the holder."""
         try:
             self._lock.acquire(timeout=0)
         except Timeout:
@@ -100,14 +100,14 @@ class Held(TypedDict):
     born: str
     since: Seconds
     at: str
-    """The same, to be shown."""
+    """The same, for display."""
 
 
 _HELD: TypeAdapter[Held] = TypeAdapter(Held)
 
 
 def holder(paths: SweepPaths) -> Held | None:
-    """Return who holds the sweep now; None if nobody does. A holder on another host is believed unchecked."""
+    """Return the process that holds the sweep; None if there is none. A holder on another host is not checked."""
     try:
         found = read(_HELD, paths.holder, 1 << 16)
         if found["host"] != socket.gethostname():
@@ -124,9 +124,9 @@ def this_process() -> Held:
 
 
 def born(pid: int) -> str:
-    """Return what tells a living process from others that get the same pid. A clock that is set changes nothing: Linux
-    counts a process's age from the boot, and psutil's create_time is that count plus a boot time that moves with the
-    clock. Raises OSError or psutil.Error where there is no such process."""
+    """Return an id that distinguishes a living process from others with the same pid. Setting the clock does not change
+    it: Linux counts a process's age from the boot, and psutil's create_time is that count plus a boot time that moves
+    with the clock. Raises OSError or psutil.Error if there is no such process."""
     if sys.platform != "linux":
         return f"{psutil.Process(pid).create_time():.2f}"
     state, *fields = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()

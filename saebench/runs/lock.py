@@ -1,7 +1,7 @@
 """What a sweep was started with.
 
-`lock.json` is what the sweep was resolved to at its first start; at a later start the spec must be the same, except for
-what may be extended and what may differ at every start.
+`lock.json` holds the resolved spec of the first start; at a later start the spec must be the same, except for keys that
+may be extended and keys that may differ at every start.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from saebench.runs.secrets import mask_all
 
 EXTENDABLE = ("seeds", "search.points", "search.refine", "run", "budget", "tracking", "description",
               "eval.primary", "eval.margin")  # fmt: skip
-"""Keys of a spec (and everything below them) that `--extend` may change: they add trials or say where and how long
-trials run, and leave the trials that exist what they are."""
+"""Keys of a spec (and everything below them) that `--extend` may change: they add trials or determine where and how
+long trials run, and do not affect existing trials."""
 PER_START = ("search.storage", "run.executor", "run.devices", "run.per_device", "run.grace", "run.address",
              "run.agents", "run.gpus_per_trial", "run.storage", "run.transfer_mbps", "run.insecure",
              "tracking.log_sae", "data.encode_batch_size")  # fmt: skip
@@ -74,13 +74,13 @@ class Lock(_Frozen):
     num_validation: int | None = None
     num_test: int | None = None
     cache_key: str | None = None
-    """Key of the cache entry with the embeddings; null where `data.cache` is off."""
+    """Key of the cache entry with the embeddings; null if `data.cache` is off."""
     second_key: str | None = None
-    """The same of the embeddings by `eval.second_encoder`."""
+    """Key of the cache entry by `eval.second_encoder`."""
     data: dict[str, Any] = {}
-    """What the cache entry says of itself."""
+    """The description of the cache entry."""
     threads: PositiveInt | None = None
-    """Cores of each trial, as `run.threads` or the machine of the first start says."""
+    """Cores of each trial, from `run.threads` or the machine of the first start."""
     tracking: Tracked = Tracked()
     created: str = ""
     host: str = ""
@@ -101,7 +101,7 @@ _LARGEST = 16 << 20
 
 
 def provenance(folder: Path) -> dict[str, Any]:
-    """Return versions, machine and git commit (of `folder`, where the spec lies)."""
+    """Return versions, machine and git commit (of `folder`, the folder of the spec)."""
     found: dict[str, str | None] = {}
     for package in _PACKAGES:
         with contextlib.suppress(PackageNotFoundError):
@@ -119,8 +119,8 @@ def provenance(folder: Path) -> dict[str, Any]:
 def git(folder: Path) -> dict[str, str] | None:
     """Return the commit; None outside a repository or without git.
 
-    Whether the tree has changes is not asked: `git status` runs programs that the repository's own configuration names
-    (core.fsmonitor, filters), and an unpacked folder may come from anybody. `rev-parse` reads refs and runs nothing.
+    Uncommitted changes are not checked: `git status` runs programs that the repository's own configuration names
+    (core.fsmonitor, filters), and an unpacked folder may come from anyone. `rev-parse` reads refs and runs nothing.
     """
     command = ["git", "-C", str(folder), "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null"]
     try:
@@ -134,7 +134,7 @@ def git(folder: Path) -> dict[str, str] | None:
 
 
 def read_lock(paths: SweepPaths) -> Lock | None:
-    """Return the sweep's lock; None where the sweep never got as far. Raises SpecError if it cannot be read."""
+    """Return the sweep's lock; None if the sweep has not written it yet. Raises SpecError if it cannot be read."""
     try:
         return read(_LOCK, paths.lock, _LARGEST)
     except FileNotFoundError:
@@ -160,14 +160,15 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Return dotted key -> (old, new) where two resolved specs differ; a key that is missing counts as None."""
+    """Return dotted key -> (old, new) for each difference between two resolved specs; a key that is missing counts as
+    None."""
     before, after = flatten(old), flatten(new)
     keys = [*before, *(key for key in after if key not in before)]
     return {key: (before.get(key), after.get(key)) for key in keys if before.get(key) != after.get(key)}
 
 
 def is_per_start(key: str) -> bool:
-    """Does this key only say where the trials of this start run, or what of them is copied?"""
+    """Return whether this key only determines where the trials of this start run, or which files are copied."""
     return any(key == name or key.startswith(f"{name}[") for name in PER_START)
 
 
@@ -179,8 +180,8 @@ _LOCATIONS = (
 
 
 def is_moved(key: str, old: Any, new: Any) -> bool:
-    """Whether both values are the same local files in another folder, as in a project that was moved or renamed. That
-    their content is the same too is what the key of the embeddings is compared for."""
+    """Return whether both values are the same local files in another folder, as in a project that was moved or renamed.
+    Their content is compared by the key of the embeddings."""
     before, after = ([value] if isinstance(value, str) else value for value in (old, new))
     if not key.startswith(_LOCATIONS) or not isinstance(before, list) or not isinstance(after, list):
         return False
@@ -189,7 +190,7 @@ def is_moved(key: str, old: Any, new: Any) -> bool:
 
 
 def is_extension(key: str, old: Any, new: Any) -> bool:
-    """Is this change one that `--extend` allows? Seeds may be added, points only become more."""
+    """Return whether `--extend` allows this change. Seeds may be added, and points may only increase."""
     if not any(key == name or key.startswith((f"{name}.", f"{name}[")) for name in EXTENDABLE):
         return False
     if key == "run.threads":
@@ -205,7 +206,7 @@ def check_unchanged(
     old: Mapping[str, Any], new: Mapping[str, Any], paths: SweepPaths, *, extend: bool
 ) -> dict[str, tuple[Any, Any]]:
     """Return the changes between two resolved specs that `extend` allows, per-start keys left out; raise SpecError with
-    a diff for all others. Files that moved with their project are no change."""
+    a diff for all others. Files that moved with their project do not count as a change."""
     different = differences(mask_all(dict(old)), mask_all(dict(new))).items()
     changes = {key: pair for key, pair in different if not is_per_start(key) and not is_moved(key, *pair)}
     refused = {key: pair for key, pair in changes.items() if not (extend and is_extension(key, *pair))}

@@ -20,7 +20,7 @@ _NUMBER = re.compile(r"[0-9]{4,9}")
 
 @dataclass(frozen=True)
 class TrialPaths:
-    """`trials/NNNN/`: only the trial's worker writes here, but for the two files that say so."""
+    """`trials/NNNN/`: only the trial's worker writes here, except two files, which say so."""
 
     root: Path
 
@@ -93,7 +93,7 @@ class SweepPaths:
 
     @property
     def holder_lock(self) -> Path:
-        """filelock held by the scheduler for as long as it lives."""
+        """filelock that the scheduler holds while it lives."""
         return self.root / "scheduler.lock"
 
     @property
@@ -118,12 +118,12 @@ class SweepPaths:
 
     @property
     def stop(self) -> Path:
-        """Exists when another terminal asked the scheduler to stop; its text says how."""
+        """Exists if another terminal asked the scheduler to stop; its text says how."""
         return self.root / "stop"
 
     @property
     def retry(self) -> Path:
-        """Exists when another terminal asked for trials to be tried again; a JSON list of their numbers."""
+        """Exists if another terminal asked to retry trials; a JSON list of their numbers."""
         return self.root / "retry.json"
 
     @property
@@ -133,17 +133,17 @@ class SweepPaths:
 
     @property
     def floors(self) -> Path:
-        """What scores are without training, on the same texts, as trial/floors.py has measured them."""
+        """Scores without training on the same texts, measured by trial/floors.py."""
         return self.root / "floors.json"
 
     @property
     def report(self) -> Path:
-        """Folder of what `saebench report` writes by default."""
+        """Folder in which `saebench report` writes by default."""
         return self.root / "report"
 
     @property
     def stability(self) -> Path:
-        """How alike the dictionaries of two seeds are, as `saebench report` has measured it so far."""
+        """Similarities of the dictionaries of two seeds that `saebench report` has measured so far."""
         return self.report / "stability.json"
 
     def trial(self, number: int) -> TrialPaths:
@@ -157,7 +157,7 @@ class SweepPaths:
         return [TrialPaths(p) for p in sorted(there, key=lambda p: int(p.name))]
 
     def remove_left_overs(self) -> None:
-        """Delete what killed writers left; no writer may be alive."""
+        """Delete temporary files of killed writers; no writer may be alive."""
         for folder in (self.root, *(place for trial in self.trials() for place in (trial.root, trial.sae))):
             remove_temporary(folder)
 
@@ -169,7 +169,7 @@ def runs_dir(given: str | Path | None = None) -> Path:
 
 def cache_dir(given: str | Path | None = None) -> Path:
     """Where embeddings live: the argument, else SAEBENCH_CACHE, else saebench/ in the user's cache folder. Raises
-    PreflightError if the user has no home directory and neither says where."""
+    PreflightError if the user has no home directory and neither is set."""
     if chosen := given or os.environ.get("SAEBENCH_CACHE"):
         return Path(chosen).absolute()
     try:

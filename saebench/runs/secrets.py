@@ -1,4 +1,4 @@
-"""Mask passwords and tokens in everything that is written, shown or passed on: addresses, specs, error messages."""
+"""Mask passwords and tokens in all output: addresses, specs, error messages."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from urllib.parse import unquote, unquote_plus
 
 MASK = "***"
 _DATABASE = re.compile(r"(?:postgres|mysql|mariadb|mssql|oracle|redis|mongodb|snowflake|redshift|cockroachdb)", re.I)
-"""Schemes whose user name is no secret by itself; over http a user name may be a token."""
+"""Schemes whose user name is not a secret; over http a user name may be a token."""
 _ADDRESS = re.compile(
     r"(?<![\w+.-])([A-Za-z][\w+.-]*)://("
     r"(?:[^\s\"/?#@:]{0,200}:(?:[^\s\"/?#]{0,200}|[^\s\"/?#@:)][^\n\"/?#@:]{0,200})@)?[^\s\"'<>`|\\]+)"
 )
 """In other text. A quote, bracket, backslash or space ends it, but not between a user name's colon and the @."""
 _WHOLE = re.compile(r"([A-Za-z][\w+.-]*)://(\S+|[^\s/?#@:]*:\S.*@[^\s@]+)")
-"""Text that is an address as a whole: there a password may hold any character, a space too."""
+"""A text that is one address: there a password may contain any character, including a space."""
 _KEY = re.compile(
     r"^pass$|passw|passphrase|pwd|token(?!iz)|secret|credential|signature|^sig$|auth(?!or(?!iz))|api.?key|"
     r"access.?key|private.?key|^key$|odbc_connect",
@@ -26,13 +26,13 @@ _KEY = re.compile(
 """Names of query parameters that hold a secret, percent signs decoded."""
 _PARAMETER = re.compile(r"([?&;#])([^=&;#?\s\"'<>]+)=([^&;#\s\"'<>]*?)(?=[).,:\]}]*(?:[&;#\s\"'<>]|$))")
 _WHOLE_PARAMETER = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#]*)")
-"""The same where the text is one address."""
+"""The same for a text that is one address."""
 _LEAST = 3
-"""Characters of a secret's part below which it is not looked for in other text: it would match everywhere."""
+"""Least length of a secret's part that is masked in other text: shorter ones would match everywhere."""
 
 
 def mask(text: str, *addresses: str) -> str:
-    """Return `text` with the secrets of every address in it masked, and those of `addresses` wherever they stand.
+    """Return `text` with the secrets of every address in it masked, and those of `addresses` at any position.
 
     Masked are the password of a database's address (`user:***@host`), everything before the `@` of any other address
     (a server's user name may be a token), and query parameters that are named like a secret.
@@ -56,12 +56,12 @@ def mask_all(value: Any) -> Any:
 
 
 def has_secret(text: str) -> bool:
-    """Does `text` hold an address with a secret?"""
+    """Return whether `text` contains an address with a secret."""
     return mask(text) != text
 
 
 def is_masked(text: str) -> bool:
-    """Is a secret missing from this address because it was stored masked?"""
+    """Return whether this address was stored with a masked secret."""
     return f"{MASK}@" in text or f"={MASK}" in text
 
 

@@ -1,4 +1,4 @@
-"""What the scheduler knows of a trial, in `state.json`: enough to resume after the scheduler itself died.
+"""The scheduler's state of a trial, in `state.json`: enough to resume after the scheduler itself died.
 
 Every change is written before it goes to Optuna and MLflow, so that this file is never behind them.
 """
@@ -36,7 +36,7 @@ class AttemptRecord:
     started: Seconds
     ended: Seconds | None = None
     kind: FailureKind | None = None
-    """What ended it, if that was a failure."""
+    """The kind of failure that ended it, if any."""
     detail: str = ""
 
     @property
@@ -45,7 +45,7 @@ class AttemptRecord:
 
 
 class Row(NamedTuple):
-    """What is counted of a trial when the trials to come are foreseen."""
+    """The part of a trial's state from which the number of trials to come is estimated."""
 
     stratum: str
     seed: int
@@ -56,21 +56,21 @@ class Row(NamedTuple):
 
 @dataclass
 class TrialState:
-    """One trial as the scheduler sees it."""
+    """The state of one trial."""
 
     number: int
     stratum: str
     point: str
     seed: int
     total: int
-    """Samples the trial trains for if nobody stops it."""
+    """Samples that the trial trains for if it is not stopped."""
     state: TrialStateName = "planned"
     reason: str = ""
-    """Why it is in this state, in one line."""
+    """Reason for this state, in one line."""
     kind: FailureKind | None = None
     attempts: list[AttemptRecord] = field(default_factory=list)
     forgiven: int = 0
-    """Attempts that no longer count against the retries: somebody asked for the trial to be tried again."""
+    """Attempts that no longer count against the retries, because the user retried the trial."""
     samples: int = 0
     """Samples of the newest event."""
     judged: int = 0
@@ -80,7 +80,7 @@ class TrialState:
     values: dict[str, float] = field(default_factory=dict)
     """Metrics of the newest evaluation."""
     search: dict[str, str] = field(default_factory=dict)
-    """Tags of the trial's run that say what it is to the search: its role, and of a trial that compares, the choice."""
+    """Tags of the trial's run on its role in the search, and for a trial that compares, the choice."""
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
     """Size and crc32 of the files that a complete trial leaves, by name in its directory."""
 
@@ -98,27 +98,27 @@ class TrialState:
         return sum(a.seconds for a in self.attempts)
 
     def row(self) -> Row:
-        """Return what is counted of it, small enough to be kept for very many trials."""
+        """Return the row that is counted, small enough to keep for very many trials."""
         tags = {name: self.search[name] for name in (Tag.REFINED, Tag.CHOICE) if name in self.search}
         return Row(self.stratum, self.seed, self.state, tags)
 
     def failures(self, kind: FailureKind) -> int:
-        """How often `kind` has ended an attempt that still counts."""
+        """Return how often `kind` has ended an attempt that still counts."""
         return sum(a.kind == kind for a in self.attempts[self.forgiven :])
 
     def close_attempt(self, kind: FailureKind | None = None, detail: str = "", at: float | None = None) -> None:
-        """The newest attempt is over, now or at `at` (seconds since the epoch)."""
+        """Record the end of the newest attempt, now or at `at` (seconds since the epoch)."""
         if self.attempts and self.attempts[-1].ended is None:
             last = self.attempts[-1]
             last.ended, last.kind, last.detail = at or time.time(), kind, detail
 
     def forgive(self) -> None:
-        """Try again as if nothing had happened; what happened stays on record."""
+        """Retry with the count of failures reset; the attempts stay recorded."""
         self.forgiven = len(self.attempts)
         self.state, self.reason, self.kind = "planned", "", None
 
     def write(self, paths: TrialPaths) -> None:
-        """fsync once the trial has ended: no later event repeats that state. Up to there the events do."""
+        """Write state.json; fsync once the trial has ended, because no later event repeats that state."""
         write_json(paths.state, sealed(asdict(self)), durable=self.ended)
 
 
@@ -129,7 +129,7 @@ _LARGEST = 4 << 20
 
 
 def load_state(paths: TrialPaths) -> TrialState | None:
-    """Return the trial's state, None where it has none yet. Raises DamagedError."""
+    """Return the trial's state; None if it has none yet. Raises DamagedError."""
     with contextlib.suppress(FileNotFoundError):
         state = read(_STATE, paths.state, _LARGEST)
         if state.number != paths.number:
@@ -139,7 +139,7 @@ def load_state(paths: TrialPaths) -> TrialState | None:
 
 
 def load_config(paths: TrialPaths) -> TrialConfig | None:
-    """Return the trial's configuration, None where it has none yet. Raises DamagedError."""
+    """Return the trial's configuration; None if it has none yet. Raises DamagedError."""
     with contextlib.suppress(FileNotFoundError):
         return read(_CONFIG, paths.config, _LARGEST)
     return None
@@ -166,7 +166,7 @@ def write_config(paths: TrialPaths, config: TrialConfig) -> None:
 
 
 def same_trial(one: TrialConfig, other: TrialConfig) -> bool:
-    """Are these one trial? The folder of its texts and of its encoder may differ: a project may be moved."""
+    """Return whether both are the same trial. The folders of texts and encoder may differ: a project may be moved."""
     return one == other or _without_folders(one) == _without_folders(other)
 
 

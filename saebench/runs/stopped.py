@@ -11,7 +11,7 @@ _LABELS = {"fvu": "FVU", "mse": "MSE", "explained_variance": "explained variance
 
 
 def metric_label(key: str) -> str:
-    """Return an objective's name for people: FVU for eval/fvu."""
+    """Return the display name of an objective: FVU for eval/fvu."""
     name = key.rpartition("/")[2]
     return _LABELS.get(name, name.replace("_", " ") if name in METRICS else key)
 
@@ -26,7 +26,7 @@ def stopped_sentence(number: int, samples: int, total: int, verdict: Mapping[str
 
 
 def _limit(verdict: Mapping[str, Any]) -> str:
-    """What the value was compared with."""
+    """Return what the value was compared with."""
     threshold, peers = verdict.get("threshold"), verdict.get("peers")
     if not isinstance(threshold, float | int):
         return ""

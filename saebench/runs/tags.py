@@ -17,9 +17,9 @@ class Tag:
 
     # on a parent run
     ID = "saebench.id"
-    """Of the sweep's directory: finds the run whose id was never received or has been lost."""
+    """Id of the sweep's directory: finds the run if its id was not received or was lost."""
     OBJECTIVE = "saebench.objective"
-    """With `direction`, what a report without the sweep's directory has to know."""
+    """With `direction`: for a report without the sweep's directory."""
     DIRECTION = "saebench.direction"
     PRIMARY = "saebench.primary"
     """eval.primary and eval.margin as JSON, for a report without the sweep's directory."""
@@ -42,7 +42,7 @@ class Tag:
     SEED = "saebench.seed"
     TYPE = "saebench.type"
     ROLE = "saebench.role"
-    """search (its value chose the point) or compare (it measures what was chosen)."""
+    """search (its value chose the point) or compare (it measures the chosen point)."""
     REFINED = "saebench.refined"
     """1: a point added around the best one, not drawn."""
     CHOICE = "saebench.choice"
@@ -50,12 +50,12 @@ class Tag:
     points were drawn); the highest of a stratum counts."""
     SEARCH_ERROR = "saebench.search_error"
     """Beside CHOICE, as JSON: gap (by how much the objective of the chosen point may be worse than the best of the
-    ranges, as log-ratio or difference; null: not known), edge (ranges at whose end the best point lies), needed (drawn
-    points that would locate it, where there were too few), drawn, refined (points tried), searched (the ranges)."""
+    ranges, as log-ratio or difference; null: unknown), edge (ranges at whose end the best point lies), needed (drawn
+    points that would locate it, if there were too few), drawn, refined (points tried), searched (the ranges)."""
     SECONDS = "saebench.seconds"
     """Seconds that it trained, over all attempts, without the time between them."""
     REASON = "saebench.reason"
-    """Why it is in its state, in one line."""
+    """Reason for its state, in one line."""
     VERDICT = "saebench.verdict"
     """The pruner's numbers, as JSON."""
     FAILURE = "saebench.failure"

@@ -101,7 +101,8 @@ class SAE(nn.Module, ABC):
         """Return the training loss on embeddings x (B, d_in)."""
 
     def check_memory(self) -> None:
-        """Raise UserError if what the type keeps beside its parameters does not fit the memory of its device."""
+        """Raise UserError if the tensors that the type keeps besides its parameters do not fit the memory of its
+        device."""
 
     def initialise_from(self, z: Tensor) -> None:
         """Initialise the parameters that depend on the data from training rows z (N, d_in) in model space."""

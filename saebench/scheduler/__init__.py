@@ -1,4 +1,4 @@
-"""The loop that runs a sweep's trials, what it writes down, and how it goes on after its own death."""
+"""The loop that runs a sweep's trials, its records, and its recovery after a crash."""
 
 from saebench.scheduler.loop import Scheduler
 from saebench.scheduler.requests import Halt

@@ -23,7 +23,7 @@ FAILURE_LABELS: dict[FailureKind, str] = {
 }
 _BAD_DEVICE: frozenset[FailureKind] = frozenset({"crash", "stall"})
 FAULTLESS: frozenset[FailureKind] = frozenset({"lost", "preempted"})
-"""Neither the trial nor its device did anything wrong: a sweep does not give up for these."""
+"""Failures that are the fault of neither the trial nor its device: a sweep does not give up for these."""
 
 
 def may_retry(kind: FailureKind, trial: TrialState, retries: RetriesConfig, *, shared: bool) -> bool:
@@ -48,15 +48,16 @@ def abort_reason(failed: int, ended: int, config: FailuresConfig) -> str:
 
 
 class DeviceRecord:
-    """Crashes in a row on each device. One bad trial must not condemn a good device, so the row must hold at least two
-    different trials; any attempt that ends well clears it."""
+    """Crashes in a row on each device. One bad trial must not exclude a good device, so the row must contain at least
+    two different trials; an attempt that ends without a failure clears it."""
 
     def __init__(self, config: FailuresConfig) -> None:
         self._limit = config.quarantine_after
         self._rows: dict[str, list[int]] = defaultdict(list)
 
     def note(self, device: str, number: int, kind: FailureKind | None) -> bool:
-        """An attempt of trial `number` ended on `device`; True when the device should leave the pool."""
+        """Record the end of an attempt of trial `number` on `device`; return True if the device should be taken out of
+        service."""
         row = self._rows[device]
         if kind is None:
             row.clear()

@@ -1,4 +1,4 @@
-"""Signals: the first one asks a sweep to leave, the second one to leave now."""
+"""Signals: the first one stops a sweep with checkpoints, the second one at once."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _SIGNALS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
 class Interrupts:
     """Counts signals while it is entered; outside the main thread (where Python allows no handlers) it counts none.
 
-    Until `patient` is set the first signal raises KeyboardInterrupt where the program stands, so that encoding or
-    waiting for a server ends at once; a third signal always does. SIGHUP (the terminal was closed) counts unless it was
-    ignored before, as nohup does; what is printed after it goes nowhere.
+    Until `patient` is set, the first signal raises KeyboardInterrupt at once, so that encoding or waiting for a server
+    ends; a third signal always does. SIGHUP (the terminal was closed) counts unless it was ignored before, as by nohup;
+    later output is discarded.
 
     After a sweep that a signal has ended, further signals of the kinds that end a process end it with the sweep's exit
     code: `kill` twice within a second must not turn 75 (resumable) into 143.
@@ -27,11 +27,12 @@ class Interrupts:
         self._seen: list[str] = []
         self._before: dict[int, Any] = {}
         self._terminals: list[int] = []
-        """Handles of stdout and stderr that were terminals; one that is gone says, when asked, that it is none."""
+        """Handles of stdout and stderr that were terminals at the start; a closed one no longer reports that it is a
+        terminal."""
 
     @property
     def level(self) -> int:
-        """0: none; 1: leave; 2: now."""
+        """0: no signal; 1: stop with checkpoints; 2: stop at once."""
         return min(2, len(self._seen))
 
     @property
@@ -71,7 +72,7 @@ class Interrupts:
             raise KeyboardInterrupt
 
     def _leave_terminals(self) -> None:
-        """Writing to a terminal that is gone would end the sweep where it should leave."""
+        """Discard output to a closed terminal: writing to it would crash the sweep instead of stopping it."""
         for handle in self._terminals:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, handle)

@@ -1,6 +1,6 @@
 """Every change of a trial's state, written in the order that survives a crash: `state.json`, then Optuna, then MLflow.
 
-A scheduler that dies in between leaves a file that is ahead of the others; `recovery.py` repeats what they missed, and
+A scheduler that dies in between leaves a file that is ahead of the others; `recovery.py` repeats what they lack, and
 repeating it twice changes nothing.
 """
 
@@ -25,18 +25,18 @@ from saebench.scheduler.protocols import Search, Tracker
 
 
 def reason_of(kind: FailureKind, detail: str) -> str:
-    """Return a failure in one line, for people."""
+    """Return a failure as one readable line."""
     return f"{FAILURE_LABELS[kind]}: {detail}" if detail else FAILURE_LABELS[kind]
 
 
 class MovedError(UserError):
-    """The sweep's directory is no longer where it was: nothing more may be written there."""
+    """The sweep's directory was moved or deleted: nothing more may be written there."""
 
     exit_code = 75
 
 
 class Ledger:
-    """The trials of a sweep, by number. The scheduler decides by what is counted here; the board shows it."""
+    """The trials of a sweep, by number. The scheduler decides by these counts; the board displays them."""
 
     def __init__(self, paths: SweepPaths, search: Search, tracker: Tracker, board: Board) -> None:
         self.paths = paths
@@ -52,7 +52,7 @@ class Ledger:
         self._search = search
         self._tracker = tracker
         self._pruned: list[int] = []
-        """Trials that are to be pruned, not yet written down."""
+        """Trials to be pruned that are not recorded yet."""
         self._moved, self._next_count = True, 0.0
         paths.root.mkdir(parents=True, exist_ok=True)
         self._place = _identity(paths)
@@ -68,7 +68,7 @@ class Ledger:
             raise MovedError(f"{self.paths.root}: was moved or deleted while the sweep ran")
 
     def adopt(self, config: TrialConfig, state: TrialState) -> None:
-        """Know a trial that exists on disk already."""
+        """Add a trial that exists on disk."""
         self.configs[config.number], self.states[config.number] = config, state
         self.counts[state.state] += 1
         self.samples += state.samples
@@ -78,8 +78,8 @@ class Ledger:
             self.failures[state.number] = state.reason
 
     def open(self, config: TrialConfig) -> None:
-        """A trial that the search has just handed out. A directory of its number that holds another trial is one that
-        Optuna's journal lost; it is put aside."""
+        """Open a trial that the search has just returned. If the directory of its number holds another trial, which
+        Optuna's journal has lost, rename that directory."""
         self.check_place()
         trial = self.paths.trial(config.number)
         if config.number in self.states:
@@ -97,7 +97,7 @@ class Ledger:
         root.rename(root.with_name(f"{root.name}.lost-{time.time_ns()}"))
 
     def start(self, number: int, slot: Slot) -> int:
-        """A new attempt begins on `slot`; its number."""
+        """Start a new attempt on `slot`; return its number."""
         state = self.states[number]
         attempt = len(state.attempts) + 1
         state.attempts.append(AttemptRecord(attempt, slot.name, slot.device, time.time()))
@@ -120,7 +120,7 @@ class Ledger:
         return attempt
 
     def see(self, number: int, event: Event) -> None:
-        """Note progress; it is not written, the events are on record."""
+        """Update the progress in memory; the events are recorded already."""
         state = self.states[number]
         self.samples += max(0, event.samples - state.samples)
         state.samples = max(state.samples, event.samples)
@@ -147,15 +147,15 @@ class Ledger:
         return verdict
 
     def commit(self) -> None:
-        """Make durable what the search has been told; then the verdicts may be sent. state.json is written for a trial
-        that is to be pruned alone: the journal tells which marks of the others were judged."""
+        """Make the search's records durable; then the verdicts may be sent. state.json is written only for trials to be
+        pruned: the journal has the judged marks of the others."""
         self._search.commit()
         for number in self._pruned:
             self._write(number)
         self._pruned.clear()
 
     def finish(self, number: int, end: TrialStateName, reason: str = "", kind: FailureKind | None = None) -> None:
-        """The trial is complete, pruned or failed."""
+        """Record that a trial is complete, pruned or failed."""
         state = self.states[number]
         state.close_attempt(kind, reason)
         state.kind = kind
@@ -170,24 +170,24 @@ class Ledger:
         self._tracker.close_trial(number, state.state, state.reason, self._tags(state))
 
     def tell(self, number: int) -> None:
-        """Tell Optuna how the trial ended."""
+        """Record in Optuna how the trial ended."""
         state = self.states[number]
         self._search.tell(number, state.state, state.values, state.kind, state.verdict)
 
     def fail_attempt(self, number: int, kind: FailureKind, detail: str) -> None:
-        """The attempt failed and another one will follow."""
+        """Record a failed attempt that another one will follow."""
         self.states[number].close_attempt(kind, detail)
         self._move(number, "interrupted", reason_of(kind, detail))
 
     def interrupt(self, number: int, reason: str) -> None:
-        """The trial left before its end and will go on later; for Optuna it is still running."""
+        """Record that a trial exited before its end and will be resumed later; in Optuna it is still running."""
         state = self.states[number]
         state.close_attempt()
         self._move(number, "interrupted", reason)
         self._tracker.close_trial(number, "interrupted", reason, self._tags(state))
 
     def reopen(self, number: int) -> None:
-        """A failed trial gets another chance."""
+        """Reopen a failed trial for another attempt."""
         self._search.reopen(number)
         self.failures.pop(number, None)
         state = self.states[number]
@@ -197,13 +197,13 @@ class Ledger:
         self._write(number)
 
     def refresh_board(self) -> None:
-        """Show on the board what keeps metrics from MLflow."""
+        """Show on the board how far MLflow is behind, and why."""
         unsent, error = self._tracker.lag()
         self.board.tracker = f"{error}; {unsent} events wait on disk" if error else ""
 
     def refresh_left(self) -> None:
-        """Show on the board how many trials are left. Counted when a trial has moved, and in a sweep of many trials
-        less often, so that it takes a twentieth of the time at most."""
+        """Show on the board how many trials are left. Counted after a change of a trial, in a sweep of many trials less
+        often, so that it takes at most a twentieth of the time."""
         begun = time.monotonic()
         if self._moved and begun >= self._next_count:
             self.board.left, self._moved = self._search.left(), False
@@ -211,7 +211,7 @@ class Ledger:
             self._next_count = now + 20 * (now - begun)
 
     def numbers(self, *states: TrialStateName) -> list[int]:
-        """Trials that are in one of these states, in order."""
+        """Return the trials in one of these states, in order."""
         return sorted(n for n, s in self.states.items() if s.state in states)
 
     def _move(self, number: int, to: TrialStateName, reason: str) -> None:
@@ -246,7 +246,8 @@ class Ledger:
 
 
 def _identity(paths: SweepPaths) -> tuple[int, int] | None:
-    """Return what tells the sweep's directory from another one of its name, or None if it does not exist."""
+    """Return an id of the sweep's directory that differs from another one of the same name; None if it does not
+    exist."""
     try:
         found = os.stat(paths.root)
     except OSError:

@@ -12,11 +12,11 @@ from saebench.runs.events import Event
 
 @dataclass
 class Job:
-    """A trial that waits for a slot to go on."""
+    """A trial that waits for a slot."""
 
     number: int
     avoid: str = ""
-    """Device on which it crashed; another one is taken where there is another."""
+    """Device on which it crashed; it gets another one if there is one."""
     alone: str = ""
     """Device that it needs for itself."""
 
@@ -29,11 +29,11 @@ class Active:
     slot: Slot
     started: float
     alive: float
-    """When it last gave a sign of life."""
+    """Time of its last event or heartbeat."""
     leaving: float | None = None
-    """When it was told to leave."""
+    """When it was asked to leave."""
     why: str = ""
-    """Why it was told to leave, or was killed."""
+    """Why it was asked to leave, or was killed."""
     end: Event | None = None
     """Its `done` or `left`."""
     stalled: bool = False
@@ -60,8 +60,8 @@ class Queue:
         return frozenset(job.alone for job in self._jobs if job.alone)
 
     def take(self, slot: Slot, devices: Collection[str]) -> Job | None:
-        """The next job for `slot`, which is not reserved; `devices` are those in service. A job that needs the slot's
-        device for itself comes first."""
+        """Return the next job for `slot`, which is not reserved; `devices` are those in service. A job that needs the
+        slot's device for itself comes first."""
         job = next((job for job in self._jobs if job.alone == slot.device), None)
         job = job or next((job for job in self._jobs if _fits(job, slot, devices)), None)
         if job is not None:
@@ -75,7 +75,7 @@ def _fits(job: Job, slot: Slot, devices: Collection[str]) -> bool:
 
 
 class Seats:
-    """Slots and devices while a turn of the loop fills them, by device: it is asked once per free slot."""
+    """Slots and devices while a turn of the loop fills them; used once per free slot."""
 
     def __init__(self, slots: Collection[Slot], active: Collection[Active], wanted: frozenset[str]) -> None:
         """`wanted`: devices that a waiting trial needs for itself."""
@@ -87,11 +87,11 @@ class Seats:
         self._closed = wanted | {a.slot.device for a in active if a.alone}
 
     def reserved(self, slot: Slot) -> bool:
-        """Must `slot` stay empty, because a trial needs (or has) its device for itself?"""
+        """Return whether `slot` must stay empty, because a trial needs (or has) its device for itself."""
         return slot.device in self._occupied and slot.device in self._closed
 
     def take(self, slot: Slot, job: Job) -> None:
-        """`job` will run on `slot`."""
+        """Record that `job` will run on `slot`."""
         self._occupied.add(slot.device)
         if job.alone:
             self._closed |= {slot.device}

@@ -1,4 +1,4 @@
-"""What the scheduler asks of its search, its tracker, its view and its signals."""
+"""What the scheduler needs of its search, its tracker, its view and its signals."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Search(Protocol):
 
 
 class Ended(Protocol):
-    """What the search remembers of a trial that has ended."""
+    """The search's record of a trial that has ended."""
 
     @property
     def state(self) -> TrialStateName: ...
@@ -56,7 +56,7 @@ class Ended(Protocol):
 
 
 class RecoverableSearch(Search, Protocol):
-    """The part of `study.Search` that recovery uses beside."""
+    """The part of `study.Search` that recovery uses in addition."""
 
     def numbers(self) -> list[int]: ...
     def config(self, number: int) -> TrialConfig | None: ...
@@ -75,7 +75,7 @@ class Tracker(Protocol):
 
 
 class View(Protocol):
-    """What shows a sweep to a person (terminal/views.py)."""
+    """The display of a sweep (terminal/views.py)."""
 
     def note(self, text: str) -> None: ...
     def ended(self, state: TrialState) -> None: ...

@@ -1,10 +1,10 @@
-"""What an earlier scheduler has left behind, put in order before this one starts trials.
+"""Recover the state of an earlier scheduler before this one starts trials.
 
-Four places say what became of a trial: the events that its worker recorded, config.json and state.json beside them,
-Optuna's journal, and MLflow. Each can be rebuilt from the others, and is: a trial that the journal lost is added to it
-again, a config or a state that was lost is written again. What nothing else holds (a trained SAE, a history) is one
-line, and the sweep ends with exit code 3. A trial ends here as pruned or complete if its events say so, and is resumed
-from its checkpoint otherwise.
+Four places record how a trial ended: the events that its worker wrote, config.json and state.json beside them, Optuna's
+journal, and MLflow. Each is rebuilt from the others: a trial that the journal lost is added to it again, a lost config
+or state is written again. Lost files that cannot be rebuilt (a trained SAE, a history) are reported in a line each, and
+the sweep ends with exit code 3. A trial ends here as pruned or complete if its events say so, and is resumed from its
+checkpoint otherwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from saebench.scheduler.ledger import Ledger
 from saebench.scheduler.protocols import Ended, RecoverableSearch
 
 COMPARED = 1 << 30
-"""Bytes of finished trials whose sums a start compares; of what is beyond, only the sizes."""
+"""Most bytes of finished trials whose checksums a start compares; beyond that, only sizes."""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Recovered:
     waiting: list[int] = field(default_factory=list)
     """Trials to resume, in order."""
     lost: list[str] = field(default_factory=list)
-    """What is gone for good, a line each."""
+    """Lost files that cannot be rebuilt, a line each."""
 
 
 def recover(
@@ -42,7 +42,7 @@ def recover(
     retry_failed: bool = False,
     note: Callable[[str], None] = lambda _: None,
 ) -> Recovered:
-    """Fill the ledger from disk and bring every trial to one state in all places. What was rebuilt goes to `note`."""
+    """Fill the ledger from disk and bring every trial to one state in all places; report to `note` what was rebuilt."""
     found = Recovered()
     unread = _restore_lost(ledger, search, note)
     unfinished = {config.number for config in search.running()}
@@ -57,7 +57,7 @@ def recover(
 
 
 def _restore_lost(ledger: Ledger, search: RecoverableSearch, note: Callable[[str], None]) -> list[str]:
-    """Give the search the trials that its journal lost; lines about directories that cannot be read."""
+    """Add to the search the trials that its journal lost; return lines on directories that cannot be read."""
     known, restored, lost = set(search.numbers()), [], []
     for trial in ledger.paths.trials():
         if trial.number in known:
@@ -78,7 +78,7 @@ def _restore_lost(ledger: Ledger, search: RecoverableSearch, note: Callable[[str
 
 
 def _read(trial: TrialPaths) -> tuple[TrialConfig | None, TrialState | None, str]:
-    """Config and state of a trial, and why one of them cannot be read."""
+    """Return config and state of a trial, and why one of them cannot be read."""
     config, state, why = None, None, ""
     try:
         config = load_config(trial)
@@ -96,7 +96,7 @@ def _read(trial: TrialPaths) -> tuple[TrialConfig | None, TrialState | None, str
 def _adopt(
     ledger: Ledger, search: RecoverableSearch, number: int, found: Recovered, note: Callable[[str], None]
 ) -> None:
-    """Take over one trial that the search knows."""
+    """Recover one trial that the search knows."""
     config, trial = search.config(number), ledger.paths.trial(number)
     assert config is not None
     ended = search.ended(number)
@@ -128,7 +128,7 @@ def _adopt(
 
 
 def _rebuilt(config: TrialConfig, search: RecoverableSearch, trial: TrialPaths, ended: Ended | None) -> TrialState:
-    """The state of a trial from its events and from the journal."""
+    """Return the state of a trial from its events and from the journal."""
     state = TrialState.of(config)
     state.search = search.tags(config.number)
     last = 0.0
@@ -154,8 +154,8 @@ def _rebuilt(config: TrialConfig, search: RecoverableSearch, trial: TrialPaths, 
 
 
 def _reconcile(ledger: Ledger, number: int, *, known: bool) -> bool:
-    """Bring one trial to a state that all places agree on; False if it has to be resumed. `known`: Optuna has its
-    end. (The tracker compares its own book with state.json when it starts.)"""
+    """Bring one trial to the same state in all places; return False if it has to be resumed. `known`: Optuna has its
+    end. (The tracker compares its own book with state.json at its start.)"""
     state, trial = ledger.states[number], ledger.paths.trial(number)
     if state.ended:
         if not known:
@@ -173,7 +173,8 @@ def _reconcile(ledger: Ledger, number: int, *, known: bool) -> bool:
 
 
 def _replay(ledger: Ledger, number: int, trial: TrialPaths) -> Event | None:
-    """Process what the worker recorded after the scheduler had died; return its `done`, if it got as far."""
+    """Process the events that the worker recorded after the scheduler died; return its `done` event, if there is
+    one."""
     state, done = ledger.states[number], None
     heard = state.attempts[-1].started if state.attempts else 0.0
     for event, _ in events.read(trial.events):
@@ -188,7 +189,7 @@ def _replay(ledger: Ledger, number: int, trial: TrialPaths) -> Event | None:
 
 
 def _lost_files(ledger: Ledger) -> list[str]:
-    """Lines about files of complete trials that are missing or are not what was written."""
+    """Return lines on files of complete trials that are missing or changed."""
     lost, compared = [], 0
     for number in ledger.numbers("complete"):
         state, root = ledger.states[number], ledger.paths.trial(number).root
@@ -204,8 +205,8 @@ def _lost_files(ledger: Ledger) -> list[str]:
 
 
 def _retried(ledger: Ledger, every: bool) -> list[int]:
-    """Failed trials that are retried: all if that was asked for; and those that could not run at all, as long as
-    nothing in this sweep ever could (the cause lies outside the trials, and is fixed by now)."""
+    """Return the failed trials to retry: all with `--retry-failed`; otherwise those that could not run at all, if no
+    trial of this sweep ever could (the cause lies outside the trials, and may be fixed)."""
     failed = ledger.numbers("failed")
     if not every:
         alone = not ledger.numbers("complete", "pruned")

@@ -27,7 +27,7 @@ STEP = 1 / 6
 class CmaEs(BaseSampler):
     """Hansen's CMA-ES: each full generation of complete trials, in order of number, moves the distribution.
 
-    The state is a function of the complete trials and the seed, so a resumed sweep goes on as it would have. The first
+    The state is a function of the complete trials and the seed, so a resumed sweep draws the same points. The first
     point is drawn at random, as with Optuna's sampler.
     """
 

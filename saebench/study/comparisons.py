@@ -1,4 +1,4 @@
-"""Which seeds are still to measure which points, once a stratum's search has made its choice."""
+"""The queue of comparing trials: which seeds are still to measure which points."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Comparisons:
         return None
 
     def choose(self, search: StratumSearch) -> None:
-        """Queue what the other seeds are to measure in a stratum: the chosen point, or all of them."""
+        """Queue the points that the other seeds measure in a stratum: the chosen one, or all."""
         self._pending = [item for item in self._pending if item[0].stratum_search is not search]
         found = choose(self._plan, search)
         newest, measured = _newest_choice(search)

@@ -1,7 +1,7 @@
 """A connection to PostgreSQL that outlives a restart of the server, and the right to write a sweep's journal there.
 
-The right is an advisory lock: it ends with the connection, so that a scheduler that was killed blocks nobody. One that
-lost its connection takes the lock again when it is back, and is refused if another scheduler has it by then.
+The right is an advisory lock: it ends with the connection, so a killed scheduler blocks no other. A scheduler that lost
+its connection takes the lock again after reconnecting, and is refused if another scheduler has it by then.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CONNECT = {
     "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
 }
-"""libpq's parameters: a server that is gone without a word is noticed within half a minute."""
+"""libpq's parameters: a server that disappears silently is noticed within half a minute."""
 
 
 class Database:
@@ -53,8 +53,8 @@ class Database:
         patience: float = PATIENCE,
     ) -> None:
         """Connect and take the sweep's lock. `note`: gets a line when the connection is lost or back; `hurried`: true
-        once somebody has asked the sweep to end, so that nothing is waited for. Raises PreflightError with one line if
-        the database cannot be used, LockedError if another scheduler has the sweep."""
+        once the sweep was asked to stop; then nothing is waited for. Raises PreflightError with one line if the
+        database cannot be used, LockedError if another scheduler has the sweep."""
         self.sweep, self.shown = sweep, mask(uri)
         self._uri, self._password = _without_mask(uri), _password()
         self._note, self._hurried, self._patience = note, hurried, patience
@@ -68,7 +68,7 @@ class Database:
 
     def transact(self, work: Callable[[cursor], T]) -> T:
         """Return what `work` returns, in one committed transaction. After a lost connection `work` is called again: it
-        must find out whether its first call was committed. Raises StorageLostError once patience has run out."""
+        must find out whether its first call was committed. Raises StorageLostError after the time limit."""
         driver, since, last = self._driver(), time.monotonic(), ""
         while True:
             try:
@@ -89,7 +89,7 @@ class Database:
                 return found
 
     def close(self) -> None:
-        """Give the lock and the connection back."""
+        """Release the lock and close the connection."""
         if self._connection is not None:
             with contextlib.suppress(self._driver().Error):
                 self._connection.close()
@@ -121,8 +121,8 @@ class Database:
         return there
 
     def _take_lock(self, at: cursor) -> None:
-        """Take the sweep's advisory lock. A session of this very scheduler that the server has not given up yet is
-        ended first. Raises LockedError if another scheduler has it."""
+        """Take the sweep's advisory lock. A session of this same scheduler that the server still keeps is ended first.
+        Raises LockedError if another scheduler has it."""
         for _ in range(20):
             at.execute("SELECT pg_try_advisory_lock(%s)", (self._key,))
             if (at.fetchone() or (False,))[0]:

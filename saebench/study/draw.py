@@ -23,7 +23,7 @@ SEARCH_TAGS = {Tag.ROLE: "search"}
 
 def draw(plan: Plan, search: StratumSearch, number: int) -> Trial | None:
     """Return an enqueued point, the next of the grid or of the shared sequence, or what Optuna's sampler proposes. None
-    where Optuna drew a point a second time, or where no point is left; then the search is marked as exhausted."""
+    if Optuna drew a point a second time, or if no point is left; then the search is marked as exhausted."""
     stratum = search.stratum
     for known in search.enqueued:
         point = {**samplers.shared_point(plan, stratum, 0), **known}
@@ -50,7 +50,7 @@ def _next_listed(plan: Plan, search: StratumSearch, number: int) -> Trial | None
 
 
 _REPEATS = 100
-"""Points of the shared sequence that may repeat one, before a finite space is listed for what is left."""
+"""Most repeated points of the shared sequence before a finite space is listed for unused points."""
 
 
 def _next_shared(plan: Plan, search: StratumSearch, number: int) -> Trial | None:
@@ -70,8 +70,8 @@ def _untried(plan: Plan, search: StratumSearch, chance: int, number: int) -> Tri
 
 
 def accept(plan: Plan, search: StratumSearch, trial: optuna.trial.Trial, number: int) -> Trial | None:
-    """Make a trial of what Optuna has drawn. A point that was drawn before ends as FAIL, which no sampler sees, and
-    another one is taken; a small space may have none left."""
+    """Make a trial of the point that Optuna has drawn. A point that was drawn before ends as FAIL, which no sampler
+    sees, and another one is drawn; a small space may have none left."""
     samplers.suggest(trial, search.space)
     params, seed = samplers.decode(search.stratum, trial.params), search_seed(plan)
     if plan.point_id(search.stratum, params) not in search.points:
@@ -92,7 +92,7 @@ def search_seed(plan: Plan) -> int:
 
 
 def drawn_tags(stratum: Stratum) -> dict[str, str]:
-    """Return the tags of a drawn point: of the only one that a stratum has, there is nothing to choose."""
+    """Return the tags of a drawn point: without a choice if it is the only point of its stratum."""
     if stratum.points > 1 or stratum.refine:
         return dict(SEARCH_TAGS)
     return choice_tags({"gap": 0.0, "edge": [], "needed": None, "drawn": 1, "refined": 0, "searched": {}}, 1)
@@ -112,8 +112,8 @@ def add(
     refinement: tuple[dict[str, Scalar], ...] = (),
     tags: Mapping[str, str] | None = None,
 ) -> Trial:
-    """Add a running trial with known params, whole and with its number in one record of the journal. `tags`: of its
-    run; null: those of a drawn point."""
+    """Add a running trial with known params, with its number, in one record of the journal. `tags`: of its run; null:
+    those of a drawn point."""
     tags = drawn_tags(search.stratum) if tags is None else dict(tags)
     known: dict[str, Any] = {"number": number, "seed": seed, "tags": dict(tags)}
     if refinement:

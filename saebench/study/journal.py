@@ -1,4 +1,4 @@
-"""Optuna's storage: a journal that only the scheduler writes, and two places where Optuna has to be worked around."""
+"""Optuna's storage: a journal that only the scheduler writes, with two workarounds for Optuna."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from saebench.study.table import TableRecords, set_rows_aside
 
 
 class Journal(JournalStorage):
-    """Optuna's storage in records that this process alone writes."""
+    """Optuna's storage in records that only this process writes."""
 
     def __init__(self, records: Records) -> None:
         self._records = records
         self._study: dict[int, int] = {}
         """Trial's id -> its study's."""
         self._superseded: set[int] = set()
-        """Ids of trials that ended as failed and were begun again."""
+        """Ids of failed trials that were started again."""
         self._first: dict[int, int] = {}
-        """Id of a trial begun again -> the number, within the study, that the first of its kind was given."""
+        """Id of a trial started again -> number, within the study, of the first trial that it replaces."""
         self._again: dict[int, list[int]] = {}
-        """Study's id -> the numbers that trials begun again were given, in order."""
+        """Study's id -> numbers of trials started again, in order."""
         super().__init__(self._records)
         for study in self.get_all_studies():
             trials = super().get_all_trials(study._study_id, deepcopy=False)
             self._study |= {trial._trial_id: study._study_id for trial in trials}
 
     def supersede(self, old: int, new: int) -> None:
-        """The trial `new` goes on where `old` failed. From now on Optuna sees the new one in place of the old one, and
-        all of the study under the numbers that they would have had without the failure: nothing counts twice, and
-        what depends on numbers (the bracket of hyperband) is the same."""
+        """Replace the failed trial `old` by `new`. From now on Optuna sees only the new one, and all trials of the
+        study under the numbers that they would have without the failure: nothing counts twice, and results that depend
+        on numbers (the bracket of hyperband) are the same."""
         self._first[new] = self._first.get(old, super().get_trial(old).number)
         insort(self._again.setdefault(self._study[new], []), super().get_trial(new).number)
         self._superseded.add(old)
@@ -68,7 +68,8 @@ class Journal(JournalStorage):
         return trial
 
     def group(self) -> AbstractContextManager[None]:
-        """The records made inside are found together later, or none of them; durable after the next `commit`."""
+        """Store the records made inside together: later all of them are found, or none. They are durable after the next
+        `commit`."""
         return self._records.group()
 
     def commit(self) -> None:
@@ -81,8 +82,8 @@ class Journal(JournalStorage):
 
 
 def open_journal(storage: Path | Database) -> Journal:
-    """Return the storage in a file or a database, put in order after a crash. Records that are whole but are not
-    Optuna's are set aside."""
+    """Return the storage in a file or a database, repaired after a crash. Complete records that are not Optuna's are
+    set aside."""
     try:
         return Journal(_records(storage))
     except UNREADABLE:
@@ -91,10 +92,10 @@ def open_journal(storage: Path | Database) -> Journal:
 
 
 def _records(storage: Path | Database) -> Records:
-    """The records that are kept there.
+    """Return the records of a file or a database.
 
-    A broken line followed by any append would make a file unreadable for good, so it is cut off first. Only whoever
-    holds the sweep's own lock calls this: there is no living writer, and there will be none but the caller.
+    A broken line followed by an append would make a file unreadable for good, so it is cut off first. The caller holds
+    the sweep's lock: there is no other writer.
     """
     if not isinstance(storage, Path):
         return TableRecords(storage)
@@ -113,18 +114,18 @@ def set_journal_aside(storage: Path | Database) -> None:
 
 
 UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError)
-"""What Optuna raises for records that are whole but are not its own."""
+"""Exceptions that Optuna raises for complete records that are not its own."""
 
 
 def attach(study: optuna.Study, trial_id: int) -> optuna.trial.Trial:
-    """A trial that an earlier process asked for, to go on with: to suggest what it still lacks, to report, to judge.
+    """Return a trial that an earlier process asked for, to continue it: to suggest missing params, to report, to judge.
 
-    Optuna has no public call for this and calls the constructor "not recommended"; it is the only place that uses it,
-    and a test of its own says what is relied on.
+    Optuna has no public call for this and calls the constructor "not recommended"; this is its only use, and a test
+    checks what is relied on.
     """
     return optuna.trial.Trial(study, trial_id)
 
 
 def frozen(trial: optuna.trial.Trial) -> FrozenTrial:
-    """What the storage holds of a trial; not to be changed. (`study.trials` would copy all of them.)"""
+    """Return the storage's own record of a trial; do not change it. (`study.trials` would copy all of them.)"""
     return trial.study._storage.get_trial(trial._trial_id)

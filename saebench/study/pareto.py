@@ -1,6 +1,6 @@
-"""A pruner for trials whose sparsity moves: it stops what is worse in both L0 and reconstruction error.
+"""A pruner for trials whose sparsity moves: it stops trials that are worse in both L0 and reconstruction error.
 
-It needs nothing of saebench but Optuna, so it serves any study with two measures of which less is better:
+It depends only on Optuna, so it works for any study with two measures of which less is better:
 
     study = optuna.create_study(pruner=ParetoPruner(margin=0.05, n_warmup_steps=1000))
     ...
@@ -43,7 +43,7 @@ def report_pair(trial: optuna.trial.Trial, step: int, first: float, second: floa
 
 
 def pair(trial: FrozenTrial, step: int) -> tuple[float, float] | None:
-    """Both measures at `step`; None where the trial has none there."""
+    """Return both measures at `step`; None if the trial has none there."""
     found = trial.user_attrs.get(_key(step))
     return None if found is None else (float(found[0]), float(found[1]))
 
@@ -53,7 +53,7 @@ def _key(step: int) -> str:
 
 
 class ParetoPruner(BasePruner):
-    """Stops a trial only when, at its own step, another trial of the study is better in both measures by `margin`.
+    """Stops a trial only if, at its own step, another trial of the study is better in both measures by `margin`.
 
     Better by a margin m means: below (1 - m) times the value. A trial that is best in one of the two is never stopped,
     so the front survives whatever the order of the trials. Compared are the trials that reported the same step,
@@ -76,8 +76,8 @@ class ParetoPruner(BasePruner):
         return found is not None and self._beats(found.pair, pair(trial, step))
 
     def rival(self, study: optuna.Study, trial: FrozenTrial, step: int) -> Rival | None:
-        """Of the trials better in the first measure by the margin, the best in the second: if any trial stops this
-        one, it does. None where there is no such trial."""
+        """Of the trials better in the first measure by the margin, the best in the second: if any trial stops this one,
+        it does. None if there is no such trial."""
         own = pair(trial, step)
         if own is None:
             return None

@@ -1,4 +1,4 @@
-"""When a trial is stopped: Optuna's pruners in examples seen, and the numbers behind each of their verdicts."""
+"""Optuna's pruners with steps in examples seen, and the numbers behind each verdict."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PAIR = ("eval/l0", "eval/fvu")
 
 
 def make_pruner(plan: Plan, stratum: Stratum) -> BasePruner:
-    """The stratum's pruner; steps are examples seen. Raises SpecError where its parameters do not fit."""
+    """The stratum's pruner; steps are examples seen. Raises SpecError if its parameters do not fit."""
     prune, start = plan.spec.prune, plan.prune_from(stratum)
     if start >= plan.samples:
         return NopPruner()
@@ -51,7 +51,7 @@ def make_pruner(plan: Plan, stratum: Stratum) -> BasePruner:
 
 
 def report(trial: optuna.trial.Trial, step: int, value: float, values: Mapping[str, float]) -> None:
-    """Give Optuna what `trial` measured at `step`; a step that it has already stays as it is."""
+    """Report to Optuna what `trial` measured at `step`; a step that is already reported stays unchanged."""
     if step in frozen(trial).intermediate_values:
         return
     if isinstance(trial.study.pruner, ParetoPruner) and all(key in values for key in PAIR):
@@ -60,9 +60,9 @@ def report(trial: optuna.trial.Trial, step: int, value: float, values: Mapping[s
 
 
 def judge(trial: optuna.trial.Trial, step: int, value: float) -> tuple[bool, dict[str, Any]]:
-    """Whether to stop a trial that has just reported `step`, and the numbers behind it.
+    """Return whether to stop a trial that has just reported `step`, and the numbers behind it.
 
-    value: what was reported; threshold: what it had to reach (None where nothing was compared); peers: how many other
+    value: what was reported; threshold: what it had to reach (None if nothing was compared); peers: how many other
     trials it was compared with; rung: of asha and hyperband, the one that was passed or failed here.
     """
     pruner, study = trial.study.pruner, trial.study
@@ -95,7 +95,7 @@ def _median(study: optuna.Study, trial: FrozenTrial, step: int) -> dict[str, Any
 
 
 def _rungs(trial: FrozenTrial) -> int:
-    """How many rungs the trial has reached."""
+    """Return the number of rungs that the trial has reached."""
     return sum(key.startswith("completed_rung_") for key in trial.system_attrs)
 
 
@@ -117,7 +117,7 @@ def _rung(study: optuna.Study, trial: FrozenTrial, rung: int) -> dict[str, Any]:
 
 
 def _bound(pruner: ThresholdPruner) -> float | None:
-    """The bound to show when none was crossed: the upper one where there is one."""
+    """Return the bound to show if none was crossed: the upper one if it exists."""
     return next((bound for bound in (pruner._upper, pruner._lower) if math.isfinite(bound)), None)
 
 

@@ -33,7 +33,7 @@ def recorded_trials(
 
 
 def resume_round(plan: Plan, search: StratumSearch) -> None:
-    """Queue the points of an interrupted round of refinement that had not begun."""
+    """Queue the points of an interrupted round of refinement that had not started."""
     rounds = [trial.refinement for _, trial in sorted(search.trials.items()) if trial.refinement]
     for params in rounds[-1] if rounds else ():
         if plan.point_id(search.stratum, params) not in search.points:

@@ -1,7 +1,7 @@
 """The records of Optuna's journal: written by one scheduler, in groups, and durable once `commit` returns.
 
 Optuna's own backends take a lock, wait for the disk and read everything again at every record, and a trial is about
-eight of them. Here nobody else writes, so that a group of records is one write, and what was written is known already.
+eight of them. Here there is no other writer, so a group of records is one write, and nothing has to be read again.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from saebench.runs.files import is_intact, seal_line
 
 
 class Records(BaseJournalBackend):
-    """Records in memory, until a group of them goes to where they are kept."""
+    """Records in memory, until a group of them is stored."""
 
     def __init__(self, kept: Iterable[bytes]) -> None:
-        """`kept`: the records that there are, in order."""
+        """`kept`: the stored records, in order."""
         self._unread = deque(kept)
         self._read = 0
         self._unwritten: list[bytes] = []
         self._groups = 0
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
-        """Every record once, to the one storage that has this backend."""
+        """Return every record once, to the one storage that has this backend."""
         assert log_number_from == self._read
         while self._unread:
             self._read += 1
@@ -42,7 +42,7 @@ class Records(BaseJournalBackend):
             yield record
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        """Add records: to the group, if there is one; else they are durable when this returns."""
+        """Add records, to the current group if there is one; otherwise they are durable when this returns."""
         lines = [seal_line(json.dumps(log, separators=(",", ":"))).encode() for log in logs]
         self._unwritten += lines
         self._unread.extend(lines)
@@ -51,8 +51,8 @@ class Records(BaseJournalBackend):
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        """Keep the records made inside together: either all of them are found later, or none. They are durable after
-        the next `commit`."""
+        """Store the records made inside together: later all of them are found, or none. They are durable after the next
+        `commit`."""
         self._groups += 1
         try:
             yield
@@ -63,18 +63,19 @@ class Records(BaseJournalBackend):
 
     @abstractmethod
     def _hand_over(self) -> None:
-        """Take the records that are not written yet, as far as that needs no waiting."""
+        """Pass on the records that are not written yet, as far as possible without waiting."""
 
     @abstractmethod
     def commit(self) -> None:
         """Make every record so far durable."""
 
     def close(self) -> None:
-        """Give back what the records hold open."""
+        """Close the file or connection."""
 
 
 class FileRecords(Records):
-    """The lines of a file. A killed process loses none that were handed over; a power cut may, until `commit`."""
+    """Records as lines of a file. A killed process loses none that were passed on; a power cut may lose those before
+    `commit`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -111,8 +112,8 @@ def set_aside(path: Path) -> None:
 
 
 def repair_journal(path: Path) -> None:
-    """Cut off what follows the last record before which all are whole: half a line, or blocks that never reached the
-    disk, whatever follows them. A file in which more than its end is broken is kept beside as `.damaged`."""
+    """Cut off everything after the first incomplete record: half a line, or blocks that never reached the disk, and all
+    that follows them. If more than the end of the file is broken, keep a copy as `.damaged`."""
     if not path.is_file():
         return
     with path.open("r+b") as file:
@@ -130,7 +131,7 @@ def repair_journal(path: Path) -> None:
 
 
 def is_record(line: bytes) -> bool:
-    """Is this line a whole record of Optuna's, with the sum that it was written with?"""
+    """Return whether this line is a complete record of Optuna's with the right checksum."""
     try:
         record = from_json(line)
     except ValueError:

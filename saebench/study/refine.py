@@ -20,7 +20,7 @@ Params = dict[str, Scalar]
 
 
 def propose(plan: Plan, search: StratumSearch) -> tuple[Params, ...]:
-    """Return the next round of refinement; empty where the best point is located, or nothing more may be tried."""
+    """Return the next round of refinement; empty if the best point is located, or no more points are allowed."""
     stratum, room = search.stratum, search.stratum.refine - search.refined
     ranges, candidates = stratum.ranges, search.candidates()
     if room <= 0 or not ranges or not candidates:
@@ -37,12 +37,11 @@ def propose(plan: Plan, search: StratumSearch) -> tuple[Params, ...]:
 
 
 def choose(plan: Plan, search: StratumSearch) -> tuple[Trial, dict[str, Any]] | None:
-    """Return the trial whose point is chosen, and what is known about it (see docs/report.md); None without a complete
-    trial.
+    """Return the trial whose point is chosen, and its search error (see docs/report.md); None without a complete trial.
 
-    gap: by how much the objective of the chosen point may lie above the best of the ranges, as a logarithm of the ratio
-    or as a difference; null where nothing says. edge: ranges at whose end the best point lies. needed: points that
-    would locate it where there were too few. drawn, refined: points that were tried. searched: the ranges.
+    gap: how far the objective of the chosen point may lie above the best of the ranges, as a logarithm of the ratio or
+    as a difference; null if unknown. edge: ranges at whose end the best point lies. needed: points that would locate it
+    if there were too few. drawn, refined: points that were tried. searched: the ranges.
     """
     candidates = search.candidates()
     if not candidates:

@@ -27,11 +27,11 @@ from saebench.study.units import from_unit
 from saebench.sweep_config import TPE_STARTUP, SearchConfig
 
 _SMALL = 100_000
-"""Points up to which a finite space is listed to find one that is still untried."""
+"""Largest finite space that is listed to find an unused point."""
 
 
 def distributions(stratum: Stratum) -> dict[str, BaseDistribution]:
-    """The stratum's space in Optuna's words."""
+    """The stratum's space as Optuna's distributions."""
     return {name: _distribution(value) for name, value in stratum.space.items()}
 
 
@@ -44,7 +44,7 @@ def _distribution(value: tuple[Scalar, ...] | Range) -> BaseDistribution:
 
 
 def _top(value: Range) -> Any:
-    """The last value that the steps reach; Optuna warns where that is not `high`."""
+    """The last value that the steps reach; Optuna warns if that is not `high`."""
     if value.step is None:
         return value.high
     low, high, step = (Decimal(str(number)) for number in (value.low, value.high, value.step))
@@ -71,8 +71,8 @@ def _decoded(space: tuple[Scalar, ...] | Range, value: Any) -> Scalar:
 
 
 def suggest(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) -> None:
-    """Give `trial` every parameter of the space at once: the trials that are asked for next must see them, or the
-    sampler proposes nearly the same again."""
+    """Suggest every parameter of the space at once: the sampler must see them when it draws the next trials, or it
+    proposes nearly the same again."""
     for name, distribution in space.items():
         if isinstance(distribution, CategoricalDistribution):
             trial.suggest_categorical(name, distribution.choices)
@@ -83,15 +83,15 @@ def suggest(trial: optuna.trial.Trial, space: Mapping[str, BaseDistribution]) ->
 
 
 def is_adaptive(search: SearchConfig, drawn: int) -> bool:
-    """Does the sampler draw the next point, after `drawn` ones, from what earlier points have measured?"""
+    """Return whether the sampler draws the next point, after `drawn` ones, from the results of earlier points."""
     return drawn >= {"tpe": TPE_STARTUP, "cmaes": 1}.get(search.sampler, math.inf)
 
 
 def make_sampler(search: SearchConfig, stratum: Stratum, drawn: int) -> BaseSampler:
     """Return Optuna's sampler for the next point of a stratum, of whose study it has `drawn` trials.
 
-    Its seed follows from the space, `search.seed` and `drawn`, so that a sweep that was stopped and resumed draws what
-    it would have drawn, and strata that search the same space draw with the same luck.
+    Its seed follows from the space, `search.seed` and `drawn`, so that a resumed sweep draws the same points, and
+    strata that search the same space draw alike.
     """
     fresh = zlib.crc32(f"{space_key(stratum)}:{search.seed}:{drawn}".encode())
     if search.sampler == "cmaes":
@@ -118,9 +118,9 @@ _PRIMES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 6
 def shared_point(plan: Plan, stratum: Stratum, index: int) -> dict[str, Scalar]:
     """Return the `index`-th point of the sequence that all strata of the sweep share.
 
-    A parameter with the same range or choices gets the same values in every stratum that searches it: what arms have in
-    common they try at the same settings, so that no arm is luckier. The sequence is Halton's, scrambled by
-    `search.seed`; of the sampler `random`, independent uniform draws.
+    A parameter with the same range or choices gets the same values in every stratum that searches it: arms try the same
+    settings of common parameters, so that no arm is luckier. The sequence is Halton's, scrambled by `search.seed`; of
+    the sampler `random`, independent uniform draws.
     """
     dims, seed = _dimensions(plan), plan.spec.search.seed
     found = {}
@@ -135,7 +135,8 @@ def shared_point(plan: Plan, stratum: Stratum, index: int) -> dict[str, Scalar]:
 
 
 def _dimensions(plan: Plan) -> list[str]:
-    """Every searched parameter of the sweep, the most common first: those get the bases that cover best."""
+    """Return every searched parameter of the sweep, the most common first: these get the bases with the best
+    coverage."""
     counted = Counter(_dimension(name, value) for stratum in plan.strata for name, value in stratum.space.items())
     return [name for name, _ in sorted(counted.items(), key=lambda item: (-item[1], item[0]))]
 
@@ -183,13 +184,13 @@ def check_sampler(plan: Plan) -> None:
 
 
 def is_small(stratum: Stratum) -> bool:
-    """Can all points of the space be listed?"""
+    """Return whether all points of the space can be listed."""
     return cardinality(stratum.space) <= _SMALL
 
 
 def untried(plan: Plan, stratum: Stratum, tried: Collection[str], seed: int) -> dict[str, Scalar] | None:
-    """A point of a finite space, at random among those whose id is not in `tried`; None where none is left, or where
-    the space is too large to be listed (then a sampler hardly ever draws a point twice)."""
+    """A point of a finite space, at random among those whose id is not in `tried`; None if none is left, or if the
+    space is too large to be listed (then a sampler hardly ever draws a point twice)."""
     if not is_small(stratum):
         return None
     lists = [_listed(value) for value in stratum.space.values()]

@@ -1,4 +1,4 @@
-"""The search of one stratum, and its trials as the search remembers them."""
+"""The state of one stratum's search, and its trials."""
 
 from __future__ import annotations
 
@@ -64,11 +64,11 @@ class StratumSearch:
     points: set[str] = field(default_factory=set)
     """Ids of the points drawn."""
     exhausted: bool = False
-    """A finite space of which every point is drawn."""
+    """Every point of a finite space is drawn."""
     proposals: deque[tuple[dict[str, Scalar], tuple[dict[str, Scalar], ...]]] = field(default_factory=deque)
     """Points of the current round of refinement that are still to run, each with its round."""
     choice_made: bool = False
-    """The choice is made; nothing has changed since."""
+    """A choice was made, and nothing has changed since."""
 
     @property
     def drawn(self) -> list[Trial]:
@@ -82,7 +82,7 @@ class StratumSearch:
 
     @property
     def extra(self) -> int:
-        """How many failed points are replaced by others; none where nothing else can be drawn (a failed point of a grid
+        """How many failed points are replaced by others; none if nothing else can be drawn (a failed point of a grid
         stays open for a retry)."""
         return max(1, self.stratum.points // 4) if self.space and self.stratum.grid is None else 0
 
@@ -95,7 +95,7 @@ class StratumSearch:
 
     @property
     def searching(self) -> bool:
-        """Does a trial of the first seed run, or is one still to come?"""
+        """Whether a trial of the first seed runs or is still to come."""
         running = any(trial.state == "running" for trial in self.trials.values())
         return bool(self.missing or self.proposals) or running
 
@@ -116,7 +116,7 @@ def state_of(frozen: FrozenTrial) -> Literal["running"] | End:
 
 
 def known_trial(stratum_search: StratumSearch, study: optuna.Study, frozen: FrozenTrial, seed: int) -> Trial:
-    """Return a trial that is in the journal. `seed`: of trials whose record names none."""
+    """Return a trial that is in the journal. `seed`: for trials whose record has none."""
     attrs: Mapping[str, Any] = frozen.user_attrs
     return Trial(
         attrs["number"],

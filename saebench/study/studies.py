@@ -1,4 +1,4 @@
-"""The Optuna studies of a sweep: begun, or found in the journal and compared with the plan."""
+"""The Optuna studies of a sweep: created, or found in the journal and compared with the plan."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Studies:
     """One study per stratum, and a sibling "<sweep>/<stratum>/replicates" once there are any."""
 
     def __init__(self, plan: Plan, storage: Journal) -> None:
-        """Raises SpecError where the journal has trials of a stratum that the plan lacks."""
+        """Raises SpecError if the journal has trials of a stratum that the plan lacks."""
         self._plan, self._storage = plan, storage
         self._known = {study.study_name for study in storage.get_all_studies()}
         self._refuse_lost_strata()
 
     def stratum_search(self, stratum: Stratum) -> StratumSearch:
-        """The stratum at work. Raises SpecError, naming what changed, where it was begun with another space."""
+        """Return the search of a stratum. Raises SpecError, naming the change, if it was started with another space."""
         name = f"{self._plan.spec.name}/{stratum.id}"
         study = self._study(name, pruners.make_pruner(self._plan, stratum))
         self._agree(study, stratum)
@@ -52,7 +52,7 @@ class Studies:
         )
 
     def _agree(self, study: optuna.Study, stratum: Stratum) -> None:
-        """A study is about one space and one objective; raises SpecError that names what changed."""
+        """Check that a study has the plan's space and objective; raise SpecError that names the change."""
         search = self._plan.spec.search
         now = {"objective": search.objective, "direction": search.direction, **stratum.fixed, **stratum.space}
         now = json.loads(json.dumps({k: asdict(v) if isinstance(v, Range) else v for k, v in now.items()}))

@@ -1,6 +1,6 @@
 """Optuna's journal in a table of PostgreSQL: a row per record, a transaction per group.
 
-The primary key (sweep, n) is the fence: a scheduler that was believed dead and wakes up writes rows whose numbers its
+The primary key (sweep, n) is the fence: a scheduler that was taken for dead and continues writes rows whose numbers its
 successor has taken, and stops. Optuna's own storage for databases needs seventy times the processor time for a report,
 and a restart of the server ends it.
 """
@@ -32,7 +32,7 @@ _CREATING = 7_305_131_884
 
 
 class TableRecords(Records):
-    """The rows of one sweep. What was handed over is in memory until `commit`: a killed process loses it."""
+    """The rows of one sweep. Records are in memory until `commit`: a killed process loses them."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -106,7 +106,8 @@ def set_rows_aside(database: Database) -> None:
 
 
 def _opened(sweep: str) -> bytes:
-    """A row that says who opened the journal; its number is taken, which fences whoever had it open before."""
+    """Write a row that names the process that opened the journal; its number is taken, which fences an earlier
+    process."""
     who = {
         "sweep": sweep,
         "host": socket.gethostname(),

@@ -1,4 +1,4 @@
-"""The embeddings of a sweep, there before its first trial."""
+"""Provide the embeddings of a sweep before its first trial."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class StoppedError(Exception):
-    """`saebench stop` came before there was a scheduler to obey it."""
+    """`saebench stop` was used before the scheduler existed."""
 
 
 class Embeddings:
@@ -32,7 +32,8 @@ class Embeddings:
         self._circular_anyway = circular_anyway
 
     def prepare(self, executor: Executor, lock: Lock | None) -> dict[str, Any]:
-        """Fields of the lock about the embeddings, once they are all there; PreflightError for others than at first."""
+        """Return the lock's fields about the embeddings, once all exist. Raises PreflightError if they differ from the
+        first start's."""
         data = self._spec.data
         if not data.cache:
             width = embedding_width(data.model, data.revision)
@@ -64,8 +65,8 @@ class Embeddings:
         return {**counts, "cache_key": entry.cache_key, "second_key": second, "data": entry.info}
 
     def _second_key(self, entry: CacheEntry, lock: Lock | None, devices: Sequence[str | Launch]) -> str | None:
-        """Return the key of the embeddings by `eval.second_encoder`, once they are there. Raises CircularError at the
-        first start if they are those of `data.model`, PreflightError if they are others than at the first start."""
+        """Return the key of the embeddings by `eval.second_encoder`, once they exist. Raises CircularError at the first
+        start if they are those of `data.model`, PreflightError if they differ from the first start's."""
         model = self._spec.eval.second_encoder
         if model is None:
             return None

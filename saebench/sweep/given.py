@@ -23,7 +23,7 @@ class GivenSpec:
     text: str
     """The spec as the user wrote it."""
     folder: Path
-    """Where it lies: its git commit is recorded."""
+    """Its folder, whose git commit is recorded."""
 
 
 def given_spec(spec: str | Path | SweepSpec | Mapping[str, Any], overrides: Sequence[str]) -> GivenSpec:
@@ -40,7 +40,8 @@ def given_spec(spec: str | Path | SweepSpec | Mapping[str, Any], overrides: Sequ
 
 
 def unmasked_uri(uri: str) -> str:
-    """The address with its secrets, which are not stored: MLFLOW_TRACKING_URI has them, if it is the same otherwise."""
+    """Return the address with its secrets, which are not stored but taken from MLFLOW_TRACKING_URI if that is otherwise
+    equal."""
     known = os.environ.get("MLFLOW_TRACKING_URI", "")
     if mask(known) != uri:
         raise PreflightError(f"tracking.uri: {uri}: its secret is not stored; set MLFLOW_TRACKING_URI")

@@ -1,4 +1,4 @@
-"""One start of a sweep: what is checked before the first trial, the trials, and the end."""
+"""One start of a sweep: the checks before the first trial, the trials, and the end."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ _RUN_STATUS = {0: "FINISHED", 3: "FINISHED", 4: "FAILED"}
 
 
 END_PATIENCE = 120.0
-"""Seconds a sweep at its end waits for a tracking server that takes nothing; a restart of the server fits in."""
+"""Seconds that a sweep at its end waits for a tracking server without progress: enough for a restart of the server."""
 HURRIED_PATIENCE = 20.0
-"""The same where somebody or something told the sweep to stop."""
+"""The same if the sweep was asked to stop."""
 
 
 class SweepRun:
-    """One life of a sweep's scheduler."""
+    """One run of a sweep's scheduler."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class SweepRun:
         """lock.json is written."""
 
     def close(self) -> None:
-        """Give back what is held beside the sweep's directory. Idempotent."""
+        """Release everything but the sweep's directory. Idempotent."""
         self._storage.close()
 
     def run(self, extend: bool, retry_failed: bool) -> SweepResult:
@@ -134,8 +134,8 @@ class SweepRun:
             self._paths.stop.unlink(missing_ok=True)
 
     def _known_lock(self) -> Lock | None:
-        """The sweep's lock.json. One that was lost is written again from the spec, with which every trial that there is
-        is compared when it is recovered."""
+        """Return the sweep's lock.json. A lost one is written again from the spec; recovery compares every existing
+        trial with it."""
         try:
             lock = read_lock(self._paths)
             if lock is None and self._paths.trials():
@@ -146,7 +146,8 @@ class SweepRun:
         return lock
 
     def _reachable_tracking(self, lock: Lock | None) -> TrackingConfig:
-        """The spec's tracking with the address that this start uses; PreflightError if nothing there answers."""
+        """Return the spec's tracking with the address that this start uses. Raises PreflightError if it does not
+        answer."""
         from saebench.tracking.address import start_uri
         from saebench.tracking.server import check
 
@@ -158,7 +159,7 @@ class SweepRun:
         return tracking.model_copy(update={"uri": uri})
 
     def _run_config(self, lock: Lock | None) -> RunConfig:
-        """The spec's `run`, with the number of threads that the first start has fixed."""
+        """Return the spec's `run` with the number of threads that the first start has fixed."""
         run = self._spec.run
         return run if lock is None or lock.threads is None else run.model_copy(update={"threads": lock.threads})
 
@@ -168,7 +169,7 @@ class SweepRun:
         return lock.model_copy(update={"threads": executor.slots[0].threads})
 
     def _resolved(self, lock: Lock | None, data: dict[str, Any], changes: dict[str, tuple[Any, Any]]) -> Lock:
-        """What lock.json is to hold: as before, but for what was extended."""
+        """Return the new content of lock.json: as before, plus the extension."""
         spec = self._spec
         if lock is None:
             head = {"name": spec.name, "description": spec.description, "spec": spec.plain()}
@@ -191,8 +192,7 @@ class SweepRun:
             write_lock(self._paths, lock)
 
     def _floors(self, plan: Plan) -> subprocess.Popen[str] | None:
-        """A process that measures the floors beside the trials; None where they are known or there is nothing to
-        measure them on."""
+        """Start a process that measures the floors beside the trials; None if they are known or cannot be measured."""
         sizes = set(floor_sizes(plan))
         if self._target != TARGET or plan.cache_key is None or sizes <= floor_process.measured(self._paths.floors):
             return None
@@ -271,7 +271,7 @@ class SweepRun:
 
 
 def floor_sizes(plan: Plan) -> Iterator[tuple[int, int]]:
-    """(k, dict_size) of the strata that say how many latents fire."""
+    """Return (k, dict_size) of the strata with a known number of active latents."""
     for stratum in plan.strata:
         k, width = stratum.axes.get("k") or stratum.axes.get("target_l0"), stratum.axes.get("dict_size")
         if isinstance(k, int | float) and isinstance(width, int):

@@ -1,4 +1,4 @@
-"""How a sweep ended."""
+"""The result of a sweep."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SweepResult:
-    """How a sweep ended, this time."""
+    """The result of one start of a sweep."""
 
     name: str
     root: Path
     """Its directory, runs/<name>."""
     exit_code: int
-    """0 all well, 3 some trials failed, 4 given up, 75 stopped but resumable, 130 interrupted."""
+    """0 no trial failed, 3 some trials failed, 4 given up, 75 stopped but resumable, 130 interrupted."""
     reason: str = ""
     """Why it ended before its end."""
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class SweepResult:
 
     @cached_property
     def report(self) -> Report:
-        """What the sweep has found, read once. Raises UserError if its record cannot be read."""
+        """The report of the sweep, read once. Raises UserError if its record cannot be read."""
         from saebench.report import load
 
         return load(self.root)

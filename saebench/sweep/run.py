@@ -1,7 +1,7 @@
 """`run_sweep`: from a spec to the last trial, and the same call again to resume.
 
-First everything that can be wrong is checked (spec, tracking server, devices, texts and encoder, widths), then the
-sweep's directory gets its lock.json, and only then trials start. A sweep that fails before leaves nothing behind.
+First everything that can fail is checked (spec, tracking server, devices, texts and encoder, widths), then the sweep's
+directory gets its lock.json, and only then trials start. A sweep that fails earlier leaves no files.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ def run_sweep(
 ) -> SweepResult:
     """Run a sweep, or resume it. Works from a script (no main guard), a notebook or a thread.
 
-    spec: a file, a mapping as YAML would give it, or a `SweepSpec`. overrides: "key=value" as for `--set`. extend: take
-    more seeds, points, devices or budget into a sweep that exists. retry_failed: give failed trials another chance.
-    target: "module:function" that a worker runs for a trial, with the signature of `trial.run_trial`. executor: where
-    trials run in place of what `run.executor` names: an object of the protocol `executors.Executor`; it is closed.
-    circular_anyway: let the data's own encoder be `eval.second_encoder`.
+    spec: a file, a mapping as YAML would give it, or a `SweepSpec`. overrides: "key=value" as for `--set`. extend: add
+    seeds, points, devices or budget to an existing sweep. retry_failed: retry failed trials. target: "module:function"
+    that a worker runs for a trial, with the signature of `trial.run_trial`. executor: an object of the protocol
+    `executors.Executor` to use instead of `run.executor`; it is closed at the end. circular_anyway: allow `data.model`
+    itself as `eval.second_encoder`.
 
     Raises SpecError, PreflightError or LockedError (all UserErrors, one clear line) before anything is started.
     """
@@ -100,7 +100,7 @@ def run_sweep(
 
 @contextlib.contextmanager
 def preflight() -> Iterator[None]:
-    """Turn what the machine refuses before anything has begun into a PreflightError."""
+    """Turn an error of the machine before the start into a PreflightError."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError) as error:

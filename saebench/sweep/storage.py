@@ -42,7 +42,7 @@ class Storage:
             )
 
     def copy(self, search: Search) -> None:
-        """Commit the journal and, if it lies in a database, leave a copy of it where a file would be."""
+        """Commit the journal and, if it is in a database, write a copy of it as the sweep's file."""
         search.commit()
         if self._database is not None:
             from saebench.study.table import copy_to_file
@@ -50,6 +50,6 @@ class Storage:
             copy_to_file(self._database, self._paths.journal)
 
     def close(self) -> None:
-        """Give the lock in the database back."""
+        """Release the lock in the database."""
         if self._database is not None:
             self._database.close()

@@ -14,7 +14,7 @@ from saebench.runs.stopped import metric_label
 
 def best_table(board: Board, width: int, height: int) -> Table | None:
     """Return a row per arm and a column per sparsity: the best value and its trial, the best of a column in bold. None
-    before a trial is complete, or where there is no room; of too many levels or arms the first are shown."""
+    before a trial is complete, or if it does not fit; of too many levels or arms the first are shown."""
     if not board.best or height < 2:
         return None
     arms = list(dict.fromkeys(arm for arm, _ in board.cells.values() or board.best))

@@ -46,9 +46,9 @@ def _columns(objective: str) -> Sequence[_Column]:
 
 
 def running_table(rows: Iterable[Running], width: int = 120, objective: str = FVU, height: int = 99) -> Table:
-    """Return a table of the trials that run. What does not fit is left out, never cut: a number that is cut would be a
-    wrong number. Parameters that find no room beside a trial stand below it, if `height` lines allow that. What is
-    left over makes the bars longer."""
+    """Return a table of the trials that run. Columns that do not fit are left out, never cut: a cut number would be a
+    wrong number. Parameters that do not fit beside a trial are shown below it, if `height` lines allow that. Remaining
+    space makes the bars longer."""
     shown = list(rows)
     columns = _fitting(_columns(objective), shown, width, objective)
     below = any(row.parameters for row in shown) and not any(c.name == "searched" for c in columns)
@@ -69,7 +69,7 @@ def running_table(rows: Iterable[Running], width: int = 120, objective: str = FV
 
 
 def _fitting(columns: Sequence[_Column], rows: Sequence[Running], width: int, objective: str) -> Sequence[_Column]:
-    """The columns that have something to show and fit."""
+    """Return the columns that have content and fit."""
     kept = [c for c in columns if not rows or any(_cell(c.name, row, objective) for row in rows)]
     return fitting(kept, lambda c: c.drop, lambda some: _needed(some, rows, objective) <= width)
 

@@ -1,4 +1,4 @@
-"""MLflow: the only room that writes to it."""
+"""MLflow: the only package that writes to it."""
 
 from __future__ import annotations
 

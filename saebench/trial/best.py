@@ -1,4 +1,4 @@
-"""The SAE of the mark with the lowest validation FVU, kept while training goes on (`train.keep: best`)."""
+"""The SAE of the mark with the lowest validation FVU, kept during training (`train.keep: best`)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from saebench.metrics import EVAL
 from saebench.saes import SAE
 
 KEY = f"{EVAL}fvu"
-"""What is compared at marks, whatever the search's objective: the one metric that every type minimises."""
+"""The metric compared at marks, for every objective of the search: all types minimise it."""
 
 
 class BestMark:
     """A copy of the weights of the best mark so far, on the CPU.
 
-    Marks count only if sparsity is held (k, or `target_l0`): under a fixed penalty L0 falls while training goes on, and
-    an early mark has a low FVU because it is not sparse yet.
+    Marks count only if sparsity is held (k, or `target_l0`): under a fixed penalty L0 falls during training, and an
+    early mark has a low FVU because it is not sparse yet.
     """
 
     def __init__(self, sae: SAE, keep: str) -> None:
@@ -35,7 +35,7 @@ class BestMark:
             self._weights = {name: t.detach().cpu().contiguous().clone() for name, t in sae.state_dict().items()}
 
     def restore(self, sae: SAE, samples: int) -> bool:
-        """Give `sae`, at `samples` examples, the weights of a better earlier mark; return whether there is one."""
+        """Load into `sae`, at `samples` examples, the weights of a better earlier mark; return whether there is one."""
         if not self._weights or self.samples >= samples:
             return False
         sae.load_state_dict(self._weights)

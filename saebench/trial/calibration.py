@@ -1,4 +1,4 @@
-"""The training rows that an SAE starts from, and those among them that calibration reads and training never sees."""
+"""The training rows from which an SAE is initialised, and those of them that are set aside for calibration."""
 
 from __future__ import annotations
 
@@ -8,31 +8,32 @@ from torch import Tensor
 from saebench.trial.store import Store
 
 SAMPLE_ROWS = 16_384
-"""Training rows that preprocessing, b_dec and thresholds start from."""
+"""Training rows from which preprocessing, b_dec and thresholds are initialised."""
 
 
 def calibration_places(count: int, num_train: int) -> Tensor:
-    """Which of `count` sampled rows are never trained on: a twentieth of the training rows, but between 512 (or a fifth
-    of them) and 4096. A threshold read off rows the SAE has learnt by heart would let too many latents through on new
-    ones: by 4 to 12% on 18,000 glosses."""
+    """Return which of `count` sampled rows are never trained on: a twentieth of the training rows, but between 512 (or
+    a fifth of them) and 4096. A threshold from rows that the SAE has memorised would let too many latents fire on new
+    ones: 4 to 12% on 18,000 glosses."""
     held = min(4096, count, max(num_train // 20, min(512, num_train // 5), 1))
     return torch.arange(held) * count // held
 
 
 def set_aside(store: Store, sample: Tensor) -> Tensor:
-    """Keep calibration rows out of the batches of the store; those rows. `sample` is store.sample(SAMPLE_ROWS)."""
+    """Keep calibration rows out of the batches of the store; return these rows. `sample` is
+    store.sample(SAMPLE_ROWS)."""
     store.set_aside(SAMPLE_ROWS, calibration_places(len(sample), store.num_train))
     return calibration_rows(sample, store.num_train)
 
 
 def calibration_rows(sample: Tensor, num_train: int) -> Tensor:
-    """Those rows of the store's sample."""
+    """Return the calibration rows of the store's sample."""
     return sample[calibration_places(len(sample), num_train).to(sample.device)]
 
 
 def without_calibration(sample: Tensor, num_train: int) -> Tensor:
-    """The other rows of the sample: a decoder that starts from rows must not know those that calibration reads. All of
-    them where fewer than two would be left."""
+    """Return the other rows of the sample, because a decoder must not start from calibration rows. All rows if fewer
+    than two would be left."""
     rest = torch.ones(len(sample), dtype=torch.bool, device=sample.device)
     rest[calibration_places(len(sample), num_train).to(sample.device)] = False
     return sample[rest] if rest.sum() >= 2 else sample

@@ -9,7 +9,7 @@ from saebench.saes import Dead
 from saebench.saes.kernels import on_host
 
 SHORTEST_LIST = 64
-"""Least length of a list of dead latents on a GPU, where it is not empty; others are powers of two."""
+"""Least length of a non-empty list of dead latents on a GPU; others are powers of two."""
 
 
 class DeadLatents:

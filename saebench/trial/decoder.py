@@ -1,4 +1,4 @@
-"""How close the rows of a decoder lie together: c_dec, their mean absolute cosine (2508.16560).
+"""c_dec: the mean absolute cosine of a decoder's rows (2508.16560).
 
 Below the number of features that are active in the data, latents that mix features have rows closer to each other than
 those of an SAE whose latents are the features.

@@ -1,4 +1,4 @@
-"""The process that a trial runs in: deterministic kernels, and what its record says of the machine."""
+"""The process of a trial: deterministic kernels, and the description of the machine in its record."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def exact(config: TrialConfig, device: str) -> Iterator[None]:
 
 
 def about(device: torch.device, attempt: int, resumed: str | None) -> dict[str, Any]:
-    """Return what a `start` event says of the process: device, threads, host, versions."""
+    """Return the description of the process for a `start` event: device, threads, host, versions."""
     return {
         "device": str(device),
         "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),

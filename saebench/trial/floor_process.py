@@ -1,5 +1,5 @@
-"""The process beside a sweep that measures its floors (floors.py): started, awaited for seconds, or left to itself. No
-torch here: floors that are in the cache start no process."""
+"""The process that measures a sweep's floors beside it (floors.py): started, then awaited for a few seconds. No torch
+here; floors that are in the cache start no process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _FLOORS: TypeAdapter[list[dict[str, Any]]] = TypeAdapter(list[dict[str, Any]])
 PATIENCE = 5.0
 """Seconds that a sweep at its end waits for its floors."""
 LONGEST = 1800.0
-"""Seconds after which the process ends, ready or not: what it has measured is in the cache."""
+"""Seconds after which the process ends in any case; measured floors are in the cache."""
 _left: list[subprocess.Popen[str]] = []
 """Processes that outlived their sweep."""
 
@@ -71,7 +71,7 @@ def _environment() -> dict[str, str]:
 
 
 def finish(child: subprocess.Popen[str], note: Callable[[str], None], patience: float = PATIENCE) -> None:
-    """Wait `patience` seconds for the floors; then say what is missing and leave the process to itself."""
+    """Wait `patience` seconds for the floors; then report what is missing and let the process continue."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         _, errors = child.communicate(timeout=patience)
         if child.returncode:
@@ -93,7 +93,7 @@ def stop(child: subprocess.Popen[str]) -> None:
 
 
 def end_after(seconds: float) -> None:
-    """End this process after so many seconds, whatever it does then."""
+    """End this process after this many seconds in any case."""
     timer = threading.Timer(seconds, os._exit, [1])
     timer.daemon = True
     timer.start()

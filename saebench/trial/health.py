@@ -1,4 +1,4 @@
-"""Whether a training is still sound: errors for a batch or loss that is not finite, and for a collapse at the end."""
+"""Checks of a running training: errors for a batch or loss that is not finite, and for a collapse at the end."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from saebench.errors import DataError
 from saebench.saes.loss import Loss
 
 COLLAPSE = 2.5
-"""Training FVU at the end, over the least that it has been, above which the training has fallen apart."""
+"""Ratio of the final training FVU to its minimum above which the training has collapsed."""
 _FVU_WEIGHT, _STEPS_TO_COLLAPSE = 0.1, 50
-"""Of one step in the running average; steps before which nothing is said."""
+"""Weight of one step in the running average; steps before which nothing is checked."""
 
 
 class DivergedError(FloatingPointError):
@@ -23,7 +23,7 @@ class DivergedError(FloatingPointError):
 
 
 class CollapsedError(FloatingPointError):
-    """The training fell apart: at its end the training FVU, a running average, is a multiple of what it had been."""
+    """The training collapsed: at its end the training FVU, a running average, is a multiple of its minimum."""
 
     def __init__(self, now: float, best: float, lr: float) -> None:
         said = f"training FVU {now:.3g} at its end, {best:.3g} before"
@@ -46,11 +46,11 @@ class Health:
         self.bad = torch.full((2,), -1, device=device)
         """Samples at the first batch and at the first loss that was not finite; -1: none."""
         self.fvu = torch.full((2,), torch.inf, device=device, dtype=torch.float32)
-        """Running average of the training FVU, and the least that it has been."""
+        """Running average of the training FVU, and its minimum."""
 
     @torch.no_grad()
     def update(self, loss: Loss, x: Tensor, samples: Tensor | int) -> None:
-        """Take note of a step on x (B, d_in) before which `samples` examples were seen."""
+        """Record a step on x (B, d_in) before which `samples` examples were seen."""
         fine = torch.stack([x.sum(), loss.total]).isfinite()
         self.bad.copy_(torch.where((self.bad >= 0) | fine, self.bad, samples))
         level = torch.where(self.fvu[0].isinf(), loss.fvu, self.fvu[0].lerp(loss.fvu, _FVU_WEIGHT))

@@ -19,7 +19,7 @@ from saebench.config import TrialConfig
 from saebench.python_path import python_path
 
 SECONDS, LONGEST = 0.5, 3.0
-"""Seconds of timed steps per configuration; up to LONGEST where they are too few to find one that nothing disturbed."""
+"""Seconds of timed steps per configuration; up to LONGEST if no step was undisturbed."""
 LEAST_STEPS = 20
 WARM_UP = 2
 """Steps before the timed ones: the first allocate memory and choose kernels."""
@@ -117,7 +117,7 @@ class _RandomRows:
         return self._rows[:n]
 
     def set_aside(self, n: int, places: Any) -> None:
-        """Only the time of a step is asked for."""
+        """Not needed to time a step."""
 
     def train_labels(self, n: int) -> None:  # noqa: ARG002 - a store's signature
         return None

@@ -1,4 +1,4 @@
-"""What a trial's record says already, and metrics as the record takes them."""
+"""Read the end of a trial's record, and convert metrics for the record."""
 
 from __future__ import annotations
 

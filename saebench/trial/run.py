@@ -1,6 +1,6 @@
 """One trial, from its config to a saved SAE: the function that every worker executes.
 
-It does not depend on other trials, Optuna or MLflow. It reports events, obeys verdicts to stop, and resumes from its
+It does not depend on other trials, Optuna or MLflow. It reports events, follows verdicts to stop, and resumes from its
 newest checkpoint with the same numbers as an uninterrupted run: bit for bit on the CPU (for which it keeps the number
 of threads of its first attempt) and on CUDA with `deterministic: true`.
 """
@@ -181,7 +181,7 @@ class _Trial:
         return self._measure(extra, part)
 
     def _measure(self, extra: tuple[str, ...], part: Part = "validation") -> Measurement:
-        """Measure the SAE as it is: calibrated."""
+        """Measure the calibrated SAE."""
         begin = time.monotonic()
         measurement = Measurement(self.training.sae, self.store, extra, part, self.second)
         finite(measurement.basic.values, self.training.samples)
@@ -213,7 +213,7 @@ class _Trial:
         shutil.rmtree(self.paths.checkpoint, ignore_errors=True)
 
     def _kept(self, last: Measurement) -> tuple[Measurement, dict[str, Any]]:
-        """Return the measurement of the SAE that is kept, and what `done` says of it; it is in `training.sae` now."""
+        """Return the measurement of the SAE that is kept, now in `training.sae`, and its fields of the `done` event."""
         now, fvu = self.training.samples, last.basic.values[KEY]
         self.best.offer(self.training.sae, last.basic.values, now)
         if not self.best.restore(self.training.sae, now):

@@ -1,4 +1,4 @@
-"""Whether a code survives a small change of its embedding: the share of active latents that stay active."""
+"""Stability of codes under a small change of the embedding: the share of active latents that stay active."""
 
 from __future__ import annotations
 

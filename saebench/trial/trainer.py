@@ -1,4 +1,4 @@
-"""Training one SAE: the step and what it remembers.
+"""Train one SAE: the step and its state.
 
     training = Training.start(sae_config, train_config, seed, store, device)
     for step in train(training, store):              # ends at train_config.samples
@@ -6,8 +6,8 @@
     training.calibrate()
     evaluation = evaluate(training.sae, store)       # trial/evaluation.py
 
-Nothing here logs, saves, or reads or sets a global random number. A step waits for the device at most to list the dead
-latents, a few times per dead window.
+Nothing here logs, saves, or uses global random numbers. A step syncs with the device only to list the dead latents, a
+few times per dead window.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 from saebench.trial.store import Store
 
 STATE_VERSION = 5
-"""Of the checkpoint and of the recipe: a run is resumed by the rules it began with, or not at all."""
+"""Version of the checkpoint and of the recipe: a run is resumed only by the rules that it started with."""
 
 
 @dataclass(frozen=True)
 class Step:
-    """A training step. Its metrics are on the device; to read one is to wait for it."""
+    """A training step. Its metrics are on the device; reading one waits for it."""
 
     step: int
     before: int
@@ -49,17 +49,17 @@ class Step:
 
 
 class _Now(NamedTuple):
-    """Where the run stands before a step: as tensors (), where a replay of the step must read them anew."""
+    """The position of the run before a step: as tensors () if a replay of the step must read them again."""
 
     progress: Tensor | float
-    """Share of the run that is done, 0 to 1."""
+    """Completed share of the run, 0 to 1."""
     lr: Tensor | float
     samples: Tensor | int
 
 
 class Training:
     """An SAE in training: weights, optimiser, dead counters, sparsity control. `Training.start` makes a new one,
-    `load_state_dict` takes it to where another one was, to the last bit."""
+    `load_state_dict` restores the state of another one, to the last bit."""
 
     def __init__(self, train: TrainConfig, sae: SAE, num_train: int, calibration: Tensor) -> None:
         self.train, self.sae = train, sae
@@ -95,7 +95,7 @@ class Training:
     def start(
         cls, sae: SAEConfig, train: TrainConfig, seed: int, store: Store, device: str | torch.device = "cpu"
     ) -> Self:
-        """A new training of a new SAE, from the seed and the store's training rows; the store sets some of them aside
+        """Return a new training of a new SAE, from the seed and the store's training rows, some of which are set aside
         for calibration."""
         sample = store.sample(SAMPLE_ROWS)
         calibration = set_aside(store, sample).to(device)
@@ -104,7 +104,7 @@ class Training:
         return cls(train, made, store.num_train, calibration)
 
     def advance(self, x: Tensor) -> Metrics:
-        """One optimiser step on embeddings x (B, d_in); returns the training metrics, unread."""
+        """Make one optimiser step on embeddings x (B, d_in); return the training metrics, on the device."""
         x = self.sae.check_shape(x).to(self.device)
         budget = self.train.samples
         progress = self.samples / budget
@@ -119,8 +119,8 @@ class Training:
         return metrics | {"train/lr": lr}
 
     def _step(self, x: Tensor, now: _Now) -> Metrics:
-        """What of a step happens on the device. It may be recorded: it changes tensors in place, and on a GPU waits for
-        no number."""
+        """Do the part of a step that runs on the device. It can be recorded: it changes tensors in place, and needs no
+        sync on a GPU."""
         moment = Moment(now.progress, self.control.coeff(now.progress), self.dead.listed(), self.train.precision)
         loss = self.sae.loss(x, moment)
         if self.ortho is not None:
@@ -167,11 +167,11 @@ class Training:
             self.health.check_collapse(self.step, self.lr)
 
     def calibrate(self) -> None:
-        """Set what inference needs (thresholds) from the calibration rows; the same weights give the same result."""
+        """Set the thresholds of inference from the calibration rows; the same weights give the same result."""
         self.sae.calibrate(self.calibration)
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """(tensors, JSON): all that the steps to come depend on, but for the store's position. Checks first."""
+        """Return (tensors, JSON): all that later steps depend on, except the store's position. Checks first."""
         self.check()
         tensors = {f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()}
         tensors |= {f"adam.{name}": tensor for name, tensor in self.optimizer.state_dict().items()}
@@ -192,8 +192,8 @@ class Training:
 
     @torch.no_grad()
     def load_state_dict(self, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
-        """Continue from where `state_dict` was taken. Raises UserError if another version of saebench wrote it,
-        ValueError if it is of another config."""
+        """Restore the state that `state_dict` returned. Raises UserError if another version of saebench wrote it,
+        ValueError for another config."""
         if meta.get("version") != STATE_VERSION:
             raise UserError(
                 f"checkpoint of version {meta.get('version')!r}, this saebench reads {STATE_VERSION}: resume with the "
@@ -225,8 +225,8 @@ class Training:
 
 
 def steps(training: Training, store: Store) -> Iterator[Step]:
-    """Train to the end of the budget, step by step. The last batch is cut, so that the run ends at exactly `samples`
-    examples."""
+    """Train to the end of the budget, and yield each step. The last batch is cut, so that the run ends at exactly
+    `samples` examples."""
     budget = training.train.samples
     while training.samples < budget:
         before = training.samples
@@ -235,7 +235,7 @@ def steps(training: Training, store: Store) -> Iterator[Step]:
 
 
 def train(training: Training, store: Store) -> Iterator[Step]:
-    """The steps that reach a multiple of `log_every` examples, and the last one.
+    """Yield the steps that reach a multiple of `log_every` examples, and the last one.
 
     Raises DivergedError or BadBatchError at such a mark, CollapsedError at the last.
     """

@@ -1,9 +1,9 @@
 """The worker: runs a trial's target, records its events, and classifies how it ended.
 
 `python -m saebench.worker zygote FD` (zygote.py) imports torch and the target's module once, never touches CUDA, and
-forks a fresh process (process.py) for every request; `python -m saebench.worker once FD` is that process where fork is
-not to be had. Neither ever imports the caller's main module. FD is a socket whose other end the executor holds:
-requests, events and verdicts go through it, and its end of file means that the scheduler died.
+forks a fresh process (process.py) for every request; `python -m saebench.worker once FD` is that process if fork is
+unavailable. Neither ever imports the caller's main module. FD is a socket whose other end the executor holds: it
+carries requests, events and verdicts, and its end of file means that the scheduler died.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from saebench.runs.paths import TrialPaths
 VERDICT_WAIT = 30.0
 """Seconds a worker waits for a verdict before it continues without one."""
 GRACE = 60.0
-"""Seconds a worker has to checkpoint and leave once the scheduler is gone."""
+"""Seconds that a worker has to write a checkpoint and exit once the scheduler has died."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Request:
 
 
 class Target(Protocol):
-    """What a worker runs; `saebench.trial.run.run_trial` in earnest, a toy in tests and benchmarks."""
+    """The function that a worker runs: `saebench.trial.run.run_trial`, or a toy in tests and benchmarks."""
 
     def __call__(
         self,
@@ -82,18 +82,18 @@ class Target(Protocol):
 
 
 class Line(Protocol):
-    """A worker's way to the scheduler: a socket, or a queue in the in-process executor."""
+    """A worker's connection to the scheduler: a socket, or a queue in the in-process executor."""
 
     def send(self, event: Event) -> None:
-        """Pass an event on; silent when nobody is there to read it."""
+        """Send an event; ignored if the scheduler has died."""
         ...
 
     def wait(self, samples: int) -> Verdict:
-        """The verdict on the `eval` event at `samples`."""
+        """Return the verdict on the `eval` event at `samples`."""
         ...
 
     def pending(self) -> Verdict:
-        """What the scheduler asks for right now: PRUNE and LEAVE are to be obeyed at the next step."""
+        """Return the scheduler's current request: PRUNE and LEAVE must be followed at the next step."""
         ...
 
 
@@ -149,12 +149,12 @@ def work(request: Request, line: Line) -> bool:
 
 
 class FencedError(BaseException):
-    """A newer attempt at the trial has begun; not an Exception, so that nothing is recorded about it."""
+    """A newer attempt of the trial has started; not an Exception, so that no failure is recorded."""
 
 
 class Fence:
-    """Looks whether a newer attempt has begun: before every event, and once a second between them, so that an attempt
-    that was cut off writes neither record nor checkpoint beside its successor."""
+    """Checks for a newer attempt before every event, and once a second between them, so that an attempt that was cut
+    off writes neither record nor checkpoint beside its successor."""
 
     SECONDS = 1.0
 
@@ -173,14 +173,14 @@ class Fence:
 
 
 def finished_files(paths: TrialPaths) -> dict[str, tuple[int, int]]:
-    """Return size and crc32 of what a complete trial keeps beside its events, by name in its directory: a later start
-    notices a file that was lost or changed."""
+    """Return size and crc32 of the files of a complete trial besides its events, by name in its directory, so that a
+    later start notices a lost or changed file."""
     files = [paths.evaluation, *sorted(paths.sae.glob("[!.]*"))] if paths.sae.is_dir() else [paths.evaluation]
     return {path.relative_to(paths.root).as_posix(): file_sum(path) for path in files if path.is_file()}
 
 
 def failure(error: BaseException, samples: int) -> Event:
-    """The `failed` event for an exception."""
+    """Return the `failed` event for an exception."""
     info = {
         "kind": classify(error),
         "message": one_line(error),
@@ -198,14 +198,14 @@ _CUDA_MEMORY = (
     "MPS backend out of memory",
 )
 _NO_CUDA = ("Torch not compiled with CUDA", "Found no NVIDIA driver", "NVIDIA driver on your system is too old")
-"""Of torch and this machine together: no trial could run on any GPU here."""
+"""Errors of torch on this machine: no trial could run on any GPU here."""
 _NO_SPACE = re.compile(r"os error (28|122)\b|No space left on device|Disk quota exceeded|disk is full")
-"""Of errors that are no OSError, such as safetensors'."""
+"""Messages of errors that are not an OSError, such as safetensors'."""
 _HOST_MEMORY = ("can't allocate memory", "Cannot allocate memory")
 
 
 def classify(error: BaseException) -> FailureKind:
-    """The class of failure of an exception or of what caused it; torch is not imported to know its errors."""
+    """Return the kind of failure of an exception or of its cause; torch is not imported to recognise its errors."""
     for one in _causes(error):
         names = {base.__name__ for base in type(one).__mro__}
         text = str(one)
@@ -234,7 +234,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an exception; the class in front, unless the words were written for users."""
+    """Return the first line of an exception, preceded by its class unless it is a UserError."""
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
     if isinstance(error, UserError) and first:
         return first

@@ -32,7 +32,7 @@ def received() -> socket.socket:
 
 
 def _read_line(channel: socket.socket) -> bytes:
-    """One line, and not a byte more: the rest is for the lifeline."""
+    """Read exactly one line: the following bytes belong to the lifeline."""
     line = bytearray()
     while not line.endswith(b"\n"):
         byte = channel.recv(1)

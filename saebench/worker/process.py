@@ -26,8 +26,8 @@ FAILED = 1
 
 
 class Lifeline:
-    """A socket to the executor. A thread listens, so that a request to leave and the scheduler's death are noticed
-    at any moment; when the scheduler is gone and the worker has not left after `grace` seconds, it is ended."""
+    """A socket to the executor. A thread listens, so that a request to leave and the scheduler's death are noticed at
+    any time; if the scheduler has died and the worker has not exited after `grace` seconds, it is ended."""
 
     def __init__(self, channel: socket.socket, verdict_wait: float, grace: float) -> None:
         self._channel = channel
@@ -45,7 +45,7 @@ class Lifeline:
         return self._pending
 
     def wait(self, samples: int) -> Verdict:
-        """GO when no answer comes; answers to earlier marks that came too late are passed over."""
+        """Return the verdict; GO if there is no answer. Late answers to earlier marks are ignored."""
         while self._pending is Verdict.GO:
             try:
                 mark, verdict = self._answers.get(timeout=self._verdict_wait)
@@ -57,7 +57,7 @@ class Lifeline:
         return self._pending
 
     def leave(self) -> None:
-        """Ask for a checkpoint and the end; wakes a worker that waits for a verdict. Safe in a signal handler."""
+        """Request a checkpoint and an exit; wakes a worker that waits for a verdict. Safe in a signal handler."""
         self._pending = Verdict.LEAVE
         self._answers.put((-1, Verdict.LEAVE))
 
@@ -78,7 +78,7 @@ class Lifeline:
 
 
 def run_worker(request: Request, channel: socket.socket) -> NoReturn:
-    """Become the worker of one attempt, and end with it."""
+    """Become the worker of one attempt, then exit."""
     status = FAILED
     line = Lifeline(channel, request.verdict_wait, request.grace)
     try:
@@ -99,7 +99,7 @@ def run_worker(request: Request, channel: socket.socket) -> NoReturn:
 
 
 def become(request: Request) -> None:
-    """Own session and process group, environment, and the trial's log as stdout and stderr."""
+    """Set up a session and process group, the environment, and the trial's log as stdout and stderr."""
     if hasattr(os, "setsid") and os.getpid() != os.getsid(0):
         os.setsid()
     os.environ.update(request.environment)
@@ -119,7 +119,8 @@ def become(request: Request) -> None:
 
 
 def limit(request: Request) -> None:
-    """Share of cores and of the device's memory. A torch that is not imported yet reads OMP_NUM_THREADS instead."""
+    """Limit the share of cores and of the device's memory. If torch is not imported yet, it reads OMP_NUM_THREADS
+    later."""
     if "torch" in sys.modules:
         import torch
 

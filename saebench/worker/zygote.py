@@ -20,7 +20,7 @@ from saebench.worker.process import FAILED, run_worker
 
 
 class Zygote:
-    """Forks a worker per request, reaps it, kills what is left of its process group, and says how it ended.
+    """Forks a worker per request, reaps it, kills the rest of its process group, and reports how it ended.
 
     Datagrams in: {"warm": target, "sys_path": [...]}, or a Request with the worker's end of its lifeline.
     Datagrams out: {"ready": true}, {"forked": n, "pid": pid}, {"refused": n, "why": text}, {"ended": n, "status":
@@ -41,7 +41,7 @@ class Zygote:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
 
     def run(self) -> None:
-        """Serve until the executor is gone, then see the workers out."""
+        """Serve until the executor exits, then wait for the workers to exit."""
         adopt_orphans()
         while True:
             ready, _, _ = select.select([self._channel, self._awake], [], [])
@@ -83,7 +83,7 @@ class Zygote:
             os._exit(FAILED)  # whatever happens, no second zygote
 
     def _warm(self, warm: str, sys_path: Sequence[str]) -> None:
-        """Import what the target needs; an error there is the worker's to meet and to report."""
+        """Import what the target needs; an import error is left for the worker to report."""
         sys.path[:] = sys_path
         import torch
 
@@ -115,7 +115,7 @@ class Zygote:
                     self._say(ended=number, status=status)
 
     def _see_out(self) -> None:
-        """Workers know by themselves that the executor is gone; one that has not left after the grace is ended."""
+        """Kill workers that have not exited after the grace; they notice by themselves that the executor has exited."""
         end = time.monotonic() + self._grace + 5
         while self._children and time.monotonic() < end:
             select.select([self._awake], [], [], 1)
@@ -125,13 +125,13 @@ class Zygote:
 
 
 def kill_group(pgid: int) -> None:
-    """SIGKILL to every process of a group; nothing when it is gone."""
+    """Send SIGKILL to every process of a group; does nothing if there is none."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pgid, signal.SIGKILL)
 
 
 def adopt_orphans() -> None:
-    """Become the reaper of the grandchildren (Linux), so that none stays a zombie where init does not reap."""
+    """Become the reaper of the grandchildren (Linux), so that none stays a zombie if init does not reap."""
     import ctypes
 
     set_child_subreaper = 36
