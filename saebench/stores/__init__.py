@@ -1,6 +1,6 @@
-"""Where activations live: buffers in memory and on disk, the cache of embeddings, and the store that trials read.
+"""Activations: buffers in memory and on disk, the cache of embeddings, and the store that trials read.
 
-Imported when first used: `saebench.stores.cache` must not bring torch into the scheduler's process.
+Names are imported on first use: `saebench.stores.cache` must not import torch into the scheduler's process.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _HOME = {
     "open_store": "sbert",
     "DataExhausted": "streamed",
 }
-"""Public name -> the module it lives in."""
+"""Public name -> its module."""
 
 __all__ = [*_HOME]
 

@@ -22,7 +22,7 @@ class ActivationStore(Dataset[Tensor], ABC):
     """Rows of activations, one series of rows per component (a layer, a model, a point in one).
 
     Components fill up independently. An example consists of one row of every component, so there are as many examples
-    as the shortest component has rows. Being a `Dataset`, a store goes straight into a `DataLoader`.
+    as the shortest component has rows. A store is a `Dataset`, so it can be passed to a `DataLoader`.
 
     >>> class ListStore(ActivationStore):
     ...     def __init__(self):
@@ -82,7 +82,7 @@ class ActivationStore(Dataset[Tensor], ABC):
 
     @abstractmethod
     def __getitem__(self, index: Any) -> Tensor:
-        """Example(s) at `index`; IndexError beyond what is stored."""
+        """Return the example(s) at `index`; raise IndexError beyond the stored ones."""
 
     def shuffle(self) -> None:
         """Reorder the examples in place, if the store can."""

@@ -1,4 +1,4 @@
-"""What is known about an entry of the embedding cache and lies beside its folder: which texts are near-duplicates."""
+"""Files beside the folder of a cache entry: which texts are near-duplicates."""
 
 from __future__ import annotations
 

@@ -57,7 +57,8 @@ class Build:
         self.encoders = EncoderPool(data, folder, self.devices, self.inbox)
 
     def run(self) -> None:
-        """Raises DataError, or OSError where the folder cannot be written. A new entry that got nowhere is removed."""
+        """Raises DataError, or OSError if the folder cannot be written. A new entry without encoded texts is
+        removed."""
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
             old, texts_usable = self._drop_damaged(Manifest.read(self.folder))
@@ -215,7 +216,7 @@ class Build:
         return manifest
 
     def _has_rows(self, manifest: Manifest | None) -> bool:
-        """Whether anything is encoded, be it in pieces."""
+        """Return whether anything is encoded, even if only in pieces."""
         in_shards = manifest is not None and any(shard.encoded for shard in manifest.shards)
         return in_shards or any(self.parts.glob("*.npy"))
 
@@ -278,7 +279,7 @@ class Build:
     def _remove_if_empty(self) -> None:
         """Remove an entry in which nothing is encoded."""
         if not self._has_rows(Manifest.read(self.folder)):
-            with contextlib.suppress(OSError):  # what went wrong before this is what will be told
+            with contextlib.suppress(OSError):  # the earlier error is the one to report
                 (self.folder / MANIFEST).unlink(missing_ok=True)
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,4 +1,4 @@
-"""What must hold while an entry of the cache is built: room on the disk, the same data, the same model."""
+"""Checks while an entry of the cache is built: space on the disk, the same data, the same model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from saebench.stores.messages import place
 SPARE_BYTES = 256 << 20
 """Kept free on the disk."""
 OTHER_MODEL = 0.1
-"""Two embeddings of a text are of two models where they are further apart than this share of their length; lower
+"""Two embeddings of a text come from different models if their distance is above this share of their length; lower
 precision moves them by a tenth of that."""
 
 

@@ -3,7 +3,7 @@
 `find` takes milliseconds and checks that every file exists with its size. `build` returns a complete entry: it finds
 it, waits for another process that is building it, or starts processes that encode it, one per device. Checksums are
 compared by `build` (once per entry and start of the machine, so at the first sweep that uses it), by `verify`, and for
-every piece when it is joined to its shard; a damaged file is made again.
+every piece when it is joined to its shard; a damaged file is built again.
 """
 
 from __future__ import annotations
@@ -44,8 +44,7 @@ _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 def find(data: DataConfig, cache_dir: Path, cache_key: str | None = None) -> CacheEntry | None:
     """Return the complete entry for `data`, or None; `gc` does not remove it while the result lives. With `cache_key`
-    the data files are not looked at, so that they may have changed since. Raises DataError if a local data file is
-    missing."""
+    the data files are not read, so they may have changed since. Raises DataError if a local data file is missing."""
     folder = entry_folder(data, cache_dir) if cache_key is None else embeddings_dir(cache_dir) / cache_key
     if not os.path.exists(folder / MANIFEST):  # False, not an error, where looking is not allowed
         return None
@@ -85,7 +84,7 @@ def build(
 
 
 def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str | Launch], tell: OnProgress) -> CacheEntry:
-    """The complete entry, all its files read against their checksums since the machine started."""
+    """Return the complete entry, all files of which were compared with their checksums since the machine started."""
     folder = entry_folder(data, cache_dir)
     entry = find(data, cache_dir)
     if entry is not None and _is_tidy(folder) and _is_sound(entry, tell):
@@ -131,7 +130,8 @@ def _find_near_duplicates(entry: CacheEntry, above: float, tell: OnProgress) -> 
 
 
 def _with_twins(entry: CacheEntry, tell: OnProgress) -> CacheEntry:
-    """The entry with the counts of texts that have a twin among the training texts, made where they are not known."""
+    """Return the entry with the counts of texts that have a (near-)duplicate among the training texts, computed if
+    unknown."""
     if "near_test" in entry.info:
         return entry
     looked_at = neighbours.rows_looked_at(entry.num_test, entry.num_train, entry.d_in)
@@ -161,7 +161,7 @@ def _comparing(tell: OnProgress) -> Callable[[int, int], None]:
 
 
 def _is_tidy(folder: Path) -> bool:
-    """Whether the last build of the entry removed its pieces: one that was killed at its very end did not."""
+    """Return whether the last build of the entry removed its pieces; one that was killed at its very end did not."""
     return not (folder / "parts").exists()
 
 
@@ -204,7 +204,7 @@ def _stamp(folder: Path, file: File) -> list[int]:
 
 
 def _remembered(folder: Path) -> dict[str, list[int]]:
-    """Return the files of the entry that were read against their checksum since the machine started."""
+    """Return the files of the entry that were compared with their checksum since the machine started."""
     try:
         found = json.loads(beside(folder, ".verified").read_text("utf-8"))
         return dict(found["files"]) if found["boot"] == _boot() else {}
@@ -213,7 +213,7 @@ def _remembered(folder: Path) -> dict[str, list[int]]:
 
 
 def remember(folder: Path, files: Sequence[File]) -> None:
-    """Record that these files of the entry have just been read against their checksum."""
+    """Record that these files of the entry have just been compared with their checksum."""
     with contextlib.suppress(OSError):
         stamps = {**_remembered(folder), **{file.name: _stamp(folder, file) for file in files}}
         write_json(beside(folder, ".verified"), {"boot": _boot(), "files": stamps})

@@ -43,7 +43,7 @@ class Launch:
 
     name: str
     device: str
-    """As the child sees it: cpu | cuda:0."""
+    """Its name in the child: cpu | cuda:0."""
     environment: Mapping[str, str]
     start: Callable[[str, str, Mapping[str, str], Inbox], Child]
     """See `start` below."""

@@ -12,7 +12,8 @@ Row = Mapping[str, Any]
 
 
 def value_of(row: Row, name: str) -> Any:
-    """The value of a column; of a nested one if the name has dots and is no column itself. None if it is missing."""
+    """Return the value of a column, or of a nested one if the name has dots and is not itself a column; None if it is
+    missing."""
     if name in row or "." not in name:
         return row.get(name)
     first, _, rest = name.partition(".")
@@ -33,7 +34,7 @@ def text_of(dataset: DatasetConfig, row: Row) -> Any:
 
 
 def label_of(label: Any) -> Any:
-    """A label; None where a CSV file has nothing between two delimiters."""
+    """Return a label; None if a CSV file has nothing between two delimiters."""
     return None if label == "" else label
 
 

@@ -1,8 +1,8 @@
 """Rows of a dataset, file by file. No torch, and `datasets` only when something is read.
 
 Every file (or shard, of a dataset on the hub) must have the text column: one that lacks it is an error that names the
-file, because its rows would be left out without a word. Values of a CSV file are read as text, whatever they look
-like: guessed types would depend on which rows are read together.
+file, because its rows would be left out silently. All values of a CSV file are read as text: guessed types would depend
+on which rows are read together.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ from saebench.stores.loading import Source, sources
 from saebench.stores.messages import one_line, place
 
 LINES_WITHOUT_A_KEY = 1000
-"""JSON lines that may lack a column, at the beginning of a file, before the file is said to lack it."""
+"""Number of JSON lines at the start of a file that may lack a column before the file counts as lacking it."""
 _EMPTY_FILE = ("BatchSize must be greater than 0", "EmptyDataError")
-"""What `datasets` makes of a Parquet file without rows, and of a CSV file without a header."""
+"""Column names that `datasets` gives a Parquet file without rows and a CSV file without a header."""
 
 
 def stream(dataset: DatasetConfig, label_key: str = "label_column") -> Iterator[tuple[Any, Any]]:
     """(text, label) of every row, in the order of the files and of the rows in them; None for a missing value.
     Messages call the label column by `label_key`.
 
-    Raises DataError in one line: nothing there, a file without the column (and which columns it has), or a source that
-    fails half-way.
+    Raises DataError in one line: no file, a file without the column (and its columns), or a source that fails half-way.
     """
     count = 0
     for source in _guarded(dataset, sources, dataset):

@@ -3,7 +3,7 @@
 <folder>/
     manifest.json                            shape, type and the shards; replaced by rename
     000000000000-000000010000-<sha>.safetensors   rows start to end: tensor "rows", (end - start, components, neurons)
-    ahead-<sha>.safetensors                  rows of longer components that wait for partners; a tensor per component
+    ahead-<sha>.safetensors                  rows of longer components that have no partners yet; a tensor per component
     writer.lock                              held by the one process that writes
 """
 
@@ -39,12 +39,12 @@ _OWN_FILE = re.compile(
 
 @dataclass(frozen=True)
 class Written:
-    """What a manifest lists."""
+    """The content of a manifest."""
 
     shards: tuple[tuple[int, int, File], ...] = ()
     """First row, last row + 1, file."""
     ahead: tuple[int, File] | None = None
-    """Which example the waiting rows begin with, and their file; shards that came later may hold some of them."""
+    """The first example of the rows without partners, and their file; later shards may contain some of them."""
 
     @property
     def count(self) -> int:
@@ -57,8 +57,8 @@ class Written:
 
     @classmethod
     def read(cls, folder: Path, layout: Mapping[str, Any]) -> Self:
-        """Nothing where there is no manifest. Raises DataError for a store of another `layout` (shape and type), and
-        where the manifest or the size of a file is not what was written."""
+        """Return the content, empty if there is no manifest. Raises DataError for a store of another `layout` (shape
+        and type), and if the manifest or the size of a file has changed."""
         path = folder / MANIFEST
         if not path.exists():
             return cls()
@@ -108,7 +108,7 @@ def map_rows(path: Path, dtype: torch.dtype, shape: Sequence[int]) -> npt.NDArra
 
 
 def remove_strays(folder: Path, known: Iterable[File]) -> None:
-    """Files that a writer left when it was killed or the disk was full. Other people's files stay."""
+    """Remove files of a writer that was killed or met a full disk. Other files stay."""
     names = {file.name for file in known}
     for path in folder.iterdir():
         if _OWN_FILE.fullmatch(path.name) and path.name not in names:

@@ -216,14 +216,14 @@ class DiskActivationStore(ActivationStore):
             self._last.result()
 
     def _open(self) -> None:
-        """Read what the directory holds."""
+        """Read the directory's content."""
         try:
             self._rows.open()
         finally:
             self._follow()
 
     def _follow(self) -> None:
-        """Start again from the rows that there are, in their order."""
+        """Start again from the stored rows, in their order."""
         self._order = np.zeros(0, np.int64)
         self._counts = self._rows.counts
 

@@ -23,7 +23,7 @@ class DiskRows:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything; touch no file."""
+        """Forget everything; do not touch files."""
         self._files = Written()
         self._maps: list[npt.NDArray[Any]] = []
         self._memory = [Pending(self._shape[1], self._dtype) for _ in range(self._shape[0])]

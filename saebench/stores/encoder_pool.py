@@ -23,7 +23,7 @@ MAX_GPU_PROCESSES = 4
 HELP_SECONDS = 5.0
 """Seconds of an encoder's time that are measured before another is started on the same GPU."""
 HELP_TEXTS = 100_000
-"""Texts that must be left to start one: a process takes ten seconds to be ready."""
+"""Least number of remaining texts for starting one: a process takes ten seconds to be ready."""
 LONG_WORK = 50_000
 """Texts from which on the hint at bfloat16 is shown."""
 _CPU_FLAGS = ("avx512_bf16", "amx_bf16")
@@ -116,10 +116,10 @@ class Place(NamedTuple):
 
     name: str
     inside: str
-    """The device as the process sees it."""
+    """Name of the device in the process."""
     environment: dict[str, str]
     start: Callable[[str, str, Mapping[str, str], Inbox], Child] | None = None
-    """How a child is started there; None: on this machine."""
+    """Function that starts a child there; None: on this machine."""
 
 
 def _places(devices: list[str], examples: int) -> list[Place]:

@@ -95,7 +95,8 @@ def write_part(folder: Path, job: Message, rows: Tensor, dtype: str, truncated: 
 
 
 class _Meter:
-    """Tells how many rows are done, five times a second at most, and what time went into tokens and into the device."""
+    """Reports the number of encoded rows, five times a second at most, and the time spent on tokens and on the
+    device."""
 
     def __init__(self, reply: Callable[[Message], None]) -> None:
         self._reply = reply

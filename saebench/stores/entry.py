@@ -28,7 +28,7 @@ Index = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """The first `count` texts of an entry, less those that `data.deduplicate` leaves out, divided into parts."""
+    """The first `count` texts of an entry, without those that `data.deduplicate` leaves out, divided into parts."""
 
     directory: Path
     d_in: int
@@ -86,7 +86,7 @@ class CacheEntry:
 
     @property
     def shards(self) -> tuple[Shard, ...]:
-        """The shards that hold the first `count` rows."""
+        """The shards with the first `count` rows."""
         return self.manifest.shards[: -(-self.count // ROWS_PER_SHARD)]
 
     @cached_property

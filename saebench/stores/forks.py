@@ -31,7 +31,7 @@ _forking = threading.RLock()
 
 
 def add(one: ForkAware) -> None:
-    """OnProgress it of forks from now on."""
+    """Notify it of forks from now on."""
     _known.add(one)
 
 

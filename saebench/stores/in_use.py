@@ -1,4 +1,4 @@
-"""Locks that say which entries of the cache are in use, so that `cache gc` does not remove them."""
+"""Locks on the entries of the cache that are in use, so that `cache gc` does not remove them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def nobody_holds(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
-# Nothing happens where there is no flock (Windows).
+# Does nothing without flock (Windows).
 
 
 def _share(handle: int) -> None:

@@ -1,5 +1,5 @@
-"""The identity of a cache entry: everything that decides what the embeddings are, and nothing else; and its digest, the
-cache key, which names the entry.
+"""The identity of a cache entry: everything that determines the embeddings, and nothing else; and its digest, the cache
+key, which names the entry.
 
 In the identity: the model and its revision, cleaning, prompt, normalisation, max_seq_length, arithmetic and stored
 type; the dataset, its configuration, files, split, revision, text column, delimiter and encoding. Local files and model
@@ -33,7 +33,8 @@ _UNSETTLED_NS = 2_000_000_000
 
 
 def identity_of(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
-    """All that decides what the embeddings are. Raises DataError for a local file that is missing or unreadable."""
+    """Return everything that determines the embeddings. Raises DataError for a local file that is missing or
+    unreadable."""
     model = Path(os.path.expanduser(data.model))
     try:
         if data.embeddings is not None:
@@ -90,7 +91,8 @@ def _dataset(dataset: DatasetConfig, cache_dir: Path) -> dict[str, Any]:
 
 
 def _files(name: str, root: Path, dataset: DatasetConfig, cache_dir: Path) -> list[Any]:
-    """Content of what one entry of `data_files` names: a file, a pattern, or a URL (which stays what it is)."""
+    """Return digests of the files of one entry of `data_files`: a file, a pattern, or a URL (which is returned
+    unchanged)."""
     if "://" in name and not name.startswith("file://"):
         return [name]
     found = expand(name, root)
@@ -121,7 +123,7 @@ def _inside(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]
 
 def _file(path: Path, cache_dir: Path) -> dict[str, str]:
     """The SHA-256 of a file, remembered by its path, size and times, so that `find` need not read gigabytes. Both
-    times: who copies or unpacks another file over it may set mtime, and does not set ctime."""
+    times, because copying or unpacking another file over it may set mtime, but not ctime."""
     path = path.absolute()
     stat = path.stat()
     known = cache_dir / "digests" / (hashlib.sha256(str(path).encode()).hexdigest()[:24] + ".json")

@@ -31,17 +31,17 @@ class Source:
     """A file of a dataset, or a shard."""
 
     name: str
-    """As an error names it."""
+    """Its name in errors."""
     rows: Callable[[], Iterator[Row]]
     columns_differ: bool = False
     """Whether one row may lack a column that others have."""
     header: Callable[[], list[str]] | None = None
-    """Reads the names of the columns, where the format can tell them before a row is read."""
+    """Reads the names of the columns, if the format has them before the rows."""
 
 
 def expand(name: str, root: Path = Path()) -> list[Path]:
-    """Files that one entry of `data_files` names, below `root`: a file, or a pattern. Folders that exist are taken as
-    they are spelt, so that brackets in their names are no pattern."""
+    """Return the files of one entry of `data_files`, below `root`: a file, or a pattern. Names of existing folders are
+    taken literally, so that brackets in them are not a pattern."""
     url = name.startswith("file://")
     path = root / os.path.expanduser(name.removeprefix("file://"))
     if url and not path.exists():
@@ -89,7 +89,7 @@ def _loaded(dataset: DatasetConfig, name: str, file: str) -> Source:
 
 
 def _shards(dataset: DatasetConfig) -> Iterator[Source]:
-    """Shards of a dataset in a folder or on the hub, which knows itself what its files are."""
+    """Return the shards of a dataset in a folder or on the hub, which lists its own files."""
     _refuse_out_of_reach(dataset)
     rows, files, kind = _open(dataset, dataset.data_files)
     count = rows.num_shards
@@ -104,7 +104,7 @@ def _shards(dataset: DatasetConfig) -> Iterator[Source]:
 
 
 def _open(dataset: DatasetConfig, data_files: Any) -> tuple[Any, list[str], str]:
-    """An IterableDataset of `datasets`, its files where they are known, and their format."""
+    """Return an IterableDataset of `datasets`, its files if they are known, and their format."""
     os.environ |= ENVIRONMENT
     import datasets
 
@@ -130,7 +130,7 @@ def _open(dataset: DatasetConfig, data_files: Any) -> tuple[Any, list[str], str]
 
 
 def _header_of(dataset: DatasetConfig, path: Path, kind: str) -> Callable[[], list[str]] | None:
-    """What reads the column names of a local file; None for a format that has no header."""
+    """Return the function that reads the column names of a local file; None for a format without a header."""
     if kind == "csv":
         return lambda: _csv_header(path, dataset.delimiter, dataset.encoding)
     if kind == "parquet":
@@ -152,7 +152,7 @@ def _parquet_header(path: Path) -> list[str]:
 
 
 def _select(dataset: DatasetConfig, rows: Any) -> Any:
-    """Only the columns that are needed, where the columns are known before a row is read."""
+    """Select the needed columns, if the columns are known before the rows."""
     there = rows.column_names or []
     chosen = dict.fromkeys(name if name in there else name.partition(".")[0] for name in wanted(dataset))
     return rows.select_columns(list(chosen)) if there and set(chosen) <= set(there) else rows
@@ -162,8 +162,8 @@ _folders: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _without_patterns(path: str) -> str:
-    """A name for a folder that `datasets` does not take for a pattern: it has no way to quote one. Its files are linked
-    into a folder that lives as long as this process."""
+    """Return a path of a folder that `datasets` does not read as a pattern, since it has no quoting. The folder's files
+    are linked into a temporary folder of this process."""
     folder = Path(path).expanduser()
     if not _GLOB & set(str(folder.absolute())) or not folder.is_dir():
         return path
@@ -177,7 +177,7 @@ def _without_patterns(path: str) -> str:
 
 
 def _at_home(files: Any) -> Any:
-    """`data_files` with the user's folder in the place of `~`, which `datasets` takes for a name."""
+    """Return `data_files` with `~` replaced by the user's folder, since `datasets` takes it literally."""
     if isinstance(files, list):
         return [_at_home(file) for file in files]
     return os.path.expanduser(files) if isinstance(files, str) else files
@@ -195,8 +195,8 @@ def _text_of(path: Path, encoding: str | None) -> Iterator[Any]:
 
 
 def _is_json_lines(path: Path, encoding: str | None) -> bool:
-    """Whether the first line that is not blank is a whole JSON object; a file in another layout is `datasets`' to
-    read."""
+    """Return whether the first non-blank line is a complete JSON object; files in another layout are read by
+    `datasets`."""
     try:
         with _text_of(path, encoding) as file:
             first = next((line for line in file if line.strip()), "")
@@ -206,7 +206,7 @@ def _is_json_lines(path: Path, encoding: str | None) -> bool:
 
 
 def _json_lines(path: Path, dataset: DatasetConfig) -> Iterator[Row]:
-    """One object per line, with whatever keys."""
+    """Read one object per line, with any keys."""
     with _text_of(path, dataset.encoding) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -221,7 +221,8 @@ def _json_lines(path: Path, dataset: DatasetConfig) -> Iterator[Row]:
 
 
 def _refuse_out_of_reach(dataset: DatasetConfig) -> None:
-    """Nothing is asked about folders, file formats, and what the hub's local caches may hold."""
+    """Raise DataError if the dataset does not exist. Folders, file formats, and datasets that may be in the hub's local
+    caches are not checked."""
     from datasets import config, packaged_modules
     from datasets.naming import camelcase_to_snakecase
     from huggingface_hub import constants

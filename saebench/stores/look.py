@@ -1,7 +1,7 @@
-"""A look into a dataset of local files before anything starts: rows, texts and what is left out, parts, a first text.
+"""Inspect a dataset of local files before a sweep: rows, texts and rows left out, parts, a first text.
 
-`look` runs `python -m saebench.stores.look` (`datasets` would otherwise bring torch into the caller), which reads the
-rows as the sweep will.
+`look` runs `python -m saebench.stores.look` (`datasets` would otherwise import torch into the caller), which reads the
+rows as a sweep does.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from saebench.stores.texts import Counts, Division, select
 ENVIRONMENT = {"USE_TORCH": "0", "USE_TF": "0", "USE_JAX": "0"}
 """Keeps `datasets` from importing frameworks."""
 SECONDS = 20.0
-"""A look ends after so long; what it has seen by then is reported as a part."""
+"""Time limit in seconds; after it, the results so far are reported as partial."""
 SOME = 32
-"""Texts that are given back."""
+"""Number of texts that are returned."""
 LABELS = 50
 """Different labels that are counted."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What is in a dataset."""
+    """The content of a dataset."""
 
     counts: dict[str, int]
     """Rows read, texts kept, duplicates, empty, non_string."""
@@ -45,13 +45,13 @@ class Look:
     labels: int = 0
     """Different labels, at most LABELS."""
     some: list[str] = field(default_factory=list)
-    """Texts from here and there, to measure how long encoding takes."""
+    """A sample of texts, to time the encoding."""
     whole: bool = True
-    """Whether all that the sweep would read was read."""
+    """Whether everything that the sweep would read was read."""
 
 
 def is_local(data: DataConfig) -> bool:
-    """Whether the texts lie in files of this machine."""
+    """Whether the texts are in files on this machine."""
     dataset = data.dataset
     if dataset.path not in FILE_FORMATS:
         return os.path.isdir(os.path.expanduser(dataset.path))
@@ -80,7 +80,7 @@ def look(data: DataConfig) -> Look:
 
 
 def read(data: DataConfig, seconds: float = SECONDS) -> Look:
-    """What `look` returns; runs in the child."""
+    """Return the result of `look`; runs in the child."""
     counts, parts, labels = Counts(), Counter[str](), set[str]()
     division = Division(data.parts.validation, data.parts.test)
     first, first_label, whole = "", None, True

@@ -1,4 +1,4 @@
-"""The mapping that `ActivationsStoreSBERT` takes in the place of a DataConfig, as other projects' stores do."""
+"""The mapping that `ActivationsStoreSBERT` accepts in place of a DataConfig, as other projects' stores do."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _REQUIRED = frozenset(
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """What a mapping says."""
+    """The settings in a mapping."""
 
     data: DataConfig
     device: str
@@ -31,7 +31,7 @@ class StreamOptions:
 
 
 def read_mapping(cfg: Mapping[str, Any]) -> StreamOptions:
-    """Raises DataError for keys that are missing, ValueError for values that cannot be."""
+    """Raises DataError for missing keys, ValueError for invalid values."""
     missing = sorted(_REQUIRED - cfg.keys())
     if missing:
         raise DataError(f"cfg: {', '.join(missing)}: missing")
@@ -62,7 +62,7 @@ def read_mapping(cfg: Mapping[str, Any]) -> StreamOptions:
 
 
 def _size(cfg: Mapping[str, Any], key: str) -> int:
-    """A whole number above 0; 1e5 is one."""
+    """Return a whole number above 0; 1e5 is accepted."""
     value = cfg[key]
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -73,7 +73,7 @@ def _size(cfg: Mapping[str, Any], key: str) -> int:
 
 
 def _shares(holdout: Any) -> tuple[float, float]:
-    """Shares of validation and test; 0 keeps no text apart. Raises ValueError for shares that cannot be."""
+    """Return the shares of validation and test; 0 holds out no text. Raises ValueError for invalid shares."""
     try:
         if isinstance(holdout, Mapping):
             parts = HoldoutConfig(**holdout)

@@ -10,7 +10,7 @@ from saebench.config import DatasetConfig
 
 
 def place(dataset: DatasetConfig) -> str:
-    """The dataset, as an error names it."""
+    """Return the name of the dataset in errors."""
     files: Any = files_of_split(dataset)
     source = dataset.path if not files else files[0] if isinstance(files, list) else files
     more = f" and {len(files) - 1} more" if isinstance(files, list) and len(files) > 1 else ""
@@ -22,12 +22,12 @@ def named(dataset: DatasetConfig, path: Path) -> str:
 
 
 def files_of_split(dataset: DatasetConfig) -> Any:
-    """`data_files`; where it is a mapping (from Python), those of the split."""
+    """Return `data_files`; for a mapping (from Python), those of the split."""
     files: Any = dataset.data_files
     return files.get(dataset.split) if isinstance(files, Mapping) else files
 
 
 def one_line(error: BaseException) -> str:
-    """The first line of an error's message, or its class."""
+    """Return the first line of an error's message, or its class."""
     message = str(error).strip().splitlines()
     return message[0][:300] if message else type(error).__name__

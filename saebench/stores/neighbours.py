@@ -1,8 +1,8 @@
 """Texts that are nearly the same: pairs of embeddings with a high cosine, by exact search, a block at a time. No torch.
 
-Two questions. Which texts are near an earlier one (`data.deduplicate` leaves them out)? And how many texts that are
-evaluated on have a twin in the training part: the same row, or a row nearly the same? The answers are kept beside the
-entry, because they depend on how much of it is used and how it is divided.
+Finds the texts that are near an earlier one (`data.deduplicate` leaves them out), and counts the evaluated texts with
+an equal or nearly equal row in the training part. The results are stored beside the entry, because they depend on how
+much of it is used and how it is divided.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ NEAR = 0.95
 BLOCK = 4_096
 """Rows compared at a time: their cosines with as many others take 64 MB."""
 MOST_PRODUCTS = 2e12
-"""Multiplications that counting near neighbours may take, some tens of seconds; of a larger corpus the texts with the
-lowest hashes are looked at, which are as good as drawn at random."""
+"""Most multiplications for counting near neighbours, some tens of seconds; of a larger corpus only the texts with the
+lowest hashes are compared, which is a random sample."""
 
 Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 Read = Callable[[Index], Floats]
-"""Gives the rows of these numbers (ascending)."""
+"""Returns the rows with these numbers (ascending)."""
 Tell = Callable[[int, int], None]
-"""Told the rows that are done and how many there are."""
+"""Called with the number of compared rows and the number of all rows."""
 
 
 def first_of_their_kind(read: Read, count: int, above: float, tell: Tell = lambda _done, _of: None) -> npt.NDArray[Any]:
@@ -89,6 +89,6 @@ def _blocks(index: Index) -> Iterator[Index]:
 
 
 def _unit(rows: Floats) -> Floats:
-    """Rows of length 1; a row of zeros stays, and is near nothing."""
+    """Return rows scaled to length 1; a row of zeros stays zero and has no neighbour."""
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     return (rows / np.where(lengths > 0, lengths, 1)).astype(np.float32)

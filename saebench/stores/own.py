@@ -1,5 +1,5 @@
-"""An entry of the cache from embeddings of one's own: their rows are copied into shards once, next to texts, ids and
-labels, so that all that reads an entry reads them too. No torch, no encoder.
+"""An entry of the cache from precomputed embeddings: their rows are copied into shards once, with texts, ids and
+labels, so that they are read like any entry. No torch, no encoder.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from saebench.stores.reader_process import write_texts
 from saebench.stores.texts import Counts, Text, select
 
 BESIDE = ("texts", "ids", "labels")
-"""Keys of `data` that name a value per row."""
+"""Keys of `data` with a value per row."""
 
 
 def identity_of(data: DataConfig, digest: Any) -> dict[str, Any]:
-    """What decides the rows, texts and labels: the content of the files, and how texts are cleaned. `digest` gives the
-    checksum of a file."""
+    """Return what determines rows, texts and labels: the content of the files, and the cleaning of texts. `digest`
+    returns the checksum of a file."""
     assert data.embeddings is not None
     beside = {key: getattr(data, key) for key in BESIDE}
     return {
@@ -110,7 +110,7 @@ class _Blocks:
         self._start = 0
 
     def take(self, numbers: Sequence[int]) -> Rows:
-        """Return the rows of these numbers, which are above those of the call before."""
+        """Return the rows with these numbers, which must be above those of the previous call."""
         wanted, parts = np.asarray(numbers), []
         while True:
             here = wanted[(wanted >= self._start) & (wanted < self._start + len(self._block))]

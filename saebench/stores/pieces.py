@@ -1,4 +1,4 @@
-"""Pieces of a shard: which encoder has which, and joining them. No torch."""
+"""Pieces of a shard: their assignment to encoders, and joining them. No torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Work:
 
     def __init__(self, jobs: Sequence[Job], find: Callable[[Job], str | None]) -> None:
         self._parts: dict[int, dict[int, str | None]] = {}
-        """Shard -> first row -> file of the piece, once it is there."""
+        """Shard -> first row -> file of the piece, once it exists."""
         self._waiting: deque[Job] = deque()
         self._assigned: dict[Child, list[Job]] = {}
         for job in jobs:

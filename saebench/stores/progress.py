@@ -15,7 +15,7 @@ class Progress:
     done: int
     """Seconds waited, files verified, distinct texts read, rows encoded or compared."""
     total: int | None
-    """Of the same; for texts the cap, which the dataset may not reach."""
+    """Total of the same; for texts the cap, which the dataset may not reach."""
     rate: float
     """Per second, since the stage began; 0 if it has no meaning."""
     message: str = ""

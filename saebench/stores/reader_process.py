@@ -1,7 +1,7 @@
 """`python -m saebench.stores.reader_process`: the first pass over a dataset, texts only.
 
-Reads, cleans, removes duplicates and writes shards of texts and their hashes. A process of its own, because `datasets`
-brings torch along (unless told not to, as this process is) and threads that outlive a broken stream.
+Reads, cleans, removes duplicates and writes shards of texts and their hashes. A separate process, because `datasets`
+imports torch (unless disabled, as in this process) and its threads outlive a broken stream.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def serve(requests: Iterator[Message], reply: Callable[[Message], None]) -> None
 def _watched(
     rows: Iterator[tuple[Any, Any]], counts: Counts, reply: Callable[[Message], None]
 ) -> Iterator[tuple[Any, Any]]:
-    """The same rows; tells of them also where none of them is kept, as in a stream of duplicates."""
+    """Yield the same rows and report progress, even if no row is kept, as in a stream of duplicates."""
     last = time.monotonic()
     for row in rows:
         yield row

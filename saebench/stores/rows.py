@@ -1,9 +1,8 @@
-"""Mini-batches out of a cache entry: a permutation per epoch, a memory map (or the GPU) underneath.
+"""Mini-batches from a cache entry: a permutation per epoch, read from a memory map (or the GPU).
 
-What is served is a function of (entry, num_examples, holdout, deduplicate, seed, batch_size, position), of the rows set
-aside, and of nothing else: not of the device, the number of workers, or what was read before. Inside a batch, the rows
-of an epoch stand in the order of the stream, which reads the file once from front to back; the permutation decides
-which rows are in it.
+The batches depend only on (entry, num_examples, holdout, deduplicate, seed, batch_size, position) and the rows set
+aside: not on the device, the number of workers, or earlier reads. Inside a batch, the rows of an epoch are in the order
+of the stream, which reads the file once from front to back; the permutation decides which rows are in it.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ from saebench.stores.prefetch import prefetch
 from saebench.stores.texts import EVALUATED, Part
 
 RESIDENT_FRACTION = 0.25
-"""The rows of all parts stay on the GPU when they take less than this share of the memory that is free there
-and, where trials divide it, allowed to this one."""
+"""The rows of all parts stay on the GPU if they take less than this share of its free memory, or of this trial's part
+of it if trials share the GPU."""
 PREFETCH = 4
-"""Batches that wait in pinned memory, where they do not stay on the GPU."""
+"""Batches that wait in pinned memory, if the rows do not stay on the GPU."""
 
 
 class CachedRows:
-    """Serves a cache entry to one trial."""
+    """The mini-batches of a cache entry for one trial."""
 
     def __init__(self, entry: CacheEntry, batch_size: int, seed: int, device: str | torch.device = "cpu") -> None:
         if entry.num_train < batch_size:
@@ -70,7 +69,7 @@ class CachedRows:
         return self._gather(self.entry.sample_index(n)).to(self.device)
 
     def set_aside(self, n: int, places: Tensor) -> None:
-        """`next_batch` no longer serves these rows of `sample(n)`, unless there are no others."""
+        """From now on `next_batch` returns none of these rows of `sample(n)`, unless there are no others."""
         held = self.entry.sample_index(n)[places.numpy(force=True)]
         free = np.flatnonzero(~np.isin(self.entry.train_index, held))
         self._served = free if len(free) else np.arange(self.num_train)
@@ -81,7 +80,7 @@ class CachedRows:
         return self.entry.labels(self.entry.sample_index(n))
 
     def part(self, part: Part, batch_size: int) -> Iterator[Tensor]:
-        """Every row of a part once, in the order of the stream."""
+        """Yield every row of a part once, in the order of the stream."""
         index = self.entry.index_of(part)
         for start in range(0, len(index), batch_size):
             if part in self._held:
@@ -94,11 +93,11 @@ class CachedRows:
         return self.entry.labels(self.entry.index_of(part))
 
     def state_dict(self) -> dict[str, Any]:
-        """Enough to go on exactly here."""
+        """Return the state from which to continue exactly here."""
         return {"kind": "cached", **self._settings(), "position": self._position}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises DataError where the state is of other data or another seed."""
+        """Restore a state. Raises DataError if it is of other data or another seed."""
         for key, value in {"kind": "cached", **self._settings()}.items():
             if state.get(key) != value:
                 raise DataError(
@@ -115,12 +114,12 @@ class CachedRows:
     # --- which rows --------------------------------------------------------------------------------------------------
 
     def _places(self, position: int) -> list[Index]:
-        """Which training rows (0 to num_train - 1) the batch at `position` holds: one ascending run per epoch."""
+        """Return the training rows (0 to num_train - 1) of the batch at `position`: one ascending run per epoch."""
         return [np.sort(self._permutation(epoch)[part]) for epoch, part in self._runs(position)]
 
     def _places_there(self, position: int) -> Tensor:
-        """The same as one tensor on the device, from an order that is brought there once per epoch: the host would wait
-        for every batch of places that it sends."""
+        """Return the same as one tensor on the device, from an order that is copied there once per epoch: copying
+        positions per batch would be a sync each."""
         there = []
         for epoch, part in self._runs(position):
             if self._order is None or self._order[0] != epoch:
@@ -129,7 +128,7 @@ class CachedRows:
         return torch.cat(there) if len(there) > 1 else there[0]
 
     def _runs(self, position: int) -> Iterator[tuple[int, slice]]:
-        """(epoch, places in its permutation) of each part of the batch at `position`."""
+        """Return (epoch, positions in its permutation) of each part of the batch at `position`."""
         missing = self.batch_size
         while missing:
             epoch, offset = divmod(position, len(self._served))
@@ -139,8 +138,8 @@ class CachedRows:
             missing -= count
 
     def _permutation(self, epoch: int) -> Index:
-        """A function of the seed, the epoch and the rows that are served. A thread that still reads ahead from before
-        `set_aside` may call this, too."""
+        """Return the permutation of an epoch, a function of the seed, the epoch and the used rows. A thread that still
+        prefetches from before `set_aside` may call this, too."""
         kept, served = self._epoch, self._served
         if kept is None or kept[0] != epoch or kept[1] is not served:
             generator = np.random.Generator(np.random.PCG64([self.seed, epoch]))
@@ -179,7 +178,7 @@ class CachedRows:
             position += self.batch_size
 
     def _moved(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Each on the GPU, the next already on its way beside the work on it; `batches` are pinned and endless."""
+        """Yield each batch on the GPU, while the next is copied; `batches` are pinned and endless."""
         beside: torch.cuda.Stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         coming: deque[tuple[Tensor, torch.cuda.Event]] = deque()
         for batch in batches:
@@ -199,7 +198,7 @@ class CachedRows:
         return size < RESIDENT_FRACTION * _may_take(self.device)
 
     def _load(self, index: Index) -> Tensor:
-        """These rows of the entry on the device, in the type in which they are stored."""
+        """Return these rows of the entry on the device, in their stored type."""
         dtype = torch.float16 if self._shards[0].dtype == np.float16 else torch.float32
         rows = torch.empty(len(index), self.d_in, dtype=dtype, device=self.device)
         for start in range(0, len(index), ROWS_PER_SHARD):
@@ -209,7 +208,8 @@ class CachedRows:
 
 
 def _may_take(device: torch.device) -> int:
-    """Bytes of a GPU that this process could get: what others that have just started will take is not gone yet."""
+    """Return the bytes of a GPU that this process may use; memory that other new processes will take still counts as
+    free."""
     free, total = torch.cuda.mem_get_info(device)
     fraction = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not before torch 2.8
     return min(free, int(total * fraction(device.index))) if fraction else free

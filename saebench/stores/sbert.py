@@ -1,4 +1,4 @@
-"""`ActivationsStoreSBERT`: sentence embeddings as mini-batches, out of the cache or straight from the stream."""
+"""`ActivationsStoreSBERT`: sentence embeddings as mini-batches, from the cache or directly from the stream."""
 
 from __future__ import annotations
 
@@ -26,30 +26,29 @@ from saebench.stores.streamed import StreamedRows
 from saebench.stores.texts import Counts, Text, clean_texts, select
 
 BATCHES_IN_BUFFER = 32
-"""Encoder batches per block where a typed configuration streams; more where a block would be less than..."""
+"""Encoder batches per block if a typed configuration streams; more if a block would be less than..."""
 BLOCK_IN_BATCHES = 4
 """...so many training batches."""
 
 
 class ActivationsStoreSBERT:
-    """Streams texts, encodes them with a SentenceTransformer, serves shuffled mini-batches of their embeddings.
+    """Streams texts, encodes them with a SentenceTransformer, returns shuffled mini-batches of their embeddings.
 
-    cfg is a mapping:
-        dataset_path, and optionally dataset_name, data_files, split ("train"): go to `datasets.load_dataset(...,
-        streaming=True)` as they are; text_column ("text"); num_examples: cap on texts; model_batch_size: texts per call
-        of the encoder; num_batches_in_buffer: such calls per block that is mixed; batch_size: rows per mini-batch;
-        device; holdout (0): share of the texts kept apart, by their hash: one number, or {validation, test}; seed (0);
-        clean, delimiter, encoding: as in a spec.
-        One pass: at its end every row has been served once and `next_batch` raises DataExhausted, a RuntimeError.
-    or a DataConfig, with batch_size, seed, device and cache_dir beside it:
-        endless, out of the cache (built where it is missing), or, with `cache: off`, from the stream.
+        cfg is a mapping: dataset_path, and optionally dataset_name, data_files, split ("train"): go to
+        `datasets.load_dataset(..., streaming=True)` as they are; text_column ("text"); num_examples: cap on texts;
+        model_batch_size: texts per call of the encoder; num_batches_in_buffer: such calls per shuffled block;
+        batch_size: rows per mini-batch; device; holdout (0): share of the texts that is held out, by their hash: one
+        number, or {validation, test}; seed (0); clean, delimiter, encoding: as in a spec. One pass: at its end every
+        row has been returned once and `next_batch` raises DataExhausted, a RuntimeError. or a DataConfig, with
+        batch_size, seed, device and cache_dir beside it: endless, from the cache (built if it is missing), or, with
+        `cache: off`, from the stream.
 
     >>> store = ActivationsStoreSBERT(model=sbert, cfg=config)  # doctest: +SKIP
     >>> batch = store.next_batch()  # doctest: +SKIP
 
-    With a DataConfig, `model` may be None: `data.model` is then loaded when a text has to be encoded here, and with the
-    cache never. Rows out of the cache are those of `data.model`, whatever is given; `cache_key` names the entry, where
-    it is known, so that texts which have changed since do not matter.
+    With a DataConfig, `model` may be None: `data.model` is then loaded only if a text must be encoded here, so never
+    with the cache. Rows from the cache are those of `data.model` in any case; `cache_key` names the entry, if it is
+    known, so that later changes of the texts do not matter.
     """
 
     def __init__(
@@ -65,7 +64,7 @@ class ActivationsStoreSBERT:
     ) -> None:
         self.model, self.cfg = model, cfg
         self.examples_used = 0
-        """Rows served."""
+        """Number of rows returned so far."""
         if isinstance(cfg, DataConfig):
             if batch_size is None:
                 raise TypeError("batch_size: missing: it must be given beside a DataConfig")
@@ -135,7 +134,7 @@ class ActivationsStoreSBERT:
 
     @property
     def entry(self) -> CacheEntry | None:
-        """The cache entry that is served, if one is."""
+        """The cache entry, if there is one."""
         return self._entry
 
     def next_batch(self) -> Tensor:
@@ -149,8 +148,8 @@ class ActivationsStoreSBERT:
         return self._rows.sample(n)
 
     def set_aside(self, n: int, places: Tensor) -> None:
-        """From now on `next_batch` serves none of these rows of `sample(n)`, unless there are no others. An epoch out
-        of the cache is shorter by them; a stream serves the text before each of them in its place."""
+        """From now on `next_batch` returns none of these rows of `sample(n)`, unless there are no others. An epoch from
+        the cache is shorter by them; a stream returns the preceding text instead of each."""
         self._rows.set_aside(n, places)
 
     def train_labels(self, n: int) -> list[Any] | None:
@@ -174,11 +173,11 @@ class ActivationsStoreSBERT:
         return self._rows.labels("test")
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the store stands, as JSON."""
+        """Return the position of the store, as JSON."""
         return {**self._rows.state_dict(), "examples_used": self.examples_used}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on exactly there. Raises DataError where the state is of other data or settings."""
+        """Continue from a state. Raises DataError if it is of other data or settings."""
         self._rows.load_state_dict(state)
         self.examples_used = int(state.get("examples_used", 0))
 
@@ -195,7 +194,7 @@ class ActivationsStoreSBERT:
 
     @property
     def counts(self) -> Counts:
-        """What became of the rows of the present pass."""
+        """Counts of the rows of the current pass: kept, and left out by reason."""
         return self._counts
 
     @cached_property
@@ -208,12 +207,12 @@ class ActivationsStoreSBERT:
         return SentenceEncoder(self._data, self.device, self.model)
 
     def get_batch_tokens(self) -> list[str]:
-        """Up to model_batch_size training texts, in the order of the stream; DataExhausted at its end."""
+        """Return up to model_batch_size training texts, in the order of the stream; raise DataExhausted at its end."""
         return self._stream.next_texts()
 
     def get_activations(self, texts: str | Sequence[str]) -> Tensor:
         """(len(texts), d_in) float32 on the device, cleaned and encoded as the texts of the dataset are; one text gives
-        one row. Raises DataError for what is no text, and if the model gives NaN or infinity."""
+        one row. Raises DataError for an item that is not a text, and if the model gives NaN or infinity."""
         texts = clean_texts([texts] if isinstance(texts, str) else texts, self._data.clean)
         if not texts:
             return torch.empty(0, self.d_in, dtype=torch.float32, device=self.device)
@@ -258,8 +257,8 @@ def open_store(
     cache_dir: Path | None = None,
     cache_key: str | None = None,
 ) -> ActivationsStoreSBERT:
-    """What a trial trains on: the cache entry `cache_key`, where that is given. Raises DataError where a training batch
-    cannot be filled or the data cannot be had."""
+    """Return the store that a trial trains on: the cache entry `cache_key`, if that is given. Raises DataError if a
+    training batch cannot be filled or the data cannot be read."""
     store = ActivationsStoreSBERT(
         None, data, batch_size=batch_size, seed=seed, device=device, cache_dir=cache_dir, cache_key=cache_key
     )

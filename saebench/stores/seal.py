@@ -1,4 +1,5 @@
-"""JSON with a checksum of itself inside: a manifest holds the checksums of other files, and no file holds its own."""
+"""JSON that contains its own checksum: a manifest has the checksums of other files, but no other file has the
+manifest's."""
 
 from __future__ import annotations
 
@@ -10,12 +11,12 @@ _KEY = "check"
 
 
 def seal(content: dict[str, Any]) -> str:
-    """The JSON of `content` with the checksum of it inside."""
+    """Return the JSON of `content` with its checksum inside."""
     return json.dumps({**content, _KEY: _digest(content)}, indent=1) + "\n"
 
 
 def unseal(text: bytes) -> dict[str, Any]:
-    """What was sealed, or JSON that never was. Raises ValueError where it is not what it was."""
+    """Return the content of sealed JSON, or of JSON without a checksum. Raises ValueError if the checksum is wrong."""
     content = json.loads(text)
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")

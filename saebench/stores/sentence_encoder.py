@@ -1,7 +1,7 @@
-"""A SentenceTransformer as the cache uses it: batches of similar length, one size of work each.
+"""A SentenceTransformer for the cache: batches of texts of similar length, with equal amounts of work.
 
 Texts are sorted by their number of tokens inside a window and cut into batches of about the same number of (padded)
-tokens, so that next to nothing is computed for padding; tokenisation runs in a thread ahead of the device.
+tokens, so that almost nothing is computed for padding; tokenisation runs in a thread ahead of the device.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Batch = tuple[npt.NDArray[np.int64], dict[str, Any]]
 """Which texts of the window (positions), and their features."""
 
 BATCH = {"cpu": 64, "cuda": 1024}
-"""Texts of median length per forward pass: a CPU's cache holds so many, and a GPU is busy with so many."""
+"""Texts of median length per forward pass: as many as fit a CPU's cache, or keep a GPU busy."""
 FINGERPRINT = 64
 """Values of the embedding of one text."""
 AHEAD = 8
@@ -35,7 +35,7 @@ AHEAD = 8
 
 
 class SentenceEncoder:
-    """`data.model`, or the given one, on `device`, with texts cut at `data.max_seq_length`. Raises DataError when it
+    """`data.model`, or the given one, on `device`, with texts cut at `data.max_seq_length`. Raises DataError if it
     cannot be loaded or used."""
 
     def __init__(self, data: DataConfig, device: str, model: Any = None) -> None:
@@ -46,10 +46,10 @@ class SentenceEncoder:
         row = self.embed(["What does one row hold?"])[0]
         self.d_in = len(row)
         self.fingerprint: list[float] = row[:FINGERPRINT].tolist()
-        """By which an entry knows its model again: a name on the hub may come to mean another."""
+        """Values by which an entry recognises its model: a name on the hub may later mean another one."""
 
     def info(self) -> dict[str, Any]:
-        """What the embeddings also depend on, for the manifest."""
+        """Further settings on which the embeddings depend, for the manifest."""
         limit = self.model.max_seq_length
         finite = limit is not None and limit < float("inf")
         packages = ("sentence-transformers", "transformers", "torch")
@@ -80,11 +80,12 @@ class SentenceEncoder:
         return out
 
     def tokenise(self, texts: Sequence[str]) -> Tokenised:
-        """Tokens of the texts, and which texts are longer than the model's limit."""
+        """Return the tokens of the texts, and which texts are longer than the model's limit."""
         return self._tokens(texts)
 
     def batches(self, tokenised: Tokenised) -> Iterator[Batch]:
-        """Longest first, each of about encode_batch_size × (median tokens) tokens, padding counted."""
+        """Return batches, longest texts first, each of about encode_batch_size × (median tokens) tokens, including
+        padding."""
         lengths = np.maximum(tokenised.lengths, 1)
         order = np.argsort(-lengths, kind="stable")
         budget = texts_per_batch(self.data, self.device.type) * int(np.median(lengths))
@@ -96,7 +97,7 @@ class SentenceEncoder:
             start += count
 
     def _ready(self, features: dict[str, Any]) -> dict[str, Any]:
-        """Features that go to a GPU without anybody waiting for them."""
+        """Return features that are copied to a GPU without a sync."""
         if self.device.type != "cuda":
             return features
         return {k: v.pin_memory() if isinstance(v, Tensor) else v for k, v in features.items()}
@@ -113,8 +114,8 @@ class SentenceEncoder:
         return torch.cat([self.forward(half) for half in halves])
 
     def _fitting(self, features: dict[str, Any]) -> Tensor | None:
-        """What the model gives, cut and scaled as `SentenceTransformer.encode` does it; None where memory runs out and
-        a smaller batch may fit."""
+        """Return the model's embeddings, truncated and scaled as `SentenceTransformer.encode` does; None if memory runs
+        out and a smaller batch may fit."""
         try:
             with self._arithmetic():
                 beside = self.device.type == "cuda"  # MPS would read what is gone by then (pytorch/pytorch#189690)
@@ -146,7 +147,7 @@ def _rows(features: dict[str, Any], part: slice, n: int) -> dict[str, Any]:
 
 
 def _prompt(data: DataConfig, model: Any) -> str | None:
-    """What is put before every text: the configured prompt, else the model's own default, as `encode` does it."""
+    """Return the prefix of every text: the configured prompt, else the model's own default, as in `encode`."""
     if data.prompt is not None:
         return data.prompt
     prompts: Mapping[str, str] = getattr(model, "prompts", None) or {}
@@ -176,7 +177,8 @@ def _given(data: DataConfig, device: str, model: Any) -> Any:
 
 
 def _limit(model: Any, name: str, tokens: int) -> None:
-    """Cut texts after so many tokens. Raises DataError where the model cannot: it would fail at the first long text."""
+    """Cut texts after this many tokens. Raises DataError if the model has fewer positions: it would fail at the first
+    long text."""
     try:
         model.max_seq_length = tokens
     except AttributeError:

@@ -1,4 +1,4 @@
-"""What is in a file that somebody brings: format, encoding, delimiter, columns. No torch."""
+"""Detect format, encoding, delimiter and columns of a data file. No torch."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from typing import Any
 from saebench.errors import DataError
 
 ROWS = 1000
-"""Rows that are looked at."""
+"""Rows that are read."""
 HEAD = 4 * 2**20
-"""Characters, or bytes, that those rows may take."""
+"""Most characters, or bytes, of these rows."""
 DELIMITERS = (",", ";", "\t", "|")
 _SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json",
     ".parquet": "parquet", ".pq": "parquet", ".txt": "text", ".xlsx": "xlsx", ".xls": "xlsx",
 }  # fmt: skip
 MOST_LABELS = 50
-"""A column with more different values is no label."""
+"""A column with more different values is not a label."""
 STOPWORDS = {
     "English": {"the", "of", "and", "to", "in", "is", "that", "for", "with", "are"},
     "German": {"der", "die", "und", "das", "ist", "nicht", "ein", "eine", "mit", "von"},
@@ -39,7 +39,7 @@ STOPWORDS = {
 
 @dataclass(frozen=True)
 class Found:
-    """A file and what it takes to read it."""
+    """A file and the settings to read it."""
 
     path: Path
     format: str
@@ -47,9 +47,9 @@ class Found:
     columns: dict[str, list[Any]] = field(default_factory=dict)
     """Name -> values of the first rows."""
     delimiter: str | None = None
-    """Of a CSV file, if it is no comma."""
+    """Delimiter of a CSV file, if it is not a comma."""
     encoding: str | None = None
-    """Of a file of text, if it is not UTF-8."""
+    """Encoding of a text file, if it is not UTF-8."""
 
     def text_column(self) -> str | None:
         """The column with the longest texts."""
@@ -68,7 +68,7 @@ class Found:
 
 
 def sniff(path: Path) -> Found:
-    """Look into a file or a folder of text files. Raises DataError: nothing there, empty, or of no known format."""
+    """Inspect a file or a folder of text files. Raises DataError if it is missing, empty, or of an unknown format."""
     if path.is_dir():
         files = sorted(path.rglob("*.txt"))
         if not files:
@@ -95,7 +95,8 @@ def sniff(path: Path) -> Found:
 
 
 def rows_of(found: Found) -> list[dict[str, Any]]:
-    """All rows of an Excel sheet or of a folder (a text per file, with its name), which no sweep reads by itself."""
+    """Return all rows of an Excel sheet or of a folder (a text per file, with its name), which a sweep cannot read
+    directly."""
     if found.format == "folder":
         files = sorted(found.path.rglob("*.txt"))
         return [{"file": str(f.relative_to(found.path)), "text": _decoded(f.read_bytes())[0]} for f in files]
@@ -104,7 +105,7 @@ def rows_of(found: Found) -> list[dict[str, Any]]:
 
 
 def language(texts: Sequence[Any]) -> str | None:
-    """The language whose most common words are in the most of these texts; None if it is in none."""
+    """Return the language whose most common words occur in most of these texts; None if there is none."""
     words = [set(re.findall(r"\w+", str(text).lower())) for text in texts]
     counts = {name: sum(len(stop & found) for found in words) for name, stop in STOPWORDS.items()}
     best = max(counts, key=lambda name: counts[name])
@@ -112,7 +113,7 @@ def language(texts: Sequence[Any]) -> str | None:
 
 
 def find_delimiter(text: str) -> str:
-    """What separates the fields: of the usual characters the one that gives most rows as many fields as the header."""
+    """Return the delimiter: of the usual characters the one for which most rows have as many fields as the header."""
 
     def score(delimiter: str) -> tuple[float, int]:
         rows = [row for row in islice(csv.reader(io.StringIO(text), delimiter=delimiter), 100) if row]
@@ -131,7 +132,7 @@ def _suffix(path: Path) -> str:
 
 
 def _head(path: Path) -> bytes:
-    """The first bytes, unpacked, up to the end of a line."""
+    """Return the first bytes, unpacked, up to the end of a line."""
     with path.open("rb") as file:
         packed = file.read(2) == b"\x1f\x8b"
         file.seek(0)
@@ -155,7 +156,7 @@ def _by_content(raw: bytes) -> str:
 
 
 def _decoded(raw: bytes, whole: Path | None = None) -> tuple[str, str | None]:
-    """Text and its encoding (None: UTF-8), the rest of the file `whole` considered."""
+    """Return text and its encoding (None: UTF-8), which is checked on the rest of the file `whole`, too."""
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         return raw[: len(raw) // 2 * 2].decode("utf-16", "replace"), "utf-16"
     try:

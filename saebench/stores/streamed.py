@@ -24,11 +24,12 @@ from saebench.stores.texts import Division, Part, Text
 
 
 class DataExhausted(RuntimeError):  # noqa: N818 - a state of the stream, like StopIteration
-    """Raised when every text has been served: the dataset ended, or the cap on examples is reached."""
+    """Raised when every text has been read: the dataset ended, or the cap on examples is reached."""
 
 
 class StreamedRows:
-    """Serves a stream of texts to one trial. `texts` starts a new pass over the (clean) texts, `embed` encodes."""
+    """The mini-batches of a stream of texts for one trial. `texts` starts a new pass over the (clean) texts, `embed`
+    encodes."""
 
     def __init__(
         self,
@@ -150,7 +151,8 @@ class StreamedRows:
         return self._embed_all(self._surveyed(n).sample).to(self.device)
 
     def set_aside(self, n: int, places: Tensor) -> None:
-        """`next_batch` no longer serves these rows of `sample(n)`, unless there are no others; see `_training`."""
+        """From now on `next_batch` returns none of these rows of `sample(n)`, unless there are no others; see
+        `_training`."""
         sample = self._surveyed(n).sample
         aside = frozenset(sample[place].hash for place in places.tolist())
         if aside == self._aside:
@@ -205,8 +207,8 @@ class StreamedRows:
         self._at = Block(epoch, skip, 0)
 
     def _training(self) -> Iterator[Text]:
-        """The training texts of a pass. In the place of each that is set aside comes the last one before it that is
-        not (at the start: the first that is not), so that every text stays at its number."""
+        """Yield the training texts of a pass. Each text that is set aside is replaced by the last one before it that is
+        not (at the start: the first that is not), so that every text keeps its number."""
         free: Text | None = None
         waiting: list[Text] = []
         for text in self._texts():
@@ -223,7 +225,7 @@ class StreamedRows:
         yield from waiting  # there are no others
 
     def _again(self, block: Block) -> Tensor:
-        """Encode a block that was served before again."""
+        """Encode again a block that was used before."""
         if (self._at.epoch, self._at.start + self._at.count) != (block.epoch, block.start):
             self._open(block.epoch, block.start)
         if block.count == 0:
@@ -236,7 +238,7 @@ class StreamedRows:
         return rows
 
     def _split(self, block: Block, rows: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return two random halves of a block: (to serve now, to keep)."""
+        """Return two random halves of a block: (to use now, to keep)."""
         rows = self._again(block) if rows is None else rows
         if len(rows) == 0:
             return rows, rows

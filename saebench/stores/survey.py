@@ -1,4 +1,4 @@
-"""What one pass over the texts of a stream finds, without encoding any."""
+"""The results of one pass over the texts of a stream, without encoding."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from saebench.stores.base import ActivationStore, StoreFullError, check_positive
 class TensorActivationStore(ActivationStore):
     """(max_items, n_components, n_neurons), allocated at once; `store[i]` is (n_components, n_neurons).
 
-    `seed` fixes what `shuffle` does; the store has a generator of its own.
+    `seed` fixes `shuffle`; the store has its own generator.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class TensorActivationStore(ActivationStore):
         self._generator = torch.Generator().manual_seed(seed)
 
     def __getstate__(self) -> dict[str, Any]:
-        """The generator by its state: the workers of a `DataLoader` that are not forked cannot be sent one."""
+        """Pickle the generator by its state: it cannot be sent to workers of a `DataLoader` that are not forked."""
         return {**self.__dict__, "_generator": self._generator.get_state().numpy()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ class TensorActivationStore(ActivationStore):
         return list(self._stored)
 
     def append(self, item: Tensor, component_idx: int = 0) -> None:
-        """Store one (n_neurons,) row; StoreFullError where the component is full."""
+        """Store one (n_neurons,) row; StoreFullError if the component is full."""
         self.extend(item.unsqueeze(0), component_idx)
 
     def extend(self, batch: Tensor, component_idx: int = 0) -> None:
@@ -73,8 +73,8 @@ class TensorActivationStore(ActivationStore):
         self._stored = [0] * self.n_components
 
     def shuffle(self) -> None:
-        """One permutation of the examples, the same for all components. Rows that a longer component is ahead by have
-        no partners yet and stay where they are."""
+        """One permutation of the examples, the same for all components. Excess rows of a longer component have no
+        partners yet and are not moved."""
         order = torch.randperm(len(self), generator=self._generator).to(self._data.device)
         self._data[: len(self)] = self._data[order]
 
@@ -82,7 +82,7 @@ class TensorActivationStore(ActivationStore):
         return min(self._stored)
 
     def __getitem__(self, index: Any) -> Tensor:
-        """As a (len, n_components, n_neurons) tensor would be indexed: what is not stored is out of range."""
+        """Index like a (len, n_components, n_neurons) tensor: rows that are not stored are out of range."""
         return self._data[: len(self)][index]
 
     def __sizeof__(self) -> int:

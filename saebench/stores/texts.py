@@ -1,7 +1,7 @@
-"""Texts: cleaned, told apart by their hash, divided into parts. No torch.
+"""Texts: cleaned, identified by their hash, divided into parts. No torch.
 
-The part of a text (train, validation or test) is a function of the text alone, so that no order of the stream, no cap
-and no duplicate can carry a text from one part to another.
+The part of a text (train, validation or test) depends only on the text, so that neither the order of the stream nor a
+cap or duplicate can move a text to another part.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from saebench.errors import DataError
 
 Part = Literal["train", "validation", "test"]
 EVALUATED: tuple[Part, ...] = ("validation", "test")
-"""Parts that nothing is trained on."""
+"""Parts that are not trained on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One text, cleaned, and what belongs to it."""
+    """One cleaned text with its row, hash and label."""
 
     text: str
     label: Any
@@ -55,13 +55,13 @@ def _digest(text: str) -> bytes:
 
 
 def threshold(share: float) -> int:
-    """This share of all hashes lies below it."""
+    """Return the hash below which this share of all hashes lies."""
     return min(int(share * 2**64), 2**64 - 1)
 
 
 @dataclass(frozen=True)
 class Division:
-    """Which texts are of which part: test has the lowest hashes, validation the next, training all others."""
+    """The division into parts: test has the lowest hashes, validation the next, training all others."""
 
     validation: float
     """Share of the texts."""
@@ -84,15 +84,15 @@ class Division:
 
 
 def clean(text: str, how: str = "whitespace") -> str:
-    """The text as it is encoded (`data.clean`). whitespace: every run of whitespace becomes one space, none is kept at
-    the ends. none: as it is. Always: lone surrogates, which UTF-8 cannot carry, become question marks."""
+    """Return the text as it is encoded (`data.clean`). whitespace: every run of whitespace becomes one space, and both
+    ends are stripped. none: unchanged. Lone surrogates, which UTF-8 cannot encode, always become question marks."""
     return (" ".join(text.split()) if how == "whitespace" else text).encode("utf-8", "replace").decode()
 
 
 def select(
     values: Iterable[tuple[Any, Any]], counts: Counts, cap: int, *, distinct: bool = True, how: str = "whitespace"
 ) -> Iterator[Text]:
-    """The first `cap` usable texts among (value, label) pairs, cleaned; counts what is left out and why."""
+    """The first `cap` usable texts among (value, label) pairs, cleaned; counts the rows left out by reason."""
     seen: set[bytes] = set()
     for value, label in values:
         counts.read += 1
@@ -116,7 +116,7 @@ def select(
 
 
 def clean_texts(texts: Iterable[Any], how: str) -> list[str]:
-    """Return a list of texts, each cleaned. Raises DataError for what is no text."""
+    """Return a list of texts, each cleaned. Raises DataError for an item that is not a text."""
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise DataError(f"texts: {texts!r:.50}: must be a text or a list of texts")
     texts = list(texts)

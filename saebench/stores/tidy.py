@@ -1,4 +1,4 @@
-"""The cache as a whole: list its entries, verify them, remove what is not needed."""
+"""The cache as a whole: list its entries, verify them, remove unneeded files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from saebench.stores.manifest import MANIFEST, Manifest, has_content, has_size
 from saebench.stores.messages import one_line
 
 CUT_OFF_SECONDS = 3600
-"""No small file takes so long to be written."""
+"""Age in seconds of a small file that is certainly not being written."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Listed:
 
     folder: Path
     manifest: Manifest | None
-    """None where it cannot be read."""
+    """None if it cannot be read."""
     bytes: int
     last_used: float
     """Seconds since the epoch."""
@@ -97,9 +97,9 @@ def verify(cache_dir: Path) -> Iterator[tuple[Path, list[str]]]:
 def gc(
     cache_dir: Path, keys_: Sequence[str] = (), unused_days: float | None = None, dry_run: bool = False
 ) -> Iterator[tuple[Path, int, str]]:
-    """Remove (path, bytes, why): entries named by (the beginning of) their key, entries not used for `unused_days`,
-    and always what no entry needs: unreadable entries and leftovers. Entries that a process builds or reads stay; those
-    that are named are yielded all the same, with 0 bytes. Raises DataError if something cannot be removed."""
+    """Remove (path, bytes, why): entries named by (the beginning of) their key, entries not used for `unused_days`, and
+    always unreadable entries and leftovers. Entries that a process builds or reads are kept; named ones among them are
+    yielded with 0 bytes. Raises DataError if something cannot be removed."""
     for listed in entries(cache_dir):
         named = any(listed.folder.name.startswith(key) for key in keys_)
         if listed.building:
@@ -127,8 +127,8 @@ def gc(
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[bool]:
-    """Yield whether no process builds or reads the entry; none can start to until the block ends. The lock file stays:
-    a process that waits for it must not wait for a deleted file."""
+    """Yield whether no process builds or reads the entry; no process can start to do so until the block ends. The lock
+    file stays: a process that waits for it must not wait for a deleted file."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(FileLock(beside(folder, ".lock"), timeout=0))
@@ -185,7 +185,7 @@ def _stale_digests(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, 
 
 
 def _stale_floors(cache_dir: Path, dry_run: bool) -> Iterator[tuple[Path, int, str]]:
-    """Remove floors (CACHE/floors/KEY-DIGEST.json) of embeddings that the cache has no more."""
+    """Remove floors (CACHE/floors/KEY-DIGEST.json) of embeddings that are no longer in the cache."""
     root = embeddings_dir(cache_dir)
     for path in sorted((cache_dir / "floors").glob("*.json")):
         key, _, digest = path.stem.rpartition("-")

@@ -1,9 +1,9 @@
-"""Texts to a model's features, each text tokenised once.
+"""Convert texts to a model's features, with each text tokenised once.
 
-SentenceTransformer tokenises and pads a batch at a time, and sorting by length needs the tokens before. Where a model's
-features are its tokens, padded, and nothing else, which is tried out once, they are made here from tokens at hand: a
-third of the time, and on a GPU it is tokens that the device waits for. Long texts are cut before they are tokenised,
-if the same trial shows that nothing changes.
+SentenceTransformer tokenises and pads a batch at a time, and sorting by length needs the tokens before. If a model's
+features are only its padded tokens, which is tested once, they are made here from the existing tokens: that takes a
+third of the time, and on a GPU tokenisation is the bottleneck. Long texts are cut before they are tokenised, if the
+same test shows that nothing changes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch import Tensor
 
 Index = npt.NDArray[np.int64]
 CHARACTERS_PER_TOKEN = 16
-"""A text of more than so many characters per token of the limit is cut before it is tokenised: whole, 5 MB take
-700 MB."""
+"""A text with more characters per token of the limit is cut before it is tokenised: tokenising all of 5 MB takes 700
+MB."""
 MARGIN = 64
 """Tokens beyond the limit that the beginning of a text must have, so that its end does not change what is kept."""
 PROBE = ["What does one row hold?", "  Two\tLines,\nÄpfel und ¿por qué?  ", "a", "word " * 3000, "Z" * 20_000]
@@ -32,15 +32,15 @@ class Tokenised:
     """Texts of a window."""
 
     lengths: Index
-    """Tokens of each after truncation; where the model has no usual tokenizer, a quarter of the characters."""
+    """Tokens of each after truncation; a quarter of the characters if the model has no usual tokenizer."""
     truncated: npt.NDArray[np.bool_]
-    """Which texts the model does not see whole; none where it has no usual tokenizer."""
+    """Which texts the model truncates; none if it has no usual tokenizer."""
     features: Callable[[Index], dict[str, Any]]
-    """What the model takes for the texts at these positions, padded to the longest."""
+    """Return the model's input for the texts at these positions, padded to the longest."""
 
 
 class Tokens:
-    """Tokenises for one SentenceTransformer; `prompt` is put before every text."""
+    """Tokenises for one SentenceTransformer; `prompt` precedes every text."""
 
     def __init__(self, model: Any, prompt: str | None) -> None:
         self._model, self._prompt = model, prompt
@@ -90,7 +90,8 @@ class Tokens:
         return tokens, full
 
     def _shortened(self, text: str) -> str:
-        """As much of a long text as its tokens up to the limit depend on; the text itself where that is not known."""
+        """Return the beginning of a long text on which its tokens up to the limit depend; the whole text if that is
+        unknown."""
         limit = self._model.max_seq_length
         if not self._shortens or limit is None or len(text) <= CHARACTERS_PER_TOKEN * limit:
             return text
@@ -125,7 +126,7 @@ class Tokens:
         return {name: made.get(name, value) for name, value in like.items()}
 
     def _padded_tokens(self) -> dict[str, Any] | None:
-        """The features of PROBE where `_pad` makes the same of its tokens; None where it does not."""
+        """Return the features of PROBE if `_pad` makes the same of its tokens, else None."""
         if len(getattr(self._model, "modalities", None) or ["text"]) > 1:
             return None
         like = self._preprocess(PROBE)

@@ -77,7 +77,7 @@ class Journal(JournalStorage):
         self._records.commit()
 
     def close(self) -> None:
-        """Give back what the records hold open; the storage is of no use afterwards."""
+        """Close the journal; the storage cannot be used afterwards."""
         self._records.close()
 
 
