@@ -1,6 +1,6 @@
 """Columns of the data set that are not used in training, joined to the texts of a part by the hash of the text.
 
-The data set is read once more, as the cache has read it. A text that it does not hold any more has no target. With
+The data set is read again, in the way in which the cache read it. A text that it no longer contains has no target. With
 precomputed embeddings, a column is a file with a value per row, or a column beside them; rows are joined by number.
 """
 

@@ -58,8 +58,8 @@ def read_bytes(path: Path, largest: int = LARGEST) -> bytes:
 
 
 def parse(adapter: TypeAdapter[T], data: bytes | str, path: Path) -> T:
-    """Return JSON as the adapter's type. Raises DamagedError for text that is no JSON, that is nested too deeply, that
-    has another sum than the one it was written with, or another shape than the type."""
+    """Return JSON as the adapter's type. Raises DamagedError for text that is not JSON, is nested too deeply, has a
+    wrong checksum, or does not match the type."""
     value, _ = _unsealed(data, path)
     try:
         return adapter.validate_python(value)
@@ -103,7 +103,7 @@ def sealed(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def _sum(value: dict[str, Any]) -> str:
-    """Of the content, not of the bytes: indentation and the order of keys may differ."""
+    """Return the checksum of the content, not of the bytes: indentation and the order of keys may differ."""
     return f"{zlib.crc32(_CANONICAL.encode(value).encode()):08x}"
 
 

@@ -43,7 +43,7 @@ def stream(dataset: DatasetConfig, label_key: str = "label_column") -> Iterator[
 
 
 def _rows(dataset: DatasetConfig, source: Source, label_key: str) -> Iterator[Row]:
-    """Rows of one file, once it is known to have the columns."""
+    """Yield the rows of one file, once it is known to have the columns."""
     count = 0
     try:
         if source.header is not None:

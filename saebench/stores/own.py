@@ -70,7 +70,7 @@ def build(data: DataConfig, folder: Path, identity: dict[str, Any], tell: OnProg
 
 
 def _values(data: DataConfig, embeddings: Embeddings) -> Iterator[tuple[Any, Any]]:
-    """(text, label) of each row; the id stands for a text that is not given, the number of the row for an id."""
+    """Return (text, label) of each row; the id replaces a missing text, the row's number a missing id."""
     given = {key: column(getattr(data, key), embeddings, f"data.{key}") for key in BESIDE if getattr(data, key)}
     texts = given.get("texts") or list(map(str, given.get("ids") or range(embeddings.count)))
     return zip(texts, given.get("labels") or [None] * embeddings.count, strict=True)
