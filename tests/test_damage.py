@@ -176,7 +176,7 @@ def test_a_trial_whose_directory_was_deleted_is_said_at_every_start(complete: Pa
     shutil.rmtree(root / "trials" / "0001")
     first = run_sweep(SPEC, runs_dir=tmp_path / "runs", target=TARGET, quiet=True)
     assert first.exit_code == 3
-    assert f"damaged: {root}/trials/0001: is gone" in (root / "scheduler.log").read_text()
+    assert f"damaged: {root}/trials/0001: is missing" in (root / "scheduler.log").read_text()
     assert len(first.frame()) == 5
 
 

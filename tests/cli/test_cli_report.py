@@ -93,7 +93,7 @@ def test_a_table_without_rows_says_why(store: Store) -> None:
     """The demo has neither labels nor, but for one trial, SAEs."""
     lines = done(store, "report", "demo", "--table", "probing", "--table", "stability").stdout.splitlines()
     assert lines[2] == "k-sparse probing: none"
-    assert "where the dataset has labels enough" in lines[3]
+    assert "for a dataset with enough labels" in lines[3]
     assert "Stability of latents across seeds: none" in lines
     assert any(line.startswith("note: stability of latents: no readable SAE of demo/0, ") for line in lines)
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_drawn_is_said_in_one_line(
     result = call(store, "report", "--plot", tmp_path / "p.png", "--chart", "all")
     assert isinstance(result.exception, UserError)
     assert str(result.exception) == (
-        f"{tmp_path / 'p.png'}: nothing to draw for {', '.join(PLOTS)}: no trial has what they show"
+        f"{tmp_path / 'p.png'}: nothing to draw for {', '.join(PLOTS)}: no trial has the data"
     )
     assert not list(tmp_path.iterdir())
 
@@ -138,7 +138,7 @@ def test_a_chart_that_is_missing_among_all_is_named(
     assert "pareto" in drawn
     assert "dead" not in drawn
     missing = ", ".join(name for name in PLOTS if name not in drawn)
-    assert result.stderr.splitlines()[-1].startswith(f"nothing to draw for {missing}: no trial has what ")
+    assert result.stderr.splitlines()[-1].startswith(f"nothing to draw for {missing}: no trial has the data")
 
 
 def test_the_page_goes_into_the_sweep_s_directory_unless_told_otherwise(store: Store) -> None:

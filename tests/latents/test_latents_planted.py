@@ -144,7 +144,7 @@ def test_every_score_stands_beside_its_floors_with_an_interval_over_seeds(
 @pytest.mark.parametrize("model", ["planted", "a copy of planted"])
 def test_the_encoder_of_the_sae_is_refused_as_second_one(trial: TrialPaths, model: str) -> None:
     found = analyse(trial.root)
-    with pytest.raises(UserError, match=r"that the SAE is trained on.*Name another encoder"):
+    with pytest.raises(UserError, match=r"that the SAE was trained on.*Name another encoder"):
         judged_with_seeds(found, model, circular=False)
     assert "example_auroc" in judged_with_seeds(found, model, circular=True)[0].values[SAE]
 
@@ -166,7 +166,7 @@ def test_one_class_is_no_class(models: None, tmp_path: Path) -> None:  # noqa: A
     data = data_config(tmp_path, texts(300), label_column="same")
     cache.build(data, cache_dir())
     found = analyse(write_trial(tmp_path / "runs", trial_config(data), planted_sae()).root)
-    assert any("no label has ten texts" in note for note in found.notes)
+    assert any("no label has at least ten texts" in note for note in found.notes)
     assert "label_auroc" not in judged_with_seeds(found, None, circular=False)[0].values[SAE]
 
 
@@ -208,7 +208,7 @@ def test_where_the_texts_are_gone_row_numbers_stand_for_them(
 
 
 def test_where_the_embeddings_are_gone_the_error_says_how_to_go_on(trial: TrialPaths, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="--build encodes the texts again"):
+    with pytest.raises(DataError, match="encode the texts again with --build"):
         analyse(trial.root, cache_dir=tmp_path / "elsewhere")
     assert analyse(trial.root, cache_dir=tmp_path / "elsewhere", build=True).rows()
 

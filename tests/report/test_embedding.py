@@ -112,7 +112,7 @@ def test_without_labels_there_is_no_probing_and_it_says_why() -> None:
     found = report_of(with_values(simulate(), probing=False))
     table = found.table("probing")
     assert table.rows() == []
-    assert "where the dataset has labels enough" in table.note
+    assert "for a dataset with enough labels" in table.note
     assert len(found.table("fidelity").frame)
 
 

@@ -347,7 +347,7 @@ CHECKS = {
     "budgets": (lambda: shown(budgeted(5)), lambda: shown(), "unequal numbers of examples"),
     "failures": (lambda: shown([*simulate_search(), with_state({**simulate_search()[0], "trial": 99}, "failed")]),
                  lambda: shown(), "1 trial failed"),
-    "floors": (lambda: floored(0.1), lambda: floored(0.9), "above every score without training, in FVU: no arm"),
+    "floors": (lambda: floored(0.1), lambda: floored(0.9), "better than every score without training, in FVU: no arm"),
 }  # fmt: skip
 """Check -> a report in which it fails, one in which it passes, what the failing one says."""
 

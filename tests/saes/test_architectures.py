@@ -242,7 +242,7 @@ def test_nan_in_a_training_batch_reaches_the_loss(kind: str) -> None:
         ("topk", {"k": 25}, "k 25 must not exceed dict_size 24"),
         ("topk", {"k": 2, "k_start": 25}, "k_start 25 must not exceed dict_size 24"),
         ("topk", {"k": 4, "k_start": 4}, "k_start 4 must exceed k 4, to which it falls"),
-        ("topk", {"k_start": 8, "refine": 1, "refine_training": True}, "refine_training and k_start: one of the two"),
+        ("topk", {"k_start": 8, "refine": 1, "refine_training": True}, "give refine_training or k_start, not both"),
         ("hierarchical_topk", {"k_start": 8}, "k_start: hierarchical_topk trains every k up to 4 at once"),
         ("hierarchical_topk", {"multi_coeff": 0.1}, "multi_coeff: hierarchical_topk trains every k up to 4 at once"),
         ("topk", {"ortho_coeff": 0.1, "control": "frozen_decoder"}, "ortho_coeff: a frozen decoder does not move"),

@@ -146,7 +146,7 @@ def test_a_batch_shares_the_falling_k(kind: str) -> None:
 
 
 def test_a_signed_type_is_refused_by_a_layout_of_codes_above_zero() -> None:
-    with pytest.raises(LayoutError, match="type abs_topk: signed codes, and every rule of this layout"):
+    with pytest.raises(LayoutError, match="type abs_topk: its codes can be negative, and this layout"):
         plain(formulas.small("abs_topk"))
 
 

@@ -72,7 +72,7 @@ def test_gc_says_that_an_entry_is_in_use(saebench: Callable[..., Result], corpus
     folder = Path(str(saebench("ls").stdout.split(" in ")[-1].strip()))
     entry = cache.build(corpus(sentences(60)), folder)
     assert saebench("gc", entry.cache_key).stdout.splitlines() == [
-        f"embeddings/{entry.cache_key}: 0 B: stays: a process uses it",
+        f"embeddings/{entry.cache_key}: 0 B: kept: a process is using it",
         "0 B freed",
     ]
     assert entry.directory.exists()

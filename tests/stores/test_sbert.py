@@ -459,7 +459,7 @@ def test_a_named_entry_that_is_gone_is_built_again_from_the_same_texts_alone(cor
     path = Path(str(data.dataset.data_files))
     path.write_bytes(path.read_bytes().replace(b"a", b"o"))
     with pytest.raises(
-        DataError, match=f"embeddings {key} are gone, and the texts or the model have changed since: put"
+        DataError, match=f"embeddings {key} are missing, and the texts or the model have changed since: restore"
     ):
         open_store(data, **settings)
     assert not list(cache_dir.glob("embeddings/*/manifest.json")), "nothing is encoded in vain"
