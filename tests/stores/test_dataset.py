@@ -232,7 +232,7 @@ def test_a_cache_of_datasets_that_cannot_be_written_is_not_the_files_fault(
 
     monkeypatch.setattr("saebench.stores.loading._open", refuse)
     write_parquet(tmp_path / "t.parquet", {"text": ["one"]})
-    with pytest.raises(DataError, match=r"^.*x\.lock: cannot be written: Permission denied; set HF_HOME to a writable folder"):
+    with pytest.raises(DataError, match=r"^.*x\.lock: cannot be written: Permission denied; set HF_HOME to a w"):
         read("parquet", tmp_path / "t.parquet")
 
 
