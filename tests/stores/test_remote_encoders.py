@@ -133,6 +133,23 @@ def test_without_any_node_left_the_build_ends_in_a_sentence(
         cache.build(corpus(sentences(300)), tmp_path / "cache", nodes.launches())
 
 
+@pytest.mark.usefixtures("inline", "small_pieces")
+def test_a_node_without_the_model_is_named(
+    cluster: Callable[[str], Cluster],
+    corpus: Callable[..., DataConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The model is on this machine: the message of `find_model` alone would be puzzling."""
+
+    def load(data: DataConfig, _: str) -> Any:
+        raise DataError(f"model {data.model}: cannot be loaded: no such folder")
+
+    monkeypatch.setattr("saebench.stores.sentence_encoder._load", load)
+    with pytest.raises(DataError, match=r"^node [abc]: model hash-model: cannot be loaded: no such folder$"):
+        cache.build(corpus(sentences(300)), tmp_path / "cache", cluster("streamed").launches())
+
+
 def slow(method: Callable[..., Any]) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
         time.sleep(0.02)

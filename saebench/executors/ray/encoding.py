@@ -139,6 +139,8 @@ class Encoding:
                     await courier.remove(line.member.remote, name)
                 except UNREACHED as error:
                     message = {"type": "gone", "why": _why(f"{message['name']} could not be copied", error)}
+            if message["type"] == "error":
+                message = {**message, "message": f"node {line.member.node}: {message['message']}"}
             if number in self._children:
                 self._say(number, message)
 
