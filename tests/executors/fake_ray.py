@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,9 @@ class FakeRemote:
             await asyncio.sleep(0.01)
             raise UnreachableError("unavailable")
         method = getattr(self.agent, name)
+        json.loads(text)
         reply: str | bytes = await (method(text) if data is None else method(text, data))
+        assert {type(text), type(data), type(reply)} <= {str, bytes, type(None)}, "Ray pickles everything else"
         if fault == "lose":
             raise UnreachableError("unavailable")
         return reply

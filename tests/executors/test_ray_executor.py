@@ -16,13 +16,14 @@ from saebench.runs.paths import SweepPaths
 from saebench.sweep_config import RunConfig
 
 BRIDGE = """
-import json, socket, sys
+import json, os, socket, sys
 lines = socket.socket(fileno=int(sys.argv[2])).makefile("rw", buffering=1)
 def say(**message):
     print(json.dumps(message), file=lines, flush=True)
 def slot(agent, at, device):
     return {"id": 1000 * agent + at, "device": device, "name": f"{device} {at}", "threads": 1, "node": device[0]}
 lines.readline()
+say(type="note", text="usage statistics: " + os.environ["RAY_USAGE_STATS_ENABLED"])
 say(type="joined", agent=1, slots=[slot(1, 0, "a/cpu"), slot(1, 1, "a/cpu")])
 say(type="joined", agent=2, slots=[slot(2, 0, "b/cuda:0")])
 say(type="joined", agent=3, slots=[slot(3, 0, "b/cuda:1")])
@@ -41,11 +42,16 @@ for line in lines:
 
 
 @pytest.fixture
-def executor(tmp_path: Path) -> Iterator[RayExecutor]:
+def notes() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def executor(tmp_path: Path, notes: list[str]) -> Iterator[RayExecutor]:
     (tmp_path / "bridge.py").write_text(BRIDGE)
     run = RunConfig(executor="ray", address="nowhere:1")
     made = RayExecutor(run, tmp_path / "cache", bridge=(str(tmp_path / "bridge.py"), str(tmp_path / "heard")))
-    made.recover(SweepPaths(tmp_path / "sweep"), lambda _: None)
+    made.recover(SweepPaths(tmp_path / "sweep"), notes.append)
     yield made
     made.close()
 
@@ -93,3 +99,11 @@ def test_a_device_that_is_out_of_service_is_given_back(
     executor.set_demand(3)
     assert names(executor) == ["a/cpu 0", "a/cpu 1", "b/cuda:1 0"]
     assert demands(2) == [(5, []), (3, [2])], "while one is missing, another slot would be used"
+
+
+def test_ray_gets_no_usage_statistics_whatever_the_users_environment_says(
+    monkeypatch: pytest.MonkeyPatch, notes: list[str], request: pytest.FixtureRequest
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    request.getfixturevalue("executor")
+    assert notes == ["usage statistics: 0"]
