@@ -1,9 +1,10 @@
 """Every trainer at its best learning rate and equal L0: the table of peers.
 
-    python matched.py deb-minilm results.jsonl [--kinds topk batchtopk] [--samples 51200] [--batch 256]
+    python matched.py deb-minilm results.jsonl [--kinds topk batchtopk] [--samples 51200] [--batch 256] [--coarse]
 
 For each type and each trainer: the learning rate is doubled or halved from a start until the best has a worse neighbour
-on both sides, then the two midpoints are tried (factor sqrt(2)); seed 0 searches, seed 1 repeats what was chosen. Where
+on both sides, then the two midpoints are tried (factor sqrt(2); `--coarse` leaves them out on both sides); seed 0
+searches, the other seeds repeat what was chosen. Where
 a trainer takes a penalty instead of an L0, its coefficient is moved until the L0 is bracketed, and FVU is interpolated,
 ln FVU against ln L0. Ours is run with its defaults, too. Runs that are in the results file already are not repeated.
 """
@@ -151,8 +152,9 @@ def _next_coeff(coeff: float, over: float, low: list[Any], high: list[Any], l0: 
     return coeff * min(4.0, max(0.25, over))
 
 
-def climb(value: Callable[[float], float], start: float) -> tuple[float, float]:
-    """The best of start * 2^i, worse ones on both sides, and of the two midpoints beside it: (where, value)."""
+def climb(value: Callable[[float], float], start: float, fine: bool) -> tuple[float, float]:
+    """The best of start * 2^i, worse ones on both sides, and, if `fine`, of the two midpoints beside it: (where,
+    value)."""
     known = {0: value(start)}
     while True:
         best = min(known, key=lambda i: known[i])
@@ -162,7 +164,7 @@ def climb(value: Callable[[float], float], start: float) -> tuple[float, float]:
         if not missing:
             break
         known[missing[0]] = value(_at(start, missing[0]))
-    for i in (best - 1, best + 1):
+    for i in (best - 1, best + 1) if fine else ():
         known[i] = value(_at(start, i))
     best = min(known, key=lambda i: known[i])
     return _at(start, best), known[best]
@@ -172,19 +174,20 @@ def _at(start: float, halves: int) -> float:
     return float(f"{start * 2 ** (halves / 2):.4g}")
 
 
-def row(book: Book, common: Setting, kind: str) -> dict[str, Any]:
-    """One row of the table: FVU at the L0, mean of two seeds, of ours (default, best lr) and of each peer."""
+def row(book: Book, common: Setting, kind: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table: FVU at the L0, mean over seeds, of ours (default, best lr) and of each peer."""
+    seeds, fine = range(options.seeds), not options.coarse
     setting = {**common, "kind": kind}
     found: dict[str, Any] = {"corpus": common["corpus"], "type": kind, "dict_size": common["dict_size"]}
-    found["ours, defaults"] = _mean(ours(book, {**setting, "seed": seed}, 1) for seed in (0, 1))
-    factor, _ = climb(lambda f: ours(book, {**setting, "seed": 0}, f), 1.0)
-    found["ours, best lr"], found["factor"] = _mean(ours(book, {**setting, "seed": s}, factor) for s in (0, 1)), factor
+    found["ours, defaults"] = _mean(ours(book, {**setting, "seed": seed}, 1) for seed in seeds)
+    factor, _ = climb(lambda f: ours(book, {**setting, "seed": 0}, f), 1.0, fine)
+    found["ours, best lr"], found["factor"] = _mean(ours(book, {**setting, "seed": s}, factor) for s in seeds), factor
     for peer, kinds in PEER_TYPES.items():
-        if kind not in kinds:
+        if kind not in kinds or peer not in options.peers:
             continue
         asked = {**setting, "peer": peer}
-        lr, _ = climb(lambda lr, asked=asked: theirs(book, {**asked, "seed": 0}, lr), 0.004)
-        found[peer] = _mean(theirs(book, {**asked, "seed": seed}, lr) for seed in (0, 1))
+        lr, _ = climb(lambda lr, asked=asked: theirs(book, {**asked, "seed": 0}, lr), options.start, fine)
+        found[peer] = _mean(theirs(book, {**asked, "seed": seed}, lr) for seed in seeds)
         found[f"{peer}, lr"] = lr
         print(json.dumps(found), flush=True)
     return found
@@ -220,6 +223,10 @@ def main() -> None:
     parser.add_argument("--l0", type=int, default=32)
     parser.add_argument("--samples", type=int, default=51_200)
     parser.add_argument("--batch", type=int, default=256)
+    parser.add_argument("--peers", nargs="*", default=list(PEER_TYPES))
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--coarse", action="store_true", help="learning rates by factors of 2 only")
+    parser.add_argument("--start", type=float, default=0.004, help="learning rate at which a peer's search begins")
     parser.add_argument("--csv", type=Path, help="write all runs of the results file there, and train nothing")
     options = parser.parse_args()
     if options.csv:
@@ -230,7 +237,7 @@ def main() -> None:
     common: Setting = {"corpus": options.corpus, "dict_size": options.dict_size, "k": options.l0}
     common |= {"samples": options.samples, "batch_size": options.batch}
     for kind in options.kinds:
-        print("ROW", json.dumps(row(book, common, kind)), flush=True)
+        print("ROW", json.dumps(row(book, common, kind, options)), flush=True)
 
 
 if __name__ == "__main__":

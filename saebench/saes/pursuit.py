@@ -8,7 +8,8 @@ chosen so far towards their least-squares optimum; two sweeps on the residual it
 no row has a product with the residual above `least` (at least 0).
 
 c is updated after each pick with rows of `gram`. If that (F, F) matrix is too large (`gram=None`), c is recomputed from
-the residual before each group of `refit_every` picks, and a group picks among its `CANDIDATES` largest entries.
+the residual before each group of `refit_every` picks, and a group picks among its `CANDIDATES` largest entries (found
+by products of 8-bit integers where the processor is fast at these: pursuit_screen.py).
 
 There are two implementations: kernels compiled by numba, one row at a time, on a CPU; batched torch without syncs
 elsewhere, and on a CPU without numba. They differ only by the order in which a dot product is summed.
@@ -24,6 +25,7 @@ from saebench.saes.pursuit_codes import Pursuit
 from saebench.saes.pursuit_gram import with_gram
 from saebench.saes.pursuit_groups import CANDIDATES, without_gram
 from saebench.saes.pursuit_host import kernels_for
+from saebench.saes.pursuit_screen import Screen
 
 ROUNDING = 1e-4
 """A product below this share of the example's length ends a pursuit: it would explain 1e-8 of it."""
@@ -53,12 +55,13 @@ def pursue(
     x, rows = x.contiguous(), rows.detach().contiguous()
     floors = torch.linalg.vector_norm(x, dim=1).mul_(ROUNDING).clamp_min_(least)
     found = Pursuit.empty(x, k)
+    screen = Screen.of(rows) if gram is None and len(rows) > CANDIDATES else None
     no_bias = rows.new_zeros(len(rows))
     for part in _chunks(x, rows, gathered=gram is None and kernels_for(x) is None):
-        products = affine_no_grad(x[part], rows.t(), no_bias, precision)
         if gram is None:
-            without_gram(products, rows, refit_every, together, floors[part], found.part(part))
+            without_gram(rows, screen, refit_every, together, floors[part], found.part(part), precision)
         else:
+            products = affine_no_grad(x[part], rows.t(), no_bias, precision)
             with_gram(products, rows, gram, refit_every, together, floors[part], found.part(part))
     return found
 

@@ -10,9 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from saebench.saes.kernels import product
+from saebench.saes.kernels import Precision, affine_no_grad
 from saebench.saes.pursuit_codes import Pursuit, exact_sweeps
 from saebench.saes.pursuit_host import kernels_for, on_threads
+from saebench.saes.pursuit_screen import Screen
 
 CANDIDATES = 128
 """Number of rows among which a group picks."""
@@ -20,18 +21,28 @@ _GROUP_SWEEPS, _LAST_SWEEPS = 2, 3
 """Sweeps on the residual after a group, and after the last one."""
 
 
-def without_gram(c: Tensor, rows: Tensor, every: int, together: bool, floors: Tensor, found: Pursuit) -> None:
+def without_gram(
+    rows: Tensor,
+    screen: Screen | None,
+    every: int,
+    together: bool,
+    floors: Tensor,
+    found: Pursuit,
+    precision: Precision,
+) -> None:
     k = found.values.shape[1]
-    kernels = kernels_for(c)
+    kernels = kernels_for(rows)
     among = min(len(rows), max(CANDIDATES, 2 * every))
-    count = torch.zeros(len(c), dtype=torch.int64, device=c.device)
+    count = torch.zeros(len(floors), dtype=torch.int64, device=rows.device)
     alive = torch.ones_like(floors, dtype=torch.bool)
     for first in range(0, k, every):
         stop = min(first + every, k)
-        if first:
-            c = product(found.residual, rows.t())
-            c.scatter_(1, torch.where(found.gains[:, :first] != 0, found.indices[:, :first], 0), -torch.inf)
-        gains, candidates = c.topk(among, dim=1)
+        taken = torch.where(found.gains[:, :first] != 0, found.indices[:, :first], found.indices[:, :1])
+        if screen is not None:
+            gains, candidates = screen.largest(found.residual, taken, among)
+        else:
+            c = affine_no_grad(found.residual, rows.t(), rows.new_zeros(len(rows)), "float32" if first else precision)
+            gains, candidates = c.scatter_(1, taken, -torch.inf).topk(among, dim=1)
         if kernels is None:
             _group(rows, candidates, gains, floors, alive, found, slice(first, stop), together)
             chosen = (found.gains != 0) & alive.unsqueeze(1)  # examples that stopped earlier are done
@@ -43,7 +54,7 @@ def without_gram(c: Tensor, rows: Tensor, every: int, together: bool, floors: Te
         arrays = [t.numpy() for t in (rows, candidates, gains, floors, count, *vars(found).values())]
         rows_, *others = arrays
 
-        on_threads(partial(_group_of, kernels, rows_, stop, together, others), len(c))
+        on_threads(partial(_group_of, kernels, rows_, stop, together, screen is not None, others), len(floors))
 
 
 def _group_of(
@@ -51,10 +62,11 @@ def _group_of(
     rows: NDArray[Any],
     stop: int,
     together: bool,
+    rough: bool,
     others: list[NDArray[Any]],
     part: slice,
 ) -> None:
-    kernels.group(rows, stop, together, *(array[part] for array in others))
+    kernels.group(rows, stop, together, rough, *(array[part] for array in others))
 
 
 def _group(

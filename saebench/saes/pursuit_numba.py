@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit, uintp
 
 _BLOCK = uintp(256)
+_GROUP = uintp(32)
 _ONE, _TWO, _THREE, _FOUR = uintp(1), uintp(2), uintp(3), uintp(4)
 _NONE = np.float32(0)
 
@@ -39,6 +40,16 @@ def _largest_in(bits, b, start, stop):
     for j in range(start, stop):
         value = bits[b, j]
         if value > largest:  # the compiler vectorises this, but not max()
+            largest = value
+    return largest
+
+
+@_compiled()
+def _largest_of(numbers, b, start, stop):
+    largest = np.int32(-(2**31))
+    for j in range(start, stop):
+        value = numbers[b, j]
+        if value > largest:
             largest = value
     return largest
 
@@ -162,9 +173,9 @@ def with_gram(c, gram, rows, every, together, floors, values, indices, gains, re
 
 
 @_compiled()
-def group(rows, stop, together, candidates, products, floors, count, values, indices, gains, residual):
+def group(rows, stop, together, rough, candidates, products, floors, count, values, indices, gains, residual):
     """Do pursuit_groups._group and the sweeps after it for some rows: picks up to `stop`. `count` is the number of
-    picks so far, or -1 once a row has stopped."""
+    picks so far, or -1 once a row has stopped. `rough`: the products are to be computed, but for those of -inf."""
     end, k = uintp(stop), uintp(values.shape[1])
     for b in range(uintp(len(floors))):
         if count[b] < 0:
@@ -173,8 +184,9 @@ def group(rows, stop, together, candidates, products, floors, count, values, ind
         started = n
         while n < end:
             best = uintp(0)
+            compute = not together if n > started else rough
             for m in range(uintp(candidates.shape[1])):
-                if n > started and not together and products[b, m] > -np.inf:
+                if compute and products[b, m] > -np.inf:
                     products[b, m] = _dot(residual, b, rows, uintp(candidates[b, m]))
                 if products[b, m] > products[b, best]:
                     best = m
@@ -208,3 +220,33 @@ def refit(rows, start, values, indices, offsets, residual, first, last, times, w
                 if change != 0:
                     values[i] += change
                     _subtract(residual, b, rows, f, change)
+
+
+@_compiled()
+def largest(products, found, marks):
+    """Write the places of the largest numbers of each row of products (N, F), int32, into found (N, M), best first, and
+    -inf into marks (N, M) where a number is the smallest int32. M <= F."""
+    width, count = uintp(products.shape[1]), uintp(found.shape[1])
+    groups = (width + _GROUP - _ONE) // _GROUP
+    maxima = np.empty(groups, np.int32)
+    keys = np.empty(width, np.int64)
+    for b in range(uintp(len(products))):
+        for g in range(groups):
+            maxima[g] = _largest_of(products, b, g * _GROUP, min(width, (g + _ONE) * _GROUP))
+        bound = np.int32(-(2**31))
+        if groups > count:
+            bound = np.partition(maxima, groups - count)[groups - count]
+        n = uintp(0)
+        for g in range(groups):
+            if maxima[g] >= bound:
+                for j in range(g * _GROUP, min(width, (g + _ONE) * _GROUP)):
+                    if products[b, j] >= bound:
+                        keys[n] = (np.int64(products[b, j]) << 32) - np.int64(j)
+                        n += _ONE
+        best = np.sort(keys[:n])
+        for m in range(count):
+            key = best[n - _ONE - m]
+            place = -key & 0xFFFFFFFF
+            found[b, m] = place
+            if products[b, uintp(place)] == -(2**31):
+                marks[b, m] = -np.inf

@@ -11,7 +11,7 @@ from formulas import pursuit_by_definition
 from scipy.optimize import nnls
 from torch import Tensor
 
-from saebench.saes import pursuit_groups, pursuit_host
+from saebench.saes import pursuit, pursuit_groups, pursuit_host, pursuit_screen
 from saebench.saes.kernels_codes import SparseCodes
 from saebench.saes.pursuit import pursue
 from saebench.saes.pursuit_codes import Pursuit
@@ -239,3 +239,47 @@ def test_without_numba_one_line_says_so(monkeypatch: pytest.MonkeyPatch, x: Tens
         assert found.values.any()
     finally:
         pursuit_host.numba_kernels.cache_clear()
+
+
+def test_rows_found_by_eight_bits_are_those_with_the_largest_products(x: Tensor, rows: Tensor) -> None:
+    """Of 96 rows 24: products of 8 bits are off by about 1e-3, so that only near ties at the end may differ."""
+    screen = pursuit_screen.Screen.of(rows)
+    if screen is None:
+        pytest.skip("this processor has no fast product of 8-bit integers")
+    taken = (x @ rows.t()).argmax(1, keepdim=True)
+    marks, found = screen.largest(x, taken, 24)
+    exact = (x @ rows.t()).scatter(1, taken, -torch.inf)
+    least = exact.topk(24, dim=1).values[:, -1:]
+    tolerance = 0.01 * x.norm(dim=1, keepdim=True)
+    assert (exact.gather(1, found) >= least - tolerance).all()
+    assert not marks.any()
+    assert all(len(set(row)) == 24 for row in found.tolist())
+    marks, found = screen.largest(x, taken, 96)
+    assert torch.equal(found[:, -1:], taken), "what was taken comes last"
+    assert torch.equal(marks[:, -1], torch.full((len(x),), -torch.inf))
+
+
+def test_largest_numbers_of_a_row_in_order(rows: Tensor) -> None:
+    """Against numpy, for widths that do and do not fill whole groups of 32; equal numbers: the first place first."""
+    kernels = pursuit_host.kernels_for(rows)
+    if kernels is None:
+        pytest.skip("numba is missing")
+    for width in (7, 64, 1000, 4096):
+        numbers = np.random.default_rng(width).integers(-500, 500, (5, width), dtype=np.int32)
+        count = min(width, 40)
+        found, marks = np.zeros((5, count), np.int64), np.zeros((5, count), np.float32)
+        kernels.largest(numbers, found, marks)
+        np.testing.assert_array_equal(found, np.argsort(-numbers, axis=1, kind="stable")[:, :count])
+
+
+@either
+def test_a_screen_changes_no_pick(x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the rows as candidates, screened by 8 bits or by exact products: the same codes but for near ties."""
+    monkeypatch.setattr(pursuit_groups, "CANDIDATES", 32)
+    monkeypatch.setattr(pursuit, "CANDIDATES", 32)
+    screened = pursue(x, rows, None, K, EVERY)
+    monkeypatch.setattr(pursuit_screen, "integer_products", lambda: False)
+    plain = pursue(x, rows, None, K, EVERY)
+    same = (screened.indices == plain.indices).all(1)
+    assert same.float().mean() > 0.9
+    torch.testing.assert_close(screened.values[same], plain.values[same], atol=1e-5, rtol=0)
