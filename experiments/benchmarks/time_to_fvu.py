@@ -4,12 +4,14 @@
 
 Every trainer gets the same rows in the same order; a peer is tried at every lr of its list (`--lr NAME=LR`, several
 times; without it `--lrs`) and the best is shown, ours runs at `lr: null`. The goal is the final FVU of the best peer.
+A run whose lr has not fallen yet is worse than one that ends there: `--budgets` trains ours to smaller budgets, too.
 Measuring the hold-out is not counted. One thread, processor time; median over the seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -33,6 +35,7 @@ finally:
     sys.path.remove(str(RECIPE))
 
 MARKS = 20
+OURS = "saebench"
 
 
 class Mark(NamedTuple):
@@ -56,19 +59,19 @@ def curve(advance: Callable[[Tensor], object], measure: Callable[[], float], sto
     return found
 
 
-def ours(kind: str, texts: Corpus, options: argparse.Namespace, seed: int) -> list[Mark]:
-    """Our defaults."""
+def ours(kind: str, texts: Corpus, options: argparse.Namespace, samples: int, seed: int) -> list[Mark]:
+    """Our defaults for a budget."""
     sparsity = "k" if "k" in SAE_CONFIGS[kind].model_fields else "target_l0"
     config = SAE_CONFIGS[kind](dict_size=options.dict_size, **{sparsity: options.k})
-    batch = default_batch_size(options.samples)
+    batch = default_batch_size(samples)
     store = Rows(texts, batch, seed)
-    training = Training.start(config, TrainConfig(samples=options.samples, batch_size=batch), seed, store)
+    training = Training.start(config, TrainConfig(samples=samples, batch_size=batch), seed, store)
 
     def measure() -> float:
         training.calibrate()
         return evaluate(training.sae, store).values["eval/fvu"]
 
-    return curve(training.advance, measure, store, options.samples)
+    return curve(training.advance, measure, store, samples)
 
 
 def theirs(name: str, kind: str, texts: Corpus, options: argparse.Namespace, lr: float, seed: int) -> list[Mark]:
@@ -100,6 +103,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--coeff", type=float, help="of a peer's penalty, for types that have one")
     parser.add_argument("--samples", type=int, default=307_200)
+    parser.add_argument("--budgets", nargs="*", type=int, default=[], help="smaller ones that ours is trained to")
     parser.add_argument("--batch", type=int, help="a peer's batch; without it, the one that ours takes")
     parser.add_argument("--peers", nargs="*", default=list(PEERS))
     parser.add_argument("--lrs", nargs="*", type=float, default=[2e-3, 4e-3, 8e-3])
@@ -108,7 +112,10 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     texts = corpus(options.corpus)
-    curves: dict[str, list[list[Mark]]] = {"saebench": [ours(options.kind, texts, options, s) for s in options.seeds]}
+    curves: dict[str, list[list[Mark]]] = {}
+    for samples in (*options.budgets, options.samples):
+        runs = [ours(options.kind, texts, options, samples, seed) for seed in options.seeds]
+        curves[f"{OURS}, {samples:,} examples"] = runs
     for name in options.peers:
         own = [float(text.partition("=")[2]) for text in options.lr if text.partition("=")[0] == name]
         tried = {lr: theirs(name, options.kind, texts, options, lr, options.seeds[0]) for lr in own or options.lrs}
@@ -116,7 +123,7 @@ def main() -> None:
         rest = [theirs(name, options.kind, texts, options, best, seed) for seed in options.seeds[1:]]
         curves[f"{name}, lr {best:g}"] = [tried[best], *rest]
     ends = {name: statistics.median(marks[-1].fvu for marks in runs) for name, runs in curves.items()}
-    goal = min((end for name, end in ends.items() if name != "saebench"), default=ends["saebench"])
+    goal = min((end for name, end in ends.items() if not name.startswith(OURS)), default=math.nan)
     print(f"| {options.kind}, {options.corpus} | final FVU | seconds | examples to {goal:.4f} | seconds to it |")
     print("| --- | ---: | ---: | ---: | ---: |")
     for name, runs in curves.items():

@@ -3,8 +3,8 @@
     python study.py settings.jsonl results.jsonl
 
 A line is a JSON object: corpus, kind, dict_size, k or L0, samples, seed, and fields of the SAE's config (`sae`) and of
-TrainConfig (`train`) that differ from the defaults; `plain` decays all of W_enc;
-`peer` trains another project's SAE instead (peers.py). Lines whose
+TrainConfig (`train`) that differ from the defaults; `plain` decays all of W_enc; `cut` keeps the embeddings' first
+coordinates only; `peer` trains another project's SAE instead (peers.py). Lines whose
 result is there already are skipped, so that the same command resumes. Seconds are processor time of one thread.
 """
 
@@ -46,6 +46,8 @@ def run(setting: dict[str, Any]) -> dict[str, float]:
     """What one training gives: hold-out FVU, FVU of rows trained on, L0, latents that never fire there, seconds."""
     s = DEFAULTS | setting
     texts = corpus(s["corpus"], s.get("limit"))
+    if cut := s.get("cut"):
+        texts = texts._replace(train=texts.train[:, :cut].contiguous(), holdout=texts.holdout[:, :cut].contiguous())
     if "peer" in s:
         return train_peer(s, texts)
     kind = SAE_CONFIGS[s["kind"]]
@@ -96,7 +98,8 @@ def classes(sae: SAE, texts: Corpus) -> dict[str, float]:
             continue
         latent = int(np.argmax(ranks[positive].sum(0)))
         best.append(_auroc(there[:, latent], test))
-        some = strongest(here, positive, 5)
+        gaps = np.abs(here[positive].mean(0) - here[~positive].mean(0))
+        (some,) = strongest(gaps[None], 5)
         five.append(_probe(here[:, some], positive, there[:, some], test)[0])
     return {"best_latent": float(np.mean(best)), "five_latents": float(np.mean(five)), "classes": len(best)}
 

@@ -194,6 +194,8 @@ class GatedConfig(_L1Config):
     """The gate has a decoder pass of its own."""
 
     type: Literal["gated"] = "gated"
+    encoder_scale: PositiveFloat = 0.3
+    """Initial W_enc as a multiple of the decoder's transpose; with less, latents die under the penalty."""
 
 
 def _whole(groups: tuple[float, ...]) -> tuple[float, ...]:

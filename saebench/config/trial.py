@@ -20,7 +20,8 @@ class TrainConfig(Config):
     batch_size: PositiveInt = 512
     """Embeddings per optimiser step. If a spec leaves it out: the power of two nearest sqrt(samples), 64 to 4,096."""
     lr: PositiveFloat | None = None
-    """Peak learning rate of Adam; null: 0.0176 sqrt(batch_size / dict_size), for jumprelu 0.0117 in place of 0.0176."""
+    """Peak learning rate of Adam; null: 0.0176 sqrt(batch_size / dict_size), for jumprelu 0.0117 in place of 0.0176;
+    for types with an L1 penalty 0.43 sqrt(batch_size / (dict_size d_in))."""
     lr_factor: PositiveFloat = 1.0
     """Factor on lr. Use a range to search around the default lr: {low: 0.25, high: 4, log: true}."""
     warmup: Fraction = 0.1

@@ -30,6 +30,10 @@ from saebench.saes.sparse import Codes
 
 LR = 0.0176
 """Peak learning rate, in units of sqrt(batch_size / dict_size): measured, the same at d_in 50 and 384."""
+L1_LR = 0.43
+"""The same for types with an L1 penalty, in units of sqrt(batch_size / (dict_size d_in)): measured at d_in 50 to 384. A
+step of Adam turns a unit row by lr sqrt(d_in), and moves a bias by lr where pre-activations spread over
+1 / sqrt(d_in)."""
 
 
 SAE_TYPES: dict[str, type[SAE]] = {}
@@ -140,6 +144,9 @@ class SAE(nn.Module, ABC):
 
     def default_lr(self, batch_size: int) -> float:
         """Return the peak learning rate used if `train.lr` is null (experiments/recipe)."""
+        penalty = self.config.penalty
+        if penalty is not None and penalty.norm == "l1":
+            return L1_LR * math.sqrt(batch_size / (self.dict_size * self.d_in))
         return LR * math.sqrt(batch_size / self.dict_size)
 
     def default_encoder_decay(self) -> float:

@@ -344,9 +344,11 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
     )
     width = 4**0.25 if kind == "omp" else 2.0
     assert [batch / one, one / wide, twice / one] == pytest.approx([2, width, 2])
-    if kind != "omp":
-        most = 0.0176 * (64 / (example(kind).dict_size or 0)) ** 0.5
-        assert one == pytest.approx(most * (2 / 3 if kind == "jumprelu" else 1))
+    per_sqrt_batch = one / (64 / (example(kind).dict_size or 0)) ** 0.5
+    if kind in ("vanilla", "gated", "p_anneal"):
+        assert per_sqrt_batch == pytest.approx(0.43 / store().d_in ** 0.5)
+    elif kind != "omp":
+        assert per_sqrt_batch == pytest.approx(0.0117 if kind == "jumprelu" else 0.0176, rel=0.01)
 
 
 def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None:
