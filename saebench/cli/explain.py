@@ -84,13 +84,14 @@ def explain(
 
 
 def _table(found: list[Explained]) -> Table:
+    from saebench.cli.latent_tables import LATENT
     from saebench.latents.explained_page import METHOD
     from saebench.latents.visible import visible
     from saebench.report.table import Column, decimals, make, p_value, percentage
 
     columns = [
         *([Column("trial", "trial")] if len(found) > 1 else []),
-        Column("target", "target", lambda row: visible(row["target"], 50)), Column("latent", "latent"),
+        Column("target", "target", lambda row: visible(row["target"], 50)), LATENT,
         Column("keywords", "keywords", lambda row: visible(row["keywords"], 60) or "-"),
         Column("ranked", "training", decimals("ranked", 3), drop=3),
         Column("effect", "effect (95%)", lambda row: f"{row['effect']:.3f} ({row['low']:.3f} to {row['high']:.3f})"),

@@ -13,13 +13,19 @@ from saebench.latents.visible import visible
 from saebench.report.table import Column, Table, decimals, make, percentage, plus_minus
 
 FEW = 40
-"""Return the table of latents for a terminal."""
+"""Latents in a terminal, shared out between the trials that are shown."""
+
+
+LATENT = Column("latent", "latent", lambda row: f"{row['latent']}{row.get('end', '')}")
+"""A latent's number; for a signed one, with the sign of the end."""
 
 
 def latents(analyses: Sequence[Latents], whole: bool) -> Table:
 
-    rows = [row for one in analyses for row in one.rows()]
-    many, shown = len(analyses) > 1, rows if whole else rows[:FEW]
+    each = [one.rows() for one in analyses]
+    rows = [row for some in each for row in some]
+    many, few = len(analyses) > 1, max(5, FEW // len(analyses))
+    shown = rows if whole else [row for some in each for row in some[:few]]
     texts, part = len(analyses[0].part), analyses[0].part.name
     note = f"Live latents on {texts:,} texts ({part} part), the most frequent first."
     if len(shown) < len(rows):
@@ -42,15 +48,15 @@ def _columns(many: bool) -> list[Column]:
 
     trial = [Column("trial", "trial")] if many else []
     return [
-        *trial, Column("latent", "latent"), Column("keywords", "keywords", words),
+        *trial, LATENT, Column("keywords", "keywords", words),
         Column("density", "texts", lambda row: percentage(row["density"])),
-        Column("mean", "mean", decimals("mean", 3), drop=3), Column("max", "max", decimals("max", 3), drop=3),
-        Column("label", "label", label), Column("family", "family", drop=2),
-        Column("found_by_other_seeds", "seeds", lambda row: percentage(row["found_by_other_seeds"])),
-        Column("twin", "twin of", drop=2), Column("against_cosine", "in other", decimals("against_cosine", 2)),
-        Column("together", "fires with", nearest("together"), drop=4),
-        Column("nearest", "nearest", nearest("nearest"), drop=5),
-        Column("top", "text that fires it most", lambda row: visible(row["top"], 60), drop=1),
+        Column("mean", "mean", decimals("mean", 3), drop=4), Column("max", "max", decimals("max", 3), drop=4),
+        Column("label", "label", label, drop=1), Column("family", "family", drop=3),
+        Column("found_by_other_seeds", "seeds", lambda row: percentage(row["found_by_other_seeds"]), drop=2),
+        Column("twin", "twin of", drop=3), Column("against_cosine", "in other", decimals("against_cosine", 2)),
+        Column("together", "fires with", nearest("together"), drop=5),
+        Column("nearest", "nearest", nearest("nearest"), drop=6),
+        Column("top", "text that fires it most", lambda row: visible(row["top"], 72), long=48),
     ]  # fmt: skip
 
 
@@ -72,7 +78,7 @@ def trials(analyses: Sequence[Latents]) -> Table:
 
 def fired_table(one: Latents, text: str, values: dict[int, float]) -> Table:
 
-    rows = {row["latent"]: row for row in one.rows(list(values))}
+    rows = {row["latent"]: row for row in one.rows([one.end(n, value) for n, value in values.items()])}
     silent = {"keywords": "", "label": None, "density": 0.0, "top": "(fires on none of these texts)"}
     found = [rows.get(n, {"latent": n, **silent}) | {"activation": value} for n, value in values.items()]
     columns = [c for c in _columns(False) if c.key in ("latent", "keywords", "density", "label", "top")]
@@ -119,12 +125,12 @@ def _judged(analyses: Sequence[Latents], judged: Sequence[Judged]) -> Table:
     """Return a row per judged latent, with the floors in the note."""
     rows = [row for one, mine in zip(analyses, judged, strict=True) for row in judged_rows(one, mine)]
     columns = [
-        *([Column("trial", "trial")] if len(analyses) > 1 else []), Column("latent", "latent"),
+        *([Column("trial", "trial")] if len(analyses) > 1 else []), LATENT,
         Column("keywords", "keywords", lambda row: visible(row["keywords"], 60) or "-"),
         Column("density", "texts", lambda row: percentage(row["density"])),
         Column("coherence", "coherence", decimals("coherence", 3)),
         Column("example_auroc", "example AUROC", decimals("example_auroc", 3)),
-        Column("top", "text that fires it most", lambda row: visible(row["top"], 60), drop=1),
+        Column("top", "text that fires it most", lambda row: visible(row["top"], 72), long=48),
     ]  # fmt: skip
     floors = [
         f"{score} {', '.join(f'{who} {some[score]:.3f}' for who, some in one.values.items())}"

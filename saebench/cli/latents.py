@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -144,20 +143,18 @@ def show(tables: Sequence[Table], kind: str, out: Path | None) -> None:
 def _print(tables: Sequence[Table], out: Path | None) -> None:
     import io
 
-    from rich.console import Console
-
-    from saebench.report.rich_tables import rich_table
+    from saebench.report.rich_tables import left_out, rich_table
+    from saebench.terminal.console import make_console
 
     file = io.StringIO() if out else None
-    terminal = out is None and sys.stdout.isatty()
-    console = Console() if terminal else Console(width=_PIPED_WIDTH, file=file)
+    console = make_console(file, piped_width=_PIPED_WIDTH, markup=True)  # rich_table escapes its cells
     for table in tables:
         if len(table.frame):
-            console.print(rich_table(table, console.width), highlight=False)
+            console.print(rich_table(table, console.width))
         else:
-            console.print(f"{table.title}: none", highlight=False, markup=False)
-        if table.note:
-            console.print(table.note, style="dim", highlight=False, markup=False)
+            console.print(f"{table.title}: none", markup=False)
+        if note := " ".join(filter(None, (table.note, left_out(table, console.width)))):
+            console.print(note, style="dim", markup=False)
     if out and file:
         write(out, file.getvalue())
 

@@ -153,6 +153,7 @@ def _board(paths: SweepPaths, note: Callable[[str], None] | None = None) -> Boar
     from saebench.runs.board import read_board
     from saebench.runs.holder import holder
     from saebench.runs.lock import read_lock
+    from saebench.runs.preparing import read_preparing
     from saebench.sweep import spec_of
 
     lock = read_lock(paths)
@@ -160,6 +161,7 @@ def _board(paths: SweepPaths, note: Callable[[str], None] | None = None) -> Boar
     plan = make_plan(spec_of(paths), lock.d_in) if lock else None
     left = partial(trials_left, plan) if plan else lambda _: 0
     board = read_board(paths, held["since"] if held else None, left, note, empty_board(plan) if plan else None)
+    board.preparing = read_preparing(paths) if held else None
     if paths.stop.exists():
         board.stopping = "saebench stop"
     return board
@@ -199,6 +201,7 @@ def _as_json(paths: SweepPaths, damaged: Callable[[str], None]) -> dict[str, Any
         "sweep": paths.name,
         "root": str(paths.root),
         "scheduler": holder(paths),
+        "preparing": asdict(now) | {"seconds_left": now.seconds_left} if (now := board.preparing) else None,
         "stopping": board.stopping or None,
         "planned": board.planned,
         "counts": {state: count for state, count in board.counts.items() if count},

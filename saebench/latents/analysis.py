@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from saebench.latents import keywords as by_term
 from saebench.latents import neighbours
 from saebench.latents.codes import Codes
 from saebench.latents.corpus import Part, open_part
+from saebench.latents.ends import both_ways, unfolded
 from saebench.latents.facts import ByLatent, Facts, facts_of
 from saebench.latents.neighbours import SAME, TWIN, Nearest
 from saebench.latents.ranks import Classes, classes_of
@@ -42,9 +44,35 @@ class Latents:
     plan: str = "pca"
     """How the map is drawn: a name of neighbours.PLANS."""
 
+    @property
+    def signed(self) -> bool:
+        """Whether activations have both signs: then each end of a latent stands for itself (ends.py), and "latent" in
+        what follows means an end."""
+        return self.trial.config.sae.signed
+
+    @cached_property
+    def ends(self) -> Codes:
+        """The codes, with a column per end."""
+        return unfolded(self.codes) if self.signed else self.codes
+
+    def end(self, latent: int, value: float) -> int:
+        """The end of a latent that fires with this activation."""
+        return latent + self.codes.dict_size if self.signed and value < 0 else latent
+
+    def main_end(self, latent: int) -> int:
+        """The end of a latent that fires more often."""
+        firing, other = self.facts.firing, self.end(latent, -1.0)
+        return other if firing[other] > firing[latent] else latent
+
+    def name(self, end: int) -> int | str:
+        """A latent's number; of an end, with its sign: 17+, 17-."""
+        if not self.signed:
+            return end
+        return f"{end % self.codes.dict_size}{'-' if end >= self.codes.dict_size else '+'}"
+
     @cached_property
     def facts(self) -> Facts:
-        return facts_of(self.codes)
+        return facts_of(self.ends)
 
     @cached_property
     def live(self) -> NDArray[np.int64]:
@@ -52,8 +80,13 @@ class Latents:
         return self.facts.live
 
     @cached_property
+    def live_latents(self) -> int:
+        """How many latents fire, whatever the end."""
+        return len(np.unique(self.live % self.codes.dict_size))
+
+    @cached_property
     def by_latent(self) -> ByLatent:
-        return ByLatent(self.codes)
+        return ByLatent(self.ends)
 
     @cached_property
     def terms(self) -> Terms | None:
@@ -64,12 +97,12 @@ class Latents:
     def keywords(self) -> list[list[by_term.Keyword]]:
         if self.terms is None:
             return [[] for _ in self.live]
-        return by_term.keywords(self.codes, self.terms, self.live.tolist())
+        return by_term.keywords(self.ends, self.terms, self.live.tolist())
 
     @cached_property
     def decoder(self) -> NDArray[np.float32]:
         """Rows of the live latents."""
-        return self.trial.decoder[self.live]
+        return self._directions(self.trial.decoder)[self.live]
 
     @cached_property
     def near(self) -> Nearest:
@@ -79,7 +112,7 @@ class Latents:
     @cached_property
     def together(self) -> Nearest:
         """Nearest live latents by co-activation (positions in `live`)."""
-        return neighbours.coactivation(self.codes, self.live)
+        return neighbours.coactivation(self.ends, self.live)
 
     @cached_property
     def families(self) -> tuple[NDArray[np.int64], float]:
@@ -89,14 +122,22 @@ class Latents:
     @cached_property
     def found(self) -> NDArray[np.float64]:
         """Share of the other seeds that find each live latent; NaN without other seeds."""
-        return neighbours.found_again(self.decoder, [live_decoder(other) for other in self.others])
+        others = [self._directions(live_decoder(other)) for other in self.others]
+        return neighbours.found_again(self.decoder, others)
+
+    def _directions(self, decoder: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the directions to match: a signed latent writes its decoder row both ways."""
+        return both_ways(decoder) if self.signed else decoder
 
     @cached_property
     def matched(self) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
         """The nearest latent of `against` and the cosine; None if nothing is compared."""
         if self.against is None:
             return None
-        near = neighbours.nearest_by_cosine(self.decoder, self.against.decoder, 1)
+        theirs = self.against.decoder
+        near = neighbours.nearest_by_cosine(
+            self.decoder, both_ways(theirs) if self.against.config.sae.signed else theirs, 1
+        )
         return near.index[:, 0], near.value[:, 0]
 
     @cached_property
@@ -110,9 +151,18 @@ class Latents:
             return [None for _ in self.live]
         rows, members = self.classes.rows[0], self.classes.members[0]
         found = by_term.keywords(
-            self.codes, membership(self.classes.names, rows, members, self.codes.rows), self.live.tolist(), 1
+            self.ends, membership(self.classes.names, rows, members, self.codes.rows), self.live.tolist(), 1
         )
         return [some[0] if some else None for some in found]
+
+    def compute(self) -> None:
+        """Compute what rows and pages show, on two threads: reading the texts is Python, the rest is compiled."""
+        compiled = ("by_latent", "near", "together", "found", "matched", "map")
+        _ = self.live  # the others need it
+        with ThreadPoolExecutor(1) as pool:
+            beside = pool.submit(lambda: [getattr(self, name) for name in compiled])
+            _ = self.terms
+            beside.result()
 
     @cached_property
     def map(self) -> NDArray[np.float64]:
@@ -134,7 +184,7 @@ class Latents:
     def notes(self) -> list[str]:
         """Notes for the reader: missing parts, and why."""
         found = []
-        dead = self.codes.dict_size - len(self.live)
+        dead = self.codes.dict_size - self.live_latents
         if not len(self.live):
             found.append("no latent fires on any of these texts: nothing to show")
         elif dead:
@@ -179,7 +229,7 @@ class Latents:
             "part": self.part.name,
             "texts": len(self.part),
             "dict_size": self.codes.dict_size,
-            "live": live,
+            "live": self.live_latents,
             "l0": len(self.codes.values) / max(self.codes.rows, 1),
             "median_density": float(np.median(self.facts.density[self.live])) if live else float("nan"),
             "twins": float(has_twin.mean()) if live else float("nan"),
@@ -190,7 +240,7 @@ class Latents:
         }
 
     def rows(self, latents: Sequence[int] | None = None) -> list[dict[str, Any]]:
-        """Return a row per live latent, or per given latent, the most frequent first."""
+        """Return a row per live latent (per end if they are signed), or per given one, the most frequent first."""
         place = {latent: i for i, latent in enumerate(self.live.tolist())}
         wanted = self.live.tolist() if latents is None else [latent for latent in latents if latent in place]
         wanted.sort(key=lambda latent: (-self.facts.firing[latent], latent))
@@ -198,16 +248,18 @@ class Latents:
 
     def _row(self, latent: int, i: int) -> dict[str, Any]:
         label = self.labels[i]
-        near = [(int(self.live[j]), float(v)) for j, v in _pairs(self.near, i)]
-        together = [(int(self.live[j]), float(v)) for j, v in _pairs(self.together, i)]
+        near = [(self.name(int(self.live[j])), float(v)) for j, v in _pairs(self.near, i)]
+        together = [(self.name(int(self.live[j])), float(v)) for j, v in _pairs(self.together, i)]
+        sign = -1.0 if latent >= self.codes.dict_size else 1.0
         row = {
             "trial": self.trial.name,
-            "latent": latent,
+            "latent": latent % self.codes.dict_size,
+            **({"end": "-" if sign < 0 else "+"} if self.signed else {}),
             "keywords": ", ".join(k.term for k in self.keywords[i]),
             "density": float(self.facts.density[latent]),
             "texts": int(self.facts.firing[latent]),
-            "mean": float(self.facts.mean[latent]),
-            "max": float(self.facts.largest[latent]),
+            "mean": sign * float(self.facts.mean[latent]),
+            "max": sign * float(self.facts.largest[latent]),
             "label": label.term if label else None,
             "label_share": label.share if label else float("nan"),
             "label_silent": label.silent if label else float("nan"),
@@ -219,8 +271,15 @@ class Latents:
             "top": self.example(self.by_latent.top(latent, 1)[0].row, 300),
         }
         if self.matched:
-            row |= {"against": int(self.matched[0][i]), "against_cosine": float(self.matched[1][i])}
+            row |= {"against": self.name_in_other(i), "against_cosine": float(self.matched[1][i])}
         return row
+
+    def name_in_other(self, i: int) -> int | str:
+        """The name of the latent of `against` that is nearest to the i-th live one."""
+        assert self.matched is not None
+        assert self.against is not None
+        number, size = int(self.matched[0][i]), len(self.against.decoder)
+        return f"{number % size}{'-' if number >= size else '+'}" if self.against.config.sae.signed else number
 
 
 def _pairs(near: Nearest, i: int) -> list[tuple[int, float]]:

@@ -14,24 +14,31 @@ import numpy as np
 from saebench.errors import UserError
 from saebench.latents.codes import Codes, offsets_of
 from saebench.latents.corpus import Floats
+from saebench.latents.second import read_in_order
 from saebench.latents.trial import TrainedSAE, encode_rows, open_trial
-from saebench.stores.texts import clean
+from saebench.stores.entry import CacheEntry
+from saebench.stores.texts import clean, hash_text
 
-BLOCK = 2048
-"""Texts that are encoded together."""
+BLOCK = 512
+"""Texts that are encoded together: a few seconds on a CPU."""
 
 
 class Encoder:
     """Encodes texts into codes. `trial`: its directory or an exported folder; `model`: a loaded SentenceTransformer; by
-    default the trial's `data.model`.
+    default the trial's `data.model`; `entry`: the trial's embeddings in the cache, whose texts are not encoded again:
+    they get the codes of the trial's own evaluation.
 
     >>> codes = Encoder("runs/x/trials/0003").encode(["A sentence."])  # doctest: +SKIP
     >>> latents, values = codes.row(0)  # doctest: +SKIP
     """
 
-    def __init__(self, trial: str | Path | TrainedSAE, *, device: str = "cpu", model: Any = None) -> None:
+    def __init__(
+        self, trial: str | Path | TrainedSAE, *, device: str = "cpu", model: Any = None, entry: CacheEntry | None = None
+    ) -> None:
         self.trial = trial if isinstance(trial, TrainedSAE) else open_trial(Path(trial))
-        self._device, self._model = device, model
+        self.reused = 0
+        """Texts whose embeddings came from `entry`."""
+        self._device, self._model, self._entry = device, model, entry
 
     @cached_property
     def _sentences(self) -> Any:
@@ -55,7 +62,19 @@ class Encoder:
     def embed(self, texts: Sequence[str]) -> Floats:
         """Return (len(texts), d_in) float32 as in the sweep's cache: of cleaned texts, rounded to the stored type."""
         how = self.trial.config.data.clean
-        rows = self._sentences.embed([clean(text, how) for text in texts]).cpu().numpy()
+        cleaned = [clean(text, how) for text in texts]
+        if self._entry is None:
+            return self._computed(cleaned)
+        index = self._entry.find(np.array([hash_text(text) for text in cleaned], np.uint64))
+        rows = read_in_order(self._entry, np.maximum(index, 0))
+        new = np.flatnonzero(index < 0)
+        if len(new):
+            rows[new] = self._computed([cleaned[i] for i in new.tolist()])
+        self.reused += len(texts) - len(new)
+        return rows
+
+    def _computed(self, texts: Sequence[str]) -> Floats:
+        rows = self._sentences.embed(texts).cpu().numpy()
         if rows.shape[1] != self.trial.sae.d_in:
             raise UserError(
                 f"{self.trial.name}: data.model gives embeddings of width {rows.shape[1]}, the SAE takes "

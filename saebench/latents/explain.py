@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saebench.latents.codes import Codes
+from saebench.latents.ends import both_ways
 from saebench.latents.neighbours import SAME, nearest_by_cosine
 from saebench.latents.ranks import auroc, ranked, some_rows
 from saebench.latents.targets import Target
@@ -165,19 +166,21 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def confirm(
     effects: Sequence[Effect], decoder: NDArray[np.float32], targets: Mapping[str, Target],
-    others: Sequence[tuple[NDArray[np.float32], Codes]],
+    others: Sequence[tuple[NDArray[np.float32], Codes]], *, signed: bool = False,
 ) -> list[Effect]:  # fmt: skip
     """Return the effects with the counts over other seeds; `others`: decoder rows and codes of the measured texts of
-    each seed."""
+    each seed. `signed`: another seed's latent may be the opposite of ours, in decoder row and activations."""
     counted = list(effects)
     for rows, codes in others:
-        near = nearest_by_cosine(decoder[[e.latent for e in effects]], rows, 1)
+        theirs = both_ways(rows) if signed else rows
+        near = nearest_by_cosine(decoder[[e.latent for e in effects]], theirs, 1)
         for i, effect in enumerate(effects):
             if not near.value[i, 0] > SAME:
                 continue
             target = targets[effect.target]
-            x, y = column(some_rows(codes, target.rows[1]), int(near.index[i, 0])), target.values[1]
-            agrees = _direction(x, y, target.kind) * _direction_of(effect) > 0
+            number, opposite = int(near.index[i, 0]) % len(rows), near.index[i, 0] >= len(rows)
+            x, y = column(some_rows(codes, target.rows[1]), number), target.values[1]
+            agrees = _direction(-x if opposite else x, y, target.kind) * direction_of(effect) > 0
             counted[i] = replace(
                 counted[i], matched=counted[i].matched + 1, confirmed=counted[i].confirmed + int(agrees)
             )
@@ -189,5 +192,6 @@ def _direction(x: Array, y: Array, kind: str) -> float:
     return float(np.sign(value))
 
 
-def _direction_of(effect: Effect) -> float:
+def direction_of(effect: Effect) -> float:
+    """1 if the latent's activation is higher inside (or grows with the number), -1 if it is lower, 0 if neither."""
     return float(np.sign(effect.effect - (0.5 if effect.kind == "auroc" else 0.0)))

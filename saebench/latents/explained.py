@@ -32,12 +32,16 @@ class Explained:
         place = {latent: i for i, latent in enumerate(self.latents.live.tolist())}
         rows = []
         for effect in self.effects:
-            i = place.get(effect.latent)
-            top = self.latents.by_latent.top(effect.latent, 3)
+            end = self.latents.end(effect.latent, effects_of.direction_of(effect))
+            end = end if end in place else self.latents.main_end(effect.latent)
+            i = place.get(end)
+            top = self.latents.by_latent.top(end, 3)
+            sign = {"end": "-" if end >= self.latents.codes.dict_size else "+"} if self.latents.signed else {}
             rows.append(
                 {
                     "trial": self.latents.trial.name,
                     **vars(effect),
+                    **sign,
                     "seeds": len(self.latents.others),
                     "keywords": ", ".join(k.term for k in self.latents.keywords[i]) if i is not None else "",
                     "texts": [self.latents.example(example.row, 300) for example in top],
@@ -86,4 +90,5 @@ def _of_both(one: Latents, other: TrainedSAE, texts: list[str], encoder: Encoder
 
 
 def _confirmed(one: Latents, effects: list[Effect], found: list[Target], others: list[Any]) -> list[Effect]:
-    return effects_of.confirm(effects, one.trial.decoder, {target.name: target for target in found}, others)
+    targets_of = {target.name: target for target in found}
+    return effects_of.confirm(effects, one.trial.decoder, targets_of, others, signed=one.signed)

@@ -49,7 +49,7 @@ def _section(target: str, rows: list[dict[str, Any]]) -> str:
 def _row(row: dict[str, Any]) -> str:
     texts = "".join(f"<li><bdi>{escape(visible(text))}</bdi></li>" for text in row["texts"])
     cells = [
-        f"{row['latent']}",
+        f"{row['latent']}{row.get('end', '')}",
         f"<details><summary>{escape(visible(row['keywords'])) or '(no keywords)'}</summary><ol>{texts}</ol></details>",
         f"{row['effect']:.3f} ({row['low']:.3f} to {row['high']:.3f})",
         "&lt; 0.001" if row["p_holm"] < 0.001 else f"{row['p_holm']:.3f}",

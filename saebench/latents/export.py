@@ -10,6 +10,9 @@
         "top": [{"row": 4711, "activation": 0.41, "text": "..."}, ...],
         "deciles": [[{"row": ..., "activation": ..., "text": "..."}], ... ten, the strongest first]}, ...]}
 
+Of a signed SAE (abs_topk) every end of a latent is an object of its own: `"end": "+"` or `"-"`; activations of the
+negative end are negative, and other latents are named with their end, such as "90-".
+
 `row` is the text's number in the corpus as the cache holds it. Fewer than ten firing texts: one list per text.
 """
 
@@ -47,9 +50,10 @@ def latents(analysis: Latents, top: int = 20, each: int = 2) -> Iterator[dict[st
     """The objects of the list, the most frequent latent first."""
     place = {latent: i for i, latent in enumerate(analysis.live.tolist())}
     for row in analysis.rows():
-        latent = row["latent"]
+        latent = analysis.end(row["latent"], -1.0 if row.get("end") == "-" else 1.0)
         yield {
-            "latent": latent,
+            "latent": row["latent"],
+            **({"end": row["end"]} if "end" in row else {}),
             "density": row["density"],
             "firing": row["texts"],
             "mean": row["mean"],
@@ -63,16 +67,19 @@ def latents(analysis: Latents, top: int = 20, each: int = 2) -> Iterator[dict[st
             "twin": row["twin"],
             "nearest": [{"latent": j, "cosine": round(v, 4)} for j, v in row["nearest"]],
             "together": [{"latent": j, "phi": round(v, 4)} for j, v in row["together"]],
-            "top": [_example(analysis, e) for e in analysis.by_latent.top(latent, top)],
-            "deciles": [[_example(analysis, e) for e in some] for some in analysis.by_latent.deciles(latent, each)],
+            "top": [_example(analysis, e, row) for e in analysis.by_latent.top(latent, top)],
+            "deciles": [
+                [_example(analysis, e, row) for e in some] for some in analysis.by_latent.deciles(latent, each)
+            ],
         }
 
 
-def _example(analysis: Latents, example: Example) -> dict[str, Any]:
+def _example(analysis: Latents, example: Example, row: dict[str, Any]) -> dict[str, Any]:
+    sign = -1 if row.get("end") == "-" else 1
     texts = analysis.part.texts
     return {
         "row": analysis.part.row_numbers[example.row],
-        "activation": round(example.activation, 6),
+        "activation": sign * round(example.activation, 6),
         "text": None if texts is None else texts[example.row],
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saebench.latents.codes import Codes
+from saebench.latents.threads import on_threads
 
 DECILES = 10
 TOP = 5
@@ -67,10 +69,13 @@ class ByLatent:
     """The pairs of some codes latent by latent, the greatest magnitude first; the lower row first among equals."""
 
     def __init__(self, codes: Codes) -> None:
-        by_latent: Any = codes.matrix().tocsc()
-        latent = np.repeat(np.arange(codes.dict_size), np.diff(by_latent.indptr))
-        order = np.lexsort((by_latent.indices, -np.abs(by_latent.data), latent))
-        self._starts = by_latent.indptr
+        from saebench.latents.counting import order_by_magnitude
+
+        by_latent: Any = codes.matrix().tocsc()  # inside a latent by row, and the sort is stable
+        order, magnitude = np.empty(len(by_latent.data), np.int64), np.abs(by_latent.data)
+        starts = by_latent.indptr
+        on_threads(lambda some: order_by_magnitude(some.start, some.stop, starts, magnitude, order), codes.dict_size)
+        self._starts = starts
         self._rows, self._values = by_latent.indices[order], by_latent.data[order]
 
     def firing(self, latent: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
@@ -107,14 +112,15 @@ def decile_of(firing: int) -> NDArray[np.int64]:
     return np.repeat(np.arange(1, DECILES + 1), [len(tenth) for tenth in _tenths(firing)])
 
 
-def _tenths(firing: int) -> list[range]:
+@lru_cache(maxsize=1024)  # many latents fire on as many texts
+def _tenths(firing: int) -> tuple[range, ...]:
     """Return the positions of a ranking in ten consecutive groups, the first ones larger by one if they cannot be
     equal; a group per position if there are fewer than ten."""
     if not firing:
-        return []
+        return ()
     size, larger = divmod(firing, min(DECILES, firing))
     bounds = [size * i + min(i, larger) for i in range(min(DECILES, firing) + 1)]
-    return [range(low, high) for low, high in pairwise(bounds)]
+    return tuple(range(low, high) for low, high in pairwise(bounds))
 
 
 def sample_by_density(facts: Facts, count: int, fewest: int = 1) -> Sequence[int]:

@@ -13,19 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saebench.latents.codes import Codes
-from saebench.latents.threads import prefetched
+from saebench.latents.threads import on_threads
 from saebench.latents.words import Terms
 
 MOST = 8
 """Keywords of a latent."""
-_LATENTS = 1024
-"""Latents whose terms are counted together."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +44,13 @@ def keywords(
     chosen one, or contains it, is skipped."""
     allowed = np.flatnonzero(terms.words <= words)
     names = [terms.names[i] for i in allowed]
-    return [_chosen(scored, names, most) for scored in _scored(codes, terms, latents, allowed)]
+    found = _scored(codes, terms, latents, allowed, 5 * most)
+    return [_chosen(found, i, names, most) for i in range(len(latents))]
 
 
 @dataclass(frozen=True)
 class _Scored:
-    """The terms on texts that fire one latent; no other term can score above 0."""
+    """(latents, candidates) the terms of each latent that score highest, best first; -1 beyond those above 0."""
 
     term: NDArray[np.int64]
     score: NDArray[np.float64]
@@ -60,33 +58,29 @@ class _Scored:
     silent: NDArray[np.float64]
 
 
-def _chosen(scored: _Scored, names: list[str], most: int) -> list[Keyword]:
-    candidates = min(5 * most, len(scored.score))
-    if not candidates:
-        return []
-    first = np.argpartition(-scored.score, candidates - 1)[:candidates]
+def _chosen(scored: _Scored, latent: int, names: list[str], most: int) -> list[Keyword]:
+    there = int((scored.term[latent] >= 0).sum())
+    terms, scores = scored.term[latent, :there], scored.score[latent, :there]
     chosen: list[Keyword] = []
-    for i in _best_first(first[scored.score[first] > 0], scored, names):
-        name = names[scored.term[i]]
+    for i in _best_first(scores, [names[t] for t in terms.tolist()]):
+        name = names[terms[i]]
         if not any(_inside(name, other.term) for other in chosen):
-            chosen.append(Keyword(name, float(scored.score[i]), float(scored.share[i]), float(scored.silent[i])))
+            share, silent = scored.share[latent, i], scored.silent[latent, i]
+            chosen.append(Keyword(name, float(scores[i]), float(share), float(silent)))
         if len(chosen) == most:
             break
     return chosen
 
 
-def _best_first(first: NDArray[np.int64], scored: _Scored, names: list[str]) -> Iterator[int]:
+def _best_first(scores: NDArray[np.float64], names: list[str]) -> Iterator[int]:
     """Yield places by score; among equals the longer term first, which holds the others. Only equals are compared by
     name, and only as far as the caller reads."""
-    rounded = np.round(scored.score[first], 10)
-    order = np.argsort(-rounded, kind="stable")
-    places, values, low = first[order].tolist(), rounded[order].tolist(), 0
-    while low < len(places):
+    values, low = np.round(scores, 10).tolist(), 0
+    while low < len(values):
         high = low + 1
-        while high < len(places) and values[high] == values[low]:
+        while high < len(values) and values[high] == values[low]:
             high += 1
-        equal = places[low:high]
-        yield from equal if len(equal) == 1 else sorted(equal, key=lambda i: _longest_first(names[scored.term[i]]))
+        yield from [low] if high == low + 1 else sorted(range(low, high), key=lambda i: _longest_first(names[i]))
         low = high
 
 
@@ -101,29 +95,25 @@ def _inside(a: str, b: str) -> bool:
     return a in b or b in a
 
 
-def _scored(codes: Codes, terms: Terms, latents: Sequence[int], allowed: NDArray[np.int64]) -> Iterator[_Scored]:
-    """The allowed terms of each latent."""
+def _scored(codes: Codes, terms: Terms, latents: Sequence[int], allowed: NDArray[np.int64], most: int) -> _Scored:
+    """The best `most` of the allowed terms of each latent."""
+    from saebench.latents.counting import score_terms
+
     matrix = terms.matrix[:, allowed]
     frequency = terms.frequency()[allowed]
     rarity = np.log1p(codes.rows / np.maximum(frequency, 1))
-    both = abs(codes.matrix()).astype(np.complex128).tocsc()
-    both.data += 1j  # the activation, and beside it a 1: one product gives both sums
-    parts = [list(latents[start : start + _LATENTS]) for start in range(0, len(latents), _LATENTS)]
+    activation = abs(codes.matrix()).astype(np.float64).tocsc()[:, list(latents)]
+    weight = np.asarray(activation.sum(axis=0)).ravel()
+    squares = np.asarray((activation * activation).sum(axis=0)).ravel()
+    effective = weight**2 / np.maximum(squares, 1e-300)
+    count = np.diff(activation.indptr).astype(np.float64)
+    shape = (len(weight), most)
+    found = _Scored(np.full(shape, -1, np.int64), np.zeros(shape), np.zeros(shape), np.zeros(shape))
+    given = (activation.indptr, activation.indices, activation.data, matrix.indptr, matrix.indices, frequency, rarity,
+             weight, count, effective, float(codes.rows))  # fmt: skip
 
-    def counted(part: list[int]) -> tuple[Any, Any]:
-        some = both[:, part]
-        return some, (some.T @ matrix).tocsr()
+    def work(part: slice) -> None:
+        score_terms(part.start, part.stop, *given, found.term, found.score, found.share, found.silent)
 
-    for some, product in prefetched(counted, parts):
-        sums = np.asarray(some.sum(axis=0)).ravel()
-        weights, counts = sums.real, sums.imag
-        square = some.copy()
-        square.data = square.data.real**2
-        effective = weights**2 / np.maximum(np.asarray(square.sum(axis=0)).ravel(), 1e-300)
-        for i in range(len(weights)):
-            pairs = slice(product.indptr[i], product.indptr[i + 1])
-            term = product.indices[pairs].astype(np.int64)
-            share = product.data[pairs].real / max(weights[i], 1e-30)
-            silent = (frequency[term] - product.data[pairs].imag) / max(codes.rows - counts[i], 1)
-            error = np.sqrt(silent * (1 - silent) / max(effective[i], 1e-30))
-            yield _Scored(term, (share - silent - 2 * error) * rarity[term], share, silent)
+    on_threads(work, len(weight))
+    return found

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from saebench.errors import UserError
 from saebench.latents.codes import Codes
-from saebench.latents.threads import prefetched
+from saebench.latents.threads import on_threads
 
 SAME = 0.7
 """Cosine above which a latent of another SAE counts as the same, as in the report's table of stability."""
@@ -21,8 +21,8 @@ NEAREST = 5
 """Neighbours kept per latent in tables."""
 EDGES = 3
 """Partners per latent in the graph of families: with 20, 1,536 latents fall into 5 families, with 3 into 14."""
-_CELLS = 1 << 24
-"""Pairs of latents per block of the computation."""
+_CELLS = 1 << 22
+"""Pairs of latents per block of the computation, and per thread (16 MiB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,8 @@ def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
 def nearest_by_cosine(
     rows: NDArray[np.float32], others: NDArray[np.float32] | None = None, k: int = NEAREST
 ) -> Nearest:
-    """For each row (n, d) its `k` nearest among `others` (m, d); without them among the other rows."""
+    """For each row (n, d) its `k` nearest among `others` (m, d), the lower number first among equals; without them
+    among the other rows."""
     a = unit(rows)
     b = a if others is None else unit(others)
     k = min(k, len(b) - (others is None))
@@ -53,15 +54,20 @@ def nearest_by_cosine(
     if k < 1:
         return Nearest(index, value)
     size = max(1, _CELLS // len(b))
-    for start in range(0, len(a), size):
-        cosine = a[start : start + size] @ b.T
-        if others is None:
-            cosine[np.arange(len(cosine)), np.arange(start, start + len(cosine))] = -np.inf
-        best = np.argpartition(-cosine, k - 1, axis=1)[:, :k]
-        found = np.take_along_axis(cosine, best, 1)
-        order = np.argsort(-found, axis=1, kind="stable")
-        index[start : start + size] = np.take_along_axis(best, order, 1)
-        value[start : start + size] = np.take_along_axis(found, order, 1)
+
+    def work(pieces: slice) -> None:
+        for piece in range(pieces.start, pieces.stop):
+            start = piece * size
+            cosine = a[start : start + size] @ b.T
+            each = np.arange(len(cosine))
+            if others is None:
+                cosine[each, start + each] = -np.inf
+            for place in range(k):  # as many passes as there are partners: far less work than to sort
+                best = cosine.argmax(axis=1)
+                index[start : start + size, place], value[start : start + size, place] = best, cosine[each, best]
+                cosine[each, best] = -np.inf
+
+    on_threads(work, -(-len(a) // size))
     return Nearest(index, value)
 
 
@@ -73,26 +79,16 @@ def coactivation(codes: Codes, latents: NDArray[np.int64], k: int = NEAREST) -> 
 
     which is the same in both directions, and 0 for two independent latents. Only phi > 0 counts.
     """
-    n, firing = codes.rows, _firing(codes, latents)
+    from saebench.latents.counting import score_partners
+
+    firing = _firing(codes, latents)
+    by_latent = firing.tocsc()
     alone = np.asarray(firing.sum(axis=0), dtype=np.float64).ravel()
-    spread = np.sqrt(alone * (n - alone))
-    index, value = np.full((len(latents), k), -1, np.int64), np.full((len(latents), k), np.nan)
-    by_latent = firing.T.tocsr()
-    size = max(1, _CELLS // max(len(latents), 1))
-    starts = range(0, len(latents), size)
-    for start, together in zip(
-        starts, prefetched(lambda start: (by_latent[start : start + size] @ firing).tocsr(), starts), strict=True
-    ):
-        for i in range(together.shape[0]):
-            pairs = slice(together.indptr[i], together.indptr[i + 1])
-            me, others = start + i, together.indices[pairs]
-            below = np.maximum(spread[me] * spread[others], 1e-30)
-            phi = (n * together.data[pairs].astype(np.float64) - alone[me] * alone[others]) / below
-            phi[others == me] = -1
-            best = np.argpartition(-phi, k - 1)[:k] if len(phi) > k else np.arange(len(phi))
-            best = best[np.lexsort((others[best], -phi[best]))]
-            best = best[phi[best] > 1e-9]
-            index[me, : len(best)], value[me, : len(best)] = others[best], phi[best]
+    spread = np.sqrt(alone * (codes.rows - alone))
+    index, value = np.full((len(latents), k), -1, np.int64), np.full((len(latents), k), -np.inf)
+    given = (by_latent.indptr, by_latent.indices, firing.indptr, firing.indices, alone, spread, float(codes.rows))
+    on_threads(lambda part: score_partners(part.start, part.stop, *given, index, value), len(latents))
+    value[index < 0] = np.nan
     return Nearest(index, value)
 
 

@@ -5,6 +5,7 @@ const $ = (id) => document.getElementById(id);
 const ROW = 58;
 const percent = (v) => v === null ? "?" : `${(100 * v).toFixed(v === 0 || v >= 0.1 ? 0 : v < 0.01 ? 2 : 1)}%`;
 const number = (v) => v === null ? "?" : Number(v.toPrecision(3)).toString();
+const name = (n) => data.ends ? `${n % data.ends}${n < data.ends ? "+" : "−"}` : `${n}`;  // of a signed latent, each end
 const families = all.reduce((most, l) => Math.max(most, l.g), -1) + 1;
 let shown = [], current = -1, opened = -1;
 
@@ -49,7 +50,7 @@ function kinds() {
   if (all.some((l) => l.c.length && l.c[0][1] > 0.9)) found.push(["twins", "twins (cosine above 0.9)"]);
   if (all.some((l) => l.s !== null)) found.push(["stable", "found by every other seed"], ["unstable", "found by no other seed"]);
   for (let g = 0; g < families; g++) {
-    const mine = all.filter((l) => l.g === g), words = mine.slice(0, 3).map((l) => l.k[0] ? l.k[0][0] : `#${l.n}`);
+    const mine = all.filter((l) => l.g === g), words = mine.slice(0, 3).map((l) => l.k[0] ? l.k[0][0] : `#${name(l.n)}`);
     found.push([`family:${g}`, `family ${g}: ${words.join(", ")} (${mine.length})`]);
   }
   for (const label of [...new Set(all.map((l) => l.l && l.l[0]).filter(Boolean))].sort()) found.push([`label:${label}`, `label ${label}`]);
@@ -57,7 +58,7 @@ function kinds() {
 }
 
 function keeps(kind) {
-  const [name, ...rest] = kind.split(":"), value = rest.join(":");
+  const [word, ...rest] = kind.split(":"), value = rest.join(":");
   const same = (l) => l.a !== null && l.a[1] > data.same;
   return {
     "": () => true,
@@ -67,14 +68,14 @@ function keeps(kind) {
     stable: (l) => l.s === 1, unstable: (l) => l.s === 0,
     family: (l) => l.g === Number(value),
     label: (l) => l.l !== null && l.l[0] === value,
-  }[name];
+  }[word];
 }
 
 function refresh() {
   const typed = $("search").value.toLowerCase().split(/\s+/).filter(Boolean), keep = keeps($("only").value);
   shown = [];
   for (let i = 0; i < all.length; i++) {
-    if (keep(all[i]) && typed.every((w) => /^#\d+$/.test(w) ? all[i].n === Number(w.slice(1)) : haystack(i).includes(w))) shown.push(i);
+    if (keep(all[i]) && typed.every((w) => /^#\d+$/.test(w) ? all[i].n === Number(w.slice(1)) || all[i].n === Number(w.slice(1)) + (data.ends || NaN) : haystack(i).includes(w))) shown.push(i);
   }
   const order = orders[$("sort").value][1];
   shown.sort((a, b) => order(all[a], all[b]));
@@ -109,7 +110,7 @@ function row(place) {
     "aria-setsize": shown.length, style: `top:${place * ROW}px`,
   });
   const words = l.k.map((k) => k[0]).join(", ") || (l.t.length ? data.texts[l.t[0][0]] : "no keywords");
-  const parts = [`#${l.n}`, `${percent(l.d)} of texts`];
+  const parts = [`#${name(l.n)}`, `${percent(l.d)} of texts`];
   if (l.l) parts.push(`${l.l[0]} ${percent(l.l[1])}`);
   if (l.s !== null) parts.push(`seeds ${percent(l.s)}`);
   if (l.a) parts.push(l.a[1] > data.same ? `shared ${l.a[1].toFixed(2)}` : "only here");
@@ -183,11 +184,22 @@ function links(title, pairs) {
   const made = element("div", undefined, { class: "links" });
   for (const [n, value] of pairs) {
     const i = at.get(n), words = i === undefined ? "" : all[i].k.slice(0, 3).map((k) => k[0]).join(", ");
-    const button = element("button", `#${n} ${words} (${value.toFixed(2)})`, { type: "button" });
+    const button = element("button", `#${name(n)} ${words} (${value.toFixed(2)})`, { type: "button" });
     button.onclick = () => go(n);
     made.append(button);
   }
   return [element("h3", title), made];
+}
+
+function otherEnd(l) {
+  if (!data.ends) return [];
+  const n = l.n < data.ends ? l.n + data.ends : l.n - data.ends, i = at.get(n);
+  if (i === undefined) return [element("p", "Its other end fires on none of these texts.")];
+  const words = all[i].k.slice(0, 3).map((k) => k[0]).join(", "), links = element("div", undefined, { class: "links" });
+  const button = element("button", `#${name(n)} ${words}`, { type: "button" });
+  button.onclick = () => go(n);
+  links.append(button);
+  return [element("h3", n < data.ends ? "Its positive end" : "Its negative end"), links];
 }
 
 function detail(l) {
@@ -203,17 +215,17 @@ function detail(l) {
   if (l.l) facts.push(["label", `${l.l[0]}: ${percent(l.l[1])}, elsewhere ${percent(l.l[2])}`]);
   if (l.g >= 0) facts.push(["family", `${l.g}`]);
   if (l.s !== null) facts.push(["found by other seeds", percent(l.s)]);
-  if (l.c.length && l.c[0][1] > 0.9) facts.push(["twin of", `#${l.c[0][0]}`]);
+  if (l.c.length && l.c[0][1] > 0.9) facts.push(["twin of", `#${name(l.c[0][0])}`]);
   if (l.a) facts.push([`nearest in ${data.against}`, `#${l.a[0]}, cosine ${l.a[1].toFixed(2)}`]);
   for (const f of data.fired) if (String(l.n) in f.on) facts.push([f.text, number(f.on[l.n])]);
-  for (const [name, value] of facts) {
+  for (const [fact, value] of facts) {
     const pair = element("div");
-    pair.append(element("dt", name), element("dd", value));
+    pair.append(element("dt", fact), element("dd", value));
     numbers.append(pair);
   }
   const tenths = l.q.length === 10 ? "One text from each tenth, the strongest first" : "One text from each that fires it";
   $("detail").replaceChildren(
-    back, element("h2", `Latent ${l.n}`), list, numbers,
+    back, element("h2", `Latent ${name(l.n)}`), list, numbers, ...otherEnd(l),
     ...texts("Texts that fire it most", l.t, l.x, words), ...texts(tenths, l.q, l.x, words),
     ...links("Fires together with (correlation)", l.o), ...links("Nearest by decoder (cosine)", l.c),
   );

@@ -28,6 +28,7 @@ CHARACTERS = 320
 def page(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]] = (), scores: Sequence[str] = ()) -> str:
     """Return the page as text. `fired`: the user's sentences, and which latents fire on each; `scores`: lines."""
     here = files("saebench.latents")
+    analysis.compute()
     data = json.dumps(_data(analysis, fired), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Template(here.joinpath("page.html").read_text("utf-8")).substitute(
         title=escape(f"{analysis.trial.name}: latents"),
@@ -65,8 +66,8 @@ class _Texts:
             self.shown.append(visible(self._study.example(row), CHARACTERS))
         return self._known[row]
 
-    def all(self, examples: Iterable[Example]) -> list[list[float | None]]:
-        return [[self.number(e.row), _short(e.activation)] for e in examples]
+    def all(self, examples: Iterable[Example], sign: float) -> list[list[float | None]]:
+        return [[self.number(e.row), _short(sign * e.activation)] for e in examples]
 
 
 def _data(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]]) -> dict[str, Any]:
@@ -77,6 +78,7 @@ def _data(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]]) -> d
     rows = []
     for i in order.tolist():
         latent, label = int(analysis.live[i]), analysis.labels[i]
+        sign = -1.0 if latent >= analysis.codes.dict_size else 1.0
         middle = [example for some in analysis.by_latent.deciles(latent) for example in some[:1]]
         rows.append(
             {
@@ -84,26 +86,30 @@ def _data(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]]) -> d
                 "k": [[k.term, _short(k.share), _short(k.silent)] for k in analysis.keywords[i]],
                 "d": _short(analysis.facts.density[latent]),
                 "f": int(analysis.facts.firing[latent]),
-                "m": _short(analysis.facts.mean[latent]),
-                "x": _short(analysis.facts.largest[latent]),
+                "m": _short(sign * analysis.facts.mean[latent]),
+                "x": _short(sign * analysis.facts.largest[latent]),
                 "l": [label.term, _short(label.share), _short(label.silent)] if label else None,
                 "g": int(analysis.families[0][i]),
                 "s": _short(analysis.found[i]),
                 "c": [[int(analysis.live[j]), _short(v)] for j, v in _pairs(analysis.near, i)],
                 "o": [[int(analysis.live[j]), _short(v)] for j, v in _pairs(analysis.together, i)],
-                "t": texts.all(analysis.by_latent.top(latent)),
-                "q": texts.all(middle),
+                "t": texts.all(analysis.by_latent.top(latent), sign),
+                "q": texts.all(middle, sign),
                 "p": [round(float(v) / spread, 4) for v in spots[i]],
-                "a": [int(analysis.matched[0][i]), _short(analysis.matched[1][i])] if analysis.matched else None,
+                "a": [analysis.name_in_other(i), _short(analysis.matched[1][i])] if analysis.matched else None,
             }
         )
     return {
         "latents": rows,
+        "ends": analysis.codes.dict_size if analysis.signed else 0,
         "texts": texts.shown,
         "same": SAME,
         "against": analysis.against.name if analysis.against else None,
         "fired": [
-            {"text": visible(text, CHARACTERS), "on": {str(n): _short(v) for n, v in values.items() if n in place}}
+            {
+                "text": visible(text, CHARACTERS),
+                "on": {str(end): _short(v) for n, v in values.items() if (end := analysis.end(n, v)) in place},
+            }
             for text, values in fired
         ],
     }

@@ -39,16 +39,17 @@ def second_data(data: DataConfig, model: str) -> DataConfig:
 def rows_by_text(part: Part, entry: CacheEntry, where: str) -> Floats:
     """Return `entry`'s embeddings (rows, d) of the part's texts, in their order. Raises DataError if it
     lacks some of them."""
-    order = np.argsort(entry.hashes, kind="stable")
-    known = entry.hashes[order]
-    place = np.minimum(np.searchsorted(known, part.hashes), max(len(known) - 1, 0))
-    missing = int((known[place] != part.hashes).sum()) if len(known) else len(part)
-    if missing:
+    index = entry.find(part.hashes)
+    if missing := int((index < 0).sum()):
         raise DataError(
             f"{where}: {missing:,} of the texts are no longer in the data set; restore it, or run the sweep again"
         )
-    index = order[place]
-    ascending = np.argsort(index)
+    return read_in_order(entry, index)
+
+
+def read_in_order(entry: CacheEntry, index: NDArray[np.int64]) -> Floats:
+    """Return the rows with these numbers, in any order."""
+    ascending = np.argsort(index, kind="stable")
     rows = np.empty((len(index), entry.d_in), np.float32)
     rows[ascending] = entry.read(index[ascending])
     return rows

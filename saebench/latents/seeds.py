@@ -74,9 +74,11 @@ def judged_rows(one: Latents, judged: Judged) -> list[dict[str, Any]]:
     """Return a row per judged latent, the most frequent first, with the scores that exist per latent."""
     place = {latent: i for i, latent in enumerate(judged.latents)}
     rows = []
-    for row in one.rows(judged.latents):
+    for row in one.rows([one.main_end(latent) for latent in judged.latents]):
         i = place[row["latent"]]
-        mine = {key: row[key] for key in ("trial", "latent", "keywords", "density", "label", "top")}
+        mine = {
+            key: row[key] for key in ("trial", "latent", "end", "keywords", "density", "label", "top") if key in row
+        }
         if judged.coherence is not None:
             mine["coherence"] = float(judged.coherence[i])
         if judged.examples is not None:
@@ -101,6 +103,7 @@ def label_rows(one: Latents, judged: Judged) -> list[dict[str, Any]]:
     place = {latent: i for i, latent in enumerate(one.live.tolist())}
     rows = []
     for match in judged.matches:
-        words = one.keywords[place[match.latent]] if match.latent in place else []
+        end = one.main_end(match.latent)
+        words = one.keywords[place[end]] if end in place else []
         rows.append({"trial": one.trial.name, **vars(match), "keywords": ", ".join(k.term for k in words)})
     return rows

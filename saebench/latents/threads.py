@@ -1,22 +1,21 @@
-"""Work in another thread. scipy's sparse products release the lock, so both threads run."""
+"""Work on the threads of this process: compiled loops and numpy's products release the lock."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from itertools import pairwise
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
+from saebench.cores import count_cores
 
 
-def prefetched(work: Callable[[Given], Made], items: Sequence[Given]) -> Iterator[Made]:
-    """Yield work(item) of every item in order, computing the next one while the caller uses this one."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(work, items[0]) if items else None
-        for item in items[1:]:
-            assert coming is not None
-            ready, coming = coming.result(), pool.submit(work, item)
-            yield ready
-        if coming is not None:
-            yield coming.result()
+def on_threads(work: Callable[[slice], None], rows: int) -> None:
+    """Run `work` on slices of the rows, a few per core: some rows take longer than others."""
+    threads = min(count_cores(), rows)
+    if threads <= 1:
+        work(slice(0, rows))
+        return
+    pieces = min(rows, 4 * threads)
+    bounds = [rows * n // pieces for n in range(pieces + 1)]
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, [slice(low, high) for low, high in pairwise(bounds)]))

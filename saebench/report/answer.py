@@ -13,7 +13,7 @@ from saebench.report.columns import best_trial, sparsity
 from saebench.report.comparison import CONCLUSIVE
 from saebench.report.forest import forest
 from saebench.report.glossary import explained
-from saebench.report.headline import leaders
+from saebench.report.headline import leaders, standing
 from saebench.report.judge import label
 from saebench.report.markup import text
 from saebench.report.table import Row, percentage, plain
@@ -100,15 +100,17 @@ def _cards(report: Report) -> str:
     rows = leaders(report)
     if not rows:
         return ""
-    cards = "".join(map(_card, rows))
+    cards = "".join(_card(row, standing(report, row)) for row in rows)
     return f'<section id="best"><h3>The best SAE at each level</h3><div class="cards">{cards}</div></section>'
 
 
-def _card(row: Row) -> str:
+def _card(row: Row, left_open: str) -> str:
+    """`left_open`: what the verdict leaves open of it, in words."""
     trial = best_trial(row)
     half = row["fvu_high"] - row["fvu"]
     interval = f' <span class="pm">± {half:.4f}</span>' if math.isfinite(half) else ""
     of = f"{text(row['group'])}, " if row["group"] else ""
+    still = f' <span class="still">({text(left_open)})</span>' if left_open else ""
     facts = [("explained", percentage(row["explained_variance"])), ("L0", plain(round(row["l0"], 1))),
              ("latents", f"{row['dict_size']:,.0f}"), ("dead", percentage(row["dead_fraction"]))]  # fmt: skip
     shown = "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts if value != "-")
@@ -120,7 +122,7 @@ def _card(row: Row) -> str:
         for line in (f"saebench export {trial} --to {folder}", f"saebench latents {trial}")
     )
     return (
-        f'<article class="card"><h4>{of}{text(sparsity(row))}</h4><p class="arm">{text(row["arm"])}</p>'
+        f'<article class="card"><h4>{of}{text(sparsity(row))}</h4><p class="arm">{text(row["arm"])}{still}</p>'
         f'<p class="big">FVU {plain(row["fvu"])}{interval}</p><dl>{shown}</dl>{commands}</article>'
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from saebench.config import SAE_CONFIGS
 from saebench.errors import UserError
 from saebench.report.artifacts import download
 from saebench.report.sources import Source
@@ -30,6 +31,8 @@ class Trained:
     """Its directory, if the sweep's is on this machine."""
     shape: tuple[Any, Any]
     """dict_size and d_in as recorded."""
+    signed: bool = False
+    """Whether its codes may be negative, so that a decoder row and its opposite are one latent."""
 
     @property
     def stamp(self) -> list[int] | None:
@@ -45,7 +48,9 @@ def trained(source: Source, row: Row) -> Trained:
     number = None if missing(row["trial"]) else int(row["trial"])
     paths = source.paths.trial(number) if source.paths and number is not None else None
     shape = (row.get("dict_size"), row.get("d_in"))
-    return Trained(f"{source.name}/{number}", int(row["seed"]), row["run_id"], source, paths, shape)
+    config = SAE_CONFIGS.get(row.get("type") or "")
+    signed = config is not None and config.signed
+    return Trained(f"{source.name}/{number}", int(row["seed"]), row["run_id"], source, paths, shape, signed)
 
 
 @dataclass(frozen=True)

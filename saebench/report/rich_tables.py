@@ -11,7 +11,7 @@ from saebench.terminal.fit import fitting
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-_GAP, _LONG = 3, 24
+_GAP = 3
 _PADDING = {3: (0, 1, 0, 1), 2: (0, 1, 0, 0), 1: (0, 0, 0, 0)}
 """Characters between columns, one of which is the table's own -> above, right, below, left of a cell."""
 _Columns = Sequence[tuple[Column, Sequence[str]]]
@@ -78,12 +78,12 @@ def _room(columns: _Columns, width: int, gap: int) -> int:
 
 def _needs(column: Column, cells: Sequence[str]) -> int:
     """Characters without wrapping numbers or short words; titles wrap between words."""
-    return max(_longest_word(column.title), min(_LONG, max(map(len, cells), default=0)))
+    return max(_longest_word(column.title), min(column.long, max(map(len, cells), default=0)))
 
 
 def _word(column: Column, cells: Sequence[str]) -> int:
     """Characters that cut no word but a very long one."""
-    return max(_longest_word(column.title), min(_LONG, max(map(_longest_word, cells), default=0)))
+    return max(_longest_word(column.title), min(column.long, max(map(_longest_word, cells), default=0)))
 
 
 def _longest_word(text: str) -> int:

@@ -170,7 +170,9 @@ class _Measuring:
     def _match(self, a: Trained, b: Trained, of_a: Dictionary | None, of_b: Dictionary | None) -> Pair | None:
         if of_a is None or of_b is None or of_a.rows.shape[1] != of_b.rows.shape[1]:
             return None
-        return Pair((a.seed, b.seed), match(of_a.rows, of_b.rows), of_a.firing_known and of_b.firing_known)
+        return Pair(
+            (a.seed, b.seed), match(of_a.rows, of_b.rows, signed=a.signed), of_a.firing_known and of_b.firing_known
+        )
 
     def notes(self) -> list[str]:
         """Return one line per kind of omission."""
@@ -217,6 +219,8 @@ class _Kept:
             held = self._pairs[f"{a.run_id} {b.run_id}"]
             if any(t.stamp not in (None, stamp) for t, stamp in zip((a, b), held["stamps"], strict=True)):
                 return None
+            if held.get("signed", False) != a.signed:
+                return None
             return Pair((a.seed, b.seed), Match(**held["match"]), bool(held["firing_known"]))
         except (KeyError, TypeError, ValueError):  # not cached yet, or the file was edited
             return None
@@ -225,7 +229,8 @@ class _Kept:
         """Cache these; if the directory cannot be written, the next report computes them again."""
         for (a, b), pair in pairs.items():
             if pair is not None:
-                held = {"stamps": [a.stamp, b.stamp], "match": asdict(pair.match), "firing_known": pair.firing_known}
+                held = {"stamps": [a.stamp, b.stamp], "match": asdict(pair.match), "firing_known": pair.firing_known,
+                        "signed": a.signed}  # fmt: skip
                 self._pairs[f"{a.run_id} {b.run_id}"] = held
         if self._file and any(pairs.values()):
             try:

@@ -25,6 +25,8 @@ class Column:
     show: Callable[[Row], str] | None = None
     drop: int = 0
     """In a narrow terminal, the columns with the highest number are left out first; 0: never."""
+    long: int = 24
+    """Characters of a cell up to which other columns make room for it."""
 
     def text(self, row: Row) -> str:
         return self.show(row) if self.show else plain(row.get(self.key))

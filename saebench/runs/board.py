@@ -14,6 +14,7 @@ from saebench.runs import events
 from saebench.runs.events import Event
 from saebench.runs.files import DamagedError
 from saebench.runs.paths import SweepPaths
+from saebench.runs.preparing import Preparing
 from saebench.runs.state import Row, TrialState, load_state, read_config
 from saebench.runs.stopped import stopped_sentence
 
@@ -131,6 +132,8 @@ class Board:
     """Trials that had ended when this scheduler started."""
     tracker: str = ""
     """The problem of tracking, if any."""
+    preparing: Preparing | None = None
+    """The progress of reading and encoding texts, before the first trial."""
     attended: bool = True
     """Whether a scheduler holds it; without one, time does not count."""
 

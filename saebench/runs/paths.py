@@ -102,6 +102,11 @@ class SweepPaths:
         return self.root / HOLDER
 
     @property
+    def preparing(self) -> Path:
+        """How far the embeddings are, for as long as they are read and encoded."""
+        return self.root / "preparing.json"
+
+    @property
     def journal(self) -> Path:
         """Optuna's journal."""
         return self.root / "optuna.journal"

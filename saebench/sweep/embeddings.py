@@ -11,6 +11,7 @@ from saebench.hub import embedding_width
 from saebench.runs import corpus
 from saebench.runs.lock import Lock
 from saebench.runs.paths import SweepPaths
+from saebench.runs.preparing import Preparing, PreparingFile
 from saebench.spec import SweepSpec
 from saebench.terminal.views import View
 
@@ -29,11 +30,17 @@ class Embeddings:
 
     def __init__(self, spec: SweepSpec, paths: SweepPaths, cache: Path, view: View, circular_anyway: bool) -> None:
         self._spec, self._paths, self._cache, self._view = spec, paths, cache, view
-        self._circular_anyway = circular_anyway
+        self._circular_anyway, self._file = circular_anyway, PreparingFile(paths)
 
     def prepare(self, executor: Executor, lock: Lock | None) -> dict[str, Any]:
         """Return the lock's fields about the embeddings, once all exist. Raises PreflightError if they differ from the
         first start's."""
+        try:
+            return self._prepare(executor, lock)
+        finally:
+            self._file.remove()
+
+    def _prepare(self, executor: Executor, lock: Lock | None) -> dict[str, Any]:
         data = self._spec.data
         if not data.cache:
             width = embedding_width(data.model, data.revision)
@@ -93,3 +100,4 @@ class Embeddings:
             self._view.note(progress.message)
         else:
             self._view.encoding(progress)
+            self._file.write(Preparing(progress.stage, progress.done, progress.total, progress.rate, progress.message))

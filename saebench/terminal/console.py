@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable
 from typing import IO
@@ -31,8 +32,9 @@ def make_console(
     file: IO[str] | None = None, *, width: int | None = None, piped_width: int = PIPED_WIDTH, markup: bool = False
 ) -> Console:
     """Return a console that prints text as it is: no markup (unless asked for), no emoji codes, no highlighting. Its
-    width is `width`, by default the terminal's, or `piped_width` if the output is no terminal."""
+    width is `width`, else COLUMNS of the environment, else the terminal's, or `piped_width` if the output is no
+    terminal."""
     console = _EscapingConsole(file=file, width=width, markup=markup, emoji=False, highlight=False)
-    if width is None and not (file or sys.stdout).isatty():
+    if width is None and not os.environ.get("COLUMNS", "").isdigit() and not (file or sys.stdout).isatty():
         console.width = piped_width
     return console

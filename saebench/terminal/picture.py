@@ -113,7 +113,10 @@ def picture(board: Board, height: int = 40, width: int = 120) -> RenderableType:
 
 
 def _progress(board: Board, width: int) -> RenderableType:
-    """The bar of the sweep; a trial that runs counts by the part that is done."""
+    """The bar of the sweep; a trial that runs counts by the part that is done. Before the first trial, that of its
+    embeddings."""
+    if board.preparing is not None:
+        return encoding_bar(board.preparing, width)
     done = board.ended + sum(row.fraction for row in board.running.values())
     return bar_line(done, board.planned, pace_text(board), width, alarm=bool(board.failures))
 
@@ -148,6 +151,11 @@ def _section(title: str, lines: Iterable[str], most: int) -> list[RenderableType
         *more,
         *(Text(f"  {line}", style, no_wrap=True, overflow="ellipsis") for line in shown[-most:]),
     ]
+
+
+def encoding_bar(progress: EncodingProgress, width: int) -> RenderableType:
+    """Return a progress bar of reading and encoding, and the numbers."""
+    return bar_line(progress.done, progress.total, encoding_line(progress), width)
 
 
 _STAGES = {"texts": "reading", "verifying": "verifying", "comparing": "looking for near duplicates"}

@@ -21,8 +21,8 @@ from saebench.terminal.console import make_console
 from saebench.terminal.encoding import encodable
 from saebench.terminal.picture import (
     EncodingProgress,
-    bar_line,
     counts_text,
+    encoding_bar,
     encoding_line,
     ended_line,
     pace_text,
@@ -188,7 +188,7 @@ class LiveView(QuietView):
         self._live.console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def encoding(self, progress: EncodingProgress) -> None:
-        self._draw(lambda: bar_line(progress.done, progress.total, encoding_line(progress), self._console.width))
+        self._draw(lambda: encoding_bar(progress, self._console.width))
 
     def show(self, board: Board) -> None:
         self._board = board

@@ -20,8 +20,10 @@ from saebench.runs.durable import write_json
 from saebench.runs.events import Event, EventLog
 from saebench.runs.holder import this_process
 from saebench.runs.paths import SweepPaths
+from saebench.runs.preparing import Preparing, PreparingFile
 from saebench.runs.state import AttemptRecord, TrialState, read_state
 from saebench.spec import parse_spec
+from saebench.terminal.picture import encoding_line
 
 SPEC: dict[str, Any] = {
     "name": "toy",
@@ -218,6 +220,27 @@ def test_a_sweep_that_gets_its_embeddings_ready_can_be_seen_and_stopped(paths: S
     assert "asked process" in call("stop", "early").output
     assert early.stop.read_text() == "leave"
     assert "no trial has failed" in complaint("retry", "early")
+
+
+def test_status_says_of_encoding_what_the_live_view_says(paths: SweepPaths) -> None:
+    """2,400 of 20,000 texts at 220 a second: 80 seconds left. A damaged file says nothing; without a scheduler the
+    file of one that was killed does not count."""
+    early = SweepPaths(paths.root.with_name("early"))
+    write_json(early.holder, {**this_process(), "since": time.time(), "at": "2026-01-01T00:00:00+0000"})
+    PreparingFile(early).write(now := Preparing("encoding", 2_400, 20_000, 220.0, ""))
+    PreparingFile(early).write(Preparing("texts", 1, None, 0.0, ""))
+    file = PreparingFile(early)
+    file.write(now)
+    file.write(Preparing("encoding", 2_401, 20_000, 220.0, ""))  # within the same second: not written
+    said = call("status", "early").output
+    assert encoding_line(now) in " ".join(said.split())
+    assert "2,400 of 20,000 texts, 220 a second, about 80 s left, done around" in encoding_line(now)
+    found = json.loads(call("status", "early", "--json").output)["preparing"]
+    assert (found["done"], found["seconds_left"]) == (2_400, 80.0)
+    early.preparing.write_text('{"stage": 7')
+    assert json.loads(call("status", "early", "--json").output)["preparing"] is None
+    file.remove()
+    assert not early.preparing.exists()
 
 
 def test_no_sweeps_at_all(tmp_path: Path) -> None:

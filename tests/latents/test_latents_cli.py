@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import csv
 import json
+from importlib import import_module
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from latents.planted import NAMES, TOPICS, data_config, planted_sae, texts, trial_config, write_trial
+from latents.planted import NAMES, TOPICS, PlantedModel, data_config, planted_sae, texts, trial_config, write_trial
 from scipy.sparse import load_npz
 
 from saebench.cli import cli
 from saebench.config import TrialConfig
 from saebench.errors import UserError
-from saebench.latents import Encoder
+from saebench.latents import Encoder, analyse
 from saebench.latents.trial import open_trial
+from saebench.latents.visible import visible
 from saebench.runs.paths import TrialPaths, cache_dir
 from saebench.stores import cache
 
@@ -119,6 +123,79 @@ def test_files_of_codes_hold_what_encode_gives(
     assert np.array_equal(found, expected)
     assert not expected[5].any()
     assert [path.name for path in out.parent.iterdir()] == [out.name], "nothing is left beside it"
+
+
+@pytest.mark.parametrize("width", [80, 160])
+def test_the_table_shows_keywords_and_texts_however_narrow_it_is(
+    trial: TrialPaths,  # noqa: ARG001 - on disk
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    width: int,
+) -> None:
+    """COLUMNS decides where the output is a pipe; labels and seeds give way before the texts do."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = done(tmp_path, "latents", "demo/0").stdout.splitlines()
+    assert max(len(line.rstrip()) for line in lines) <= width
+    head = " ".join(lines[:6])
+    assert all(title in head for title in ("latent", "keywords", "text that fires it most"))
+    assert ("label" in head) == (width == 160)
+    left_out = " ".join(" ".join(lines).split()).partition("No room here for: ")[2]
+    assert ("label" in left_out) == (width == 80)
+    assert "nearest" in left_out
+
+
+def test_a_text_is_cut_between_words() -> None:
+    assert visible("a river that floods its valley", 20) == "a river that floods …"
+    assert visible("a river that floods its valley", 18) == "a river that …"
+    assert visible("x" * 40, 20) == "x" * 19 + "…"
+    assert visible("short", 20) == "short"
+
+
+def test_texts_of_the_sweep_come_from_its_cache(
+    trial: TrialPaths, config: TrialConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of three are known: they get the very codes of the trial's own evaluation, and are not encoded again."""
+    entry = cache.find(config.data, cache_dir())
+    assert entry is not None
+    write_trial(tmp_path / "runs", config.model_copy(update={"cache_key": entry.cache_key}), planted_sae())
+    one, encoded = analyse(trial.root), list[str]()
+    model_row = PlantedModel.row
+    monkeypatch.setattr(PlantedModel, "row", lambda self, text: encoded.append(text) or model_row(self, text))
+    assert one.part.texts is not None
+    known = [one.part.texts[i] for i in (7, 3)]
+    source, out = tmp_path / "in.txt", tmp_path / "c.npz"
+    source.write_text("\n".join([known[0], "a river that is new", f"  {known[1]}"]), encoding="utf-8")
+    said = done(tmp_path, "encode", "demo/0", "--file", source, "--out", out).stderr
+    assert "3 texts, 2 of them from the embedding cache" in said
+    assert "a river that is new" in encoded
+    assert not set(known) & set(encoded)
+    assert np.array_equal(load_npz(out).toarray()[[0, 2]], one.codes.dense()[[7, 3]])
+    encoded.clear()
+    said = done(tmp_path, "encode", "demo/0", "--file", source, "--out", out, "--cache-dir", tmp_path / "none").stderr
+    assert set(known) <= set(encoded)
+    assert "(3 texts)" in said
+
+
+def test_encode_shows_rate_and_time_left_on_a_terminal(
+    trial: TrialPaths,  # noqa: ARG001 - on disk
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("saebench.latents.encode.Encoder.stream.__defaults__", (16,))
+    monkeypatch.setenv("COLUMNS", "120")
+    encode, now = import_module("saebench.cli.encode"), iter(range(1000))
+    monkeypatch.setattr(encode, "time", SimpleNamespace(monotonic=lambda: float(next(now))))
+    terminal = StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    source, out = tmp_path / "in.txt", tmp_path / "c.npz"
+    source.write_text("".join(f"{row['text']}\n" for row in texts(50, seed=9)), encoding="utf-8")
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    encode.encode.callback("demo/0", (), source, None, out, "cpu", None, str(tmp_path / "runs"))
+    shown = terminal.getvalue()
+    assert "loading the encoder" in shown
+    assert "encoding: 16 of 50 texts, 8 a second, about 4 s left" in shown
+    assert "encoding: 50 of 50 texts" in shown
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])

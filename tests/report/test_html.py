@@ -14,6 +14,7 @@ from browsing import PATIENCE, browser
 from sweep_data import Store, frame_of, simulate, with_state
 
 from saebench.report import load
+from saebench.report.closing import closing
 from saebench.report.document import Report
 from saebench.report.formats import csv
 from saebench.report.glossary import TERMS, explained
@@ -119,6 +120,25 @@ def test_every_level_has_a_card_with_the_command_that_takes_its_best_sae(text: s
     best = {str(row["level"]): f"demo/{row['best_trial']}" for row in report.table("best").rows()
             if row["arm"] == "batchtopk"}  # fmt: skip
     assert {level: trial for trial, level in taken} == {f"{float(k):g}": trial for k, trial in best.items()}
+
+
+def test_a_card_says_what_the_verdict_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a pair that is decided, nothing; of the same pair at p = 0.06, "not decided", as in the terminal."""
+    report = Report(Record(frame_of(simulate())))
+    (found,) = report.comparisons
+    for p, left_open in ((0.05, ""), (0.06, "(not decided)")):
+        monkeypatch.setattr(report, "judged", [{"fvu": replace(found, p_pairs=p)}])
+        monkeypatch.delitem(vars(report), "verdict", raising=False)
+        cards = page(report).partition('<section id="best">')[2].partition("</section>")[0]
+        said = f' <span class="still">{left_open}</span>' if left_open else ""
+        assert cards.count(f'<p class="arm">{found.winner}{said}</p>') == cards.count('<p class="arm">') > 0
+        assert all((f"{found.winner} {left_open}," in line) == bool(left_open) for line in closing(report)[2:])
+
+
+def test_every_word_of_the_page_is_in_the_glossary() -> None:
+    glossary = (Path(__file__).parents[2] / "docs" / "glossary.md").read_text("utf-8")
+    words = {line.split(" | ")[0].removeprefix("| ").lower() for line in glossary.splitlines()}
+    assert {{"strata": "stratum", "best floor": "floor"}.get(word, word.lower()) for word in [*TERMS, "c/p/f"]} <= words
 
 
 def test_strata_front_and_best_are_one_table(text: str, store: Store) -> None:
