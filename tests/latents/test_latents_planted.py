@@ -207,6 +207,25 @@ def test_where_the_texts_are_gone_row_numbers_stand_for_them(
     assert "coherence" not in judged_with_seeds(found, None, circular=False)[0].values[SAE]
 
 
+def test_a_text_of_a_megabyte_is_one_text_among_others(models: None, tmp_path: Path) -> None:  # noqa: ARG001
+    """It is shown by its beginning, its words count once, and a new one like it is encoded."""
+    rows = texts(1200)
+    long = "river flood " * 90_000
+    rows[0] = {**rows[0], "text": long, "label": "water"}
+    data = data_config(tmp_path, rows)
+    entry = cache.build(data, cache_dir())
+    part = "test" if entry.test_index[0] == 0 else "validation" if entry.validation_index[0] == 0 else "train"
+    paths = write_trial(tmp_path / "runs", trial_config(data), planted_sae())
+    found = analyse(paths.root, part)
+    water = found.rows([NAMES.index("water")])[0]
+    assert set(water["keywords"].split(", ")[:4]) <= set(TOPICS["water"])
+    assert found.by_latent.top(NAMES.index("water"), 1)[0].row == 0, "it fires it most"
+    assert water["top"].startswith("river flood river")
+    assert len(water["top"]) == 300
+    assert len(page(found)) < 2_000_000
+    assert Encoder(found.trial).encode([long + "once more"]).counts.tolist() == [2]
+
+
 def test_where_the_embeddings_are_gone_the_error_says_how_to_go_on(trial: TrialPaths, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="encode the texts again with --build"):
         analyse(trial.root, cache_dir=tmp_path / "elsewhere")
