@@ -69,6 +69,7 @@ def floating(report: Report, table: Table) -> str:
         "  \\centering",
         f"  \\caption{{{_caption(table)}}}",
         f"  \\label{{{label}}}",
+        "  \\vspace{1ex}",  # article puts a caption close above what follows
         "  \\small",
         f"  \\begin{{tabular}}{{@{{}}{sides}@{{}}}}",
         "    \\toprule",
