@@ -76,7 +76,7 @@ def judged_rows(one: Latents, judged: Judged) -> list[dict[str, Any]]:
     rows = []
     for row in one.rows([one.main_end(latent) for latent in judged.latents]):
         i = place[row["latent"]]
-        mine = {
+        mine: dict[str, Any] = {
             key: row[key] for key in ("trial", "latent", "end", "keywords", "density", "label", "top") if key in row
         }
         if judged.coherence is not None:
