@@ -1,10 +1,11 @@
 """Synthetic embeddings whose sparse features are known.
 
-    python generate.py [TRUTH.yaml] OUT      # embeddings.npy and labels.npy for the sweep, truth.npz for measure.py
+    python generate.py [TRUTH.yaml] OUT      # embeddings.npy and labels.npy for the sweep, the rest for study.py
 
 The model is SynthSAEBench's (arXiv 2602.14687), written anew: Zipfian rates, a Gaussian copula of low rank, trees of
 features of which siblings exclude each other, magnitudes, and a dense part that theirs does not have. The label of a
-row is its strongest root, "none" without one.
+row is its strongest root, "none" without one. A row's text (texts.npy) has three of the six words of each of its
+features; second.npy is what an encoder with other directions makes of the same features.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from scipy.stats import norm
 
 Array = NDArray[np.float64]
 SETTINGS = Path(__file__).with_name("truth.yaml")
+WORDS, SAID = 6, 3
+"""Words of a feature; how many of them a text with that feature has."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,13 @@ def labels_of(codes: Array, parent: NDArray[np.int64]) -> NDArray[np.str_]:
     return np.where(codes[:, roots].max(1) > 0, [f"root {root}" for root in roots[strongest]], "none")
 
 
+def texts_of(codes: Array, rng: np.random.Generator) -> NDArray[np.str_]:
+    """(rows,) SAID of the WORDS words of every feature of a row, "nothing" without one."""
+    words = np.array([[f"f{feature}{'abcdef'[i]}" for i in range(WORDS)] for feature in range(codes.shape[1])])
+    said = [words[np.flatnonzero(row), :] for row in codes > 0]
+    return np.array([" ".join(rng.permuted(some, axis=1)[:, :SAID].ravel()) or "nothing" for some in said])
+
+
 def write(settings: dict[str, Any], out: Path) -> dict[str, float]:
     """Write the three files; what the world is like."""
     out.mkdir(parents=True, exist_ok=True)
@@ -127,6 +137,9 @@ def write(settings: dict[str, Any], out: Path) -> dict[str, float]:
     np.save(out / "embeddings.npy", x)
     np.save(out / "labels.npy", labels_of(codes, truth.parent))
     fresh = truth.codes(settings["truth_rows"], rng)
+    other = np.random.default_rng(settings["seed"] + 2)
+    np.save(out / "texts.npy", texts_of(codes, other))
+    np.save(out / "second.npy", (codes @ unit(other.normal(size=truth.directions.shape))).astype(np.float32))
     np.savez(out / "truth.npz", directions=truth.directions, parent=truth.parent, codes=fresh.astype(np.float32),
              x=truth.embeddings(fresh, rng))  # fmt: skip
     cosine = np.abs(truth.directions @ truth.directions.T)

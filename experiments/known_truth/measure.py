@@ -30,11 +30,13 @@ Array = NDArray[Any]
 METRICS = {
     "test/fvu": -1, "test/probing_auc_k1": 1, "test/probing_auc_k5": 1, "test/knn_overlap_at_10": 1,
     "test/similarity_rank_correlation": 1, "test/code_stability": 1, "test/c_dec": -1, "test/dead_fraction": -1,
-    "stability": 1,
+    "test/coherence_above_floor": 1, "test/example_auroc_above_floor": 1, "test/label_auroc_above_floor": 1,
+    "test/label_f1_above_floor": 1, "stability": 1,
 }  # fmt: skip
 """Metric -> 1 where more is better."""
+TRUTHS = ("recovered", "f1", "mixed", "split", "absorbed")
 MIXES, SAME = 0.4, 0.7
-DRAWS = 1000
+DRAWS = 300
 
 
 def truth_of(rows: Array, fires: Array, directions: Array, present: Array, parent: Array) -> dict[str, float]:
@@ -75,9 +77,13 @@ def sae_scores(sae: SAE, world: Any, cut: int | None = None) -> tuple[dict[str, 
     """The scores of an SAE, its latents cut to the `cut` largest of a row; and its decoder rows that fire."""
     latents = sae.encode(torch.from_numpy(world["x"]))
     latents = latents if cut is None else largest(latents, cut)
-    codes, rows = latents.numpy(), sae.W_dec.detach().numpy()
-    fires = np.hstack([codes > 0, codes < 0]) if sae.config.signed else codes > 0
-    ends = np.vstack([rows, -rows]) if sae.config.signed else rows
+    return dictionary_scores(sae.W_dec.detach().numpy(), latents.numpy(), world, signed=sae.config.signed)
+
+
+def dictionary_scores(rows: Array, codes: Array, world: Any, *, signed: bool) -> tuple[dict[str, float], Array]:
+    """The scores of codes (texts, latents) on a dictionary's rows (latents, d_in); and its rows that fire."""
+    fires = np.hstack([codes > 0, codes < 0]) if signed else codes > 0
+    ends = np.vstack([rows, -rows]) if signed else rows
     live = fires.any(0)
     scores = truth_of(ends[live], fires[:, live], world["directions"], world["codes"] > 0, world["parent"])
     return scores, rows[(codes != 0).any(0)]
@@ -91,8 +97,8 @@ def matched(a: Array, b: Array) -> float:
 
 def correlations(frame: pd.DataFrame, truth: str, rng: np.random.Generator, *, controls: bool) -> pd.DataFrame:
     """A row per metric: Spearman's correlation with the truth over the arms of a cell (level and width), mean over
-    cells, with a bootstrap over arms and seeds."""
-    used = frame if controls else frame[~frame["arm"].str.contains("frozen")]
+    cells, with a bootstrap over arms and seeds. `controls`: with frozen parts and floors."""
+    used = frame if controls else frame[~frame["arm"].str.contains("frozen|soft|floor")]
     rows = []
     for metric, sign in METRICS.items():
         cells = [np.array([mine[[metric, truth]].to_numpy(float) for _, mine in cell.groupby("arm")], dtype=object)

@@ -2,79 +2,82 @@
 
     python experiments/verdict/twins.py [--sweeps 40] [--folder /tmp/twins]
 
-Every sweep draws other points (`search.seed`) and has other seeds. In every other one both arms have the same seeds, as
-the product runs them; twins of the same seed are nearly the same run, so in the others the second arm has seeds of
-its own. A row per sweep is appended to `twins.csv`, and sweeps that are in it are not run again.
+Every sweep draws other points (`search.seed`) and has other seeds. In every other one the second arm has seeds of its
+own, since twins of the same seed are nearly the same run: the two arms are then two sweeps, whose seeds are paired by
+their order. Half of either kind has three levels of sparsity, the rest one. The verdict is that of `saebench.report`,
+in every metric. A row per sweep is appended to `twins.csv`, and sweeps that are in it are not run again.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import math
+import shutil
+import time
 from pathlib import Path
+from unittest import mock
 
-import numpy as np
 import yaml
 
-from saebench.report.statistics import over_seeds
-from saebench.runs.paths import SweepPaths
-from saebench.runs.state import read_state
+from saebench.report import Report, load
 from saebench.sweep import run_sweep
 
 HERE = Path(__file__).parent
-COLUMNS = ("sweep", "seeds", "difference_percent", "half_percent", "search_error_percent", "verdict", "trainings", "lr")
+LEVELS = ([16], [8, 16, 32])
+CALLED = ("better", "worse", "small")
+"""Outcomes that call arms different; "small" says so and adds that it does not matter."""
 
 
-def arms(root: Path, key: str) -> dict[str, tuple[list[float], dict[str, object], int, float]]:
-    """Stratum -> log FVU of the chosen point by seed, what is known of its choice, trainings, its learning rate."""
-    states = [state for trial in SweepPaths(root).trials() if (state := read_state(trial)) is not None]
-    found = {}
-    for stratum in dict.fromkeys(state.stratum for state in states):
-        mine = [s for s in states if s.stratum == stratum]
-        newest = max(int(s.search.get("saebench.choice", 0)) for s in mine)
-        compared = sorted((s for s in mine if s.search.get("saebench.choice") == str(newest)), key=lambda s: s.seed)
-        config = json.loads(SweepPaths(root).trial(compared[0].number).config.read_text())
-        values = [math.log(s.values[key]) for s in compared]
-        found[stratum] = (
-            values,
-            json.loads(compared[0].search["saebench.search_error"]),
-            len(mine),
-            config["train"]["lr"],
-        )
-    return found
+def order(sweeps: int) -> list[int]:
+    """Numbers of sweeps, those whose arms have their own seeds first: the others are nearly bound to be the same."""
+    return [*range(1, sweeps, 2), *range(0, sweeps, 2)]
 
 
-def sweep(number: int, folder: Path, own_seeds: bool) -> dict[str, object]:
+def sweep(number: int, folder: Path) -> dict[str, object]:
     """Run one comparison; a row of the table."""
+    own, levels = number % 2 == 1, LEVELS[number // 2 % 2]
     spec = yaml.safe_load((HERE / "twins.yaml").read_text())
     spec["data"]["dataset"]["data_files"] = str((HERE / spec["data"]["dataset"]["data_files"]).resolve())
     spec["search"]["seed"] = number
-    both = spec["sae"]
-    found = []
-    for part, some in enumerate([both[:1], both[1:]] if own_seeds else [both]):
+    arms = [arm | {"k": levels} for arm in spec["sae"]]
+    begun, runs = time.process_time(), folder / f"runs-{number}"
+    names = []
+    for part, some in enumerate([arms[:1], arms[1:]] if own else [arms]):
         first = 1000 * number + 100 * part
-        spec |= {"name": f"twins-{number}-{part}", "sae": some, "seeds": [first + i for i in range(4)]}
-        result = run_sweep(spec, runs_dir=folder / "runs", cache_dir=folder / "cache", quiet=True)
-        found += list(arms(result.root, "test/fvu").values())
-    a, b = found
-    interval = over_seeds(np.array(a[0]) - np.array(b[0]))
-    gaps, edge = [a[1]["gap"], b[1]["gap"]], [*a[1]["edge"], *b[1]["edge"]]  # type: ignore[misc]
-    error = math.nan if None in gaps else max(gaps)  # type: ignore[type-var]
-    half = float(interval.high - interval.mean)
-    said = "edge" if edge else "few" if a[1]["needed"] or b[1]["needed"] or error != error else "undecided"
-    if said == "undecided" and abs(float(interval.mean)) > half + error:
-        said = "decided"
+        names.append(f"twins-{number}-{part}")
+        tracking = spec.get("tracking", {}) | {"uri": f"sqlite:///{runs / 'mlflow.db'}"}
+        runs.mkdir(parents=True, exist_ok=True)
+        spec |= {"name": names[-1], "sae": some, "seeds": [first + i for i in range(4)], "tracking": tracking}
+        with mock.patch("saebench.report.publish.publish"):  # the report is read once, below
+            run_sweep(spec, runs_dir=runs, cache_dir=folder / "cache", quiet=True)
+    found = load(*names, runs_dir=runs, tracking_uri=f"sqlite:///{runs / 'mlflow.db'}")
+    found.record.frame["seed"] %= 100
+    row = {"sweep": number, "seeds": "own" if own else "same", "levels": len(levels)}
+    row |= judged(Report(found.record)) | {"cpu_seconds": round(time.process_time() - begun)}
+    shutil.rmtree(runs)
+    return row
+
+
+def judged(report: Report) -> dict[str, object]:
+    """What the report says of its one pair of arms."""
+    (found,) = report.judged
+    fvu = found["fvu"]
+    tested = [(s.low, s.high, s.p, s.p_holm) for s in fvu.strata]
+    far = [math.isfinite(low) and low * high > 0 for low, high, _, _ in tested]
     return {
-        "sweep": number,
-        "seeds": "own" if own_seeds else "same",
-        "difference_percent": round(100 * float(interval.mean), 3),
-        "half_percent": round(100 * half, 3),
-        "search_error_percent": round(100 * error, 3),
-        "verdict": said,
-        "trainings": a[2] + b[2],
-        "lr": f"{a[3]:.4f} {b[3]:.4f}",
+        "verdict": fvu.outcome,
+        "edge": len(fvu.edge),
+        "few": fvu.points or 0,
+        "difference_percent": round(100 * fvu.mean, 3),
+        "half_percent": round(100 * (fvu.high - fvu.low) / 2, 3),
+        "search_error_percent": round(100 * fvu.search, 3),
+        "levels_p05": sum(out and p <= 0.05 for out, (_, _, p, _) in zip(far, tested, strict=True)),
+        "levels_holm": sum(out and p <= 0.05 for out, (_, _, _, p) in zip(far, tested, strict=True)),
+        "metrics": len(found),
+        "metrics_called": " ".join(name for name, one in found.items() if one.outcome in CALLED),
+        "metrics_equal": sum(one.outcome in ("equal", "same") for one in found.values()),
+        "trainings": len(report.frame),
     }
 
 
@@ -84,19 +87,18 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("/tmp/twins"))
     parser.add_argument("--out", type=Path, default=HERE / "twins.csv")
     given = parser.parse_args()
-    given.folder.mkdir(parents=True, exist_ok=True)
     done = set()
     if given.out.exists():
         with given.out.open(newline="") as file:
             done = {int(row["sweep"]) for row in csv.DictReader(file)}
-    for number in range(given.sweeps):
+    for number in order(given.sweeps):
         if number in done:
             continue
-        row = sweep(number, given.folder, own_seeds=number % 2 == 1)
+        row = sweep(number, given.folder)
         print(row, flush=True)
         fresh = not given.out.exists()
         with given.out.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, list(row))
             if fresh:
                 writer.writeheader()
             writer.writerow(row)

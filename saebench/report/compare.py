@@ -31,7 +31,7 @@ def compare(
         there = best[(best["group"] == group) & usable(best, FVU) & usable(best, L0)]
         found = {arm: cells_of(there[there["arm"] == arm]) for arm in arms(trials)}
         results += [_compare(a, b, str(group), found[a], found[b]) for a, b in combinations(found, 2)]
-    results = [_searched(replace(c, unfinished=unfinished), searches or {}) for c in results]
+    results = [searched(replace(c, unfinished=unfinished), searches or {}) for c in results]
     adjusted = statistics.holm([c.p for c in results])
     return [replace(c, p_pairs=float(p)) for c, p in zip(results, adjusted, strict=True)]
 
@@ -59,10 +59,10 @@ def in_metric(
         return None
     fresh = Comparison(c.a, c.b, c.group, tuple(strata), metric.name, c.unfinished, margin=c.margin,
                        left_out=c.left_out)  # fmt: skip
-    return _searched(pool(fresh), searches or {})
+    return searched(pool(fresh), searches or {})
 
 
-def _searched(c: Comparison, searches: Mapping[Cell, CellSearch]) -> Comparison:
+def searched(c: Comparison, searches: Mapping[Cell, CellSearch]) -> Comparison:
     """Widen the intervals by the search error of either arm, and copy the warnings about its ranges."""
     if not c.strata or not searches:
         return c
@@ -79,15 +79,6 @@ def _searched(c: Comparison, searches: Mapping[Cell, CellSearch]) -> Comparison:
     adjusted = statistics.holm([s.p for s in strata])
     strata = tuple(replace(s, p_holm=float(p)) for s, p in zip(strata, adjusted, strict=True))
     wide = replace(c, strata=strata, edge=tuple(edge), points=max(points, default=None), **_wider(c, search))
-    return wide if wide.excludes_zero else replace(wide, needed=needed(wide))
-
-
-def widen(c: Comparison, search: float) -> Comparison:
-    """Return the comparison with the same search error in every stratum."""
-    strata = tuple(replace(s, **_wider(s, search)) for s in c.strata)
-    adjusted = statistics.holm([s.p for s in strata])
-    strata = tuple(replace(s, p_holm=float(p)) for s, p in zip(strata, adjusted, strict=True))
-    wide = replace(c, strata=strata, **_wider(c, search))
     return wide if wide.excludes_zero else replace(wide, needed=needed(wide))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from saebench.metrics import METRICS, Metric
+from saebench.report.metric_table import STABILITY
 from saebench.report.points import FINAL, cells, usable
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def loss_of(metric: Metric, value: float) -> float:
     return -value if metric.direction == "maximize" else value
 
 
+_STABILITY = 0.5
+"""Share of latents that other seeds find, per square root of the gap in log FVU (experiments/verdict/stability.csv)."""
 _FAR = 0.15
 """Loss beyond which it no longer grows with the square of the distance."""
 
@@ -51,6 +54,8 @@ class CellSearch:
 
     def error(self, metric: str) -> float:
         """The search error of a metric."""
+        if metric == STABILITY:
+            return _STABILITY * math.sqrt(self.gap)
         if _RESTATED.get(metric, metric) == _RESTATED.get(self.objective, self.objective):
             return self.gap
         return math.inf if math.isinf(self.gap) else self.spread.get(metric, 0.0)

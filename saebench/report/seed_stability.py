@@ -7,12 +7,10 @@ their mean is U, and their t interval is the jackknife's of a mean over pairs (A
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 
-from saebench.report.compare import pool, widen
+from saebench.report.compare import pool, searched
 from saebench.report.comparison import Comparison, Pair, Stratum
 from saebench.report.metric_table import STABILITY
 from saebench.report.search_error import Cell, CellSearch
@@ -42,8 +40,8 @@ def in_stability(
 ) -> Comparison | None:
     """Return the same pair of arms compared by the share of latents that other seeds find; None if it is unknown.
 
-    The seed that searched is left out. It trained every point only once, so it is unknown how stability changes with
-    the point; the margin is used as the search error.
+    The seed that searched is left out. It trained every point only once, so the sweep does not know how stability
+    changes with the point; the search error is the measured one of search_error.py.
     """
     shares = {(row["group"], row["arm"], row["level"], row["dict_size"]): row["shares"] for row in rows if row["best"]}
     strata = []
@@ -61,7 +59,4 @@ def in_stability(
     if not strata:
         return None
     fresh = Comparison(c.a, c.b, c.group, tuple(strata), STABILITY, c.unfinished, margin=margin, left_out=c.left_out)
-    searched = any(found.gap > 0 for found in searches.values())
-    edge, few = c.edge, c.search == math.inf
-    wide = widen(pool(fresh), math.inf if few else margin if searched else 0.0)
-    return replace(wide, edge=edge, points=c.points)
+    return searched(pool(fresh), searches)

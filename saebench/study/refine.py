@@ -17,6 +17,8 @@ from saebench.spec import Range, Scalar
 from saebench.study.stratum_search import StratumSearch, Trial
 
 Params = dict[str, Scalar]
+_HALVINGS = 4
+"""How often a proposed point is moved half-way to the best one."""
 
 
 def propose(plan: Plan, search: StratumSearch) -> tuple[Params, ...]:
@@ -28,12 +30,30 @@ def propose(plan: Plan, search: StratumSearch) -> tuple[Params, ...]:
     trials, points, _ = _measured(plan, ranges, candidates)
     shared = {name: value for name, value in trials[0].params.items() if not isinstance(stratum.space[name], Range)}
     found: list[Params] = []
-    for shares in response.propose(points, len(ranges), room):
+    stopped = [_shares(ranges, t.params) for t in search.trials.values() if t.state in ("pruned", "failed")]
+    best = min(points, key=lambda point: point.loss).at
+    for wanted in response.propose(points, len(ranges), room):
+        shares = _beside(stopped, wanted, best)
         params = {**shared, **{axis.name: _typed(axis, axis.value(s)) for axis, s in zip(ranges, shares, strict=True)}}
         params = {name: params[name] for name in stratum.space}
         if plan.point_id(stratum, params) not in search.points:
             found.append(params)
     return tuple(found)
+
+
+def _shares(ranges: Sequence[Axis], params: Params) -> tuple[float, ...]:
+    return tuple(axis.share(float(params[axis.name])) for axis in ranges)  # type: ignore[arg-type]
+
+
+def _beside(stopped: Sequence[Sequence[float]], wanted: Sequence[float], best: Sequence[float]) -> tuple[float, ...]:
+    """Return a proposed point, moved towards the best one while a trial was stopped there: such a trial has no final
+    value, and with nothing in its place the optimum would stay unlocated."""
+    at = tuple(wanted)
+    for _ in range(_HALVINGS):
+        if not any(max(abs(a - b) for a, b in zip(at, other, strict=True)) <= response.SAME for other in stopped):
+            break
+        at = tuple((a + b) / 2 for a, b in zip(at, best, strict=True))
+    return at
 
 
 def choose(plan: Plan, search: StratumSearch) -> tuple[Trial, dict[str, Any]] | None:

@@ -71,9 +71,9 @@ def test_an_arm_whose_latents_other_seeds_find_is_better_and_twins_are_not() -> 
     assert judged({"topk": 0.6, "batchtopk": 0.6}).outcome in ("undecided", "equal")
 
 
-def test_the_margin_stands_in_for_the_search_error_and_an_edge_decides_nothing() -> None:
-    c = judged({"topk": 0.7, "batchtopk": 0.5})
-    assert c.search == 0.005
+def test_the_search_error_grows_with_the_root_of_the_gap_and_an_edge_decides_nothing() -> None:
+    """0.5 sqrt(0.0004) = 0.01."""
+    assert judged({"topk": 0.7, "batchtopk": 0.5}, about={"gap": 0.0004}).search == pytest.approx(0.01)
     assert judged({"topk": 0.7, "batchtopk": 0.5}, about={"gap": 0.0}).search == 0
     assert judged({"topk": 0.7, "batchtopk": 0.5}, about={"edge": ["lr"]}).outcome == "undecided"
     few = judged({"topk": 0.7, "batchtopk": 0.5}, about={"gap": None})

@@ -17,9 +17,10 @@ from saebench.plan import Plan, make_plan
 from saebench.runs.events import Verdict
 from saebench.runs.state import Row
 from saebench.spec import parse_spec
-from saebench.study import Search
+from saebench.study import Search, refine
 from saebench.study.journal import open_journal
 from saebench.study.samplers import shared_point
+from saebench.study.stratum_search import StratumSearch, Trial
 
 LR = {"low": 1e-3, "high": 3e-2, "log": True}
 BEST = math.log(7e-3)
@@ -162,6 +163,24 @@ def test_refining_trials_and_those_that_compare_are_never_pruned(tmp_path: Path)
     assert verdicts == {
         "search": {Verdict.GO, Verdict.PRUNE}, "refined": {Verdict.GO}, "compare": {Verdict.GO},
     }  # fmt: skip
+
+
+def test_a_proposal_whose_trial_was_pruned_moves_towards_the_best_point() -> None:
+    """Between 0.692 and 2.769 the middle is 1.385 (on a logarithmic scale). It was pruned, as was the middle of what is
+    left, 0.979: next is 0.692 * 4^(1/8)."""
+    toy = plan(train={"lr": None, "lr_factor": {"low": 0.25, "high": 4.0, "log": True}})
+    found = StratumSearch(toy.strata[0], None, {}, ())  # type: ignore[arg-type]
+    best, far = 0.6922995659098493, 2.7691982636393964
+    measured = {0.3461497829549246: 0.1763, 0.5810495081362136: 0.169, best: 0.1666, far: 0.2956}
+    middle = [1.3845991318196984, 0.9790594353347151]
+    for number, factor in enumerate([*measured, *middle]):
+        value = measured.get(factor)
+        state = "complete" if value else "pruned"
+        params = {"lr_factor": factor}
+        found.trials[number] = Trial(number, found, None, 0, params, 0, state, value=value)  # type: ignore[arg-type]
+        found.points.add(toy.point_id(toy.strata[0], params))
+    (proposed,) = refine.propose(toy, found)
+    assert proposed["lr_factor"] == pytest.approx(best * (far / best) ** 0.125, rel=1e-6)
 
 
 def test_a_point_that_was_replaced_and_came_back_makes_the_stratum_no_richer(tmp_path: Path) -> None:
