@@ -29,7 +29,7 @@ def cache() -> None:
 
 @cache.command()
 @cache_option
-@click.option("--json", "as_json", is_flag=True, help="A list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 def ls(cache_dir: str | None, as_json: bool) -> None:
     """List the entries of the cache, most recently used first."""
     folder = paths.cache_dir(cache_dir)
@@ -78,11 +78,13 @@ def verify(cache_dir: str | None) -> None:
 
 @cache.command()
 @click.argument("keys", nargs=-1, metavar="[KEY]...")
-@click.option("--unused-for", type=click.FloatRange(0), metavar="DAYS", help="Also entries not used for so many days.")
-@click.option("--dry-run", is_flag=True, help="Say what would be removed, remove nothing.")
+@click.option(
+    "--unused-for", type=click.FloatRange(0), metavar="DAYS", help="Also remove entries not used for this many days."
+)
+@click.option("--dry-run", is_flag=True, help="List what would be removed; remove nothing.")
 @cache_option
 def gc(keys: tuple[str, ...], unused_for: float | None, dry_run: bool, cache_dir: str | None) -> None:
-    """Remove leftovers and unreadable entries, and the entries whose key begins with a KEY."""
+    """Remove leftovers and unreadable entries, and the entries whose key starts with a KEY."""
     folder = paths.cache_dir(cache_dir)
     there = [listed.folder.name for listed in tidy.entries(folder)]
     for key in keys:

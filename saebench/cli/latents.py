@@ -25,13 +25,15 @@ _PIPED_WIDTH = 160
 @click.argument("name", required=False, metavar="[SWEEP|TRIAL]")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
-@click.option("--table", type=click.Choice(TABLES), default="latents", help="A row per latent (default), trial, ...")
+@click.option("--table", type=click.Choice(TABLES), default="latents", help="Which table (default: latents).")
 @click.option(
     "--part", type=click.Choice(["test", "validation", "train"]), default="test", help="Texts (default: test)."
 )
-@click.option("--text", "texts", multiple=True, metavar="TEXT", help="Which latents fire on this; repeatable.")
+@click.option(
+    "--text", "texts", multiple=True, metavar="TEXT", help="Show the latents that fire on this text; repeatable."
+)
 @click.option("--against", metavar="TRIAL", help="Compare with the latents of this trial, one by one.")
-@click.option("--second", metavar="MODEL", help="A second encoder: scores by example AUROC (--table scores).")
+@click.option("--second", metavar="MODEL", help="Second encoder, for example AUROC (--table scores).")
 @click.option("--circular-anyway", is_flag=True, help="Allow the SAE's own encoder as the second one.")
 @click.option("--map", "plan", type=click.Choice(["pca", "umap"]), default="pca", help="How the page's map is drawn.")
 @click.option("--build", is_flag=True, help="Encode the texts again if the cache lacks them.")

@@ -14,7 +14,9 @@ set_option = click.option(
 cache_option = click.option(
     "--cache-dir", metavar="DIR", help="Embedding cache (default: SAEBENCH_CACHE, else the user's)."
 )
-runs_option = click.option("--runs-dir", metavar="DIR", help="Where sweeps live (default: SAEBENCH_RUNS, else ./runs).")
+runs_option = click.option(
+    "--runs-dir", metavar="DIR", help="Directory of the sweeps (default: SAEBENCH_RUNS, else ./runs)."
+)
 uri_option = click.option("--tracking-uri", metavar="URI", help="Read this MLflow server instead of the sweep's own.")
 plain_option = click.option("--plain", is_flag=True, help="Print timestamped lines instead of a live screen.")
 where_option = click.option(

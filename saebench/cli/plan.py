@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @set_option
 @runs_option
 @cache_option
-@click.option("--no-measure", is_flag=True, help="Do not time a training step to say how many minutes it will take.")
+@click.option("--no-measure", is_flag=True, help="Do not time a training step; estimate no minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan as JSON.")
 def plan(
     spec: Path,

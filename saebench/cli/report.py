@@ -38,10 +38,10 @@ PLOTS = ("pareto", "forest", "curves", "lr", "dead", "density", "l0", "importanc
 @click.option("--table", "names", multiple=True, type=click.Choice([*NAMES, "all"]), help="Only these tables.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a plot (.png, .svg, .pdf).")
 @click.option("--chart", default="pareto", type=click.Choice([*PLOTS, "all"]), help="Which plot (default: pareto).")
-@click.option("--width", metavar="LENGTH", help="Of --plot, for a paper: 3.3in, 84mm, 240pt; without a title.")
+@click.option("--width", metavar="LENGTH", help="Width of --plot, for a paper: 3.3in, 84mm, 240pt; no title.")
 @click.option("--open", "browse", is_flag=True, help="Write the page (html) and open it in a browser.")
-@click.option("--watch", is_flag=True, help="Write the page again while the sweep runs; ends with it, or by Ctrl-C.")
-@click.option("--advise", is_flag=True, help="Which k, which width: the advice and a spec for the next sweep.")
+@click.option("--watch", is_flag=True, help="Update the page until the sweep ends, or Ctrl-C.")
+@click.option("--advise", is_flag=True, help="Print advice on k and width, and a spec for the next sweep.")
 @click.option("--all", "--full", "everything", is_flag=True, help="Print all tables; by default what fits a screen.")
 @click.option("--log", is_flag=True, help="Attach the page and all plots to the sweep's run in MLflow.")
 @where_option
@@ -66,7 +66,7 @@ def report(
 ) -> None:
     """Report the results of SWEEP: a verdict with intervals, tables, plots.
 
-    SWEEP is a name or a directory, the newest by default; several are reported together. csv, json and parquet hold
+    SWEEP is a name or a directory, the newest by default; several are reported together. csv, json and parquet contain
     one table (default: trials, a row per trial) with raw numbers, the other formats the whole report; latex with
     --table is that table as a float for a paper. How to read it: docs/report.md.
     """

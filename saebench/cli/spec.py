@@ -68,7 +68,7 @@ def schema(markdown: bool) -> None:
 )
 @click.option("--column", metavar="NAME", help="Column with the texts (default: the one with the longest).")
 @click.option("--label", metavar="NAME", help="Column with classes (default: one whose values repeat).")
-@click.option("--no-measure", is_flag=True, help="Do not time a training step to say how many minutes it will take.")
+@click.option("--no-measure", is_flag=True, help="Do not time a training step; estimate no minutes.")
 def init(file: Path | None, data: Path | None, column: str | None, label: str | None, no_measure: bool) -> None:
     """Write a starter spec to FILE, for your own texts with --data.
 
@@ -128,7 +128,7 @@ def _init_for(data: Path, file: Path, column: str | None, label: str | None, *, 
         return
     _write_new(file, spec)
     echo(f"{file}: written")
-    _say_what_it_means(file, measured)
+    _print_outlook(file, measured)
     echo(f"next: saebench plan {shlex.quote(str(file))}, then saebench sweep {shlex.quote(str(file))}")
 
 
@@ -185,7 +185,7 @@ def _look(found: Found, text: str, label: str | None, file: Path) -> Look:
     return seen
 
 
-def _say_what_it_means(file: Path, measured: bool) -> None:
+def _print_outlook(file: Path, measured: bool) -> None:
     """Print texts, minutes and warnings of the new spec."""
     from saebench.cli import outlook
 

@@ -59,9 +59,9 @@ def sweep(
     """Run the sweep of SPEC, or resume it.
 
     The same command again resumes where it stopped. Ctrl-C once: running trials checkpoint and exit; twice: now.
-    SIGTERM, SIGUSR1 and a closed terminal count like Ctrl-C. Exit codes: 0 all well, 2 the spec or the command line,
-    3 some trials failed, 4 given up, 5 device, data or tracking, 6 another process works on it, 75 stopped but
-    resumable, 130 interrupted.
+    SIGTERM, SIGUSR1 and a closed terminal count like Ctrl-C. Exit codes: 0 success, 2 error in the spec or command
+    line, 3 some trials failed, 4 too many trials failed, 5 error of a device, the data or tracking, 6 another process
+    holds the sweep, 75 stopped and can be resumed, 130 interrupted.
     """
     from saebench.sweep import run_sweep
     from saebench.terminal.views import choose_view

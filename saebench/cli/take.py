@@ -80,7 +80,7 @@ def _best_of_all(document: Report, row: dict[str, Any]) -> str:
     "kind",
     default="saebench",
     type=click.Choice(["saebench", "saelens", "dictionary_learning"]),
-    help="Whose layout (default: saebench: sae.safetensors and sae.json).",
+    help="File layout (default: saebench: sae.safetensors and sae.json).",
 )
 @runs_option
 @uri_option

@@ -168,13 +168,13 @@ class SweepPaths:
 
 
 def runs_dir(given: str | Path | None = None) -> Path:
-    """Where sweeps live: the argument, else SAEBENCH_RUNS, else ./runs."""
+    """Return the directory of the sweeps: the argument, else SAEBENCH_RUNS, else ./runs."""
     return Path(given or os.environ.get("SAEBENCH_RUNS") or "runs").absolute()
 
 
 def cache_dir(given: str | Path | None = None) -> Path:
-    """Where embeddings live: the argument, else SAEBENCH_CACHE, else saebench/ in the user's cache folder. Raises
-    PreflightError if the user has no home directory and neither is set."""
+    """Return the directory of the embedding cache: the argument, else SAEBENCH_CACHE, else saebench/ in the user's
+    cache folder. Raises PreflightError if the user has no home directory and neither is set."""
     if chosen := given or os.environ.get("SAEBENCH_CACHE"):
         return Path(chosen).absolute()
     try:

@@ -65,7 +65,7 @@ class SweepSpec(Config):
     name: str
     """Name of the sweep and of its directory: letters, digits, dots, dashes and underscores."""
     description: str = ""
-    """What the sweep is to find out."""
+    """The question that the sweep is to answer."""
     data: DataConfig
     """Texts and encoder."""
     sae: tuple[Arm, ...]
@@ -73,22 +73,22 @@ class SweepSpec(Config):
     train: dict[str, Value]
     """Budget and optimiser; fields of TrainConfig, most of which can be searched."""
     seeds: tuple[int, ...] = (0,)
-    """The first one searches and chooses a point per stratum, the others measure what was chosen; a seed fixes
-    initialisation and data order, paired across arms. Adding more with --extend keeps the first."""
+    """Seeds of initialisation and data order, the same for all arms. The first one searches and chooses a point per
+    stratum, the others measure that point. --extend can add more."""
     replicate: Literal["chosen", "all"] = "chosen"
-    """What the seeds after the first measure: the chosen point of every stratum, or every point."""
+    """Points that the seeds after the first measure: the chosen point of every stratum, or all points."""
     search: SearchConfig = SearchConfig()
-    """How points are drawn."""
+    """How points are drawn and refined."""
     prune: PruneConfig = PruneConfig()
-    """When a trial is stopped early."""
+    """When a trial is stopped before its end."""
     run: RunConfig = RunConfig()
-    """Where trials run."""
+    """Where and how trials run."""
     tracking: TrackingConfig = TrackingConfig()
-    """Where metrics are recorded."""
+    """Where metrics and SAEs are recorded."""
     eval: EvalConfig = EvalConfig()
-    """Further metrics."""
+    """Additional metrics, and how the verdict uses them."""
     budget: BudgetConfig = Field(default=BudgetConfig())
-    """Limits after which the sweep ends cleanly."""
+    """Limits that end the sweep; it can be resumed."""
 
     def plain(self) -> dict[str, Any]:
         """Return the spec as plain data (JSON-able), with every default written out; `parse_spec` reads it back."""
