@@ -73,7 +73,7 @@ def find_devices(wanted: str | Sequence[int | str]) -> list[tuple[str, str]]:
         return [("cpu", "cpu")]
     if wanted == "mps":
         if not has_mps():
-            raise PreflightError(f"run.devices: mps: not available on this machine ({_what_there_is()})")
+            raise PreflightError(f"run.devices: mps: not available on this machine ({_available()})")
         return [("mps", "mps")]
     if wanted == "auto":
         gpus = visible_gpus() if torch_has_cuda() else []
@@ -118,11 +118,11 @@ def _pick(gpus: Sequence[Gpu], wanted: int | str) -> Gpu:
     found = [] if str(wanted).isdigit() else [gpu for gpu in gpus if gpu.uuid.startswith(str(wanted))]
     if len(found) != 1:
         which = "no such GPU" if not found else "the beginning of several UUIDs"
-        raise PreflightError(f"run.devices: {wanted}: {which} ({_what_there_is()})")
+        raise PreflightError(f"run.devices: {wanted}: {which} ({_available()})")
     return found[0]
 
 
-def _what_there_is() -> str:
+def _available() -> str:
     gpus = visible_gpus()
     masked = " visible through CUDA_VISIBLE_DEVICES" if os.environ.get("CUDA_VISIBLE_DEVICES") is not None else ""
     if not gpus:

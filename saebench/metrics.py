@@ -36,12 +36,16 @@ class Metric:
     """Whether it is measured only once, at the end, on the test part."""
 
 
+PROBED_LATENTS = (1, 5, 20)
+"""Numbers of latents from which a probe predicts a class."""
+
+
 def _probing() -> list[Metric]:
     scores = {"auc": "Area under the ROC curve", "accuracy": "Balanced accuracy"}
     return [
         Metric(f"probing_{score}_k{k}", "maximize", "difference", None, f"{said} of a probe on {k} latents", "probing")
         for score, said in scores.items()
-        for k in (1, 5, 20)
+        for k in PROBED_LATENTS
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from saebench.config import SAE_CONFIGS, TrainConfig, TrialConfig, marks
+from saebench.config import DEAD_WINDOW, SAE_CONFIGS, TrainConfig, TrialConfig, default_eval_every, marks
 from saebench.errors import DataError, SpecError
 from saebench.hub import width_of
 from saebench.response import Axis
@@ -34,8 +34,6 @@ trials keeps a point within 1% of the best in 84 to 98% of random orders, and at
 all lost points are jumprelu's, whose best points look average until late."""
 LEAST_REFINED = 3
 """Least number of drawn points of a stratum for a refinement; with fewer, nothing can be fitted."""
-DEAD_WINDOW = 100_000
-"""Most examples of the default dead window (TrainConfig.dead_after)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,9 @@ class Plan:
         batch."""
         samples, given = self.samples, self.spec.train.get("eval_every")
         return (
-            given if isinstance(given, int) else max(-(-samples // 20), min(_highest(self.spec, "batch_size"), samples))
+            given
+            if isinstance(given, int)
+            else max(default_eval_every(samples), min(_highest(self.spec, "batch_size"), samples))
         )
 
     def check_corpus(self, num_train: int) -> None:

@@ -88,17 +88,17 @@ def trial() -> TrialConfig:
 
 
 def run(folder: Path, stop_at: int | None = None, verdict: Verdict = Verdict.LEAVE) -> list[Event]:
-    told: list[Event] = []
+    reported: list[Event] = []
 
     def report(event: Event) -> Verdict:
-        told.append(event)
+        reported.append(event)
         (folder / "events.jsonl").parent.mkdir(parents=True, exist_ok=True)
         with (folder / "events.jsonl").open("a") as file:
             file.write(event.to_line() + "\n")
         return verdict if event.type == "eval" and event.samples == stop_at else Verdict.GO
 
     run_trial(trial(), TrialPaths(folder), "cpu", report, cache_dir=folder)
-    return told
+    return reported
 
 
 def test_it_validates_and_plans() -> None:

@@ -129,15 +129,15 @@ def trained(kind: str, data: DataConfig, cache_dir: Path, folder: Path) -> dict[
         train=TrainConfig(samples=6000, batch_size=64, lr=3e-3, eval_every=3000),
         extra_metrics=("knn_overlap_at_10",),
     )
-    told: list[Event] = []
+    reported: list[Event] = []
 
     def report(event: Event) -> Verdict:
-        told.append(event)
+        reported.append(event)
         return Verdict.GO
 
     run_trial(config, TrialPaths(folder), "cpu", report, cache_dir=cache_dir)
     assert json.loads((folder / "sae" / "sae.json").read_text())["config"]["type"] == kind
-    return dict(told[-1].values)
+    return dict(reported[-1].values)
 
 
 def reconstruction(kind: str, w: dict[str, Array], x: Array) -> tuple[Array, Array, Array]:

@@ -223,7 +223,7 @@ def ls(runs_dir: str | None, as_json: bool) -> None:
 
     rows = []
     for paths in sweeps(runs_dir):
-        lock, held, counts = _lock_or_word(paths), holder(paths), read_board(paths).counts
+        lock, held, counts = _lock_or_error(paths), holder(paths), read_board(paths).counts
         row = {"sweep": paths.name, "begun": lock.get("created"), "scheduler": held, "counts": dict(counts)}
         rows.append({**row, "root": str(paths.root), "description": lock.get("description", "")})
     if as_json:
@@ -232,7 +232,7 @@ def ls(runs_dir: str | None, as_json: bool) -> None:
     _print_rows(rows, places.runs_dir(runs_dir))
 
 
-def _lock_or_word(paths: SweepPaths) -> dict[str, Any]:
+def _lock_or_error(paths: SweepPaths) -> dict[str, Any]:
     """What lock.json says; one that cannot be read hides no other sweep."""
     from saebench.runs.lock import read_lock
 

@@ -21,9 +21,19 @@ from saebench.config.architectures import (
 from saebench.config.base import Coefficient, Config, Fraction, PositiveFloat, PositiveInt
 from saebench.config.data import FILE_FORMATS, LARGEST_CORPUS, DataConfig, DatasetConfig, HoldoutConfig, template_fields
 from saebench.config.sae import SAE_CONFIGS, AnySAEConfig, Control, Penalty, Preprocess, SAEConfig, Start
-from saebench.config.trial import FIXED_TRAIN_FIELDS, TrainConfig, TrialConfig, default_batch_size, marks
+from saebench.config.trial import (
+    DEAD_WINDOW,
+    FIXED_TRAIN_FIELDS,
+    TrainConfig,
+    TrialConfig,
+    default_batch_size,
+    default_eval_every,
+    log_interval,
+    marks,
+)
 
 __all__ = [
+    "DEAD_WINDOW",
     "FILE_FORMATS",
     "FIXED_TRAIN_FIELDS",
     "LARGEST_CORPUS",
@@ -56,6 +66,8 @@ __all__ = [
     "TrialConfig",
     "VanillaConfig",
     "default_batch_size",
+    "default_eval_every",
+    "log_interval",
     "marks",
     "nested_widths",
     "template_fields",

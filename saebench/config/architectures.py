@@ -35,7 +35,7 @@ class _RefinedTrainingConfig(_RefineConfig):
     def _something_to_train(self) -> Self:
         if self.refine_training and not self.refine:
             raise ValueError("refine_training needs refine: at least 1 sweep")
-        if self.refine_training and getattr(self, "k_start", None) is not None:
+        if self.refine_training and self.anneals_k:
             raise ValueError("give refine_training or k_start, not both: refined values would undo the fall of k")
         return self
 
@@ -73,6 +73,10 @@ class KSparseConfig(SAEConfig):
     @property
     def revives(self) -> bool:
         return self.aux_coeff > 0
+
+    @property
+    def anneals_k(self) -> bool:
+        return self.k_start is not None
 
     @classmethod
     def flops_per_example(cls, d_in: int, dict_size: int, k: float) -> float:

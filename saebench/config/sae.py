@@ -114,6 +114,11 @@ class SAEConfig(Config):
         return None
 
     @property
+    def anneals_k(self) -> bool:
+        """Whether k falls during the run."""
+        return False
+
+    @property
     def sweeps(self) -> int:
         """Refinement sweeps over the values of the chosen latents at inference."""
         return 0

@@ -65,10 +65,24 @@ def default_batch_size(samples: int) -> int:
     return min(4096, max(64, 1 << round(math.log2(max(samples, 1)) / 2)))
 
 
+DEAD_WINDOW = 100_000
+"""Most examples of the default of `dead_after`."""
+
+
+def default_eval_every(samples: int) -> int:
+    """Return a twentieth of the budget, rounded up."""
+    return -(-samples // 20)
+
+
+def log_interval(train: TrainConfig) -> int:
+    """Return `log_every`, by default a hundredth of the budget."""
+    return train.log_every or max(1, train.samples // 100)
+
+
 def marks(train: TrainConfig) -> tuple[int, ...]:
     """Return the numbers of examples after which a trial is evaluated and may be stopped: multiples of `eval_every`,
     then the end."""
-    every = train.eval_every or -(-train.samples // 20)
+    every = train.eval_every or default_eval_every(train.samples)
     return (*range(every, train.samples, every), train.samples)
 
 

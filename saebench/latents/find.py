@@ -7,7 +7,7 @@ from pathlib import Path
 
 from saebench.errors import UserError
 from saebench.latents.trial import TrainedSAE, open_trial
-from saebench.runs.paths import TRIAL_CONFIG, SweepPaths, runs_dir
+from saebench.runs.paths import EXPORTED_CONFIG, TRIAL_CONFIG, SweepPaths, runs_dir
 
 Best = Callable[[str | None, str | None], list[Path]]
 
@@ -16,7 +16,7 @@ def trials(name: str | None, runs: str | None, best: Best) -> list[TrainedSAE]:
     """The trial called `name`, or the trials that `best(sweep, runs)` finds. Raises UserError in one line."""
     if name is not None:
         folder = Path(name)
-        if any((folder / file).is_file() for file in (TRIAL_CONFIG, "trial.json")):
+        if any((folder / file).is_file() for file in (TRIAL_CONFIG, EXPORTED_CONFIG)):
             return [open_trial(folder)]
         sweep, _, number = name.rpartition("/")
         if sweep and number.isdigit():

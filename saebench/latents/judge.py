@@ -76,11 +76,12 @@ def judge(
     for name in FLOORS if found.values else ():
         rates = facts.density[facts.live]
         few, many = floor(name, train.rows, facts.density[latents]), floor(name, train.rows, rates)
-        told = judging.of(few.codes(train.rows), few.codes(test.rows), range(len(few.directions)), labels=False).values
+        judged = judging.of(few.codes(train.rows), few.codes(test.rows), range(len(few.directions)), labels=False)
+        its_values = judged.values
         if found.matches:
             labels = scores.label_match(many.codes(train.rows), many.codes(test.rows), judging.classes_of_both)
-            told = told | labels.values()
-        values[name] = {key: told[key] for key in found.values if key in told}
+            its_values = its_values | labels.values()
+        values[name] = {key: its_values[key] for key in found.values if key in its_values}
     return Judged(values, latents, found.coherence, found.examples, found.matches)
 
 

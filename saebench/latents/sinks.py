@@ -16,6 +16,7 @@ import numpy as np
 
 from saebench.errors import UserError
 from saebench.latents.codes import Codes, npy_header
+from saebench.runs.durable import replacing
 
 CHUNK = 1 << 20
 _NPZ = {"data": "<f4", "indices": "<i4", "indptr": "<i8"}
@@ -30,23 +31,17 @@ class Sink(ABC):
 
     def __enter__(self) -> Self:
         try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            folder = self._stack.enter_context(tempfile.TemporaryDirectory(dir=self.out.parent, prefix=".saebench-"))
+            self.aside = Path(self._stack.enter_context(replacing(self.out)).file.name)
         except OSError as error:
             raise UserError(f"{self.out}: cannot be written: {error.strerror or error}") from error
-        self.folder = Path(folder)
         self.begin()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+    def __exit__(self, _kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         with self._stack:
             self.end()
-            if kind is None:
-                self.aside.replace(self.out)
-
-    @property
-    def aside(self) -> Path:
-        return self.folder / "codes"
+            if error is not None:
+                raise error  # so that `replacing` removes the file
 
     @abstractmethod
     def begin(self) -> None:
@@ -116,7 +111,7 @@ class Npz(Sink):
             "indices": np.dtype("<i4"),
             "indptr": np.dtype("<i8"),
         }
-        self._files = {name: (self.folder / name).open("wb") for name in self._types}
+        self._files = {name: tempfile.TemporaryFile(dir=self.out.parent) for name in self._types}  # noqa: SIM115
         self._files["indptr"].write(np.zeros(1, "<i8").tobytes())
         self._pairs = 0
 
@@ -129,12 +124,9 @@ class Npz(Sink):
     def end(self) -> None:
         with zipfile.ZipFile(self.aside, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
             for name, file in self._files.items():
-                file.close()
                 count = self.rows + 1 if name == "indptr" else self._pairs
-                with (
-                    archive.open(f"{name}.npy", "w", force_zip64=True) as member,
-                    (self.folder / name).open("rb") as raw,
-                ):
+                with file as raw, archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    raw.seek(0)
                     member.write(npy_header(self._types[name], count))
                     while block := raw.read(CHUNK):
                         member.write(block)

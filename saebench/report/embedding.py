@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from saebench.metrics import PROBED_LATENTS
 from saebench.report import statistics
 from saebench.report.columns import sparsity
 from saebench.report.matching import SAME
@@ -30,7 +31,6 @@ from saebench.report.table import (
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-KS = (1, 5, 20)
 SCORES = {"accuracy": "accuracy", "auc": "AUC"}
 BASELINES = {"_raw": "raw dimensions", "_pca": "PCA"}
 """Suffix of a metric's key -> title of its row."""
@@ -114,7 +114,7 @@ def fidelity(frame: DataFrame, best: DataFrame) -> Table:
 
 def probing(frame: DataFrame, best: DataFrame) -> Table:
     """Return a row per stratum and per baseline: how well k latents, or k dimensions, predict the classes."""
-    metrics = {f"final/probing_{score}_k{k}": f"{score}_k{k}" for score in SCORES for k in KS}
+    metrics = {f"final/probing_{score}_k{k}": f"{score}_k{k}" for score in SCORES for k in PROBED_LATENTS}
     rows = _per_stratum(frame, best, metrics)
     if not rows:
         note = "No trial has these scores: add probing to eval.metrics, for a dataset with enough labels."
@@ -126,7 +126,7 @@ def probing(frame: DataFrame, best: DataFrame) -> Table:
         drop = 0 if score == "accuracy" else 3
         columns += [
             Column(name, f"{title} k={k}", plus_minus(name, f"{name}_high", 3), drop=drop)
-            for k in KS
+            for k in PROBED_LATENTS
             for name in [f"{score}_k{k}"]
         ]
     return make("probing", "k-sparse probing", rows, [*columns, _COUNTS], _PROBING + _ceiling(rows))
@@ -146,11 +146,11 @@ def _baselines(best: DataFrame, group: str) -> list[Row]:
     for suffix, name in BASELINES.items():
         row: Row = {"group": group, "arm": name, "level_name": "", "level": math.nan, "dict_size": math.nan}
         for score in SCORES:
-            for size in (*(f"k{k}" for k in KS), "all"):
+            for size in (*(f"k{k}" for k in PROBED_LATENTS), "all"):
                 there = _values(best, f"final/probing_{score}_{size}{suffix}")
                 row[f"{score}_{size}"] = float(there.mean()) if len(there) else math.nan
                 row[f"{score}_{size}_low"] = row[f"{score}_{size}_high"] = math.nan
-        if any(math.isfinite(row[f"{score}_k{k}"]) for score in SCORES for k in KS):
+        if any(math.isfinite(row[f"{score}_k{k}"]) for score in SCORES for k in PROBED_LATENTS):
             rows.append(row)
     return rows
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saebench.errors import UserError
-from saebench.metrics import METRICS, TEST
+from saebench.metrics import METRICS, PROBED_LATENTS, TEST
 from saebench.report import artifacts, statistics
 from saebench.report.comparison import LEVEL
 from saebench.report.controls import is_control
@@ -18,6 +18,7 @@ from saebench.report.points import FINAL, arms, cells
 from saebench.report.sources import Source
 from saebench.report.table import Column, Row, Table, decimals, make
 from saebench.runs import files
+from saebench.runs.paths import FLOORS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -31,7 +32,6 @@ NAMES = {
 """Names of the floors; all but the first are dictionaries whose codes come from matching pursuit."""
 COMPARED = ("fvu", "knn_overlap_at_10", "probing_auc_k5")
 """Metrics in which arms are compared with their floors."""
-KS = (1, 5, 20)
 """Number of latents of the probe."""
 Size = tuple[str, int, int]
 """sweep, k, dict_size."""
@@ -71,7 +71,7 @@ def _content(source: Source) -> Any:
 
         with tempfile.TemporaryDirectory() as folder:
             try:
-                file = artifacts.download(source, source.run_id, "floors.json", Path(folder))
+                file = artifacts.download(source, source.run_id, FLOORS, Path(folder))
             except (MlflowException, UserError):
                 return None
             return files.read_object(file)
@@ -104,7 +104,10 @@ def table(floors: Floors) -> Table:
         Column("floor", "floor", lambda row: NAMES[row["floor"]]), Column("fvu", "FVU", decimals("fvu", 4)),
         Column("cosine", "cosine", decimals("cosine", 4), drop=2),
         Column("knn_overlap_at_10", label("knn_overlap_at_10"), decimals("knn_overlap_at_10", 4)),
-        *(Column(key, f"AUC k={k}", decimals(key, 3), drop=k != 5) for k in KS for key in [f"probing_auc_k{k}"]),
+        *(
+            Column(key, f"AUC k={k}", decimals(key, 3), drop=k != 5)
+            for k, key in ((k, f"probing_auc_k{k}") for k in PROBED_LATENTS)
+        ),
         Column("left_out", "not measured", lambda row: row["left_out"], drop=1),
     ]  # fmt: skip
     note = (

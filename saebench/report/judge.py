@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from saebench.metrics import PROBED_LATENTS
 from saebench.report import statistics
 from saebench.report.compare import in_metric
 from saebench.report.comparison import Comparison
@@ -27,8 +28,8 @@ LABELS = {
     "dead_fraction": "dead latents",
     "knn_overlap_at_10": "neighbours kept",
     "similarity_rank_correlation": "rank correlation",
-    **{f"probing_auc_k{k}": f"probing AUC k={k}" for k in (1, 5, 20)},
-    **{f"probing_accuracy_k{k}": f"probing accuracy k={k}" for k in (1, 5, 20)},
+    **{f"probing_auc_k{k}": f"probing AUC k={k}" for k in PROBED_LATENTS},
+    **{f"probing_accuracy_k{k}": f"probing accuracy k={k}" for k in PROBED_LATENTS},
     "code_stability": "code stability",
     STABILITY: "latents that other seeds find",
     "code_stability_duplicates": "code stability of near-duplicates",
@@ -37,7 +38,7 @@ LABELS = {
     "label_auroc_above_floor": "label AUROC above floor",
 }
 """Names of metrics in a sentence, if they differ from the key."""
-_RESTATED = ("mse", "explained_variance", "dead_features", *(f"probing_accuracy_k{k}" for k in (1, 5, 20)),
+_RESTATED = ("mse", "explained_variance", "dead_features", *(f"probing_accuracy_k{k}" for k in PROBED_LATENTS),
              "code_stability_largest", "code_stability_duplicates_largest", "label_f1_above_floor",
              "label_found_above_floor", "label_purity_above_floor")  # fmt: skip
 """Metrics that repeat another one, in other units or for a part: judged only if primary."""

@@ -18,7 +18,7 @@ from saebench.report.artifacts import download
 from saebench.report.document import Report
 from saebench.report.read import read
 from saebench.report.sources import Source, directory_of, find
-from saebench.runs.paths import SAE_WEIGHTS, TRIAL_CONFIG, SweepPaths, TrialPaths, runs_dir
+from saebench.runs.paths import EXPORTED_CONFIG, SAE_WEIGHTS, TRIAL_CONFIG, SweepPaths, TrialPaths, runs_dir
 from saebench.runs.secrets import mask
 from saebench.runs.tags import Tag
 from saebench.tracking.mlflow_errors import reading
@@ -120,7 +120,7 @@ def export(
         else:
             writer(folder, to)
     if config := _config(place):
-        (to / "trial.json").write_bytes(config)
+        (to / EXPORTED_CONFIG).write_bytes(config)
     return sorted(path for path in to.rglob("*") if path.is_file())
 
 

@@ -37,7 +37,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Replacement]:
     never a part of it. If the block raises, the new file is removed. `durable`: fsync the file and its folder; without
     it a power cut may lose the file, and writing takes a tenth of the time."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     with _removed_on_failure(temporary):
         with open(temporary, "x+b", opener=_open_new) as file:
             new = Replacement(file, path)
@@ -55,7 +55,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder that becomes `path` when the block ends, with the files in it synced. If the block raises,
     it is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     temporary.mkdir()
     with _removed_on_failure(temporary):
         yield temporary
@@ -94,7 +94,8 @@ def remove_temporary(folder: Path) -> None:
         _remove(path)
 
 
-def _temporary(path: Path) -> Path:
+def temporary_name(path: Path) -> Path:
+    """Return a new temporary name beside `path`, for writers that open their files themselves."""
     return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
 
 

@@ -26,10 +26,6 @@ from saebench.runs.durable import write_json
 from saebench.runs.files import DamagedError, Seconds, read
 from saebench.runs.paths import SweepPaths
 
-_OWN_FILES = frozenset(
-    {"scheduler.lock", "scheduler.json", "scheduler.log", "optuna.journal", "tracking.json", "retry.json", "stop"}
-)
-"""Files of a start that was killed before it wrote lock.json."""
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -62,13 +58,19 @@ class Holder:
             self._lock.release()
 
 
+def _early_files(paths: SweepPaths) -> set[str]:
+    """Return the names of the files of a start that was killed before it wrote lock.json."""
+    files = (paths.holder_lock, paths.holder, paths.log, paths.journal, paths.tracking, paths.retry, paths.stop)
+    return {path.name for path in files}
+
+
 @contextlib.contextmanager
 def hold_sweep_dir(paths: SweepPaths) -> Iterator[None]:
     """Hold the sweep's directory; a new one that got no lock.json is removed again, with its parent if that is new."""
     new = [folder for folder in (paths.root, paths.root.parent) if not folder.exists()]
     try:
         paths.root.mkdir(parents=True, exist_ok=True)
-        foreign = {path.name for path in paths.root.iterdir() if not path.name.startswith(".")} - _OWN_FILES
+        foreign = {path.name for path in paths.root.iterdir() if not path.name.startswith(".")} - _early_files(paths)
     except OSError as error:
         raise PreflightError(
             f"{paths.root}: cannot write here: {error.strerror or error}; use another --runs-dir"

@@ -14,6 +14,11 @@ TRIAL_CONFIG = "config.json"
 SAE_CONFIG, SAE_WEIGHTS = "sae.json", "sae.safetensors"
 EVALUATION = "evaluation.safetensors"
 LOCK, HOLDER = "lock.json", "scheduler.json"
+FLOORS = "floors.json"
+EXPORTED_CONFIG = "trial.json"
+"""The trial's config beside an exported SAE."""
+CHECKPOINT_STATE = "state.json"
+"""The JSON of a checkpoint, written last."""
 _NUMBER = re.compile(r"[0-9]{4,9}")
 """Names of trials' directories; not `str.isdigit`, which takes ² for a digit."""
 
@@ -139,7 +144,7 @@ class SweepPaths:
     @property
     def floors(self) -> Path:
         """Scores without training on the same texts, measured by trial/floors.py."""
-        return self.root / "floors.json"
+        return self.root / FLOORS
 
     @property
     def report(self) -> Path:

@@ -19,7 +19,7 @@ from saebench.errors import UserError
 from saebench.runs.durable import write_json
 from saebench.runs.events import FailureKind
 from saebench.runs.files import DamagedError, Seconds, check_sum, read, sealed
-from saebench.runs.paths import TrialPaths
+from saebench.runs.paths import EXPORTED_CONFIG, TRIAL_CONFIG, TrialPaths
 from saebench.runs.tags import Tag
 
 TrialStateName = Literal["planned", "running", "interrupted", "complete", "pruned", "failed"]
@@ -112,7 +112,7 @@ class TrialState:
             last = self.attempts[-1]
             last.ended, last.kind, last.detail = at or time.time(), kind, detail
 
-    def forgive(self) -> None:
+    def reset_failures(self) -> None:
         """Retry with the count of failures reset; the attempts stay recorded."""
         self.forgiven = len(self.attempts)
         self.state, self.reason, self.kind = "planned", "", None
@@ -154,10 +154,10 @@ def check_config(paths: TrialPaths) -> None:
 def trial_config(folder: str | Path) -> TrialConfig:
     """Return the configuration of the trial in `folder` (runs/NAME/trials/NNNN, or an export of it). Raises
     UserError: no such file, or not what a sweep wrote."""
-    for file in (TrialPaths(Path(folder)).config, Path(folder) / "trial.json"):
+    for file in (TrialPaths(Path(folder)).config, Path(folder) / EXPORTED_CONFIG):
         with contextlib.suppress(FileNotFoundError):
             return read(_CONFIG, file, _LARGEST)
-    raise UserError(f"{folder}: no config.json or trial.json: not a trial, nor an export of one")
+    raise UserError(f"{folder}: no {TRIAL_CONFIG} or {EXPORTED_CONFIG}: not a trial, nor an export of one")
 
 
 def write_config(paths: TrialPaths, config: TrialConfig) -> None:

@@ -192,7 +192,7 @@ class Ledger:
         self.failures.pop(number, None)
         state = self.states[number]
         self.counts[state.state] -= 1
-        state.forgive()
+        state.reset_failures()
         self.counts[state.state] += 1
         self._write(number)
 

@@ -12,7 +12,7 @@ from saebench.spec.accepts import BAD, did_you_mean, rule_of
 from saebench.spec.grammar import Arm, Value, options
 from saebench.spec.nodes import Items, Leaf, Node, Place, Table, join
 from saebench.spec.reading import Reader
-from saebench.spec.synonyms import meant
+from saebench.spec.synonyms import synonym_hint
 from saebench.sweep_config import SearchConfig
 
 Arms = list[tuple[int, Arm]]
@@ -76,7 +76,7 @@ def _arm_hint(field: str, name: str) -> str:
     return (
         f"{name} has no {field}; {', '.join(owners)} {'has' if len(owners) == 1 else 'have'}"
         if owners
-        else meant(field)
+        else synonym_hint(field)
     )
 
 

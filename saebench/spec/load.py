@@ -19,7 +19,7 @@ from saebench.spec.overrides import override
 from saebench.spec.reading import Reader
 from saebench.spec.rules import check
 from saebench.spec.source import compose, read_text
-from saebench.spec.synonyms import meant
+from saebench.spec.synonyms import synonym_hint
 
 
 def load_spec(path: str | Path, overrides: Sequence[str] = ()) -> SweepSpec:
@@ -96,7 +96,7 @@ def _moved_hint(name: str) -> str:
         return f"did you mean train.{name}?"
     if any(name in config.model_fields for config in SAE_CONFIGS.values()):
         return f"{name} belongs to an arm, under sae"
-    return meant(name)
+    return synonym_hint(name)
 
 
 def _train(reader: Reader, root: Table) -> dict[str, Value]:
@@ -121,4 +121,4 @@ def _train(reader: Reader, root: Table) -> dict[str, Value]:
 
 def _train_hint(name: str) -> str:
     owners = [other for other, config in SAE_CONFIGS.items() if name in config.model_fields]
-    return f"{name} belongs to an arm, under sae" if owners else meant(name)
+    return f"{name} belongs to an arm, under sae" if owners else synonym_hint(name)

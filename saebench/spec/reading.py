@@ -15,7 +15,7 @@ from saebench.config import Config
 from saebench.spec.accepts import BAD, Bad, accepts, adapter, did_you_mean, field_type, rule_of
 from saebench.spec.grammar import Range, Value
 from saebench.spec.nodes import MAX_SHOWN, Items, Leaf, Node, Place, Problem, Table, join, shown
-from saebench.spec.synonyms import meant
+from saebench.spec.synonyms import synonym_hint
 
 
 class Reader:
@@ -55,7 +55,7 @@ class Reader:
         self.complain(node.place, key, rule, shown(node) if simple and inside == key else "")
 
     def unknown(self, place: Place, key: str, name: str, known: Iterable[str], hint: str = "") -> None:
-        hint = hint or meant(name) or (did_you_mean(name, known) if len(self.problems) < MAX_SHOWN else "")
+        hint = hint or synonym_hint(name) or (did_you_mean(name, known) if len(self.problems) < MAX_SHOWN else "")
         self.complain(place, join(key, name), "unknown key" + (f" ({hint})" if hint else ""))
 
     def section(self, model: type[Config], node: Node, key: str, skip: Iterable[str] = ()) -> Any:

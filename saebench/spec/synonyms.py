@@ -44,7 +44,7 @@ MEANT = {
 """An unknown key -> the key of a spec with that meaning."""
 
 
-def meant(name: str) -> str:
+def synonym_hint(name: str) -> str:
     """Return a hint for an unknown key, or ""."""
     key = MEANT.get(name.lower())
     return f"here that is {key}" if key else ""

@@ -48,9 +48,9 @@ class Build:
         folder: Path,
         identity: dict[str, Any],
         devices: Sequence[str | Launch],
-        tell: OnProgress,
+        report: OnProgress,
     ) -> None:
-        self.data, self.folder, self.identity, self.tell = data, folder, identity, tell
+        self.data, self.folder, self.identity, self.report = data, folder, identity, report
         self.parts = folder / "parts"
         self.inbox: Inbox = queue.SimpleQueue()
         self.devices = list(devices) or ["cpu"]
@@ -95,7 +95,7 @@ class Build:
         return shard.model_copy(update={"rows": None, "encoded": 0, "encoded_digest": "", "truncated": 0})
 
     def _warn(self, message: str) -> None:
-        self.tell(Progress("verifying", 0, None, 0.0, message, warning=True))
+        self.report(Progress("verifying", 0, None, 0.0, message, warning=True))
 
     # --- texts -------------------------------------------------------------------------------------------------------
 
@@ -138,7 +138,7 @@ class Build:
         data = self.data.model_copy(update={"num_examples": cap})
         reader.send({"data": data.model_dump(mode="json"), "folder": str(reading)})
         started = time.monotonic()
-        self.tell(Progress("texts", 0, cap, 0.0))
+        self.report(Progress("texts", 0, cap, 0.0))
         try:
             while True:
                 child, message = self.inbox.get()
@@ -150,7 +150,7 @@ class Build:
                     rate = message["kept"] / (time.monotonic() - started)
                     of = f"{message['kept']:,} of {cap:,} texts"
                     read = f"reading: {of} ({message['read']:,} rows read)"
-                    self.tell(Progress("texts", message["kept"], cap, rate, read))
+                    self.report(Progress("texts", message["kept"], cap, rate, read))
                 else:
                     raise _failure(child, message)
         finally:
@@ -177,7 +177,7 @@ class Build:
         work = Work(jobs, self._find_part)
         if work.rows:
             if hint := bfloat16_hint(self.data, self.devices, work.rows):
-                self.tell(Progress("loading", 0, None, 0.0, hint))
+                self.report(Progress("loading", 0, None, 0.0, hint))
             self.encoders.start()
             manifest = self._await_encoder(manifest)
             check_disk(self.folder, self.data, manifest.d_in or 0, work.rows)
@@ -190,7 +190,7 @@ class Build:
             if message["type"] == "progress":
                 rows += message["rows"]
                 rate = rows / (time.monotonic() - started)
-                self.tell(Progress("encoding", limit - work.rows + rows, limit, rate))
+                self.report(Progress("encoding", limit - work.rows + rows, limit, rate))
                 self.encoders.help(child, message["seconds"], work.rows - rows)
                 continue
             if message["type"] == "done":
@@ -204,7 +204,7 @@ class Build:
 
     def _await_encoder(self, manifest: Manifest) -> Manifest:
         """Wait for the first encoder to report the width of its rows; return the manifest with it."""
-        self.tell(Progress("loading", 0, None, 0.0))
+        self.report(Progress("loading", 0, None, 0.0))
         while not self.encoders.ready:
             self._handle(*self.inbox.get())
         if manifest.d_in is None or not self._has_rows(manifest):

@@ -73,32 +73,32 @@ def build(
     `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each, or places on other machines. The next call
     resumes a build that was killed, from the last piece of 1,024 texts.
     """
-    tell = on_progress or _no_one
+    report = on_progress or _ignore_progress
     with contextlib.suppress(OSError):  # digests of data files are kept there, and needed again below
         cache_dir.mkdir(parents=True, exist_ok=True)
-    entry = _encoded(data.model_copy(update={"deduplicate": None}), cache_dir, devices, tell)
+    entry = _encoded(data.model_copy(update={"deduplicate": None}), cache_dir, devices, report)
     if data.deduplicate is not None:
-        _find_near_duplicates(entry, data.deduplicate, tell)
+        _find_near_duplicates(entry, data.deduplicate, report)
         entry = find(data, cache_dir, entry.cache_key) or _changed(entry.directory)
-    return _with_twins(entry, tell)
+    return _with_twins(entry, report)
 
 
-def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str | Launch], tell: OnProgress) -> CacheEntry:
+def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str | Launch], report: OnProgress) -> CacheEntry:
     """Return the complete entry, all files of which were compared with their checksums since the machine started."""
     folder = entry_folder(data, cache_dir)
     entry = find(data, cache_dir)
-    if entry is not None and _is_tidy(folder) and _is_sound(entry, tell):
+    if entry is not None and _is_tidy(folder) and _is_sound(entry, report):
         return entry
-    with _locked(folder, tell):
+    with _locked(folder, report):
         entry = find(data, cache_dir)  # another process may have built it meanwhile
-        if entry is None or not _is_tidy(folder) or not _is_sound(entry, tell):
+        if entry is None or not _is_tidy(folder) or not _is_sound(entry, report):
             entry = None  # release it, so that its old files can be removed
             identity = keys.identity_of(data, cache_dir)
             try:
                 if data.embeddings is not None:
-                    own.build(data, folder, identity, tell)
+                    own.build(data, folder, identity, report)
                 else:
-                    Build(data, folder, identity, devices, tell).run()
+                    Build(data, folder, identity, devices, report).run()
             except OSError as error:
                 raise DataError(f"cache {folder}: cannot be written: {one_line(error)}") from error
             entry = find(data, cache_dir)
@@ -117,11 +117,11 @@ def _changed(folder: Path) -> NoReturn:
     raise DataError(f"cache {folder}: was changed by something else while it was built; run the same command again")
 
 
-def _find_near_duplicates(entry: CacheEntry, above: float, tell: OnProgress) -> None:
+def _find_near_duplicates(entry: CacheEntry, above: float, report: OnProgress) -> None:
     path = keep_file(entry.directory, entry.hashes, above)
     if read_keep(path, entry.count) is not None:
         return
-    keep = neighbours.first_of_their_kind(entry.read, entry.count, above, _comparing(tell))
+    keep = neighbours.without_near_duplicates(entry.read, entry.count, above, _comparing(report))
     try:
         with replacing(path) as new:
             np.save(new.file, keep)
@@ -129,7 +129,7 @@ def _find_near_duplicates(entry: CacheEntry, above: float, tell: OnProgress) -> 
         raise DataError(f"cache {path}: cannot be written: {one_line(error)}") from error
 
 
-def _with_twins(entry: CacheEntry, tell: OnProgress) -> CacheEntry:
+def _with_twins(entry: CacheEntry, report: OnProgress) -> CacheEntry:
     """Return the entry with the counts of texts that have a (near-)duplicate among the training texts, computed if
     unknown."""
     if "near_test" in entry.info:
@@ -137,7 +137,7 @@ def _with_twins(entry: CacheEntry, tell: OnProgress) -> CacheEntry:
     looked_at = neighbours.rows_looked_at(entry.num_test, entry.num_train, entry.d_in)
     test = entry.test_index
     lowest = np.sort(test[np.argsort(entry.hashes[test], kind="stable")[:looked_at]])
-    near = neighbours.count_near(entry.read, lowest, entry.train_index, neighbours.NEAR, _comparing(tell))
+    near = neighbours.count_near(entry.read, lowest, entry.train_index, neighbours.NEAR, _comparing(report))
     counts: dict[str, Any] = {
         f"equal_{part}": neighbours.count_equal(entry.read, entry.index_of(part), entry.train_index)
         for part in EVALUATED
@@ -150,14 +150,14 @@ def _with_twins(entry: CacheEntry, tell: OnProgress) -> CacheEntry:
     return replace(entry, info=entry.info | counts)
 
 
-def _comparing(tell: OnProgress) -> Callable[[int, int], None]:
+def _comparing(report: OnProgress) -> Callable[[int, int], None]:
     started = time.monotonic()
 
-    def told(done: int, total: int) -> None:
+    def compared(done: int, total: int) -> None:
         rate = done / max(1e-9, time.monotonic() - started)
-        tell(Progress("comparing", done, total, rate, f"comparing embeddings: {done:,} of {total:,} texts"))
+        report(Progress("comparing", done, total, rate, f"comparing embeddings: {done:,} of {total:,} texts"))
 
-    return told
+    return compared
 
 
 def _is_tidy(folder: Path) -> bool:
@@ -165,14 +165,14 @@ def _is_tidy(folder: Path) -> bool:
     return not (folder / "parts").exists()
 
 
-def _no_one(progress: Progress) -> None:
+def _ignore_progress(progress: Progress) -> None:
     """Log warnings if the caller does not listen to the progress."""
     if progress.warning:
         log.warning(progress.message)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, tell: OnProgress) -> Iterator[None]:
+def _locked(folder: Path, report: OnProgress) -> Iterator[None]:
     """Hold the entry's lock; report while waiting for it."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -184,7 +184,7 @@ def _locked(folder: Path, tell: OnProgress) -> Iterator[None]:
                 break
             except Timeout:
                 waited = time.monotonic() - started
-                tell(
+                report(
                     Progress("waiting", int(waited), None, 0.0, f"another process builds {folder.name}; waiting for it")
                 )
     except OSError as error:
@@ -226,13 +226,13 @@ def _boot() -> str:
         return time.strftime("%Y-%m-%d")
 
 
-def _is_sound(entry: CacheEntry, tell: OnProgress) -> bool:
+def _is_sound(entry: CacheEntry, report: OnProgress) -> bool:
     """Return whether every file has its checksum; reads only files that were not read since the machine started."""
     known = _remembered(entry.directory)
     files = [file for shard in entry.shards for file in shard.files()]
     unread = [file for file in files if known.get(file.name) != _stamp(entry.directory, file)]
     for number, file in enumerate(unread):
-        tell(Progress("verifying", number, len(unread), 0.0))
+        report(Progress("verifying", number, len(unread), 0.0))
         if not has_content(entry.directory, file):
             return False
     if unread:

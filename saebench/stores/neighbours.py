@@ -25,15 +25,17 @@ Floats = npt.NDArray[np.float32]
 Index = npt.NDArray[np.int64]
 Read = Callable[[Index], Floats]
 """Returns the rows with these numbers (ascending)."""
-Tell = Callable[[int, int], None]
+OnRows = Callable[[int, int], None]
 """Called with the number of compared rows and the number of all rows."""
 
 
-def first_of_their_kind(read: Read, count: int, above: float, tell: Tell = lambda _done, _of: None) -> npt.NDArray[Any]:
+def without_near_duplicates(
+    read: Read, count: int, above: float, report: OnRows = lambda _done, _of: None
+) -> npt.NDArray[Any]:
     """(count,) bool: False for a row whose cosine with an earlier row that is True is above this."""
     keep = np.ones(count, bool)
     for start in range(0, count, BLOCK):
-        tell(start, count)
+        report(start, count)
         index = np.arange(start, min(start + BLOCK, count))
         rows = _unit(read(index))
         alive = np.ones(len(index), bool)
@@ -47,11 +49,11 @@ def first_of_their_kind(read: Read, count: int, above: float, tell: Tell = lambd
     return keep
 
 
-def count_near(read: Read, ours: Index, theirs: Index, above: float, tell: Tell = lambda _done, _of: None) -> int:
+def count_near(read: Read, ours: Index, theirs: Index, above: float, report: OnRows = lambda _done, _of: None) -> int:
     """How many of the rows `ours` have a cosine above this with a row of `theirs`."""
     found = 0
     for number, mine in enumerate(_blocks(ours)):
-        tell(number * BLOCK, len(ours))
+        report(number * BLOCK, len(ours))
         rows = _unit(read(mine))
         near = np.zeros(len(mine), bool)
         for others in _blocks(theirs):

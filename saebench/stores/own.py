@@ -38,7 +38,7 @@ def identity_of(data: DataConfig, digest: Any) -> dict[str, Any]:
     }
 
 
-def build(data: DataConfig, folder: Path, identity: dict[str, Any], tell: OnProgress) -> None:
+def build(data: DataConfig, folder: Path, identity: dict[str, Any], report: OnProgress) -> None:
     """Write the entry: all rows with a text (or an id) that no earlier row has. Raises DataError in one line."""
     assert data.embeddings is not None
     embeddings = open_embeddings(data.embeddings)
@@ -47,7 +47,7 @@ def build(data: DataConfig, folder: Path, identity: dict[str, Any], tell: OnProg
     reading.mkdir(parents=True)
     try:
         texts = select(_values(data, embeddings), counts, embeddings.count, how=data.clean)
-        shards = list(_shards(data, embeddings, texts, reading, tell))
+        shards = list(_shards(data, embeddings, texts, reading, report))
         if not shards:
             raise DataError(f"data.texts: {data.texts}: every text is empty")
         for file in (file for shard in shards for file in shard.files()):
@@ -77,14 +77,14 @@ def _values(data: DataConfig, embeddings: Embeddings) -> Iterator[tuple[Any, Any
 
 
 def _shards(
-    data: DataConfig, embeddings: Embeddings, texts: Iterator[Text], folder: Path, tell: OnProgress
+    data: DataConfig, embeddings: Embeddings, texts: Iterator[Text], folder: Path, report: OnProgress
 ) -> Iterator[Shard]:
     blocks = _Blocks(embeddings)
     for number in range(-(-embeddings.count // ROWS_PER_SHARD)):
         chosen = list(islice(texts, ROWS_PER_SHARD))
         if not chosen:
             return
-        tell(Progress("encoding", number * ROWS_PER_SHARD, embeddings.count, 0.0))
+        report(Progress("encoding", number * ROWS_PER_SHARD, embeddings.count, 0.0))
         rows = blocks.take([text.row for text in chosen]).astype(data.dtype)
         if not np.isfinite(rows).all():
             raise DataError(

@@ -72,10 +72,10 @@ def _optimizer(study: optuna.Study, space: dict[str, BaseDistribution], seed: in
     bounds = np.tile([0.0, 1.0], (dims, 1))
     optimizer = cmaes.CMA(np.full(dims, 0.5), STEP, bounds=bounds, n_max_resampling=10 * dims, seed=seed)
     sign = -1 if study.direction == StudyDirection.MAXIMIZE else 1
-    told = [(_shares(space, trial), sign * trial.values[0]) for trial in _complete(study)]
+    results = [(_shares(space, trial), sign * trial.values[0]) for trial in _complete(study)]
     size = optimizer.population_size
-    for first in range(0, len(told) - size + 1, size):
-        optimizer.tell(told[first : first + size])
+    for first in range(0, len(results) - size + 1, size):
+        optimizer.tell(results[first : first + size])
     return optimizer
 
 

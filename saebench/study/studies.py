@@ -28,7 +28,7 @@ class Studies:
         """Return the search of a stratum. Raises SpecError, naming the change, if it was started with another space."""
         name = f"{self._plan.spec.name}/{stratum.id}"
         study = self._study(name, pruners.make_pruner(self._plan, stratum))
-        self._agree(study, stratum)
+        self._check_unchanged(study, stratum)
         space = samplers.distributions(stratum)
         again = f"{name}/replicates"
         replicates = self._study(again, optuna.pruners.NopPruner()) if again in self._known else None
@@ -51,7 +51,7 @@ class Studies:
             study_name=name, storage=self._storage, sampler=sampler, pruner=pruner, direction=direction
         )
 
-    def _agree(self, study: optuna.Study, stratum: Stratum) -> None:
+    def _check_unchanged(self, study: optuna.Study, stratum: Stratum) -> None:
         """Check that a study has the plan's space and objective; raise SpecError that names the change."""
         search = self._plan.spec.search
         now = {"objective": search.objective, "direction": search.direction, **stratum.fixed, **stratum.space}

@@ -114,7 +114,7 @@ class SweepRun:
                     floor_process.finish(floors, self._view.say) if exit_code in (0, 3) else floor_process.stop(floors)
                 waiting = partial(self._await, patience)
                 lag = tracker.close(_RUN_STATUS.get(exit_code, "KILLED"), patience=patience, waiting=waiting)
-        self._farewell(board, halt, lag)
+        self._report_end(board, halt, lag)
         result = SweepResult(
             self._paths.name,
             self._paths.root,
@@ -240,7 +240,7 @@ class SweepRun:
         what = waiting if lag.unsent else "closing the runs in MLflow takes long"
         self._view.say(f"{what}{why}; stops waiting after {patience:.0f} s without progress")
 
-    def _farewell(self, board: Board, halt: Halt | None, lag: Lag) -> None:
+    def _report_end(self, board: Board, halt: Halt | None, lag: Lag) -> None:
         say = self._view.say
         if lag.unsent:
             say(f"{lag.unsent} events wait for MLflow ({lag.error}); run the same command to send them")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saebench.runs.durable import write_text
+from saebench.runs.paths import LOCK
 from saebench.tracking.address import sqlite_file
 
 _EVERY = 1.0
@@ -65,7 +66,7 @@ class Book:
             if not book._is_typed():
                 raise TypeError
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-            return cls(uri, lost=path.parent.joinpath("lock.json").exists())
+            return cls(uri, lost=(path.parent / LOCK).exists())
         file = sqlite_file(book.uri)
         if book.uri != uri and (file is None or file.exists()):
             return cls(uri)

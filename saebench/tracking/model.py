@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from saebench.config import TrialConfig
-from saebench.runs.paths import TrialPaths
+from saebench.runs.paths import TRIAL_CONFIG, TrialPaths
 from saebench.runs.secrets import mask
 from saebench.runs.tags import Tag
 from saebench.tracking.uploads import sae_files
@@ -70,8 +70,8 @@ def _copy(paths: TrialPaths, folder: Path) -> dict[str, str]:
     (folder / "sae").mkdir(parents=True)
     for file in sae_files(paths.sae):
         shutil.copyfile(file, folder / "sae" / file.name)
-    (folder / "config.json").write_text(mask(paths.config.read_text("utf-8")), "utf-8")
-    return {"sae": str(folder / "sae"), "config": str(folder / "config.json")}
+    (folder / TRIAL_CONFIG).write_text(mask(paths.config.read_text("utf-8")), "utf-8")
+    return {"sae": str(folder / "sae"), "config": str(folder / TRIAL_CONFIG)}
 
 
 def _forget_paths(file: Path) -> None:

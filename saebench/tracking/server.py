@@ -16,6 +16,7 @@ from filelock import FileLock
 
 from saebench import telemetry
 from saebench.errors import PreflightError
+from saebench.runs.durable import temporary_name
 from saebench.runs.secrets import mask
 from saebench.tracking.address import sqlite_file, sqlite_uri
 from saebench.tracking.database import checkpoint_log, use_log
@@ -85,7 +86,7 @@ def _create_database(uri: str, client_class: type[MlflowClient]) -> None:
         return
     file.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_overs(file)
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    aside = temporary_name(file)
     try:
         client_class(tracking_uri=sqlite_uri(aside)).search_experiments(max_results=1)
         if aside.exists():

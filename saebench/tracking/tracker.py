@@ -201,8 +201,8 @@ class Tracker:
             known = self._book.trials.get(number)
             wanted = state.state if state.ended else "interrupted"
             begun = state.ended or known is not None or paths.events.exists()
-            told = known and known.closed == wanted and known.offset >= tail.size(paths.events)
-            if begun and (not told or (known and self._sender.owes_sae(known, paths))):
+            is_sent = known and known.closed == wanted and known.offset >= tail.size(paths.events)
+            if begun and (not is_sent or (known and self._sender.owes_sae(known, paths))):
                 self._stream(number, config)
                 self.close_trial(number, wanted, state.reason, record.state_tags(state))
 

@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from saebench.runs.durable import new_folder, remove_temporary
+from saebench.runs.paths import CHECKPOINT_STATE
 
 KEPT = 2
 """Number of checkpoints kept; the older one is used if the newest is damaged."""
@@ -47,7 +48,7 @@ def save(folder: Path, samples: int, state: State) -> Path:
             "tensors": _checksum((new / "tensors.safetensors").read_bytes()),
             "values": _checksum(state_json.encode()),
         }
-        (new / "state.json").write_text(json.dumps({"checksums": seal, "values": state_json}), encoding="utf-8")
+        (new / CHECKPOINT_STATE).write_text(json.dumps({"checksums": seal, "values": state_json}), encoding="utf-8")
     for old in _newest_first(folder)[KEPT:]:
         shutil.rmtree(old)
     remove_temporary(folder)
@@ -75,7 +76,7 @@ def _newest_first(folder: Path) -> list[Path]:
 
 
 def _read(place: Path) -> State:
-    written = json.loads((place / "state.json").read_text(encoding="utf-8"))
+    written = json.loads((place / CHECKPOINT_STATE).read_text(encoding="utf-8"))
     seal, values = written["checksums"], written["values"]
     if _checksum(values.encode()) != seal["values"]:
         raise ValueError("state.json: checksum differs")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saebench.config import DEAD_WINDOW
 from saebench.saes import Dead
 from saebench.saes.kernels import on_host
 
@@ -64,4 +65,4 @@ class DeadLatents:
 
 def default_dead_after(num_train: int, batch_size: int) -> int:
     """Return min(one epoch, 100,000) examples, but at least five steps: fewer say nothing about a latent."""
-    return max(min(num_train, 100_000), 5 * batch_size)
+    return max(min(num_train, DEAD_WINDOW), 5 * batch_size)

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
-from saebench.config import TrialConfig
+from saebench.config import TrainConfig
 
 
 @contextlib.contextmanager
-def exact(config: TrialConfig, device: str) -> Iterator[None]:
+def exact(train: TrainConfig, device: str) -> Iterator[None]:
     """Use only deterministic kernels inside the context: always on the CPU, on CUDA if `deterministic` is set."""
     memory: Any = torch.utils.deterministic
     before = torch.get_deterministic_debug_mode(), memory.fill_uninitialized_memory
-    if device == "cpu" or config.train.deterministic:
+    if device == "cpu" or train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.set_deterministic_debug_mode("error")  # use_deterministic_algorithms(True) without 2 s of imports
         memory.fill_uninitialized_memory = False  # we read no uninitialised memory

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-KS = (1, 5, 20)
+from saebench.metrics import PROBED_LATENTS
+
 CLASSES = 8
 """Maximum number of classes."""
 FEWEST = 10
@@ -53,7 +54,7 @@ def probing(
     values = {}
     for suffix, features in train.items():
         gaps = class_gaps(features, here)
-        sizes = {f"k{k}": k for k in KS} | ({"all": gaps.shape[1]} if suffix == RAW else {})
+        sizes = {f"k{k}": k for k in PROBED_LATENTS} | ({"all": gaps.shape[1]} if suffix == RAW else {})
         orders = strongest(gaps, max(sizes.values()))
         used = np.unique(orders)
         rows, others = _columns(features, used)[known], _columns(test[suffix], used)[test_known]

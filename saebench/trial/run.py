@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saebench import stores
-from saebench.config import TrialConfig, marks
+from saebench.config import TrialConfig, log_interval, marks
 from saebench.latents.second import second_data
 from saebench.runs.durable import remove_temporary, replacing, sync
 from saebench.runs.events import Event, Verdict, read
@@ -79,7 +79,7 @@ def run_trial(
         return
     if device == "cpu":
         torch.set_num_threads(recorded_threads(recorded) or torch.get_num_threads())
-    with exact(config, device):
+    with exact(config.train, device):
         checkpoint.seed_generators(config.seed)
         data, train = config.data, config.train
         store = stores.open_store(
@@ -116,7 +116,7 @@ class _Trial:
         self.config, self.paths, self.training, self.store = config, paths, training, store
         self.report, self.pending, self.second = report, pending, second
         self.budget = config.train.samples
-        self.log_every = config.train.log_every or max(1, self.budget // 100)
+        self.log_every = log_interval(config.train)
         self.marks = marks(config.train)
         self.best = BestMark(training.sae, config.train.keep)
         self.speed = Speed(training.samples)

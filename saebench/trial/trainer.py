@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from saebench.config import SAEConfig, TrainConfig
+from saebench.config import SAEConfig, TrainConfig, log_interval
 from saebench.errors import UserError
 from saebench.saes import SAE, Loss, Moment, make_sae
 from saebench.saes.kernels import add_deferred_gradients, stash_gradients
@@ -240,7 +240,7 @@ def train(training: Training, store: Store) -> Iterator[Step]:
     Raises DivergedError or BadBatchError at such a mark, CollapsedError at the last.
     """
     budget = training.train.samples
-    every = training.train.log_every or max(1, budget // 100)
+    every = log_interval(training.train)
     for step in steps(training, store):
         if step.samples // every > step.before // every or step.samples >= budget:
             training.check()

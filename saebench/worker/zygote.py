@@ -49,7 +49,7 @@ class Zygote:
                 self._reap()
             if self._channel in ready and not self._serve():
                 break
-        self._see_out()
+        self._await_workers()
 
     def _serve(self) -> bool:
         data, handles, _, _ = socket.recv_fds(self._channel, 1 << 20, 1)
@@ -114,7 +114,7 @@ class Zygote:
                     kill_group(pid)
                     self._say(ended=number, status=status)
 
-    def _see_out(self) -> None:
+    def _await_workers(self) -> None:
         """Kill workers that have not exited after the grace; they notice by themselves that the executor has exited."""
         end = time.monotonic() + self._grace + 5
         while self._children and time.monotonic() < end:

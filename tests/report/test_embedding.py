@@ -11,9 +11,10 @@ import pytest
 from rich.console import Console
 from sweep_data import frame_of, simulate, with_state
 
+from saebench.metrics import PROBED_LATENTS
 from saebench.report import formats, latex
 from saebench.report.document import Report
-from saebench.report.embedding import BASELINES, KS, SCORES
+from saebench.report.embedding import BASELINES, SCORES
 from saebench.report.html import page
 from saebench.report.record import Record
 from saebench.report.text import show
@@ -30,7 +31,7 @@ def with_values(trials: list, *, probing: bool = True, extras: bool = True) -> l
         if extras:
             values["eval/knn_overlap_at_10"] = 0.4 + 0.002 * i
             values["eval/similarity_rank_correlation"] = 0.9 - 0.003 * i
-        for k in KS if probing else ():
+        for k in PROBED_LATENTS if probing else ():
             for score, shift in (("auc", 0.05), ("accuracy", 0.0)):
                 values[f"eval/probing_{score}_k{k}"] = 0.6 + shift + 0.01 * k + 0.0005 * i
                 values[f"eval/probing_{score}_k{k}_raw"] = 0.55 + shift + 0.01 * k
@@ -60,7 +61,7 @@ def report() -> Report:
         ("fidelity", "eval/cosine_p5", "cosine_p5"),
         ("fidelity", "eval/knn_overlap_at_10", "knn_overlap_at_10"),
         ("fidelity", "eval/similarity_rank_correlation", "similarity_rank_correlation"),
-        *(("probing", f"eval/probing_{score}_k{k}", f"{score}_k{k}") for score in SCORES for k in KS),
+        *(("probing", f"eval/probing_{score}_k{k}", f"{score}_k{k}") for score in SCORES for k in PROBED_LATENTS),
     ],
 )
 def test_a_stratum_has_the_mean_and_t_interval_of_its_best_point(
@@ -78,7 +79,7 @@ def test_baselines_stand_below_the_strata_once(report: Report) -> None:
     table = report.table("probing")
     assert table.frame["arm"].tolist()[-2:] == list(BASELINES.values())
     raw, pca = table.rows()[-2:]
-    for k in KS:
+    for k in PROBED_LATENTS:
         assert raw[f"accuracy_k{k}"] == pytest.approx(0.55 + 0.01 * k)
         assert pca[f"auc_k{k}"] == pytest.approx(0.62 + 0.01 * k)
     assert "All raw dimensions: accuracy 0.900, AUC 0.950." in table.note

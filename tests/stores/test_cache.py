@@ -154,9 +154,9 @@ def test_a_finished_entry_is_found_without_reading_texts_or_loading_the_model(
     data = corpus(sentences(50))
     cache.build(data, cache_dir)
     seen = list(inline.seen)
-    told: list[Progress] = []
-    cache.build(data, cache_dir, on_progress=told.append)
-    assert (inline.seen, told) == (seen, [])
+    reported: list[Progress] = []
+    cache.build(data, cache_dir, on_progress=reported.append)
+    assert (inline.seen, reported) == (seen, [])
 
 
 @pytest.mark.parametrize(
@@ -305,10 +305,10 @@ def test_a_damaged_file_is_noticed_and_made_again(
         victim.unlink()
     assert next(bad for _, bad in tidy.verify(cache_dir))[0].startswith(victim.name)
     before = len(inline.seen)
-    told: list[Progress] = []
-    cache.build(data, cache_dir, on_progress=told.append)
+    reported: list[Progress] = []
+    cache.build(data, cache_dir, on_progress=reported.append)
     assert tree(entry.directory) == good
-    assert any(p.warning and victim.name in p.message for p in told)
+    assert any(p.warning and victim.name in p.message for p in reported)
     encoded = [text for text in inline.seen[before:] if text in texts]
     assert sorted(encoded) == (sorted(texts[64:128]) if kind == "rows" else [])
 
@@ -328,9 +328,9 @@ def test_no_flipped_bit_of_a_manifest_is_believed(
         path.write_bytes(content[:place] + bytes([content[place] ^ (1 << place % 8)]) + content[place + 1 :])
         assert cache.find(data, cache_dir) is None
     before = len(inline.seen)
-    told: list[Progress] = []
-    cache.build(data, cache_dir, on_progress=told.append)
-    assert [p.message for p in told if p.warning] == [
+    reported: list[Progress] = []
+    cache.build(data, cache_dir, on_progress=reported.append)
+    assert [p.message for p in reported if p.warning] == [
         f"{entry.cache_key}/manifest.json is damaged: everything is read and encoded again"
     ]
     assert len([text for text in inline.seen[before:] if text in texts]) == 20
@@ -370,10 +370,10 @@ def test_a_changed_dataset_under_the_same_name_is_encoded_again_where_it_changed
     monkeypatch.setattr("saebench.stores.keys.identity_of", lambda _data, _cache: key)
     cache.build(corpus(texts, num_examples=120), cache_dir)
     changed = [*texts[:70], "a new one", *texts[71:]]
-    told: list[Progress] = []
-    entry = cache.build(corpus(changed, num_examples=130), cache_dir, on_progress=told.append)
+    reported: list[Progress] = []
+    entry = cache.build(corpus(changed, num_examples=130), cache_dir, on_progress=reported.append)
     assert (rows_of(entry) == expected(changed[:130], inline)).all()
-    assert [p.message for p in told if p.warning] == ["the dataset has changed: 56 texts are encoded again"]
+    assert [p.message for p in reported if p.warning] == ["the dataset has changed: 56 texts are encoded again"]
 
 
 @pytest.mark.parametrize(
@@ -606,10 +606,10 @@ def test_a_lost_encoder_is_replaced_by_the_others(
 
     monkeypatch.setattr(inline, "preprocess", dies_once)
     monkeypatch.setattr("saebench.stores.encoder_pool.count_cores", lambda: 2)
-    told: list[Progress] = []
-    entry = cache.build(corpus(texts), cache_dir, on_progress=told.append)
+    reported: list[Progress] = []
+    entry = cache.build(corpus(texts), cache_dir, on_progress=reported.append)
     assert died.is_set()
-    assert [p.message for p in told if p.warning] != []
+    assert [p.message for p in reported if p.warning] != []
     assert (rows_of(entry) == expected(texts, inline)).all()
 
 
@@ -628,11 +628,11 @@ def test_two_builds_at_once_encode_once_and_the_second_says_that_it_waits(
         return plain(batch, prompt)
 
     monkeypatch.setattr(inline, "preprocess", slow)
-    told: list[Progress] = []
+    reported: list[Progress] = []
     built: list[cache.CacheEntry] = []
 
     def build() -> None:
-        built.append(cache.build(data, cache_dir, on_progress=told.append))
+        built.append(cache.build(data, cache_dir, on_progress=reported.append))
 
     threads = [threading.Thread(target=build) for _ in range(2)]
     for thread in threads:
@@ -641,7 +641,7 @@ def test_two_builds_at_once_encode_once_and_the_second_says_that_it_waits(
         thread.join()
     assert [entry.count for entry in built] == [60, 60]
     assert sorted(text for text in inline.seen if text in texts) == sorted(texts)
-    assert any(p.stage == "waiting" and "another process builds" in p.message for p in told)
+    assert any(p.stage == "waiting" and "another process builds" in p.message for p in reported)
 
 
 # --- opening and tidying ---------------------------------------------------------------------------------------------
@@ -856,9 +856,9 @@ def test_an_unfinished_entry_keeps_its_pieces(
     assert len([text for text in inline.seen[before:] if text in bad]) < 50
 
 
-@pytest.mark.parametrize(("flags", "told"), [("fpu amx_bf16 amx_tile", 1), ("fpu avx2", 0)])
+@pytest.mark.parametrize(("flags", "reported"), [("fpu amx_bf16 amx_tile", 1), ("fpu avx2", 0)])
 def test_who_encodes_much_in_float32_is_told_of_bfloat16_where_that_is_faster(
-    corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, told: int
+    corpus: Corpus, cache_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, reported: int
 ) -> None:
     (tmp_path / "cpuinfo").write_text(f"flags : {flags}")
     monkeypatch.setattr(
@@ -868,7 +868,7 @@ def test_who_encodes_much_in_float32_is_told_of_bfloat16_where_that_is_faster(
     said: list[Progress] = []
     for count, changes in ((49, {}), (60, {"precision": "bfloat16"}), (60, {"prompt": "x"})):
         cache.build(corpus(sentences(count), **changes), cache_dir, on_progress=said.append)
-    assert sum("data.precision: bfloat16 is faster" in progress.message for progress in said) == told
+    assert sum("data.precision: bfloat16 is faster" in progress.message for progress in said) == reported
 
 
 def test_a_process_that_ends_with_an_entry_in_its_hands_ends_in_silence(tmp_path: Path) -> None:

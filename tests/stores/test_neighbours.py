@@ -11,7 +11,7 @@ from corpora import sentences
 
 from saebench.config import DataConfig
 from saebench.stores import cache, neighbours
-from saebench.stores.neighbours import count_equal, count_near, first_of_their_kind
+from saebench.stores.neighbours import count_equal, count_near, without_near_duplicates
 
 Corpus = Callable[..., DataConfig]
 
@@ -43,7 +43,7 @@ def test_a_row_goes_if_it_is_near_an_earlier_one_that_stays(rows: neighbours.Flo
     for i in range(len(rows)):
         if not near[i, stays].any():
             stays.append(i)
-    keep = first_of_their_kind(lambda index: rows[index], len(rows), above)
+    keep = without_near_duplicates(lambda index: rows[index], len(rows), above)
     assert np.flatnonzero(keep).tolist() == stays
     assert 50 < len(stays) < 380
     assert keep[399], "a row of zeros is near nothing"

@@ -20,8 +20,8 @@ from saebench.trial.evaluation import evaluate
 WORSE_AT_THE_END = {"lr": 0.5, "decay": 0.0, "samples": 4000}
 
 
-def marks_of(told: list[Event]) -> dict[int, float]:
-    return {event.samples: event.values["eval/fvu"] for event in told if event.type == "eval"}
+def marks_of(reported: list[Event]) -> dict[int, float]:
+    return {event.samples: event.values["eval/fvu"] for event in reported if event.type == "eval"}
 
 
 def test_the_sae_of_the_best_mark_is_saved_and_measured(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_the_best_mark_outlives_a_killed_process(tmp_path: Path, killed_at: int)
     run(what, tmp_path / "whole")
     with pytest.raises(Killed):
         run(what, tmp_path / "parts", die)
-    told = run(what, tmp_path / "parts")
-    assert told[0].info["resumed"]
+    reported = run(what, tmp_path / "parts")
+    assert reported[0].info["resumed"]
     assert_same(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -65,8 +65,8 @@ def test_a_pruned_trial_keeps_its_best_mark_too(tmp_path: Path) -> None:
     found = marks_of(run(config(**WORSE_AT_THE_END, keep="last"), tmp_path / "last"))
     low = min((mark for mark in found if mark <= 2000), key=lambda mark: found[mark])
     assert low < 2000
-    told = run(what, tmp_path, lambda event: Verdict.PRUNE if event.samples == 2000 else Verdict.GO)
-    assert low <= told[-1].info["kept"] < low + 64
+    reported = run(what, tmp_path, lambda event: Verdict.PRUNE if event.samples == 2000 else Verdict.GO)
+    assert low <= reported[-1].info["kept"] < low + 64
     values = evaluate(load_sae(tmp_path / "sae"), RowsStore(64, 5)).values
     assert values["eval/fvu"] == pytest.approx(found[low], rel=1e-5)
 

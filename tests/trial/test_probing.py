@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from saebench.metrics import PROBED_LATENTS
 from saebench.saes.calibrate import rows_per_chunk
-from saebench.trial.probing import KS, class_gaps, principal_components, probing, strongest
+from saebench.trial.probing import class_gaps, principal_components, probing, strongest
 
 
 def labelled(n: int, seed: int) -> tuple[torch.Tensor, list[str]]:
@@ -42,7 +43,7 @@ def test_one_feature_that_tells_is_found_and_noise_stays_at_chance() -> None:
     test_a = [label if label == "a" else "rest" for label in test_labels]
     noise = torch.randn(900, 30, generator=torch.Generator().manual_seed(2))
     values = probing({"": here, "_raw": noise[:300]}, only_a, {"": there, "_raw": noise[300:]}, test_a)
-    sizes = [*(f"k{k}{suffix}" for k in KS for suffix in ("", "_raw")), "all_raw"]
+    sizes = [*(f"k{k}{suffix}" for k in PROBED_LATENTS for suffix in ("", "_raw")), "all_raw"]
     assert values.keys() == {f"eval/probing_{score}_{size}" for score in ("auc", "accuracy") for size in sizes}
     for score in ("auc", "accuracy"):
         assert values[f"eval/probing_{score}_k1"] > 0.99
@@ -95,12 +96,12 @@ def test_it_equals_the_rule_computed_by_hand() -> None:
         truth,
     )
     for suffix, (train, test) in {"_raw": (here, there), "_pca": components}.items():
-        for name, k in [*((f"k{k}", k) for k in KS), *([("all", 30)] if suffix == "_raw" else [])]:
+        for name, k in [*((f"k{k}", k) for k in PROBED_LATENTS), *([("all", 30)] if suffix == "_raw" else [])]:
             auc, accuracy = by_hand(train.double().numpy(), labels, test.double().numpy(), truth, ["a", "b", "c"], k)
             assert 0.5 < accuracy < 0.95
             assert values[f"eval/probing_auc_{name}{suffix}"] == pytest.approx(auc, abs=1e-3)
             assert values[f"eval/probing_accuracy_{name}{suffix}"] == pytest.approx(accuracy, abs=0.01)
-    assert all(values[f"eval/probing_auc_k{k}"] == values[f"eval/probing_auc_k{k}_raw"] for k in KS)
+    assert all(values[f"eval/probing_auc_k{k}"] == values[f"eval/probing_auc_k{k}_raw"] for k in PROBED_LATENTS)
 
 
 def test_it_equals_the_rule_computed_with_scikit_learn() -> None:

@@ -65,19 +65,19 @@ def run(
     device: str = "cpu",
 ) -> list[Event]:
     """One attempt, recorded as a worker records it; what it reported."""
-    paths, told = TrialPaths(folder), list[Event]()
+    paths, reported = TrialPaths(folder), list[Event]()
     log = EventLog(paths.events)
 
     def report(event: Event) -> Verdict:
         log.append(event)
-        told.append(event)
+        reported.append(event)
         return answer(event)
 
     try:
         run_trial(config, paths, device, report, cache_dir=folder, pending=pending)
     finally:
         log.close()
-    return told
+    return reported
 
 
 def history(folder: Path) -> list[Any]:
@@ -104,23 +104,23 @@ OF_THE_DECODER = ("c_dec", "c_dec_floor")
 
 def test_an_undisturbed_trial_tells_its_whole_story(tmp_path: Path) -> None:
     """A batch of 64 passes the mark 500 at 512 samples; the eval counts for the mark, so that trials compare."""
-    told = run(config(), tmp_path)
-    assert told[0].type == "start"
-    assert [event.samples for event in told if event.type == "eval"] == [500, 1000, 1500, 2000]
-    steps = [event.samples for event in told if event.type == "step"]
+    reported = run(config(), tmp_path)
+    assert reported[0].type == "start"
+    assert [event.samples for event in reported if event.type == "eval"] == [500, 1000, 1500, 2000]
+    steps = [event.samples for event in reported if event.type == "step"]
     assert steps[:4] == [128, 256, 320, 448]  # the first steps past 100, 200, 300, 400
     assert (steps[-1], len(steps)) == (2000, 20)
-    assert (told[-1].type, told[-1].samples) == ("done", 2000)
-    final = told[-1].values
-    assert {key: value for key, value in final.items() if key.startswith("eval/")} == told[-2].values
+    assert (reported[-1].type, reported[-1].samples) == ("done", 2000)
+    final = reported[-1].values
+    assert {key: value for key, value in final.items() if key.startswith("eval/")} == reported[-2].values
     assert 0 < final["train_sample/fvu"] < final["test/fvu"], "600 rows, seen three times"
     assert {key.removeprefix("test/") for key in final if key.startswith("test/")} == {
-        *(key.removeprefix("eval/") for key in told[-2].values),
+        *(key.removeprefix("eval/") for key in reported[-2].values),
         *OF_THE_DECODER,
     }, "the same metrics on both parts"
-    assert not [key for event in told[:-1] for key in event.values if key.startswith("test/")], "once, at the end"
+    assert not [key for event in reported[:-1] for key in event.values if key.startswith("test/")], "once, at the end"
     assert final["test/fvu"] != final["eval/fvu"]
-    assert told[0].info["threads"] == torch.get_num_threads()
+    assert reported[0].info["threads"] == torch.get_num_threads()
 
 
 def test_what_a_trial_leaves_behind(tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ class LabelledRows(RowsStore):
 def test_the_extra_metrics_come_with_the_last_evaluation_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "open_store", lambda _, *, batch_size, seed, **__: LabelledRows(batch_size, seed))
     extra = ("knn_overlap_at_10", "similarity_rank_correlation", "probing")
-    told = run(config().model_copy(update={"extra_metrics": extra}), tmp_path)
-    first, last, done = next(e for e in told if e.type == "eval"), told[-2], told[-1]
+    reported = run(config().model_copy(update={"extra_metrics": extra}), tmp_path)
+    first, last, done = next(e for e in reported if e.type == "eval"), reported[-2], reported[-1]
     sizes = [*(f"k{k}{suffix}" for k in (1, 5, 20) for suffix in ("", "_raw", "_pca")), "all_raw"]
     added = {f"probing_{score}_{size}" for score in ("auc", "accuracy") for size in sizes}
     added |= {*extra[:2], "knn_overlap_at_10_chance"}
@@ -205,42 +205,42 @@ def test_a_trial_killed_in_a_metric_has_saved_its_sae(tmp_path: Path, monkeypatc
 
 
 def test_without_labels_a_trial_ends_well_and_without_probing(tmp_path: Path) -> None:
-    told = run(config().model_copy(update={"extra_metrics": ("probing",)}), tmp_path)
-    assert told[-1].type == "done"
-    assert not any("probing" in key for key in told[-1].values)
+    reported = run(config().model_copy(update={"extra_metrics": ("probing",)}), tmp_path)
+    assert reported[-1].type == "done"
+    assert not any("probing" in key for key in reported[-1].values)
 
 
 def test_speed_is_told_and_is_no_part_of_the_history(tmp_path: Path) -> None:
-    told = run(config(), tmp_path)
-    speeds = [event.values["system/samples_per_second"] for event in told if event.type == "step"]
+    reported = run(config(), tmp_path)
+    speeds = [event.values["system/samples_per_second"] for event in reported if event.type == "step"]
     assert all(speed > 0 for speed in speeds)
     assert not any("system/samples_per_second" in entry[2] for entry in history(tmp_path))
 
 
 def test_a_batch_that_passes_several_marks_is_on_record_for_each(tmp_path: Path) -> None:
-    told = run(config(samples=1000, batch_size=256, eval_every=100), tmp_path)
-    evals = [event for event in told if event.type == "eval"]
+    reported = run(config(samples=1000, batch_size=256, eval_every=100), tmp_path)
+    evals = [event for event in reported if event.type == "eval"]
     assert [event.samples for event in evals] == list(marks(config(samples=1000, eval_every=100).train))
     assert evals[2].values == evals[3].values != evals[1].values  # 300, 400 and 500 are passed at 512; 200 at 256
 
 
 def test_a_pruned_trial_keeps_its_sae(tmp_path: Path) -> None:
-    told = run(config(), tmp_path, lambda event: Verdict.PRUNE if event.samples == 1000 else Verdict.GO)
-    assert (told[-1].type, told[-1].samples, told[-1].info) == ("left", 1024, {"why": "prune"})
+    reported = run(config(), tmp_path, lambda event: Verdict.PRUNE if event.samples == 1000 else Verdict.GO)
+    assert (reported[-1].type, reported[-1].samples, reported[-1].info) == ("left", 1024, {"why": "prune"})
     assert load_sae(tmp_path / "sae").dict_size == 48
     assert load_file(tmp_path / "evaluation.safetensors")["squared_error"].shape == (100,), "the test part"
 
 
 def test_a_verdict_at_the_end_of_the_budget_changes_nothing(tmp_path: Path) -> None:
-    told = run(config(), tmp_path, lambda event: Verdict.PRUNE if event.samples == 2000 else Verdict.GO)
-    assert told[-1].type == "done"
+    reported = run(config(), tmp_path, lambda event: Verdict.PRUNE if event.samples == 2000 else Verdict.GO)
+    assert reported[-1].type == "done"
 
 
 def test_a_request_to_leave_is_seen_at_the_next_step(tmp_path: Path) -> None:
     asked = iter([Verdict.GO, Verdict.GO, Verdict.LEAVE])
-    told = run(config(), tmp_path, pending=lambda: next(asked))
-    assert (told[-1].type, told[-1].samples, told[-1].info) == ("left", 3 * 64, {"why": "leave"})
-    assert [event.type for event in told][-2:] == ["checkpoint", "left"]
+    reported = run(config(), tmp_path, pending=lambda: next(asked))
+    assert (reported[-1].type, reported[-1].samples, reported[-1].info) == ("left", 3 * 64, {"why": "leave"})
+    assert [event.type for event in reported][-2:] == ["checkpoint", "left"]
     run(config(), tmp_path)
     run(config(), tmp_path / "undisturbed")
     assert_same(tmp_path, tmp_path / "undisturbed")
@@ -275,9 +275,9 @@ def leave_at(mark: int) -> Callable[[Event], Verdict]:
 
 def test_an_interrupted_trial_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
     run(config(), tmp_path, leave_at(1000))
-    told = run(config(), tmp_path)
-    assert (told[0].samples, told[0].info["resumed"]) == (1024, "000000001024")
-    assert [event.samples for event in told if event.type == "eval"] == [1500, 2000]
+    reported = run(config(), tmp_path)
+    assert (reported[0].samples, reported[0].info["resumed"]) == (1024, "000000001024")
+    assert [event.samples for event in reported if event.type == "eval"] == [1500, 2000]
     run(config(), tmp_path / "undisturbed")
     assert_same(tmp_path, tmp_path / "undisturbed")
 
@@ -290,8 +290,8 @@ def test_a_damaged_checkpoint_costs_time_and_no_bit(
     for place in sorted((tmp_path / "checkpoint").iterdir())[-damaged:]:
         with (place / "tensors.safetensors").open("r+b") as file:
             file.truncate(1000)
-    told = run(config(), tmp_path)
-    assert told[0].samples == begins
+    reported = run(config(), tmp_path)
+    assert reported[0].samples == begins
     assert "checkpoint 000000001024 is skipped" in capsys.readouterr().err
     run(config(), tmp_path / "undisturbed")
     assert_same(tmp_path, tmp_path / "undisturbed")
@@ -321,16 +321,16 @@ def test_an_end_on_record_is_told_again_and_nothing_is_trained(
 def test_the_default_checkpoints_are_some_time_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not [event for event in run(config(), tmp_path / "a") if event.type == "checkpoint"]
     monkeypatch.setattr(trial, "CHECKPOINT_SECONDS", 0.0)
-    told = run(config(), tmp_path / "b")
-    assert [event.samples for event in told if event.type == "checkpoint"] == [512, 1024, 1536]
+    reported = run(config(), tmp_path / "b")
+    assert [event.samples for event in reported if event.type == "checkpoint"] == [512, 1024, 1536]
 
 
 def test_the_first_and_the_last_step_say_what_the_trial_takes_of_its_machine(tmp_path: Path) -> None:
     """And those in between that are ten seconds later; none here."""
     steps = [event for event in run(config(), tmp_path) if event.type == "step"]
-    told = [event for event in steps if "system/process_memory_megabytes" in event.values]
-    assert [event.samples for event in told] == [steps[0].samples, 2000]
-    assert 0 < told[0].values["system/process_cpu_seconds"] <= told[1].values["system/process_cpu_seconds"]
+    reported = [event for event in steps if "system/process_memory_megabytes" in event.values]
+    assert [event.samples for event in reported] == [steps[0].samples, 2000]
+    assert 0 < reported[0].values["system/process_cpu_seconds"] <= reported[1].values["system/process_cpu_seconds"]
 
 
 def test_the_gpu_that_nvml_is_asked_about_is_the_leased_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,8 +353,8 @@ def test_an_attempt_keeps_the_threads_that_its_bits_depend_on(tmp_path: Path, ma
     if mark == 0:
         shutil.rmtree(tmp_path / "checkpoint")
     torch.set_num_threads(1)
-    told = run(config(), tmp_path)
-    assert told[0].info["threads"] == torch.get_num_threads() == 2
+    reported = run(config(), tmp_path)
+    assert reported[0].info["threads"] == torch.get_num_threads() == 2
 
 
 def test_a_trial_that_diverges_says_so(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from saebench.executors.ray.remote import Remote, UnreachableError, ask, ask_byt
 from saebench.executors.ray.wire import Json
 from saebench.runs.durable import new_folder, sync
 from saebench.runs.files import file_sum
-from saebench.runs.paths import TrialPaths
+from saebench.runs.paths import CHECKPOINT_STATE, TrialPaths
 from saebench.stores.beside import beside
 from saebench.stores.manifest import MANIFEST, Manifest
 
@@ -83,7 +83,7 @@ async def fetch_checkpoint(
     shutil.rmtree(aside, ignore_errors=True)
     try:
         found = await fetch(remote, number, [f"checkpoint/{name}"], aside, budget)
-        if not any(one.endswith("state.json") for one in found):
+        if not any(one.endswith(CHECKPOINT_STATE) for one in found):
             return False
         with new_folder(place) as new:
             for file in (aside / "checkpoint" / name).iterdir():

@@ -198,11 +198,11 @@ class Fleet:
         self._start(self._return(member.share))
         self._regain()
         if member.shared and lives:
-            await self._until_they_left(member)
+            await self._await_workers(member)
         for life in lives:
             life.end("lost", f"node {member.node}: {why}")
 
-    async def _until_they_left(self, member: Member) -> None:
+    async def _await_workers(self, member: Member) -> None:
         """Wait until another agent on the node has seen the workers exit, or lease and grace have passed."""
         loop, died = asyncio.get_running_loop(), asyncio.get_running_loop().time()
         end = member.polled_at + self._setup.lease + self._setup.run.grace

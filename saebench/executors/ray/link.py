@@ -75,11 +75,11 @@ class Link:
         except ConnectionError:
             data = b""
         if not data:
-            raise EOFError(self._last_words())
+            raise EOFError(self._last_line())
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [json.loads(line) for line in lines], woken
 
-    def _last_words(self) -> str:
+    def _last_line(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(5)
         self._output.seek(0)

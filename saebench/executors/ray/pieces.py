@@ -4,11 +4,10 @@ complete."""
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from saebench.runs.durable import sync
+from saebench.runs.durable import sync, temporary_name
 from saebench.runs.files import file_sum
 
 PIECE = 4 << 20
@@ -51,7 +50,7 @@ class Incoming:
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._path, self._aside = path, path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        self._path, self._aside = path, temporary_name(path)
         self._file = open(self._aside, "x+b")  # noqa: SIM115 - closed by finish or drop
         self.size = 0
 

@@ -26,7 +26,7 @@ class Setup:
         the scheduler's cache, by which an agent checks that it sees that cache."""
         slots = {"devices": "auto" if share.gpus else "cpu", "per_device": share.slots, "threads": share.threads}
         run = self.run.model_copy(update={"executor": "local", **slots})
-        told = {
+        settings = {
             "run": run.model_dump(mode="json"),
             "cache_dir": self.cache_dir,
             "cache_nonce": nonce,
@@ -36,4 +36,4 @@ class Setup:
             "storage": self.run.storage,
             "epoch": epoch,
         }
-        return json.dumps(told)
+        return json.dumps(settings)
