@@ -77,11 +77,11 @@ def judge(
         rates = facts.density[facts.live]
         few, many = floor(name, train.rows, facts.density[latents]), floor(name, train.rows, rates)
         judged = judging.of(few.codes(train.rows), few.codes(test.rows), range(len(few.directions)), labels=False)
-        its_values = judged.values
+        measured = judged.values
         if found.matches:
             labels = scores.label_match(many.codes(train.rows), many.codes(test.rows), judging.classes_of_both)
-            its_values = its_values | labels.values()
-        values[name] = {key: its_values[key] for key in found.values if key in its_values}
+            measured = measured | labels.values()
+        values[name] = {key: measured[key] for key in found.values if key in measured}
     return Judged(values, latents, found.coherence, found.examples, found.matches)
 
 
