@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 import torch
+from sae_examples import TYPES, example
 from safetensors.numpy import load_file
 
 import saebench
-from saebench.config import SAE_CONFIGS, DataConfig, DatasetConfig, TrainConfig, TrialConfig
+from saebench.config import DataConfig, DatasetConfig, TrainConfig, TrialConfig
 from saebench.runs.events import Event, Verdict
 from saebench.runs.paths import TrialPaths
 from saebench.stores import cache
@@ -26,7 +27,7 @@ from saebench.trial.run import run_trial
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-ARMS: dict[str, dict[str, Any]] = {
+CHANGES: dict[str, dict[str, Any]] = {
     "topk": {"k": 8, "preprocess": "unit"},
     "batchtopk": {"k": 8, "preprocess": "layer_norm"},
     "matryoshka": {"k": 8, "preprocess": "center"},
@@ -38,6 +39,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "abs_topk": {"k": 8, "ortho_coeff": 0.05},
     "hierarchical_topk": {"k": 8},
 }
+"""Type -> fields of its example that are changed: together they have every preprocessing, and a sparsity for 192
+latents."""
 HOLDOUT = 0.25
 
 
@@ -68,7 +71,7 @@ def held_out(cache_dir: Path) -> Array:
     return found
 
 
-@pytest.mark.parametrize("kind", list(ARMS))
+@pytest.mark.parametrize("kind", TYPES)
 def test_a_referee_gets_the_same_numbers(
     kind: str, data: DataConfig, cache_dir: Path, held_out: Array, tmp_path: Path
 ) -> None:
@@ -112,7 +115,7 @@ def test_a_loaded_sae_computes_what_was_recorded(
     latents, x_hat = sae.encode(x), sae(x)
     assert float((latents > 0).sum()) / len(x) == pytest.approx(recorded["test/l0"], rel=1e-6)
     assert float((x - x_hat).double().square().mean()) == pytest.approx(recorded["test/mse"], rel=1e-5)
-    if ARMS[kind].get("preprocess") not in ("unit", "layer_norm"):
+    if CHANGES.get(kind, {}).get("preprocess") not in ("unit", "layer_norm"):
         assert torch.allclose(sae.decode(latents), x_hat, atol=1e-6)
 
 
@@ -125,7 +128,7 @@ def trained(kind: str, data: DataConfig, cache_dir: Path, folder: Path) -> dict[
         point="p",
         seed=3,
         data=data,
-        sae=SAE_CONFIGS[kind].model_validate({"dict_size": 192, **ARMS[kind]}),  # type: ignore[arg-type]
+        sae=example(kind, dict_size=192, **CHANGES.get(kind, {})),  # type: ignore[arg-type]
         train=TrainConfig(samples=6000, batch_size=64, lr=3e-3, eval_every=3000),
         extra_metrics=("knn_overlap_at_10",),
     )
@@ -142,7 +145,7 @@ def trained(kind: str, data: DataConfig, cache_dir: Path, folder: Path) -> dict[
 
 def reconstruction(kind: str, w: dict[str, Array], x: Array) -> tuple[Array, Array, Array]:
     """(latents, reconstruction, which decisions hang on the rounding), written from the papers' formulas."""
-    how = ARMS[kind].get("preprocess", "center_scale")
+    how = CHANGES.get(kind, {}).get("preprocess", "center_scale")
     shift: Array = x.mean(1, keepdims=True) if how == "layer_norm" else w["preprocessing.shift"]
     scale: Array = w["preprocessing.scale"]
     if how in ("unit", "layer_norm"):

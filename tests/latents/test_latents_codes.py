@@ -12,17 +12,12 @@ import pytest
 import torch
 from latents.planted import D_IN
 from numpy.typing import NDArray
+from sae_examples import TYPES, example
 
-from saebench.config import SAE_CONFIGS
 from saebench.latents import codes as codes_module
 from saebench.latents.codes import Chunk, Codes, CodesError, chunk_of, read_codes, write_codes
 from saebench.latents.trial import encode_rows, rows_at_a_time
 from saebench.saes import make_sae
-
-SPARSITY: dict[str, dict[str, Any]] = {
-    "vanilla": {"target_l0": 5}, "topk": {"k": 5}, "batchtopk": {"k": 5}, "jumprelu": {"target_l0": 5},
-    "gated": {"target_l0": 5}, "matryoshka": {"k": 5}, "p_anneal": {"target_l0": 5},
-}  # fmt: skip
 
 
 def rows(n: int = 700) -> NDArray[np.float32]:
@@ -49,10 +44,10 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
-@pytest.mark.parametrize("kind", sorted(set(SPARSITY) & set(SAE_CONFIGS)))
+@pytest.mark.parametrize("kind", TYPES)
 def test_codes_are_those_of_encode_bit_for_bit(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("saebench.latents.trial.CELLS", 4096)
-    sae = make_sae(SAE_CONFIGS[kind](dict_size=64, **SPARSITY[kind]), D_IN, torch.from_numpy(rows()), 0)  # type: ignore[arg-type]
+    sae = make_sae(example(kind, dict_size=64), D_IN, torch.from_numpy(rows()), 0)  # type: ignore[arg-type]
     sae.calibrate(torch.from_numpy(rows()))
     x, size = rows(), rows_at_a_time(64)
     assert size == 64

@@ -8,17 +8,17 @@ from typing import Any
 import formulas
 import pytest
 import torch
-from sae_examples import K_SPARSE
+from sae_examples import K_SPARSE, example
 from torch import Tensor
 
-from saebench.config import SAE_CONFIGS, nested_widths
+from saebench.config import nested_widths
 from saebench.saes import SAE_TYPES, Dead, Moment, make_sae, sparse
 from saebench.saes.ksparse import default_k_aux
 
 
 def identity(kind: str, d: int, **fields: Any) -> Any:
     """pre = x, z_hat = latents, variance 1."""
-    config = SAE_CONFIGS[kind](dict_size=d, preprocess="none", **fields)
+    config = example(kind, dict_size=d, preprocess="none", **fields)
     sae = SAE_TYPES[kind](config, d)
     with torch.no_grad():
         sae.W_enc.copy_(torch.eye(d))
@@ -149,7 +149,7 @@ def test_auxk_target_has_no_bias() -> None:
     """With b_dec added to what the dead latents rebuild, the aux loss of a perfect rebuild is not 0.
     About b_dec = (10, 20) the examples are (3, 1) and (4, 2): TopK keeps latent 0, the residuals (0, 1) and (0, 2) are
     what latent 3, a dead twin of latent 1, rebuilds exactly."""
-    sae = SAE_TYPES["topk"](SAE_CONFIGS["topk"](dict_size=4, k=1, k_aux=1, preprocess="none"), 2)
+    sae = SAE_TYPES["topk"](example("topk", dict_size=4, k=1, k_aux=1, preprocess="none"), 2)
     with torch.no_grad():
         sae.b_dec.copy_(torch.tensor([10.0, 20.0]))
         sae.W_dec.copy_(torch.tensor([[1.0, 0], [0, 1], [1, 0], [0, 1]]))
@@ -277,7 +277,7 @@ def test_many_levels_take_linear_time() -> None:
 @pytest.mark.parametrize(("dict_size", "k"), [(24, 3), (97, 10), (512, 5), (1024, 16)])
 def test_equal_values_are_chosen_at_inference_as_in_training(dict_size: int, k: int) -> None:
     """The lower latent wins, in a batch or alone."""
-    sae = make_sae(SAE_CONFIGS["topk"](dict_size=dict_size, k=k), 8, formulas.cloud(64, 8), 1)
+    sae = make_sae(example("topk", dict_size=dict_size, k=k), 8, formulas.cloud(64, 8), 1)
     with torch.no_grad():
         sae.W_enc.copy_(sae.W_enc[:, :1].expand(8, dict_size))
         sae.W_enc[:, ::2] *= -1

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from sae_examples import PENALISED, example
 from torch import Tensor
 
-from saebench.config import SAE_CONFIGS, TrainConfig
+from saebench.config import TrainConfig
 from saebench.saes import Moment
 from saebench.trial.evaluation import evaluate
 from saebench.trial.trainer import Training, train
@@ -65,7 +66,7 @@ def gloss_embeddings(glosses: Path, minilm: Any) -> Tensor:
 
 def trained(rows: Tensor, kind: str, steps: int = 180, **fields: Any) -> tuple[Training, Glosses]:
     store = Glosses(rows, 256)
-    sae, budget = SAE_CONFIGS[kind](dict_size=768, **fields), TrainConfig(samples=256 * steps, batch_size=256, lr=2e-3)
+    sae, budget = example(kind, dict_size=768, **fields), TrainConfig(samples=256 * steps, batch_size=256, lr=2e-3)
     training = Training.start(sae, budget, 0, store)
     for _ in train(training, store):
         pass
@@ -92,7 +93,7 @@ def test_the_calibrated_threshold_gives_k_and_the_error_of_batch_mode_on_the_hol
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["vanilla", "jumprelu", "gated", "p_anneal"])
+@pytest.mark.parametrize("kind", PENALISED)
 def test_the_target_l0_is_reached_on_the_hold_out(kind: str, gloss_embeddings: Tensor) -> None:
     """The controller brings training batches there, in 180 steps from three times the target; calibration takes what
     is left on rows nobody trained on."""
