@@ -62,7 +62,11 @@ def floating(report: Report, table: Table) -> str:
     rows = table.rows()
     best = {c.key: _best(rows, c.key) for c in columns}
     cells = [[_cell(c.text(row), i in best[c.key]) for c in columns] for i, row in enumerate(rows)]
-    sides = "".join("r" if all(_is_number(c.text(row)) for row in rows) else "l" for c in columns) if rows else "l"
+    sides = (
+        "".join("r" if all(_is_number(c.text(row)) for row in rows) else "l" for c in columns)
+        if rows
+        else "l" * len(columns)
+    )
     lines = [
         "% needs \\usepackage{booktabs}",
         "\\begin{table}[t]",
