@@ -85,7 +85,7 @@ def open_part(
     """A part of the trial's corpus. Raises DataError if its embeddings are not in the cache (with `build`, they are
     encoded) or the part has no rows."""
     entry = open_entry(config.data, cache_dir, config.cache_key, build=build)
-    index = entry.sample_index(most_train) if name == "train" else entry.index_of(name)
+    index = entry.sample_index(most_train) if name == "train" else getattr(entry, f"{name}_index")
     if not len(index):
         raise DataError(f"cache {entry.cache_key}: no text in the part {name!r}")
     return Part(name, entry, index)
