@@ -1,4 +1,4 @@
-"""`python -m saebench`: the command line, where the script `saebench` is not on the path."""
+"""`python -m saebench`: the command line, if the script `saebench` is not on the path."""
 
 from saebench.cli import main
 

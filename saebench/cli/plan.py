@@ -76,7 +76,7 @@ def show_plan(
     lines += [("warning", line) for line in warnings]
     lines += [("warning", there)] if there else []
     lines += [("note", line) for line in advice(plan)]
-    console = make_console(piped_width=200)  # nothing is cut off that somebody greps for
+    console = make_console(piped_width=200)  # so that grep finds whole lines
     console.print(_heading(plan))
     console.print(_strata_table(plan))
     console.print(_facts(lines))

@@ -1,4 +1,4 @@
-"""status, ls, logs: how sweeps stand, by the files in their directories."""
+"""status, ls, logs: the state of sweeps, from the files in their directories."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from saebench.runs.board import Board
 
 POLL = 0.5
-"""Seconds between two looks at a file that is followed."""
+"""Seconds between two reads of a followed file."""
 
 
 def sweeps(runs_dir: str | None) -> list[SweepPaths]:
-    """The sweeps of a directory, the one that changed last first. Raises OSError where it cannot be read."""
+    """Return the sweeps of a directory, the one that changed last first. Raises OSError if it cannot be read."""
     root = places.runs_dir(runs_dir)
     if root.exists():
         os.scandir(root).close()  # glob finds nothing in what it may not read
@@ -38,7 +38,8 @@ def sweeps(runs_dir: str | None) -> list[SweepPaths]:
 
 
 def _is_sweep(folder: Path) -> bool:
-    """It has begun, or is being prepared: before the texts are encoded there is only who works on it."""
+    """Return whether a sweep was started there, or is being prepared: before the texts are encoded there is only
+    scheduler.json."""
     from saebench.runs.holder import holder
 
     return (folder / places.LOCK).is_file() or holder(SweepPaths(folder)) is not None
@@ -57,7 +58,7 @@ def _changed(file: Path) -> float:
 
 
 def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
-    """A sweep by name or directory; without either the one that changed last. Raises UserError."""
+    """Return a sweep by name or directory; by default the one that changed last. Raises UserError."""
     if name is None:
         known = sweeps(runs_dir)
         if not known:
@@ -76,7 +77,7 @@ def find_sweep(name: str | None, runs_dir: str | None) -> SweepPaths:
 @click.option("--watch", is_flag=True, help="Update the screen until the sweep ends or Ctrl-C.")
 @click.option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def status(name: str | None, runs_dir: str | None, watch: bool, as_json: bool) -> None:
-    """Show how a sweep stands.
+    """Show the state of a sweep.
 
     Slots, trials by state, pace, verdicts, failures with reasons. SWEEP is a name or a directory; by default the
     sweep that changed last. Exit code 3: a file of a trial is lost or damaged.
@@ -117,7 +118,7 @@ def _print_status(paths: SweepPaths, damaged: Callable[[str], None]) -> None:
 
 
 def _about_texts(paths: SweepPaths) -> list[str]:
-    """What was left out, cut or leaks, as the sweep's lock has it; nothing where it cannot be read."""
+    """Return the sentences on texts left out, cut or leaking, from the sweep's lock; none if it cannot be read."""
     from saebench.runs import corpus
     from saebench.runs.lock import read_lock
 
@@ -283,7 +284,7 @@ def logs(trial: str, name: str | None, runs_dir: str | None, follow: bool) -> No
 
 
 def _follow(trial: TrialPaths, paths: SweepPaths, follow: bool) -> Iterator[str]:
-    """The log's text; with `follow` whatever is added, until nobody will add more."""
+    """Yield the log's text; with `follow` also what is added, until the trial ends."""
     from saebench.runs.holder import holder
     from saebench.runs.state import read_state
 

@@ -53,7 +53,7 @@ class TrainableSAE(nn.Module, ABC):
                     f"{type(self).__name__}: give a cfg, or a {SAE_CONFIGS[self.kind].__name__} and d_in"
                 )
             if cfg.control is not None:
-                raise SettingsError(f"control {cfg.control}: only saebench's own trainer keeps a part where it started")
+                raise SettingsError(f"control {cfg.control}: only saebench's own trainer freezes a part")
             self.settings, config, self.seed, self.n_batches_to_dead, device = None, cfg, 0, 5, "cpu"
         self.sae: SAE = SAE_TYPES[self.kind](config, d_in)
         self.register_buffer("idle", torch.zeros(self.sae.dict_size, dtype=torch.int64))

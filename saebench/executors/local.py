@@ -128,7 +128,7 @@ class LocalExecutor:
                 return messages
 
     def wake(self) -> None:
-        with contextlib.suppress(OSError):  # full: it is awake already; closed: nobody waits
+        with contextlib.suppress(OSError):  # full: it is awake already; closed: no poll waits
             self._wake.send(b".")
 
     def _look(self, wait: float) -> None:

@@ -1,4 +1,4 @@
-"""Both ends of a signed latent: where it is positive it says one thing, where it is negative another.
+"""Both ends of a signed latent: positive and negative values have different meanings.
 
 Codes with both signs are unfolded: column n holds the positive end of latent n, column n + dict_size the magnitude of
 its negative end, which writes the opposite direction. So whatever is said of a latent is said of either end: keywords,

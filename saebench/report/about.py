@@ -29,7 +29,7 @@ def about(descriptions: Mapping[str, str], frame: DataFrame) -> list[str]:
 
 def _data(frame: DataFrame) -> str:
     model, dataset = _one(frame, "data.model", "{}"), _one(frame, "data.dataset", "{}")
-    if dataset and PurePath(model).name == dataset:  # embeddings of one's own stand for both
+    if dataset and PurePath(model).name == dataset:  # both are named after precomputed embeddings
         return f"embeddings of {dataset}"
     texts = dataset + _one(frame, "data.split", " [{}]") if dataset else ""
     return " on ".join(part for part in (model, texts) if part)

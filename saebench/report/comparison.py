@@ -163,7 +163,7 @@ class Comparison:
         return self.b if self.a == arm else self.a
 
     def mean_of(self, arm: str) -> float:
-        """The mean difference from `arm`'s side: below 0 where it is better."""
+        """Return the mean difference from `arm`'s side: below 0 if it is better."""
         return self.mean if self.a == arm else -self.mean
 
 

@@ -59,7 +59,7 @@ def _runs(database: sqlite3.Connection, kinds: list[sqlite3.Cursor]) -> Iterator
 
 
 class _Values:
-    """A table's (place of the run, key, value), handed out run by run; equal strings are one object."""
+    """Rows (index of the run, key, value) of a table, returned run by run; equal strings are one object."""
 
     def __init__(self, rows: sqlite3.Cursor, strings: dict[str, str]) -> None:
         self._strings = strings

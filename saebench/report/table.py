@@ -59,7 +59,7 @@ def missing(value: Any) -> bool:
 
 
 def plain(value: Any) -> str:
-    """Four significant digits for a float, a dash for what is not there."""
+    """Return four significant digits for a float, a dash for a missing value."""
     if missing(value):
         return "-"
     if isinstance(value, float):
@@ -73,7 +73,7 @@ def decimals(key: str, digits: int) -> Callable[[Row], str]:
 
 
 def plus_minus(mean: str, high: str, digits: int = 4) -> Callable[[Row], str]:
-    """Show a symmetric interval as "0.4556 ± 0.0069", the mean alone where there is no interval."""
+    """Show a symmetric interval as "0.4556 ± 0.0069", the mean alone if there is no interval."""
 
     def show(row: Row) -> str:
         if not math.isfinite(row[mean]):
@@ -85,7 +85,7 @@ def plus_minus(mean: str, high: str, digits: int = 4) -> Callable[[Row], str]:
 
 
 def counted(states: Iterable[Any]) -> Row:
-    """How many trials ended how; unfinished is everything else."""
+    """Count the trials by how they ended; all others are unfinished."""
     texts = [str(state) for state in states]
     counts: Row = {state: texts.count(state) for state in ENDED}
     return counts | {"unfinished": len(texts) - sum(counts.values())}
@@ -102,7 +102,7 @@ def trial_counts(row: Row) -> str:
 
 
 def short_counts(row: Row) -> str:
-    """For example 6/2/0, and (+1) where one is unfinished."""
+    """For example 6/2/0, and (+1) if one is unfinished."""
     more = f" (+{row['unfinished']})" if row.get("unfinished") else ""
     return "/".join(str(row.get(state, 0)) for state in ENDED) + more
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 
 def strata(frame: DataFrame, best: DataFrame, floors: Floors) -> Table:
-    """A row per arm, sparsity and width: its best point over seeds, the best floor, and all that was tried."""
+    """Return a row per arm, sparsity and width: its best point over seeds, the best floor, and the numbers of
+    trials."""
     rows = []
     for key, trials in cells(frame):
         group, arm, level, width = key
@@ -49,7 +50,7 @@ def strata(frame: DataFrame, best: DataFrame, floors: Floors) -> Table:
 
 
 def over_seeds(trials: DataFrame) -> Row:
-    """Mean, std and 95% interval of FVU over these trials' seeds, and the means of what stands beside it."""
+    """Return mean, std and 95% interval of FVU over these trials' seeds, and the means of the other columns."""
     fvu: Any = trials.loc[usable(trials, FVU), FVU].astype(float).to_numpy() if len(trials) else []
     interval = statistics.over_seeds(fvu)
     row = {"seeds": len(fvu), "fvu": float(interval.mean), "fvu_std": float(interval.sd)}
@@ -61,14 +62,14 @@ def over_seeds(trials: DataFrame) -> Row:
 
 
 def on_front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which (L0, FVU) no other point beats in one without losing in the other; NaN is never on the front."""
+    """Return which points (L0, FVU) are on the Pareto front; NaN never is."""
     return [
         x == x and y == y and not any((u <= x and v <= y) and (u < x or v < y) for u, v in points) for x, y in points
     ]
 
 
 def pareto(table: Table) -> Table:
-    """The strata whose best point no other reaches with less of both L0 and FVU."""
+    """Return the strata whose best point is on the Pareto front."""
     rows = []
     all_rows = table.rows()
     for group in dict.fromkeys(row["group"] for row in all_rows):

@@ -22,7 +22,7 @@ SCREEN = 30
 
 
 def show(report: Report, console: Console, tables: Sequence[Table] | None = None, *, everything: bool = False) -> None:
-    """The verdict, what to know before use, one table; `everything`: all tables; `tables` given: those alone, whole."""
+    """Print the verdict, the checks and one table; `everything`: all tables; with `tables` only these, complete."""
     from rich.text import Text
 
     def line(text: str, style: str = "") -> None:
@@ -49,7 +49,7 @@ def show(report: Report, console: Console, tables: Sequence[Table] | None = None
 
 
 def _checks(report: Report, console: Console) -> None:
-    """Before you use it: a line per check, failed ones first."""
+    """Print a line per check, failed ones first."""
     from rich.text import Text
 
     if report.checks:
@@ -60,11 +60,11 @@ def _checks(report: Report, console: Console) -> None:
 
 
 MARKS = {False: ("x", "red"), None: ("?", "yellow"), True: ("+", "green")}
-"""What stands before a check that failed, that nothing tells, that passed."""
+"""Mark and colour of a check that failed, is undecided, or passed."""
 
 
 def _line(console: Console, head: str, style: str, rest: str) -> None:
-    """One line of the box, indented where it wraps."""
+    """Print one line of the box, with wrapped lines indented."""
     from rich.padding import Padding
     from rich.text import Text
 

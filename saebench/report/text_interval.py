@@ -1,4 +1,4 @@
-"""Intervals over test texts: would other texts say the same?"""
+"""Intervals over test texts: the uncertainty due to the choice of texts."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def runs_of(comparisons: list[Comparison]) -> set[str]:
 
 
 def with_texts(comparison: Comparison, errors: dict[str, NDArray[Any]]) -> Comparison:
-    """The same with intervals from a bootstrap over test texts: the noise of the data, seeds held fixed.
+    """Return the comparisons with intervals from a bootstrap over test texts: the noise of the data, with fixed seeds.
 
     `errors` maps run ids to squared errors per test text (of other metrics: to their values per text). Pairs of which a
-    run is missing are left out; nothing is computed where test parts differ in length.
+    run is missing are left out; nothing is computed if test parts differ in length.
     """
     metric = ALL[comparison.metric]
     ratio = metric.comparison == "ratio"

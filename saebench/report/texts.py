@@ -1,4 +1,4 @@
-"""What is known of the texts: how many each part has, what was left out or cut, what leaks from training to test."""
+"""Counts of the texts: size of each part, texts left out or cut, leaks from training to test."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from saebench.report.table import Column, Row, Table, make, percentage
 from saebench.runs.corpus import sentences
 
 PARTS = {"num_train": "training texts", "num_validation": "validation texts", "num_test": "test texts"}
-"""Count in the lock -> what it counts."""
+"""Count in the lock -> its description."""
 
 
 def texts(sources: Sequence[Source]) -> Table:
@@ -29,7 +29,7 @@ def texts(sources: Sequence[Source]) -> Table:
 
 
 def _data(lock: Mapping[str, Any]) -> dict[str, Any]:
-    """The lock's `data` as far as it is whole: counts that are none are left out."""
+    """Return the valid counts in the lock's `data`."""
     data = lock.get("data")
     return {key: value for key, value in data.items() if _is_count(value)} if isinstance(data, dict) else {}
 

@@ -1,4 +1,4 @@
-"""What a comparison says, in a sentence, and what would decide it where it is undecided."""
+"""A comparison in a sentence, and what would decide it if it is undecided."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from saebench.report.wording import (
 )
 
 MANY_SEEDS = 100
-"""Nobody trains more."""
+"""Most seeds that are suggested."""
 ENOUGH_SEEDS = 4
-"""Seeds to ask for where one compares: the first searches, three compare."""
+"""Seeds to suggest if only one compares: the first searches, three compare."""
 
 
 def sentence(c: Comparison) -> str:
@@ -57,7 +57,7 @@ def sentence(c: Comparison) -> str:
 
 
 def _no_interval(c: Comparison) -> str:
-    """Why there is no interval over seeds: without this, the one over texts would read as the whole error."""
+    """Return why there is no interval over seeds: otherwise the one over texts would read as the whole error."""
     if not math.isfinite(c.search):
         why = "too few points"
     else:
@@ -66,7 +66,7 @@ def _no_interval(c: Comparison) -> str:
 
 
 def what_would_decide(c: Comparison) -> str:
-    """Why an undecided comparison is undecided, and what to do."""
+    """Return why a comparison is undecided, and what to do."""
     if c.edge:
         return f"a best point lies at the edge of its range ({', '.join(c.edge)}): widen the range"
     if not math.isfinite(c.search):
@@ -111,7 +111,7 @@ def _seeds(c: Comparison) -> str:
 
 
 def _texts(c: Comparison) -> str:
-    """What else the reader must know: the other interval, search, interpolation, strata left out, an unequal L0."""
+    """Return further information: the other interval, search error, interpolation, strata left out, unequal L0."""
     parts = []
     if c.search > 0 and math.isfinite(c.search):
         parts.append(f"search error {amount(c, c.search)} included")

@@ -30,7 +30,7 @@ OUTCOMES = {
 
 
 def metrics(judged: Sequence[Judged]) -> Table:
-    """A row per pair of arms and metric: what the data say of the first arm against the second."""
+    """Return a row per pair of arms and metric: the first arm compared with the second."""
     rows = [_metric_row(c) for found in judged for c in found.values()]
     columns = [
         GROUP, Column("pair", "arms"), Column("metric", "metric", lambda r: label(r["metric"])),
@@ -59,7 +59,7 @@ def _metric_row(c: Comparison) -> Row:
 
 
 def verdicts(comparisons: Sequence[Comparison]) -> Table:
-    """A row per pair of arms: the sentence and its numbers."""
+    """Return a row per pair of arms: the verdict's numbers."""
     rows = [
         {
             "verdict": sentence(c), "a": c.a, "b": c.b, "group": c.group, "decided": c.decided,

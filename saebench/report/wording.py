@@ -31,7 +31,7 @@ def side_of(value: float) -> str:
 
 
 def value_of(c: Comparison, difference: float) -> float:
-    """A difference of losses as a difference of values: in percent where the metric is compared by its ratio."""
+    """Return a difference of losses as a difference of values: in percent if the metric is compared by its ratio."""
     metric = ALL[c.metric]
     if metric.comparison == "ratio":
         return percent(difference)
@@ -55,7 +55,7 @@ def _small(value: float) -> str:
 
 
 def interval_text(c: Comparison) -> str:
-    """The interval over seeds and search, smaller number first where both ends are on one side: 3.0 to 5.2."""
+    """Return the interval over seeds and search, smaller number first if both ends have one sign: 3.0 to 5.2."""
     return span(c, c.low, c.high)
 
 

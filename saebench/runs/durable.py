@@ -1,7 +1,7 @@
 """Write files and folders completely or not at all: under a temporary name beside the target, synced, then renamed.
 
-The temporary name cannot be guessed and is opened with O_EXCL and O_NOFOLLOW: a link that somebody planted in a shared
-folder is never written through.
+The temporary name cannot be guessed and is opened with O_EXCL and O_NOFOLLOW: a link planted in a shared folder is
+never followed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One scheduler per sweep.
 
-`scheduler.lock` is a lock of the operating system that ends with the process, so that a killed scheduler blocks nobody;
+`scheduler.lock` is a lock of the operating system that ends with the process, so a killed scheduler blocks no other;
 `scheduler.json` names the process that holds it, for messages and for `saebench status`.
 """
 
@@ -90,7 +90,7 @@ def hold_sweep_dir(paths: SweepPaths) -> Iterator[None]:
         if paths.root in new and not paths.lock.exists() and not paths.trials():
             shutil.rmtree(paths.root, ignore_errors=True)
             if paths.root.parent in new:
-                with contextlib.suppress(OSError):  # somebody else uses it by now
+                with contextlib.suppress(OSError):  # another process uses it by now
                     paths.root.parent.rmdir()
 
 

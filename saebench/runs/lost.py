@@ -22,7 +22,7 @@ def lost_files(paths: SweepPaths) -> Iterator[str]:
 
 
 _UNBEGUN = (": is missing", ": is empty")
-"""Ends a line that says nothing of a trial without events, which is being opened."""
+"""End of a line for a trial without events, which may be in the middle of being opened."""
 
 
 def _config_problem(trial: TrialPaths) -> str:

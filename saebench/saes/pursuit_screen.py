@@ -45,7 +45,7 @@ class Screen:
 
     @classmethod
     def of(cls, rows: Tensor) -> Screen | None:
-        """Return the screen of rows (F, d); None where it would not pay."""
+        """Return the screen of rows (F, d); None if it would not pay off."""
         if not on_host(rows) or rows.shape[1] > _WIDEST or kernels_for(rows) is None or not integer_products():
             return None
         return cls(_eight_bits(rows, rows.abs().max().expand(1)))

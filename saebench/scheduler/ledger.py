@@ -133,7 +133,7 @@ class Ledger:
 
     def judge(self, number: int, event: Event) -> Verdict:
         """Report an evaluation to the search and return its verdict, to be sent after the next `commit`: GO at a mark
-        that was judged before, and at the last one, where the trial ends anyway."""
+        that was judged before, and at the last one, because the trial ends there."""
         state = self.states[number]
         if event.samples <= state.judged:
             return Verdict.GO

@@ -64,5 +64,6 @@ class DeadLatents:
 
 
 def default_dead_after(num_train: int, batch_size: int) -> int:
-    """Return min(one epoch, 100,000) examples, but at least five steps: fewer say nothing about a latent."""
+    """Return min(one epoch, 100,000) examples, but at least five steps, as fewer are no evidence that a latent is
+    dead."""
     return max(min(num_train, DEAD_WINDOW), 5 * batch_size)

@@ -135,7 +135,7 @@ def work(request: Request, line: Line) -> bool:
         run = resolve(request.target)
         cache_dir = Path(request.cache_dir)
         run(config, paths, request.device, report, cache_dir=cache_dir, attempt=request.attempt, pending=pending)
-    except Exception as error:  # whatever the target raises is this trial's end and nobody else's
+    except Exception as error:  # whatever the target raises ends only this trial
         traceback.print_exc()
         failed = replace(failure(error, samples), attempt=request.attempt)
         with contextlib.suppress(OSError):  # a full disk may be what ended it
@@ -167,7 +167,7 @@ class Fence:
     def check(self) -> None:
         """Raises FencedError."""
         self._looked = time.monotonic()
-        with contextlib.suppress(OSError, ValueError):  # no fence: nobody else can have begun
+        with contextlib.suppress(OSError, ValueError):  # no fence: no newer attempt can have started
             if int(self._path.read_text("utf-8")) > self._attempt:
                 raise FencedError(f"attempt {self._attempt}: stops, since a newer attempt of this trial has begun")
 
@@ -191,7 +191,7 @@ def failure(error: BaseException, samples: int) -> Event:
 
 _CUDA_MEMORY = (
     "CUDA out of memory",
-    "CUDA error: out of memory",  # of the driver, where not even a context finds room
+    "CUDA error: out of memory",  # of the driver, if not even a context fits
     "CUBLAS_STATUS_ALLOC_FAILED",
     "cudaErrorMemoryAllocation",
     "Triton Error [CUDA]: out of memory",
