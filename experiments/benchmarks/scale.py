@@ -1,6 +1,7 @@
 """How the scheduler behaves with 64, 256 and 1,024 slots and 10,000 trials, and what reading such a sweep costs.
 
     python experiments/benchmarks/scale.py loop [--slots 64,256,1024] [--trials 10000] [--seconds 300] [--keep FOLDER]
+    python experiments/benchmarks/scale.py lag [--slots 64,256,1024] [--seconds 300] [--span 150]
     python experiments/benchmarks/scale.py track FOLDER
     python experiments/benchmarks/scale.py read FOLDER
 
@@ -9,6 +10,10 @@ loop: the real Scheduler, Ledger and Search (random points, 32 strata, median) a
 loop takes, by `--fsync` seconds for every fsync (none is made), and by idle waiting. Trials of a stratum are equally
 good, so that the pruner compares at every report and stops none: the rate of trials is that of the slots. `--keep`
 leaves the sweep's directory, as a run of that many trials would (no SAEs), in FOLDER/scale<slots>.
+
+lag: how old an event is when MLflow (SQLite) has it, from the moment in which all slots start their first trials. The
+real Tracker's polls, on a virtual clock that moves by their CPU time and by the pauses between them, while simulated
+workers write their events. So it is the lag of a tracker that has one core for itself.
 
 track: the real Tracker sends that directory to MLflow (SQLite): CPU a trial, hence the share of a core at a rate of
 trials, and how far it is behind after a burst. read: `status`, `ls`, `best`, `report`, each in a process of its own
@@ -27,6 +32,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -41,6 +47,7 @@ from saebench.runs.board import Board
 from saebench.runs.events import Event, EventLog, Verdict
 from saebench.runs.lock import Lock, Tracked, provenance, write_lock
 from saebench.runs.paths import SweepPaths
+from saebench.runs.state import write_config
 from saebench.scheduler import Scheduler
 from saebench.scheduler.interrupts import Interrupts
 from saebench.scheduler.ledger import Ledger
@@ -49,6 +56,7 @@ from saebench.study import Search
 from saebench.sweep_config import BudgetConfig, FailuresConfig, TrackingConfig
 from saebench.terminal.views import QuietView
 from saebench.tracking import Tracker
+from saebench.tracking.tracker import _Spent
 
 REPORTS, STEPS, BATCH = 20, 100, 1000
 LEVELS, WIDTHS = (4, 8, 16, 32, 64, 128, 192, 256), (512, 1024, 2048, 4096)
@@ -326,6 +334,110 @@ HEAD = (
 )
 
 
+# --- MLflow's lag on a virtual clock --------------------------------------------------------------------------------
+
+
+class Writers:
+    """Workers on `slots` slots that write what theirs would, up to a virtual time."""
+
+    def __init__(self, tracker: Tracker, plan: Plan, paths: SweepPaths, slots: int, seconds: float) -> None:
+        self._tracker, self._plan, self._paths, self._seconds = tracker, plan, paths, seconds
+        self._random, self._numbers = random.Random(0), itertools.count()
+        self._due: list[tuple[float, int, Iterator[tuple[float, int]]]] = []
+        self.unsent: dict[int, float] = {}
+        """Trial -> when the oldest event was written that MLflow does not have."""
+        self.ended = 0
+        for _ in range(slots):
+            self._begin(0.0, self._random.uniform(0.02, 1))
+
+    def _begin(self, at: float, share: float) -> None:
+        number = next(self._numbers)
+        stratum = self._plan.strata[number % len(self._plan.strata)]
+        config = self._plan.trial(stratum, {"lr": 10 ** self._random.uniform(-4, -2)}, 0, number)
+        write_config(self._paths.trial(number), config)
+        self._tracker.open(config, {})
+        events = self._events(config, at, self._seconds * share)
+        heapq.heappush(self._due, (next(events)[0], number, events))
+
+    def _events(self, config: TrialConfig, begun: float, seconds: float) -> Iterator[tuple[float, int]]:
+        """Write an event whenever it is asked for the time of the next."""
+        log, part = EventLog(self._paths.trial(config.number).events), STEPS // REPORTS
+        for step in range(STEPS + REPORTS + 2):
+            at = begun + seconds * step / (STEPS + REPORTS + 1)
+            yield at, config.number
+            report, rest = divmod(step, part + 1)
+            samples = min(config.train.samples, BATCH * report + BATCH * rest // part)
+            if step == STEPS + REPORTS + 1:
+                final = {**values(config, REPORTS), **values(config, REPORTS, "test/")}
+                event = Event("done", config.train.samples, final)
+            elif rest == 0 and report:
+                event = Event("eval", samples, values(config, report))
+            else:
+                event = Event("step", samples, {"train/fvu": 0.5, "train/loss": 0.5, "train/lr": 1e-3})
+            log.append(replace(event, ts=int(1.7e12 + 1000 * at)))
+            self.unsent.setdefault(config.number, at)
+        log.close()
+        self._tracker.close_trial(config.number, "complete")
+        self.ended += 1
+        self._begin(at, self._random.uniform(0.8, 1.2))
+
+    def until(self, now: float) -> None:
+        """Write what is due."""
+        while self._due and self._due[0][0] <= now:
+            _, number, events = heapq.heappop(self._due)
+            if (following := next(events, None)) is not None:
+                heapq.heappush(self._due, (following[0], number, events))
+
+
+def lag(folder: Path, slots: int, seconds: float, span: float) -> str:
+    """One row of the table."""
+    plan, paths = plan_of(f"lag{slots}", 100_000), SweepPaths(folder / f"lag{slots}")
+    paths.root.mkdir(parents=True)
+    tracker = Tracker(paths, TrackingConfig(uri=f"sqlite:///{folder.absolute()}/mlflow{slots}.db"), paths.name)
+    tracker._thread = threading.Thread()  # never started: its polls are made here
+    tracker._thread.start = lambda: None  # type: ignore[method-assign]
+    tracker.start({"d_in": 384})
+    writers, advance = Writers(tracker, plan, paths, slots, seconds), tracker._sender.advance
+    now, cpu, mark, ages = 0.0, 0.0, 0.0, list[tuple[float, float]]()
+
+    def charge() -> None:
+        nonlocal now, cpu, mark
+        spent = time.thread_time() - mark
+        now, cpu, mark = now + spent, cpu + spent, time.thread_time()
+
+    def timed(stream: Any) -> str | None:
+        nonlocal mark
+        charge()
+        writers.until(now)
+        oldest, mark = writers.unsent.pop(stream.number, None), time.thread_time()
+        end: str | None = advance(stream)
+        charge()
+        if oldest is not None:
+            ages.append((now, now - oldest))
+        return end
+
+    tracker._sender.advance = timed  # type: ignore[method-assign]
+    longest = 0.0
+    while now < span:
+        writers.until(now)
+        begun, mark, spent = now, time.thread_time(), _Spent()
+        tracker._cycle(closing=False, spent=spent)
+        charge()
+        longest = max(longest, now - begun)
+        now += tracker._pause(_Spent(spent.cpu, spent.cpu), now - begun)
+    settled = sorted(age for when, age in ages if when > span / 3) or [0.0]
+    return (
+        f"| {slots:,}, {seconds:g} s | {writers.ended:,} | {100 * cpu / now:.0f}% | {longest:.1f} s | "
+        f"{max(age for _, age in ages):.0f} s | {statistics.median(settled):.0f} / {settled[-1]:.0f} s |"
+    )
+
+
+LAG_HEAD = (
+    "| slots, trial | trials ended | share of a core | longest poll | oldest event when sent | later: p50 / worst |\n"
+    "| --- | --- | --- | --- | --- | --- |"
+)
+
+
 # --- MLflow and the readers ------------------------------------------------------------------------------------------
 
 
@@ -383,21 +495,25 @@ def frame(root: Path) -> float:
 def main() -> None:
     """Measure and print markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["loop", "track", "read"])
+    parser.add_argument("what", choices=["loop", "lag", "track", "read"])
     parser.add_argument("folder", nargs="?", type=Path, help="a kept sweep's directory")
     parser.add_argument("--slots", default="64,256,1024")
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--span", type=float, default=150, help="virtual seconds of `lag`")
     parser.add_argument("--fsync", type=float, default=0.005, help="modelled seconds of an fsync")
     parser.add_argument("--keep", type=Path, help="leave the sweeps' directories there")
     args = parser.parse_args()
-    if args.what != "loop":
+    if args.what in ("track", "read"):
         {"track": track, "read": read}[args.what](args.folder)
         return
-    print(HEAD)
+    print(HEAD if args.what == "loop" else LAG_HEAD, flush=True)
     for slots in map(int, args.slots.split(",")):
         with tempfile.TemporaryDirectory() as name:
             folder = args.keep or Path(name)
+            if args.what == "lag":
+                print(lag(folder, slots, args.seconds, args.span), flush=True)
+                continue
             print(loop(folder, slots, args.trials, args.seconds, args.fsync, record=bool(args.keep)), flush=True)
 
 

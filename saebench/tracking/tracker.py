@@ -211,7 +211,7 @@ class Tracker:
     def _run(self) -> None:
         failures = 0
         while True:
-            spent = _Spent()
+            spent, begun = _Spent(), time.monotonic()
             closing = self._closing.is_set()
             try:
                 self._cycle(closing, spent)
@@ -228,8 +228,13 @@ class Tracker:
             elif failures:
                 self._closing.wait(min(0.5 * 2.0**failures, _LONGEST_PAUSE))
             else:
-                wanted = max(spent.seconds, spent.cpu / self._share)
-                self._closing.wait(max(self._interval, min(wanted, 10 * self._interval)))
+                self._closing.wait(self._pause(spent, time.monotonic() - begun))
+
+    def _pause(self, spent: _Spent, took: float) -> float:
+        """Return the seconds to wait after a poll that took `took`. What a trial wrote is sent at the next poll, hence
+        after the pause and the poll together, which ten intervals bound if one poll does not take longer."""
+        wanted = max(spent.seconds, spent.cpu / self._share)
+        return max(self._interval, min(wanted, 10 * self._interval - took))
 
     def _cycle(self, closing: bool, spent: _Spent) -> None:
         """Advance every stream once, starting after the one that failed last, so that none holds up the others. `spent`

@@ -13,6 +13,7 @@ from typing import Any
 
 import optuna
 import pytest
+from leaks import CommandLines, files_with
 from postgres import PASSWORD, Postgres
 
 from saebench.config import TrialConfig
@@ -232,7 +233,7 @@ SCRIPT = """
 import sys
 from saebench import run_sweep
 import json
-print(run_sweep(json.loads(sys.argv[1]), target="sweep_toys:train", runs_dir=sys.argv[2]).exit_code)
+print(run_sweep(json.load(open(sys.argv[1])), target="sweep_toys:train", runs_dir=sys.argv[2]).exit_code)
 """
 
 
@@ -240,12 +241,10 @@ print(run_sweep(json.loads(sys.argv[1]), target="sweep_toys:train", runs_dir=sys
 def test_a_sweep_whose_database_restarts_and_whose_scheduler_is_killed(
     postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole way: the password is in no file, no log and no command line; nothing is lost, nothing doubled."""
-    file = tmp_path / "password"
-    file.write_text(PASSWORD)
+    """The whole way: the password, which stands in the spec, is in no file of the sweep or of MLflow's, no log and no
+    command line; nothing is lost, nothing doubled."""
     tests = str(Path(__file__).parents[1])
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
-    monkeypatch.setenv("SAEBENCH_DB_PASSWORD_FILE", str(file))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(tests).parent), tests]))
     monkeypatch.setenv("TOY_STEP", "0.03")
     spec = {
@@ -259,9 +258,11 @@ def test_a_sweep_whose_database_restarts_and_whose_scheduler_is_killed(
         "seeds": [0, 1],
         "prune": {"pruner": "none"},
         "run": {"devices": "cpu", "per_device": 2},
-        "search": {"storage": postgres.uri(password=None)},
+        "search": {"storage": postgres.uri()},
     }  # fmt: skip
-    command = [sys.executable, "-c", SCRIPT, json.dumps(spec), str(tmp_path / "runs")]
+    file = tmp_path / "spec.json"
+    file.write_text(json.dumps(spec))
+    command = [sys.executable, "-c", SCRIPT, str(file), str(tmp_path / "runs")]
     root = tmp_path / "runs" / "whole"
 
     def run() -> subprocess.Popen[str]:
@@ -273,15 +274,16 @@ def test_a_sweep_whose_database_restarts_and_whose_scheduler_is_killed(
             assert time.monotonic() < until
             time.sleep(0.02)
 
-    process = run()
-    wait(2)
-    postgres.restart()
-    wait(5)
-    second = run()
-    assert "another scheduler holds this sweep" in second.communicate(timeout=60)[0]
-    process.kill()
-    process.communicate()
-    output, _ = run().communicate(timeout=120)
+    with CommandLines(PASSWORD[-6:]) as command_lines:
+        process = run()
+        wait(2)
+        postgres.restart()
+        wait(5)
+        second = run()
+        assert "another scheduler holds this sweep" in second.communicate(timeout=60)[0]
+        process.kill()
+        process.communicate()
+        output, _ = run().communicate(timeout=120)
     assert output.splitlines()[-1] == "0", output
     log = (root / "scheduler.log").read_text()
     assert "the database is back" in log
@@ -290,5 +292,7 @@ def test_a_sweep_whose_database_restarts_and_whose_scheduler_is_killed(
         assert search.numbers() == [0, 1, 2, 3]
         assert search.counts()["complete"] == 4
     assert (root / "optuna.journal").is_file(), "a copy, for dashboards and the report"
-    for path in (p for p in tmp_path.rglob("*") if p.is_file() and p != file):
-        assert PASSWORD.encode() not in path.read_bytes(), path
+    assert (tmp_path / "mlflow.db").is_file()
+    assert files_with(tmp_path, PASSWORD[-6:], file) == [], "whichever way the rest of it is quoted"
+    assert PASSWORD[-6:] not in output
+    assert command_lines.seen == set()
