@@ -142,7 +142,8 @@ def test_a_damaged_file_of_a_trial_is_rebuilt_or_said(
     before, root = table(complete / "runs" / "toy"), tmp_path / "toy"
     shutil.copytree(complete / "runs" / "toy", root)
     path = SweepPaths(root).trial(number).root / name
-    whole = path.read_bytes()
+    whole, state = path.read_bytes(), read_state(SweepPaths(root).trial(number))
+    assert state is not None
     harm(path, damage)
     lost, notes = recovered(root)
     assert table(root) == before
@@ -150,6 +151,9 @@ def test_a_damaged_file_of_a_trial_is_rebuilt_or_said(
         assert not lost
         assert any(str(path) in note for note in notes)
         assert recovered(root) == ([], []), "written again, once"
+        again = read_state(SweepPaths(root).trial(number))
+        assert again is not None
+        assert again.files == state.files, "so that a later loss of any of them is noticed"
     elif name != "log.txt":
         assert [line.split(": ")[0] for line in lost] == [str(path)]
         path.write_bytes(whole)

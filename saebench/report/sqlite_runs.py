@@ -37,7 +37,7 @@ _METRICS = (
 def runs(file: Path, experiment_id: str, parent: str) -> Iterator[Run]:
     """Yield the runs under a parent run that are not deleted, the newest first, reading as they are consumed. Raises
     sqlite3.Error at once if the file cannot be opened read-only, or if MLflow's tables are others than expected."""
-    database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=60)
+    database = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
     try:
         database.execute("BEGIN")  # every query reads the same state of a running sweep
         database.execute(_WANTED, {"parent": parent, "experiment": int(experiment_id)})

@@ -17,7 +17,7 @@ from saebench.executors import Slot
 from saebench.runs.board import Board, Running
 from saebench.runs.events import Event, FailureKind, Verdict
 from saebench.runs.files import file_sum
-from saebench.runs.paths import SweepPaths
+from saebench.runs.paths import SweepPaths, TrialPaths
 from saebench.runs.state import AttemptRecord, TrialState, TrialStateName, read_config, write_config
 from saebench.runs.tags import Tag
 from saebench.scheduler.failures import FAILURE_LABELS
@@ -160,7 +160,7 @@ class Ledger:
         state.close_attempt(kind, reason)
         state.kind = kind
         if end == "complete":
-            state.files |= self._event_file(number)
+            state.files |= event_file(self.paths.trial(number))
         self._move(number, end, reason)
         self.board.pace.add(state)
         self.board.see_ended(state)
@@ -227,10 +227,6 @@ class Ledger:
         """Write state.json again."""
         self._write(number)
 
-    def _event_file(self, number: int) -> dict[str, tuple[int, int]]:
-        events = self.paths.trial(number).events
-        return {events.name: file_sum(events)} if events.is_file() else {}
-
     def _write(self, number: int) -> None:
         self.check_place()
         self.states[number].write(self.paths.trial(number))
@@ -243,6 +239,11 @@ class Ledger:
         if state.verdict:
             tags[Tag.VERDICT] = json.dumps(state.verdict)
         return tags
+
+
+def event_file(trial: TrialPaths) -> dict[str, tuple[int, int]]:
+    """Return size and crc32 of a trial's events.jsonl by its name, for `TrialState.files`; empty if there is none."""
+    return {trial.events.name: file_sum(trial.events)} if trial.events.is_file() else {}
 
 
 def _identity(paths: SweepPaths) -> tuple[int, int] | None:

@@ -18,7 +18,7 @@ from saebench.runs.events import Event, Verdict
 from saebench.runs.files import DamagedError, file_sum
 from saebench.runs.paths import TrialPaths
 from saebench.runs.state import AttemptRecord, TrialState, load_config, load_state, same_trial, write_config
-from saebench.scheduler.ledger import Ledger
+from saebench.scheduler.ledger import Ledger, event_file
 from saebench.scheduler.protocols import Ended, RecoverableSearch
 
 COMPARED = 1 << 30
@@ -142,7 +142,7 @@ def _rebuilt(config: TrialConfig, search: RecoverableSearch, trial: TrialPaths, 
         if event.type in ("eval", "done"):
             state.values = dict(event.values)
         if event.type == "done":
-            state.files = event.files()
+            state.files = event.files() | event_file(trial)
     if ended is not None:
         state.close_attempt(ended.kind, at=last)
         state.state, state.kind, state.verdict = ended.state, ended.kind, dict(ended.verdict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -279,8 +280,8 @@ def test_a_sweep_whose_database_restarts_and_whose_scheduler_is_killed(
         wait(2)
         postgres.restart()
         wait(5)
-        second = run()
-        assert "another scheduler holds this sweep" in second.communicate(timeout=60)[0]
+        process.send_signal(signal.SIGSTOP)  # so that it is still there when the second has started
+        assert "another scheduler holds this sweep" in run().communicate(timeout=90)[0]
         process.kill()
         process.communicate()
         output, _ = run().communicate(timeout=120)
