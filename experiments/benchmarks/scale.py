@@ -267,6 +267,9 @@ class Simulated:
     def quarantine(self, slot: Slot) -> None:
         raise AssertionError(slot)
 
+    def set_demand(self, trials: int) -> None:
+        pass
+
     def encoders(self) -> list[str]:
         return []
 
