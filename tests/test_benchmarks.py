@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 import warnings
@@ -24,6 +25,7 @@ try:
     import gpu
     import on_device
     import reading
+    import scale
     import timing
     import train_step
     import work
@@ -322,3 +324,19 @@ def test_parts_say_how_they_ended_and_find_this_checkout(tmp_path: Path) -> None
 def test_the_tests_for_a_gpu_are_found_by_their_mark() -> None:
     assert "tests/stores/test_sentence_encoder.py" in gpu.tests()
     assert "tests/test_spec.py" not in gpu.tests()
+
+
+def test_the_scheduler_of_many_slots_is_timed_on_all_its_trials(tmp_path: Path) -> None:
+    row = scale.loop(tmp_path, 4, 32, 5, 0.005, record=False).split(" | ")
+    assert row[0] == "| 4, 5 s"
+    assert row[1] == "32", "a trial per stratum at least"
+    assert float(row[2]) > 1, "verdicts per virtual second: 20 a trial, four trials at a time"
+
+
+def test_an_event_is_as_old_as_the_pause_before_the_poll_that_sends_it(tmp_path: Path, empty_database: Path) -> None:
+    """Two slots, trials of 10 s: a poll takes milliseconds, and three seconds or more pass between two."""
+    shutil.copy(empty_database, tmp_path / "mlflow2.db")
+    row = scale.lag(tmp_path, 2, 10, 65).strip("| ").split(" | ")
+    assert int(row[1]) >= 3
+    oldest, (middle, worst) = int(row[4].split()[0]), map(int, row[5].removesuffix(" s").split(" / "))
+    assert 3 <= middle <= worst <= oldest <= 35, "the longest pause is 30 s"

@@ -267,9 +267,6 @@ class Simulated:
     def quarantine(self, slot: Slot) -> None:
         raise AssertionError(slot)
 
-    def set_demand(self, trials: int) -> None:
-        pass
-
     def encoders(self) -> list[str]:
         return []
 
@@ -347,6 +344,7 @@ class Writers:
         self._tracker, self._plan, self._paths, self._seconds = tracker, plan, paths, seconds
         self._random, self._numbers = random.Random(0), itertools.count()
         self._due: list[tuple[float, int, Iterator[tuple[float, int]]]] = []
+        self._logs: dict[int, EventLog] = {}
         self.unsent: dict[int, float] = {}
         """Trial -> when the oldest event was written that MLflow does not have."""
         self.ended = 0
@@ -365,6 +363,7 @@ class Writers:
     def _events(self, config: TrialConfig, begun: float, seconds: float) -> Iterator[tuple[float, int]]:
         """Write an event whenever it is asked for the time of the next."""
         log, part = EventLog(self._paths.trial(config.number).events), STEPS // REPORTS
+        self._logs[config.number] = log
         for step in range(STEPS + REPORTS + 2):
             at = begun + seconds * step / (STEPS + REPORTS + 1)
             yield at, config.number
@@ -379,7 +378,7 @@ class Writers:
                 event = Event("step", samples, {"train/fvu": 0.5, "train/loss": 0.5, "train/lr": 1e-3})
             log.append(replace(event, ts=int(1.7e12 + 1000 * at)))
             self.unsent.setdefault(config.number, at)
-        log.close()
+        self._logs.pop(config.number).close()
         self._tracker.close_trial(config.number, "complete")
         self.ended += 1
         self._begin(at, self._random.uniform(0.8, 1.2))
@@ -390,6 +389,11 @@ class Writers:
             _, number, events = heapq.heappop(self._due)
             if (following := next(events, None)) is not None:
                 heapq.heappush(self._due, (following[0], number, events))
+
+    def close(self) -> None:
+        """Close the files of the trials that run."""
+        for log in self._logs.values():
+            log.close()
 
 
 def lag(folder: Path, slots: int, seconds: float, span: float) -> str:
@@ -428,6 +432,7 @@ def lag(folder: Path, slots: int, seconds: float, span: float) -> str:
         charge()
         longest = max(longest, now - begun)
         now += tracker._pause(_Spent(spent.cpu, spent.cpu), now - begun)
+    writers.close()
     settled = sorted(age for when, age in ages if when > span / 3) or [0.0]
     return (
         f"| {slots:,}, {seconds:g} s | {writers.ended:,} | {100 * cpu / now:.0f}% | {longest:.1f} s | "
