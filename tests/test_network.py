@@ -88,7 +88,7 @@ def test_no_command_asks_another_machine_or_passes_a_secret_on(traced: dict[str,
     assert Path(traced["CONNECTIONS"]).exists(), "the recorder saw the page's own connection at least"
     assert elsewhere(traced) == []
     assert not list((tmp_path / "home").rglob("telemetry.json")), "no installation id either"
-    assert list((tmp_path / "mlartifacts").rglob("lock.json")), "the lock is among what was uploaded"
+    assert list((tmp_path / "mlruns").rglob("lock.json")), "the lock is among what was uploaded"
     assert files_with(tmp_path, SECRET, tmp_path / "spec.yaml") == []
     assert command_lines.seen == set()
     assert command_lines.looked or not Path("/proc").is_dir()
