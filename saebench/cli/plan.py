@@ -259,7 +259,7 @@ def _pruning(plan: Plan) -> str:
         "threshold": f"outside {prune.lower if prune.lower is not None else '-inf'}..{prune.upper}",
         "pareto": f"another trial is {prune.margin:.0%} better in both L0 and FVU",
     }
-    return f"{prune.pruner}: {extra[prune.pruner]}"
+    return f"{prune.pruner}: {extra[prune.pruner]}" if prune.pruner in extra else prune.pruner
 
 
 def _as_json(plan: Plan, entry: dict[str, Any]) -> dict[str, Any]:

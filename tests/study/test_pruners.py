@@ -6,7 +6,7 @@ import os
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import optuna
 import pytest
@@ -16,6 +16,8 @@ from saebench.plan import Plan, make_plan
 from saebench.runs.events import Verdict
 from saebench.spec import parse_spec
 from saebench.study import Decision, ParetoPruner, Search, report_pair
+from saebench.study.pruners import PRUNERS
+from saebench.sweep_config import PruneConfig
 
 SAMPLES = 20_000
 MARKS = tuple(range(1_000, SAMPLES + 1, 1_000))
@@ -335,3 +337,10 @@ def test_pareto_in_a_sweep_names_the_rival(tmp_path: Path) -> None:
     numbers = decision.numbers
     assert (numbers["rival"], numbers["rival_l0"], numbers["l0"], numbers["peers"]) == (0, 30.0, 40.0, 2)
     assert numbers["threshold"] == pytest.approx(0.2 / 0.9)
+
+
+def test_every_pruner_of_a_spec_is_one_row() -> None:
+    names = get_args(PruneConfig.model_fields["pruner"].annotation)
+    assert tuple(PRUNERS) == names
+    kinds = [row.kind for row in PRUNERS.values()]
+    assert len(set(kinds)) == len(kinds), "a pruner is recognised by its class"
