@@ -24,7 +24,7 @@ _SUFFIXES = {
     ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "json", ".ndjson": "json", ".json": "json",
     ".parquet": "parquet", ".pq": "parquet", ".txt": "text", ".xlsx": "xlsx", ".xls": "xlsx",
 }  # fmt: skip
-MOST_LABELS = 50
+MOST_LABELS = 100
 """A column with more different values is not a label."""
 STOPWORDS = {
     "English": {"the", "of", "and", "to", "in", "is", "that", "for", "with", "are"},
