@@ -81,6 +81,11 @@ class Lab:
         for number, name in enumerate("abc", 2):
             self._boot(number, name, self.hidden())
 
+    def replace(self, name: str) -> None:
+        """Start a machine that was struck anew."""
+        self.machines[name].kill()
+        self._boot(2 + "abc".index(name), name, self.hidden())
+
     def _boot(self, number: int, name: str, hidden: list[Path]) -> None:
         for _ in range(5):
             self.machines[name] = machine = Machine(number, name, self.folder, hidden)
@@ -241,16 +246,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6000, help="of a trial")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/saebench-cluster"))
     args = parser.parse_args()
-    for scenario in args.scenarios:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        lab = Lab(args.folder, args.storage, args.steps)
-        try:
-            lab.open()
-            if not (args.folder / "runs" / "local").exists():
-                lab.sweep("local").wait(1800)
+    args.folder.mkdir(parents=True, exist_ok=True)
+    lab = Lab(args.folder, args.storage, args.steps)
+    try:
+        lab.open()
+        if not (args.folder / "runs" / "local").exists():
+            lab.sweep("local").wait(1800)
+        for scenario in args.scenarios:
             print(json.dumps(play(lab, scenario)), flush=True)
-        finally:
-            lab.close()
+            if scenario != args.scenarios[-1]:
+                lab.replace("b")
+    finally:
+        lab.close()
     remove_bridge(args.folder)
 
 
