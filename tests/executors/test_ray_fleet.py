@@ -141,6 +141,21 @@ async def test_a_node_that_is_taken_back_is_left_in_time(tmp_path: Path) -> None
 
 
 @asked
+async def test_a_trial_that_is_started_on_a_draining_node_leaves(
+    tmp_path: Path,
+) -> None:
+    world = World(tmp_path, FakeCluster())
+    await world.open()
+    world.cluster.there = [Node("id-a", "a", 2, 0.0, draining=True)]
+    await world.until(lambda: world.of("gone"))
+    world.start(of_sweep(tmp_path, "count", samples=100_000))
+    ended = await world.exit_of(0)
+    assert (ended["kind"], recorded(world)[-1][0]) == (None, "left")
+    assert [message["number"] for message in world.of("preempted")] == [0]
+    await world.fleet.close()
+
+
+@asked
 async def test_nodes_that_join_later_get_agents(tmp_path: Path) -> None:
     world = World(tmp_path, FakeCluster())
     await world.open()

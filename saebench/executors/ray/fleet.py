@@ -153,6 +153,8 @@ class Fleet:
             life.end("lost", f"node {member.node}: its agent is gone")
             return
         self._start(life.run())
+        if member.draining:  # the scheduler had not heard of it yet
+            self._preempt(life)
 
     def order(self, order: Json) -> None:
         """Pass on answer or stop; ignored if the trial has ended."""
@@ -273,9 +275,12 @@ class Fleet:
                 self._send({"type": "gone", "agent": member.number})
                 for life in self._lives.values():
                     if life.member is member:
-                        self._send({"type": "preempted", "number": life.number})
-                        life.order({"do": "stop", "number": life.number, "how": "leave"})
+                        self._preempt(life)
         self._regain()
+
+    def _preempt(self, life: Life) -> None:
+        self._send({"type": "preempted", "number": life.number})
+        life.order({"do": "stop", "number": life.number, "how": "leave"})
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
