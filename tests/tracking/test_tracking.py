@@ -31,6 +31,7 @@ from saebench.runs.state import TrialState
 from saebench.sweep_config import TrackingConfig
 from saebench.tracking import Lag, Tracker, mlflow_errors, record, resolve_uri, server
 from saebench.tracking.book import Book
+from saebench.tracking.tracker import _Spent
 from saebench.tracking.uploads import SAE_FILES
 
 START = 1_700_000_000_000
@@ -683,3 +684,20 @@ def test_a_server_with_postgresql_behind_it(
             assert sorted((p.key, p.step, p.timestamp, p.value) for p in points) == expected(sweep.trial(number))
     finally:
         served.kill()
+
+
+@pytest.mark.parametrize(
+    ("cpu", "took", "pause"),
+    [
+        (0.0, 0.0, 3.0),  # little to send: the interval
+        (0.05, 0.05, 10.0),  # 0.05 s of 10 s are the share
+        (1.0, 1.0, 29.0),  # 200 s would be: ten intervals, less the poll itself
+        (15.0, 20.0, 10.0),
+        (60.0, 60.0, 3.0),  # a poll that takes longer than that: at once, but for the interval
+    ],
+)
+def test_pause_and_poll_together_are_ten_intervals_at_most(
+    tmp_path: Path, cpu: float, took: float, pause: float
+) -> None:
+    tracker = Tracker(SweepPaths(tmp_path), TrackingConfig(), "toy")
+    assert tracker._pause(_Spent(cpu, cpu), took) == pytest.approx(pause)
