@@ -84,7 +84,7 @@ def test_scores_and_labels(trial: TrialPaths, tmp_path: Path) -> None:  # noqa: 
     judged = done(tmp_path, "latents", "demo/0", "--table", "judged", "--second", "second", "--format", "json").stdout
     assert {"latent", "coherence", "example_auroc"} <= json.loads(judged)[0].keys()
     assert "random 0." in done(tmp_path, "latents", "demo/0", "--table", "judged").stdout
-    assert "is trained on" in refused(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "planted")
+    assert "was trained on" in refused(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "planted")
     done(tmp_path, "latents", "demo/0", "--table", "scores", "--second", "planted", "--circular-anyway")
     done(tmp_path, "latents", "demo/0", "--table", "labels", "--out", tmp_path / "labels.csv")
     with (tmp_path / "labels.csv").open() as file:
