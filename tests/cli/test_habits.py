@@ -80,7 +80,7 @@ def test_help_and_version() -> None:
 def test_rm_asks_and_removes_only_this_sweep(owls: Path) -> None:
     refused = run("rm", "owls")
     assert (refused.exit_code, owls.exists()) == (1, True)
-    assert "give --yes" in str(refused.exception)
+    assert "add --yes" in str(refused.exception)
     done = run("rm", "owls", "--yes")
     assert done.exit_code == 0, done.output
     assert "2 trials" in done.output
