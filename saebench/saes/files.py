@@ -89,7 +89,15 @@ def _folder(given: str | Path) -> Path:
     folder = Path(given)
     if folder.is_file():
         folder = folder.parent
-    return folder / "sae" if not (folder / SAE_CONFIG).exists() and (folder / "sae" / SAE_CONFIG).exists() else folder
+    if (folder / SAE_CONFIG).exists():
+        return folder
+    trials = sorted(path.parent.parent for path in folder.glob(f"trials/*/sae/{SAE_CONFIG}"))
+    if trials:
+        raise FileNotFoundError(
+            f"{folder}: is a sweep; load one of its {len(trials)} trials, such as {trials[0]} "
+            "(`saebench best` names the best)"
+        )
+    return folder / "sae" if (folder / "sae" / SAE_CONFIG).exists() else folder
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -205,6 +206,15 @@ def test_a_trial_and_a_file_of_it_are_found_and_an_address_is_said_to_be_one(fol
         assert torch.equal(load_sae(given).W_dec, expected)
     with pytest.raises(SAEFileError, match=r"^runs:/abc/sae: an address in MLflow; load the folder that .* returns$"):
         load_sae("runs:/abc/sae")
+
+
+def test_a_sweep_says_which_trials_it_has(folder: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "owls"
+    shutil.copytree(folder, sweep / "trials" / "0003" / "sae")
+    with pytest.raises(
+        FileNotFoundError, match=r"owls: is a sweep; load one of its 1 trials, such as .*0003 \(`saebench best` "
+    ):
+        load_sae(sweep)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
