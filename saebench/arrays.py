@@ -66,6 +66,31 @@ def open_embeddings(path: str | Path) -> Embeddings:
     return Embeddings(path, sum(rows for rows, _ in shapes), widths[0])
 
 
+@dataclass(frozen=True)
+class Layout:
+    """Where the rows of a file are: `count` rows of `dtype`, one after the other, from byte `offset`."""
+
+    dtype: str
+    offset: int
+    count: int
+
+
+def layout_of(file: Path) -> Layout | None:
+    """Return where the rows are; None if they cannot be mapped: Fortran order, Parquet."""
+    if file.suffix == ".npy":
+        array = np.load(file, mmap_mode="r")
+        rows_first = isinstance(array, np.memmap) and array.flags.c_contiguous
+        return Layout(array.dtype.str, int(array.offset), len(array)) if rows_first else None
+    if file.suffix == ".safetensors":
+        tensor = _tensor(file)
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            (entry,) = (value for name, value in json.loads(opened.read(length)).items() if name != "__metadata__")
+        offset = 8 + length + int(entry["data_offsets"][0])
+        return Layout(f"<f{int(tensor.get_dtype()[1:]) // 8}", offset, int(tensor.get_shape()[0]))
+    return None
+
+
 def width_of(path: str) -> int | None:
     """Return the width of the rows; None if they cannot be read."""
     try:

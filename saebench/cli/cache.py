@@ -63,7 +63,7 @@ def build(spec: Path, overrides: tuple[str, ...], cache_dir: str | None) -> None
 @cache.command()
 @cache_option
 def verify(cache_dir: str | None) -> None:
-    """Check every file against its checksum; exit code 5 if one is damaged (the next sweep repairs it)."""
+    """Check every file against its checksum, also those whose rows are mapped; exit code 5 if one is damaged."""
     damaged = 0
     for folder, problems in tidy.verify(paths.cache_dir(cache_dir)):
         echo(f"{folder.name}: {'sound' if not problems else f'{len(problems)} damaged'}")
@@ -72,7 +72,7 @@ def verify(cache_dir: str | None) -> None:
         damaged += len(problems)
     if damaged:
         raise DataError(
-            f"{damaged} damaged {'file' if damaged == 1 else 'files'} in the cache; the next sweep repairs it"
+            f"{damaged} damaged {'file' if damaged == 1 else 'files'}; the next sweep repairs those in the cache"
         )
 
 
@@ -169,13 +169,15 @@ def _row(listed: Listed) -> dict[str, Any]:
             "state": "unreadable",
         }
     manifest = listed.manifest
-    whole = "complete" if listed.complete else f"{manifest.encoded / max(manifest.count, 1):.0%} encoded"
+    mapped = ", mapped" if manifest.sources else ""
+    whole = f"complete{mapped}" if listed.complete else f"{manifest.encoded / max(manifest.count, 1):.0%} encoded"
     return {
         **row,
         "model": manifest.named.get("model", "?"),
         "dataset": manifest.named.get("dataset", "?"),
         "settings": _settings(manifest.identity),
         "counts": manifest.counts,
+        "sources": [source.path for source in manifest.sources],
         "texts": manifest.count,
         "d_in": manifest.d_in,
         "type": manifest.identity.get("dtype", "?"),

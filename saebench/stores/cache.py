@@ -34,6 +34,7 @@ from saebench.stores.in_use import Hold
 from saebench.stores.manifest import MANIFEST, File, Manifest, has_content
 from saebench.stores.messages import one_line
 from saebench.stores.progress import OnProgress, Progress
+from saebench.stores.sources import problem_of
 from saebench.stores.texts import EVALUATED
 
 __all__ = ["CacheEntry", "Progress", "build", "find"]
@@ -67,8 +68,10 @@ def build(
     cache_dir: Path,
     devices: Sequence[str | Launch] = ("cpu",),
     on_progress: Callable[[Progress], None] | None = None,
+    copy: bool = False,
 ) -> CacheEntry:
-    """Return the complete entry for `data`; encode what is missing. Raises DataError in one line.
+    """Return the complete entry for `data`; encode what is missing. Raises DataError in one line. With `copy`, the
+    entry holds all rows: those of `data.embeddings` are not mapped from the user's files.
 
     `devices`: cpu | cuda:<uuid or index> | mps, one encoding process each, or places on other machines. The next call
     resumes a build that was killed, from the last piece of 1,024 texts.
@@ -76,27 +79,30 @@ def build(
     report = on_progress or _ignore_progress
     with contextlib.suppress(OSError):  # digests of data files are kept there, and needed again below
         cache_dir.mkdir(parents=True, exist_ok=True)
-    entry = _encoded(data.model_copy(update={"deduplicate": None}), cache_dir, devices, report)
+    entry = _encoded(data.model_copy(update={"deduplicate": None}), cache_dir, devices, report, copy)
     if data.deduplicate is not None:
         _find_near_duplicates(entry, data.deduplicate, report)
         entry = find(data, cache_dir, entry.cache_key) or _changed(entry.directory)
     return _with_twins(entry, report)
 
 
-def _encoded(data: DataConfig, cache_dir: Path, devices: Sequence[str | Launch], report: OnProgress) -> CacheEntry:
+def _encoded(
+    data: DataConfig, cache_dir: Path, devices: Sequence[str | Launch], report: OnProgress, copy: bool
+) -> CacheEntry:
     """Return the complete entry, all files of which were compared with their checksums since the machine started."""
     folder = entry_folder(data, cache_dir)
     entry = find(data, cache_dir)
-    if entry is not None and _is_tidy(folder) and _is_sound(entry, report):
+    if entry is not None and _is_tidy(folder) and _is_sound(entry, report) and _is_in_place(entry, copy):
         return entry
     with _locked(folder, report):
         entry = find(data, cache_dir)  # another process may have built it meanwhile
-        if entry is None or not _is_tidy(folder) or not _is_sound(entry, report):
+        sound = entry is not None and _is_tidy(folder) and _is_sound(entry, report) and _is_in_place(entry, copy)
+        if entry is None or not sound:
             entry = None  # release it, so that its old files can be removed
             identity = keys.identity_of(data, cache_dir)
             try:
                 if data.embeddings is not None:
-                    own.build(data, folder, identity, report)
+                    own.build(data, folder, identity, report, copy)
                 else:
                     Build(data, folder, identity, devices, report).run()
             except OSError as error:
@@ -138,10 +144,8 @@ def _with_twins(entry: CacheEntry, report: OnProgress) -> CacheEntry:
     test = entry.test_index
     lowest = np.sort(test[np.argsort(entry.hashes[test], kind="stable")[:looked_at]])
     near = neighbours.count_near(entry.read, lowest, entry.train_index, neighbours.NEAR, _comparing(report))
-    counts: dict[str, Any] = {
-        f"equal_{part}": neighbours.count_equal(entry.read, entry.index_of(part), entry.train_index)
-        for part in EVALUATED
-    }
+    equal = neighbours.count_equal(entry.read, [entry.index_of(part) for part in EVALUATED], entry.train_index)
+    counts: dict[str, Any] = {f"equal_{part}": count for part, count in zip(EVALUATED, equal, strict=True)}
     counts |= {"near_test": near, "near_test_of": len(lowest), "near_above": neighbours.NEAR}
     used = entry.hashes if entry.keep is None else entry.hashes[entry.keep]
     with contextlib.suppress(OSError):  # a cache that can only be read: counted again next time
@@ -163,6 +167,14 @@ def _comparing(report: OnProgress) -> Callable[[int, int], None]:
 def _is_tidy(folder: Path) -> bool:
     """Return whether the last build of the entry removed its pieces; one that was killed at its very end did not."""
     return not (folder / "parts").exists()
+
+
+def _is_in_place(entry: CacheEntry, copy: bool) -> bool:
+    """Return whether the rows are where they should be: in the entry, or in files of the user that have not changed."""
+    in_entry = not entry.manifest.sources
+    return in_entry or not (
+        copy or any(problem_of(source, entry.directory.parents[1]) for source in entry.manifest.sources)
+    )
 
 
 def _ignore_progress(progress: Progress) -> None:

@@ -17,6 +17,7 @@ from saebench.errors import DataError
 from saebench.stores.beside import keep_file, name_of, read_keep, read_twins
 from saebench.stores.in_use import Hold
 from saebench.stores.manifest import ROWS_PER_SHARD, Manifest, Shard, has_size, read_hashes
+from saebench.stores.sources import MappedRows, check_sources, map_sources, take_rows
 from saebench.stores.texts import EVALUATED, Division, Part, Text
 
 SAME_ROWS = 1_000
@@ -139,19 +140,34 @@ class CacheEntry:
         lowest = np.argpartition(self.hashes[self.train_index], n)[:n]
         return np.sort(self.train_index[lowest])
 
-    def rows(self) -> list[Rows]:
-        """Return the (rows, d_in) embeddings of each shard, memory-mapped and read-only."""
-        names = [shard.rows.name for shard in self.shards if shard.rows]
-        return [np.asarray(np.load(self.directory / name, mmap_mode="r")) for name in names]
+    def rows(self) -> list[Rows | MappedRows]:
+        """Return the (rows, d_in) embeddings of each shard, memory-mapped and read-only. Raises DataError if they are
+        in files of the user that have changed."""
+        return [self._rows_of(shard) for shard in self.shards]
+
+    def _rows_of(self, shard: Shard) -> Rows | MappedRows:
+        if shard.numbers is not None:
+            return MappedRows(self._maps, np.load(self.directory / shard.numbers.name, mmap_mode="r"))
+        assert shard.rows is not None
+        return np.asarray(np.load(self.directory / shard.rows.name, mmap_mode="r"))
+
+    @cached_property
+    def _maps(self) -> list[Rows]:
+        self.check_sources()
+        return map_sources(self.manifest.sources, self.d_in)
+
+    def check_sources(self) -> None:
+        """Raise DataError if the rows are in files of the user that have changed since the entry was built."""
+        check_sources(self.manifest.sources, self.directory.parents[1])
 
     def read(self, index: Index) -> npt.NDArray[np.float32]:
         """Return (len(index), d_in) the rows with these numbers, which must be ascending."""
         out = np.empty((len(index), self.d_in), np.float32)
-        shards = self.rows()
-        cuts = np.searchsorted(index, np.arange(len(shards) + 1) * ROWS_PER_SHARD)
-        for number, shard in enumerate(shards):
+        cuts = np.searchsorted(index, np.arange(len(self.shards) + 1) * ROWS_PER_SHARD)
+        for number, shard in enumerate(self.shards):
             start, stop = cuts[number], cuts[number + 1]
-            out[start:stop] = shard[index[start:stop] - number * ROWS_PER_SHARD]
+            if start < stop:
+                take_rows(self._rows_of(shard), index[start:stop] - number * ROWS_PER_SHARD, out[start:stop])
         return out
 
     @cached_property

@@ -10,26 +10,22 @@ encode_batch_size (which moves the last bits at most).
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from saebench.config import FILE_FORMATS, DataConfig, DatasetConfig
 from saebench.errors import DataError
-from saebench.runs.durable import write_json
 from saebench.stores import own
+from saebench.stores.digests import sha256_of
 from saebench.stores.loading import expand
 from saebench.stores.messages import place
 
 FORMAT = 3
 """Raised when the layout of an entry or the cleaning of texts changes: older entries then have another key."""
-_UNSETTLED_NS = 2_000_000_000
-"""A file changed less than this long ago may change again without its time stamp moving; its digest is not kept."""
 
 
 def identity_of(data: DataConfig, cache_dir: Path) -> dict[str, Any]:
@@ -122,23 +118,4 @@ def _inside(folder: Path, above: frozenset[str] = frozenset()) -> Iterator[Path]
 
 
 def _file(path: Path, cache_dir: Path) -> dict[str, str]:
-    """The SHA-256 of a file, remembered by its path, size and times, so that `find` need not read gigabytes. Both
-    times, because copying or unpacking another file over it may set mtime, but not ctime."""
-    path = path.absolute()
-    stat = path.stat()
-    known = cache_dir / "digests" / (hashlib.sha256(str(path).encode()).hexdigest()[:24] + ".json")
-    times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
-    stamp = {"path": str(path), "bytes": stat.st_size, **times}
-    try:
-        kept = json.loads(known.read_text("utf-8"))
-        if {key: kept[key] for key in stamp} == stamp:
-            return {"sha256": str(kept["sha256"])}
-    except (OSError, ValueError, KeyError, TypeError):
-        pass
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    settled = abs(time.time_ns() - stat.st_mtime_ns) > _UNSETTLED_NS  # a clock that was wrong may have set it ahead
-    if settled and cache_dir.is_dir():
-        with contextlib.suppress(OSError):  # a cache that can only be read forgets
-            write_json(known, {**stamp, "sha256": found})
-    return {"sha256": found}
+    return {"sha256": sha256_of(path, cache_dir)}

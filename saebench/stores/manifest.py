@@ -5,6 +5,7 @@
         00000-texts-<sha>.parquet           texts (and labels) of rows 0 to 65,535, in the order of the stream
         00000-hashes-<sha>.npy              uint64 hash of each text
         00000-rows-<sha>.npy                (rows, d_in) embeddings
+        00000-numbers-<sha>.npy             instead of them: int64 numbers of the rows in the user's files
         parts/                              while it is being encoded: pieces of 1,024 rows, each with its digest
     <cache>/embeddings/<key>.lock           held while the entry is being built
     <cache>/embeddings/<key>.verified       files whose checksums were verified since the machine started
@@ -54,13 +55,31 @@ class Shard(Config):
     hashes: File
     encoded: int = 0
     rows: File | None = None
+    numbers: File | None = None
+    """Instead of `rows`: where each row is in the files of `Manifest.sources`."""
     encoded_digest: str = ""
     """Digest of the texts that the rows belong to (see `digest_of`)."""
     truncated: int = 0
     """Number of encoded texts longer than the model's limit: only their beginning was encoded."""
 
     def files(self) -> list[File]:
-        return [self.texts, self.hashes] + ([self.rows] if self.rows else [])
+        return [file for file in (self.texts, self.hashes, self.rows, self.numbers) if file is not None]
+
+
+class Source(Config):
+    """A file of the user with rows that the entry maps instead of copying them."""
+
+    path: str
+    """Absolute."""
+    bytes: int
+    mtime_ns: int
+    ctime_ns: int
+    sha256: str
+    dtype: str
+    offset: int
+    """Bytes before the first value."""
+    count: int
+    """Number of rows; they follow each other without gaps."""
 
 
 class Manifest(Config):
@@ -81,6 +100,8 @@ class Manifest(Config):
     fingerprint: tuple[float, ...] = ()
     """First values of the model's embedding of a fixed text, to detect another model of the same name."""
     shards: tuple[Shard, ...] = ()
+    sources: tuple[Source, ...] = ()
+    """Files of the user that hold the rows; empty if the entry does."""
 
     @property
     def count(self) -> int:

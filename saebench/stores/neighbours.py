@@ -7,7 +7,7 @@ much of it is used and how it is divided.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ NEAR = 0.95
 """Cosine above which a training text counts as nearly the same as a text that is evaluated on."""
 BLOCK = 4_096
 """Rows compared at a time: their cosines with as many others take 64 MB."""
-MOST_PRODUCTS = 2e12
-"""Most multiplications for counting near neighbours, some tens of seconds; of a larger corpus only the texts with the
+MOST_PRODUCTS = 5e11
+"""Most multiplications for counting near neighbours, some seconds; of a larger corpus only the texts with the
 lowest hashes are compared, which is a random sample."""
 
 Floats = npt.NDArray[np.float32]
@@ -57,14 +57,18 @@ def count_near(read: Read, ours: Index, theirs: Index, above: float, report: OnR
         rows = _unit(read(mine))
         near = np.zeros(len(mine), bool)
         for others in _blocks(theirs):
-            near |= (rows @ _unit(read(others)).T).max(axis=1) > above
+            block = read(others)
+            lengths = np.sqrt(np.einsum("ij,ij->i", block, block))
+            near |= (rows @ block.T > above * lengths).any(axis=1)
         found += int(near.sum())
     return found
 
 
-def count_equal(read: Read, ours: Index, theirs: Index) -> int:
-    """How many of the rows `ours` are equal to a row of `theirs`, to the last bit (by a fingerprint of 64 bits)."""
-    return int(np.isin(_fingerprints(read, ours), _fingerprints(read, theirs)).sum())
+def count_equal(read: Read, ours: Sequence[Index], theirs: Index) -> list[int]:
+    """How many of the rows of each of `ours` are equal to a row of `theirs`, to the last bit (by a fingerprint of 64
+    bits)."""
+    known = _fingerprints(read, theirs)
+    return [int(np.isin(_fingerprints(read, index), known).sum()) for index in ours]
 
 
 def rows_looked_at(ours: int, theirs: int, d_in: int) -> int:
@@ -80,8 +84,8 @@ def _fingerprints(read: Read, index: Index) -> npt.NDArray[np.uint64]:
 def _mixed(rows: Floats) -> npt.NDArray[np.uint64]:
     """A sum of the bits of every value times an odd number of its own, spread over 64 bits."""
     odd = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, rows.shape[1], np.uint64) | np.uint64(1)
-    bits = np.ascontiguousarray(rows).view(np.uint32).astype(np.uint64)
-    mixed: npt.NDArray[np.uint64] = (bits * odd).sum(axis=1, dtype=np.uint64)
+    bits = np.ascontiguousarray(rows).view(np.uint32)
+    mixed: npt.NDArray[np.uint64] = np.einsum("ij,j->i", bits, odd)
     return mixed
 
 

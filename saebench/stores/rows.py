@@ -19,6 +19,7 @@ from saebench.errors import DataError
 from saebench.stores.entry import CacheEntry, Index
 from saebench.stores.manifest import ROWS_PER_SHARD
 from saebench.stores.prefetch import prefetch
+from saebench.stores.sources import take_rows
 from saebench.stores.texts import EVALUATED, Part
 
 RESIDENT_FRACTION = 0.25
@@ -81,6 +82,7 @@ class CachedRows:
 
     def part(self, part: Part, batch_size: int) -> Iterator[Tensor]:
         """Yield every row of a part once, in the order of the stream."""
+        self.entry.check_sources()  # again: a trial is long, and this is what its numbers are measured on
         index = self.entry.index_of(part)
         for start in range(0, len(index), batch_size):
             if part in self._held:
@@ -164,11 +166,7 @@ class CachedRows:
             start, stop = cuts[number], cuts[number + 1]
             if start == stop:
                 continue
-            local = index[start:stop] - number * ROWS_PER_SHARD
-            if shard.dtype == np.float32:
-                np.take(shard, local, axis=0, out=into[start:stop], mode="clip")  # clip: without a second buffer
-            else:
-                into[start:stop] = shard[local]
+            take_rows(shard, index[start:stop] - number * ROWS_PER_SHARD, into[start:stop])
         return out
 
     def _pinned(self, position: int) -> Iterator[Tensor]:

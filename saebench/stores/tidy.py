@@ -19,7 +19,7 @@ from saebench.runs.paths import embeddings_dir
 from saebench.stores.beside import beside
 from saebench.stores.cache import remember
 from saebench.stores.in_use import nobody_holds
-from saebench.stores.manifest import MANIFEST, Manifest, has_content, has_size
+from saebench.stores.manifest import MANIFEST, File, Manifest, has_content, has_size
 from saebench.stores.messages import one_line
 
 CUT_OFF_SECONDS = 3600
@@ -88,10 +88,20 @@ def verify(cache_dir: Path) -> Iterator[tuple[Path, list[str]]]:
             if manifest == before:  # it did not grow, nor was it removed, while it was read
                 remember(listed.folder, [file for file in files if file not in bad])
                 why = {True: "the content has another checksum", False: "missing or of another size"}
-                yield listed.folder, [f"{file.name}: {why[has_size(listed.folder, file)]}" for file in bad]
+                problems = [f"{file.name}: {why[has_size(listed.folder, file)]}" for file in bad]
+                yield listed.folder, problems + list(_changed_sources(manifest))
                 break
         if manifest is None and listed.folder.exists():
             yield listed.folder, ["no readable manifest"]
+
+
+def _changed_sources(manifest: Manifest) -> Iterator[str]:
+    """Yield a line per file of the user that no longer has the content with which the entry was built."""
+    for source in manifest.sources:
+        path = Path(source.path)
+        if not has_content(path.parent, File(name=path.name, bytes=source.bytes, sha256=source.sha256)):
+            why = "has changed since the entry was built" if path.exists() else "no such file"
+            yield f"{path}: {why}; put it back as it was: the entry has no copy of its rows"
 
 
 def gc(

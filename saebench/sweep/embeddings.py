@@ -53,11 +53,12 @@ class Embeddings:
 
         devices, key = executor.encoders(), cache.entry_folder(data, self._cache).name
         if lock is not None and lock.cache_key not in (None, key):
+            other = f"other content of {data.embeddings}" if data.embeddings else "other texts or another model"
             raise PreflightError(
-                f"{self._paths.root}: started with other texts or another model: embeddings {lock.cache_key}, now they "
-                f"are {key}; undo the change, or give the sweep another name"
+                f"{self._paths.root}: started with {other}: embeddings {lock.cache_key}, now they are {key}; undo the "
+                "change, or give the sweep another name"
             )
-        entry = cache.build(data, self._cache, devices, self._encoding)
+        entry = cache.build(data, self._cache, devices, self._encoding, self._copies)
         self._entry = entry  # kept: gc leaves it alone
         parts = {"num_train": entry.num_train, "num_validation": entry.num_validation, "num_test": entry.num_test}
         entry.check(data)
@@ -65,6 +66,8 @@ class Embeddings:
             f"embeddings: {entry.num_train:,} to train on, {entry.num_validation:,} for validation, "
             f"{entry.num_test:,} for test, d_in {entry.d_in}"
         )
+        if entry.manifest.sources:
+            self._view.note(f"rows are read from {data.embeddings}, not copied: leave it unchanged")
         for sentence in corpus.sentences(entry.info):
             self._view.note(sentence)
         counts = {"d_in": entry.d_in, **parts}
@@ -83,7 +86,9 @@ class Embeddings:
         where, unchecked = f"eval.second_encoder: {model}", self._circular_anyway or lock is not None
         if model == self._spec.data.model and not unchecked:
             raise CircularError(where)
-        self._second = second = cache.build(second_data(self._spec.data, model), self._cache, devices, self._encoding)
+        self._second = second = cache.build(
+            second_data(self._spec.data, model), self._cache, devices, self._encoding, self._copies
+        )
         if lock is not None and lock.second_key not in (None, second.cache_key):
             raise PreflightError(
                 f"{self._paths.root}: {where}: started with embeddings {lock.second_key}, now they are "
@@ -92,6 +97,11 @@ class Embeddings:
         if not unchecked:
             check_second(entry, second, where)
         return second.cache_key
+
+    @property
+    def _copies(self) -> bool:
+        """Whether entries must hold all rows: machines of a cluster may not see the user's files."""
+        return self._spec.run.executor == "ray"
 
     def _encoding(self, progress: Any) -> None:
         if self._paths.stop.exists():

@@ -139,7 +139,7 @@ def test_verify_names_the_damaged_file(saebench: Callable[..., Result], built: c
     result = saebench("verify")
     assert f"  {victim.name}: the content has another checksum" in result.stdout
     assert isinstance(result.exception, DataError)
-    assert str(result.exception) == "1 damaged file in the cache; the next sweep repairs it"
+    assert str(result.exception) == "1 damaged file; the next sweep repairs those in the cache"
 
 
 def test_gc_removes_what_is_named_and_only_says_so_in_a_dry_run(
