@@ -66,7 +66,7 @@ class Embeddings:
             f"embeddings: {entry.num_train:,} to train on, {entry.num_validation:,} for validation, "
             f"{entry.num_test:,} for test, d_in {entry.d_in}"
         )
-        if entry.manifest.sources:
+        if data.embeddings is not None and entry.manifest.sources:
             self._view.note(f"rows are read from {data.embeddings}, not copied: leave it unchanged")
         for sentence in corpus.sentences(entry.info):
             self._view.note(sentence)

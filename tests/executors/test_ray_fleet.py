@@ -319,7 +319,7 @@ async def test_a_node_gets_an_entry_of_the_cache_once_and_whole(tmp_path: Path) 
     ours, theirs = tmp_path / "cache" / "embeddings", tmp_path / "node" / "embeddings"
     np.save(tmp_path / "e.npy", np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32))
     data = DataConfig(model="m", dataset=DatasetConfig(path="d"), num_examples=300, embeddings=str(tmp_path / "e.npy"))
-    key = cache.build(data, tmp_path / "cache").cache_key
+    key = cache.build(data, tmp_path / "cache", copy=True).cache_key
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAEBENCH_CACHE", str(tmp_path / "node"))
         cluster = FakeCluster([Node("id-a", "a", 4, 0.0)])

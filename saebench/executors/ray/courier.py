@@ -171,6 +171,8 @@ async def push_entry(remote: Remote, embeddings: Path, key: str) -> int:
     manifest = Manifest.read(embeddings / key)
     if manifest is None:
         raise UnreachableError(f"cache {embeddings / key}: no longer exists")
+    if manifest.sources:
+        raise UnreachableError(f"cache {embeddings / key}: has no copy of the rows of {manifest.sources[0].path}")
     names = sorted(f"{key}/{name}" for name in manifest.names() if name != MANIFEST)
     names += [path.name for suffix in (".twins", ".keep-*") for path in embeddings.glob(beside(Path(key), suffix).name)]
     names.append(f"{key}/{MANIFEST}")
