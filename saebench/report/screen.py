@@ -55,6 +55,8 @@ def screen(report: Report, console: Console, lines: int) -> None:
         console.print()
         console.print(_shown(table, strata, console.width), highlight=False)
     console.print()
+    if (hidden := wanted[2] - strata) > 0:
+        last[0] = Text(f"{hidden} more row{'s' * (hidden > 1)}: --table strata; {last[0].plain}", "dim")
     for text in last:
         _print_line(console, text)
 
@@ -165,5 +167,5 @@ def _shown(table: Table, rows: int, width: int) -> RichTable:
 
 def _last(report: Report) -> str:
     notes, rows = report.record.notes, len(report.frame)
-    more = f"; {len(notes) - 1} more notes" if len(notes) > 1 else ""
-    return f"more: --full, --table NAME (--help lists them), --out report.html{more}" if rows else "no trials yet"
+    more = f"; {len(notes) - 1} more note{'s' * (len(notes) > 2)}" if len(notes) > 1 else ""
+    return f"more: --full, --table NAME, --out report.html{more}" if rows else "no trials yet"

@@ -20,6 +20,7 @@ from saebench.report import TABLES, formats, latex
 from saebench.report.document import Report
 from saebench.report.html import page
 from saebench.report.record import Record
+from saebench.report.screen import screen
 from saebench.report.text import show
 from saebench.terminal.console import make_console
 
@@ -203,6 +204,15 @@ def test_a_few_trials_are_listed_with_all_and_the_rest_is_offered(report: Report
     few, out = Report(Record(frame_of(simulate(levels=(16,), widths=(1536,), points=1)))), io.StringIO()
     show(few, Console(file=out, width=140), everything=True)
     assert "Trials" in out.getvalue().split()
+
+
+def test_rows_that_a_screen_has_no_room_for_are_counted(report: Report) -> None:
+    rows, out = len(report.table("strata").frame), io.StringIO()
+    screen(report, Console(file=out, width=100), 24)
+    table = out.getvalue().split("FVU ± 95%")[1].splitlines()
+    there = sum(line.startswith(("topk", "batchtopk")) for line in table)
+    assert 3 <= there < rows
+    assert f"{rows - there} more rows: --table strata; more: --full" in out.getvalue()
 
 
 HOSTILE = ["=1+1", "+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\x1b[31mred", "\x9b31m", "\u202egnp.exe",
