@@ -17,6 +17,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin starve the workers under test
+for size in ("COLUMNS", "LINES"):  # of the terminal that the tests are started from
+    os.environ.pop(size, None)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a job of a shell's background; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
