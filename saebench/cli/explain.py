@@ -49,7 +49,7 @@ def explain(
     cache_dir: str | None,
     runs_dir: str | None,
 ) -> None:
-    """Show which latents are related to a target that was not used in training.
+    """Show which latents are related to a column of labels or numbers.
 
     Latents are ranked on training texts; effects, intervals and p (Holm) are measured on the test part and compared
     with other seeds. The target is a column of the data set (classes or numbers), or another corpus (--contrast).

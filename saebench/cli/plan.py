@@ -218,12 +218,12 @@ def _is_cached(entry: dict[str, Any]) -> str:
 
 
 def _own_rows(plan: Plan, entry: dict[str, Any], size: str) -> str:
-    """Return the line about precomputed embeddings, which are copied once and not encoded."""
+    """Return the line about precomputed embeddings, which are not encoded."""
     data = plan.spec.data
     if entry["cached"]:
         return f"nothing: {entry['texts']:,} rows of {data.embeddings} are cached in {entry['dir']}"
-    rows = f"{data.num_examples:,} rows of {data.embeddings} ({size})"
-    return f"nothing: {rows} are copied into the cache once; {_is_cached(entry)} ({entry['dir']})"
+    rows = f"{data.num_examples:,} rows of {data.embeddings} ({size}) are mapped in place, or copied once"
+    return f"nothing: {rows}, if their layout needs it; {_is_cached(entry)} ({entry['dir']})"
 
 
 def _keeping(plan: Plan) -> list[tuple[str, str]]:

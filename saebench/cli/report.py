@@ -64,7 +64,7 @@ def report(
     runs_dir: str | None,
     tracking_uri: str | None,
 ) -> None:
-    """Report the results of SWEEP: a verdict with intervals, tables, plots.
+    """Report the results of SWEEP: verdict, tables, plots.
 
     SWEEP is a name or a directory, the newest by default; several are reported together. csv, json and parquet contain
     one table (default: trials, a row per trial) with raw numbers, the other formats the whole report; latex with

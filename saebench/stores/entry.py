@@ -118,10 +118,10 @@ class CacheEntry:
         for part in ("train", *EVALUATED):
             rows = self.read(self.index_of(part)[:SAME_ROWS])
             if (rows == rows[0]).all():
+                what = f"embeddings {data.embeddings}" if data.embeddings is not None else f"model {data.model}"
                 raise DataError(
-                    f"model {data.model}: gives the same embedding for the first {len(rows):,} of "
-                    f"{len(self.index_of(part)):,} {part} texts: there is nothing to reconstruct; give more texts, or "
-                    "another model"
+                    f"{what}: the first {len(rows):,} of {len(self.index_of(part)):,} {part} texts have the same "
+                    "embedding: there is nothing to reconstruct; give more texts, or another model"
                 )
 
     def index_of(self, part: Part) -> Index:

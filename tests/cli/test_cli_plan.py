@@ -191,7 +191,7 @@ def test_a_step_and_the_encoding_of_a_text_are_measured(spec: Path, minilm_path:
     assert measure.measure([config], 384, "no such device", 1) is None
 
 
-def test_own_embeddings_are_copied_not_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_own_embeddings_are_not_encoded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "v.npy", np.random.default_rng(0).standard_normal((600, 32)).astype("f4"))
     (tmp_path / "own.yaml").write_text(
         "name: own\ndata: {embeddings: v.npy}\nsae:\n  - {type: topk, k: 4, dict_size: 64}\ntrain: {samples: 2000}\n"
@@ -199,4 +199,6 @@ def test_own_embeddings_are_copied_not_encoded(tmp_path: Path, capsys: pytest.Ca
     show_plan(load_spec(tmp_path / "own.yaml", []), str(tmp_path), str(tmp_path / "cache"), measured=False)
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("encode"))
     assert line.split(maxsplit=1)[1].startswith("nothing: 600 rows of ")
-    assert "v.npy (width 32, 0.1 MB) are copied into the cache once; not cached yet" in line
+    assert (
+        "v.npy (width 32, 0.1 MB) are mapped in place, or copied once if their layout needs it; not cached yet" in line
+    )

@@ -710,7 +710,7 @@ def test_a_model_that_gives_every_text_the_same_row_is_one_line(
 ) -> None:
     monkeypatch.setattr(inline, "row", lambda _: torch.ones(8))
     data = corpus(sentences(100))
-    with pytest.raises(DataError, match=r"^model hash-model: gives the same embedding for the first \d+ of \d+ train"):
+    with pytest.raises(DataError, match=r"^model hash-model: the first \d+ of \d+ train texts have the same embedding"):
         cache.build(data, cache_dir).check(data)
 
 
