@@ -89,8 +89,11 @@ def test_the_database_is_read_as_mlflow_reads_it(store: Store, tmp_path: Path) -
     file = tmp_path / "mlflow.db"
     with sqlite3.connect(store.uri.removeprefix("sqlite:///")) as before, sqlite3.connect(file) as database:
         before.backup(database)
-        most = "SELECT run_uuid FROM latest_metrics WHERE run_uuid != ? GROUP BY run_uuid ORDER BY count(*) DESC"
-        ids = [run for (run,) in database.execute(most, [source.run_id])]  # of trials
+        trials = """
+            SELECT m.run_uuid FROM latest_metrics m JOIN tags t ON t.run_uuid = m.run_uuid
+            WHERE t.key = 'mlflow.parentRunId' AND t.value = ? GROUP BY m.run_uuid ORDER BY count(*) DESC
+        """
+        ids = [run for (run,) in database.execute(trials, [source.run_id])]
         database.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", ids[:1])
         database.execute("UPDATE latest_metrics SET is_nan = 1, value = 0 WHERE run_uuid = ?", ids[1:2])
         database.execute("UPDATE latest_metrics SET value = 1.7976931348623157e308 WHERE run_uuid = ?", ids[2:3])
