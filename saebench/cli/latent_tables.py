@@ -78,7 +78,7 @@ def trials(analyses: Sequence[Latents]) -> Table:
 
 def fired_table(one: Latents, text: str, values: dict[int, float]) -> Table:
 
-    rows = {row["latent"]: row for row in one.rows([one.end(n, value) for n, value in values.items()])}
+    rows = {row["latent"]: row for row in one.rows([one.trial.ends.of(n, value) for n, value in values.items()])}
     silent = {"keywords": "", "label": None, "density": 0.0, "top": "(fires on none of these texts)"}
     found = [rows.get(n, {"latent": n, **silent}) | {"activation": value} for n, value in values.items()]
     columns = [c for c in _columns(False) if c.key in ("latent", "keywords", "density", "label", "top")]

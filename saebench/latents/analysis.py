@@ -18,7 +18,7 @@ from saebench.latents import keywords as by_term
 from saebench.latents import neighbours
 from saebench.latents.codes import Codes
 from saebench.latents.corpus import Part, open_part
-from saebench.latents.ends import both_ways, unfolded
+from saebench.latents.ends import unfolded
 from saebench.latents.facts import ByLatent, Facts, facts_of
 from saebench.latents.neighbours import SAME, TWIN, Nearest
 from saebench.latents.ranks import Classes, classes_of
@@ -55,20 +55,10 @@ class Latents:
         """The codes, with a column per end."""
         return unfolded(self.codes) if self.signed else self.codes
 
-    def end(self, latent: int, value: float) -> int:
-        """The end of a latent that fires with this activation."""
-        return latent + self.codes.dict_size if self.signed and value < 0 else latent
-
     def main_end(self, latent: int) -> int:
         """The end of a latent that fires more often."""
-        firing, other = self.facts.firing, self.end(latent, -1.0)
+        firing, other = self.facts.firing, self.trial.ends.of(latent, -1.0)
         return other if firing[other] > firing[latent] else latent
-
-    def name(self, end: int) -> int | str:
-        """A latent's number; of an end, with its sign: 17+, 17-."""
-        if not self.signed:
-            return end
-        return f"{end % self.codes.dict_size}{'-' if end >= self.codes.dict_size else '+'}"
 
     @cached_property
     def facts(self) -> Facts:
@@ -102,7 +92,7 @@ class Latents:
     @cached_property
     def decoder(self) -> NDArray[np.float32]:
         """Rows of the live latents."""
-        return self._directions(self.trial.decoder)[self.live]
+        return self.trial.ends.directions(self.trial.decoder)[self.live]
 
     @cached_property
     def near(self) -> Nearest:
@@ -122,12 +112,8 @@ class Latents:
     @cached_property
     def found(self) -> NDArray[np.float64]:
         """Share of the other seeds that find each live latent; NaN without other seeds."""
-        others = [self._directions(live_decoder(other)) for other in self.others]
+        others = [self.trial.ends.directions(other.live_decoder()) for other in self.others]
         return neighbours.found_again(self.decoder, others)
-
-    def _directions(self, decoder: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the directions to match: a signed latent writes its decoder row both ways."""
-        return both_ways(decoder) if self.signed else decoder
 
     @cached_property
     def matched(self) -> tuple[NDArray[np.int64], NDArray[np.float64]] | None:
@@ -135,9 +121,7 @@ class Latents:
         if self.against is None:
             return None
         theirs = self.against.decoder
-        near = neighbours.nearest_by_cosine(
-            self.decoder, both_ways(theirs) if self.against.config.sae.signed else theirs, 1
-        )
+        near = neighbours.nearest_by_cosine(self.decoder, self.against.ends.directions(theirs), 1)
         return near.index[:, 0], near.value[:, 0]
 
     @cached_property
@@ -248,13 +232,14 @@ class Latents:
 
     def _row(self, latent: int, i: int) -> dict[str, Any]:
         label = self.labels[i]
-        near = [(self.name(int(self.live[j])), float(v)) for j, v in _pairs(self.near, i)]
-        together = [(self.name(int(self.live[j])), float(v)) for j, v in _pairs(self.together, i)]
-        sign = -1.0 if latent >= self.codes.dict_size else 1.0
+        ends = self.trial.ends
+        near = [(ends.name(int(self.live[j])), v) for j, v in self.near.pairs(i)]
+        together = [(ends.name(int(self.live[j])), v) for j, v in self.together.pairs(i)]
+        sign = ends.sign(latent)
         row = {
             "trial": self.trial.name,
-            "latent": latent % self.codes.dict_size,
-            **({"end": "-" if sign < 0 else "+"} if self.signed else {}),
+            "latent": ends.latent(latent),
+            **({"end": ends.mark(latent)} if self.signed else {}),
             "keywords": ", ".join(k.term for k in self.keywords[i]),
             "density": float(self.facts.density[latent]),
             "texts": int(self.facts.firing[latent]),
@@ -270,35 +255,12 @@ class Latents:
             "together": together,
             "top": self.example(self.by_latent.top(latent, 1)[0].row, 300),
         }
-        if self.matched:
-            row |= {"against": self.name_in_other(i), "against_cosine": float(self.matched[1][i])}
+        if self.matched and self.against:
+            row |= {
+                "against": self.against.ends.name(int(self.matched[0][i])),
+                "against_cosine": float(self.matched[1][i]),
+            }
         return row
-
-    def name_in_other(self, i: int) -> int | str:
-        """The name of the latent of `against` that is nearest to the i-th live one."""
-        assert self.matched is not None
-        assert self.against is not None
-        number, size = int(self.matched[0][i]), len(self.against.decoder)
-        return f"{number % size}{'-' if number >= size else '+'}" if self.against.config.sae.signed else number
-
-
-def _pairs(near: Nearest, i: int) -> list[tuple[int, float]]:
-    return [(j, v) for j, v in zip(near.index[i].tolist(), near.value[i].tolist(), strict=True) if j >= 0]
-
-
-def live_decoder(trial: TrainedSAE) -> NDArray[np.float32]:
-    """Return decoder rows of the latents that fired in the trial's evaluation; all rows if that file is missing."""
-    from safetensors import SafetensorError, safe_open
-
-    if trial.paths is not None and trial.paths.evaluation.is_file():
-        try:
-            with safe_open(trial.paths.evaluation, framework="numpy") as file:
-                firing = np.asarray(file.get_tensor("firing"))
-        except (SafetensorError, OSError):
-            return trial.decoder
-        if len(firing) == len(trial.decoder):
-            return trial.decoder[firing > 0]
-    return trial.decoder
 
 
 def analyse(

@@ -95,18 +95,10 @@ def score_partners(low, high, starts, texts, text_starts, latents, alone, spread
                     seen[found] = other
                     found += 1
                 hits[other] += 1
-        for n in range(found):
-            other = seen[n]
+        for other in np.sort(seen[:found]):
             below = max(spread[me] * spread[other], 1e-30)
             phi = (rows * float(hits[other]) - alone[me] * alone[other]) / below
-            if other == me or phi <= 1e-9:
-                continue
-            i = k
-            while i > 0 and (value[me, i - 1] < phi or (value[me, i - 1] == phi and index[me, i - 1] > other)):
-                i -= 1
-            if i < k:
-                for j in range(k - 1, i, -1):
-                    value[me, j], index[me, j] = value[me, j - 1], index[me, j - 1]
-                value[me, i], index[me, i] = phi, other
+            if other != me and phi > 1e-9 and phi > value[me, k - 1]:
+                _insert(value[me], index[me], phi, other)
         for n in range(found):
             hits[seen[n]] = 0

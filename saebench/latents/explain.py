@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saebench.latents.codes import Codes
-from saebench.latents.ends import both_ways
+from saebench.latents.ends import Ends
 from saebench.latents.neighbours import SAME, nearest_by_cosine
 from saebench.latents.ranks import auroc, ranked, some_rows
 from saebench.latents.targets import Target
@@ -172,15 +172,15 @@ def confirm(
     each seed. `signed`: another seed's latent may be the opposite of ours, in decoder row and activations."""
     counted = list(effects)
     for rows, codes in others:
-        theirs = both_ways(rows) if signed else rows
-        near = nearest_by_cosine(decoder[[e.latent for e in effects]], theirs, 1)
+        ends = Ends(len(rows), signed)
+        near = nearest_by_cosine(decoder[[e.latent for e in effects]], ends.directions(rows), 1)
         for i, effect in enumerate(effects):
             if not near.value[i, 0] > SAME:
                 continue
             target = targets[effect.target]
-            number, opposite = int(near.index[i, 0]) % len(rows), near.index[i, 0] >= len(rows)
-            x, y = column(some_rows(codes, target.rows[1]), number), target.values[1]
-            agrees = _direction(-x if opposite else x, y, target.kind) * direction_of(effect) > 0
+            end, y = int(near.index[i, 0]), target.values[1]
+            x = ends.sign(end) * column(some_rows(codes, target.rows[1]), ends.latent(end))
+            agrees = _direction(x, y, target.kind) * direction_of(effect) > 0
             counted[i] = replace(
                 counted[i], matched=counted[i].matched + 1, confirmed=counted[i].confirmed + int(agrees)
             )

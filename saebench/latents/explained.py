@@ -32,11 +32,11 @@ class Explained:
         place = {latent: i for i, latent in enumerate(self.latents.live.tolist())}
         rows = []
         for effect in self.effects:
-            end = self.latents.end(effect.latent, effects_of.direction_of(effect))
+            end = self.latents.trial.ends.of(effect.latent, effects_of.direction_of(effect))
             end = end if end in place else self.latents.main_end(effect.latent)
             i = place.get(end)
             top = self.latents.by_latent.top(end, 3)
-            sign = {"end": "-" if end >= self.latents.codes.dict_size else "+"} if self.latents.signed else {}
+            sign = {"end": self.latents.trial.ends.mark(end)} if self.latents.signed else {}
             rows.append(
                 {
                     "trial": self.latents.trial.name,

@@ -50,7 +50,7 @@ def latents(analysis: Latents, top: int = 20, each: int = 2) -> Iterator[dict[st
     """The objects of the list, the most frequent latent first."""
     place = {latent: i for i, latent in enumerate(analysis.live.tolist())}
     for row in analysis.rows():
-        latent = analysis.end(row["latent"], -1.0 if row.get("end") == "-" else 1.0)
+        latent = analysis.trial.ends.of(row["latent"], -1.0 if row.get("end") == "-" else 1.0)
         yield {
             "latent": row["latent"],
             **({"end": row["end"]} if "end" in row else {}),

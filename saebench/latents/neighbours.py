@@ -32,6 +32,11 @@ class Nearest:
     index: NDArray[np.int64]
     value: NDArray[np.float64]
 
+    def pairs(self, row: int) -> list[tuple[int, float]]:
+        """Return (partner, value) of a row's partners, best first."""
+        both = zip(self.index[row].tolist(), self.value[row].tolist(), strict=True)
+        return [(partner, value) for partner, value in both if partner >= 0]
+
 
 def unit(rows: NDArray[Any]) -> NDArray[np.float32]:
     """Return rows scaled to length 1; a row of zeros stays zero."""

@@ -73,12 +73,12 @@ class _Texts:
 def _data(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]]) -> dict[str, Any]:
     order = np.lexsort((analysis.live, -analysis.facts.firing[analysis.live]))[:MOST]
     texts, place = _Texts(analysis), {int(analysis.live[i]): n for n, i in enumerate(order)}
-    spots = analysis.map
+    ends, spots, against, matched = analysis.trial.ends, analysis.map, analysis.against, analysis.matched
     spread = max(float(np.abs(spots).max(initial=0)), 1e-12)
     rows = []
     for i in order.tolist():
         latent, label = int(analysis.live[i]), analysis.labels[i]
-        sign = -1.0 if latent >= analysis.codes.dict_size else 1.0
+        sign = ends.sign(latent)
         middle = [example for some in analysis.by_latent.deciles(latent) for example in some[:1]]
         rows.append(
             {
@@ -91,12 +91,12 @@ def _data(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]]) -> d
                 "l": [label.term, _short(label.share), _short(label.silent)] if label else None,
                 "g": int(analysis.families[0][i]),
                 "s": _short(analysis.found[i]),
-                "c": [[int(analysis.live[j]), _short(v)] for j, v in _pairs(analysis.near, i)],
-                "o": [[int(analysis.live[j]), _short(v)] for j, v in _pairs(analysis.together, i)],
+                "c": [[int(analysis.live[j]), _short(v)] for j, v in analysis.near.pairs(i)],
+                "o": [[int(analysis.live[j]), _short(v)] for j, v in analysis.together.pairs(i)],
                 "t": texts.all(analysis.by_latent.top(latent), sign),
                 "q": texts.all(middle, sign),
                 "p": [round(float(v) / spread, 4) for v in spots[i]],
-                "a": [analysis.name_in_other(i), _short(analysis.matched[1][i])] if analysis.matched else None,
+                "a": [against.ends.name(int(matched[0][i])), _short(matched[1][i])] if matched and against else None,
             }
         )
     return {
@@ -104,19 +104,15 @@ def _data(analysis: Latents, fired: Sequence[tuple[str, dict[int, float]]]) -> d
         "ends": analysis.codes.dict_size if analysis.signed else 0,
         "texts": texts.shown,
         "same": SAME,
-        "against": analysis.against.name if analysis.against else None,
+        "against": against.name if against else None,
         "fired": [
             {
                 "text": visible(text, CHARACTERS),
-                "on": {str(end): _short(v) for n, v in values.items() if (end := analysis.end(n, v)) in place},
+                "on": {str(end): _short(v) for n, v in values.items() if (end := ends.of(n, v)) in place},
             }
             for text, values in fired
         ],
     }
-
-
-def _pairs(near: Any, i: int) -> list[tuple[int, float]]:
-    return [(j, v) for j, v in zip(near.index[i].tolist(), near.value[i].tolist(), strict=True) if j >= 0]
 
 
 def _short(value: Any) -> float | None:

@@ -17,6 +17,7 @@ from saebench.config import TrialConfig
 from saebench.errors import UserError
 from saebench.latents.codes import Chunk, Codes, chunk_of, write_codes
 from saebench.latents.corpus import Floats, Part
+from saebench.latents.ends import Ends
 from saebench.runs.paths import SAE_CONFIG, SAE_WEIGHTS, TRIAL_CONFIG, TrialPaths
 from saebench.runs.state import trial_config
 
@@ -59,6 +60,25 @@ class TrainedSAE:
     def decoder(self) -> Floats:
         """(dict_size, d_in) decoder rows."""
         return np.asarray(self.sae.W_dec.detach().cpu().numpy(), np.float32)
+
+    @property
+    def ends(self) -> Ends:
+        """The numbering of its latents' ends."""
+        return Ends(len(self.decoder), self.config.sae.signed)
+
+    def live_decoder(self) -> Floats:
+        """Return decoder rows of the latents that fired in the trial's evaluation; all rows if that file is missing."""
+        from safetensors import SafetensorError, safe_open
+
+        if self.paths is not None and self.paths.evaluation.is_file():
+            try:
+                with safe_open(self.paths.evaluation, framework="numpy") as file:
+                    firing = np.asarray(file.get_tensor("firing"))
+            except (SafetensorError, OSError):
+                return self.decoder
+            if len(firing) == len(self.decoder):
+                return self.decoder[firing > 0]
+        return self.decoder
 
     def codes(self, part: Part, progress: Callable[[int], None] = lambda _: None) -> Codes:
         """The codes of every row of the part: read from the folder `codes`, or encoded now and stored there."""
