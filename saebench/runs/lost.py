@@ -16,28 +16,29 @@ def lost_files(paths: SweepPaths) -> Iterator[str]:
     config.json or state.json is missing or empty. The scheduler writes both before a trial's first event.
     (`read_states` names each state.json that is damaged.)"""
     for trial in paths.trials():
-        for wrong in filter(None, (_config_problem(trial), _size_problem(trial.state))):
-            if _size(trial.events) or not wrong.endswith(_UNBEGUN):
-                yield f"{wrong}; the next start writes it again: saebench resume {paths.name}"
+        begun, absent = bool(_size(trial.events)), {path: _absence(path) for path in (trial.config, trial.state)}
+        found = [f"{path}: {how}" for path, how in absent.items() if how and begun]
+        if not absent[trial.config]:
+            found += _damage(trial)
+        for wrong in found:
+            yield f"{wrong}; the next start writes it again: saebench resume {paths.name}"
 
 
-_UNBEGUN = (": is missing", ": is empty")
-"""End of a line for a trial without events, which may be in the middle of being opened."""
-
-
-def _config_problem(trial: TrialPaths) -> str:
+def _damage(trial: TrialPaths) -> list[str]:
+    """Return a line if config.json is damaged."""
     try:
         check_config(trial)
-    except FileNotFoundError:
-        return f"{trial.config}: is missing"
     except DamagedError as error:
-        return _size_problem(trial.config) or str(error)
-    return ""
+        return [str(error)]
+    except FileNotFoundError:  # removed meanwhile
+        pass
+    return []
 
 
-def _size_problem(path: Path) -> str:
+def _absence(path: Path) -> str:
+    """Return how a file is missing; empty if it is there."""
     size = _size(path)
-    return f"{path}: is missing" if size is None else "" if size else f"{path}: is empty"
+    return "is missing" if size is None else "" if size else "is empty"
 
 
 def _size(path: Path) -> int | None:
