@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import time
 from pathlib import Path
 
 from saebench.runs.durable import write_json
+from saebench.runs.files import DamagedError, read_object
 
-_UNSETTLED_NS = 2_000_000_000
+_RECENT_NS = 2_000_000_000
 """A file changed less than this long ago may change again without its time stamp moving; its digest is not kept."""
 
 
@@ -23,15 +23,15 @@ def sha256_of(path: Path, cache_dir: Path) -> str:
     times = {"mtime_ns": stat.st_mtime_ns, "ctime_ns": stat.st_ctime_ns}
     stamp = {"path": str(path), "bytes": stat.st_size, **times}
     try:
-        kept = json.loads(known.read_text("utf-8"))
+        kept = read_object(known)
         if {key: kept[key] for key in stamp} == stamp:
             return str(kept["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, DamagedError, KeyError):
         pass
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    settled = abs(time.time_ns() - stat.st_mtime_ns) > _UNSETTLED_NS  # a clock that was wrong may have set it ahead
-    if settled and cache_dir.is_dir():
+    recent = abs(time.time_ns() - stat.st_mtime_ns) <= _RECENT_NS  # a clock that was wrong may have set it ahead
+    if not recent and cache_dir.is_dir():
         with contextlib.suppress(OSError):  # a cache that can only be read forgets
             write_json(known, {**stamp, "sha256": found})
     return found
