@@ -37,8 +37,7 @@ def screen(report: Report, console: Console, lines: int) -> None:
     notes = report.record.notes
     rows, failed = _metric_rows(report), [check for check in report.checks if not check.passed]
     table = report.table("strata") if len(report.frame) else None
-    last = [Text(_last(report), "dim"), *([Text(f"note: {notes[0]}", _OPEN)] if notes else [])]
-    taken = len(head) + sum(len(text.wrap(console, console.width)) for text in said) + len(last) + 6
+    taken = len(head) + sum(len(text.wrap(console, console.width)) for text in said) + 1 + bool(notes) + 6
     needed = sum(len(_check_lines(check, console)) for check in failed)
     wanted = (len(rows), needed, len(table.frame) if table is not None else 0)
     if table is not None:  # its head, which may wrap
@@ -55,10 +54,9 @@ def screen(report: Report, console: Console, lines: int) -> None:
         console.print()
         console.print(_shown(table, strata, console.width), highlight=False)
     console.print()
-    if (hidden := wanted[2] - strata) > 0:
-        last[0] = Text(f"{hidden} more row{'s' * (hidden > 1)}: --table strata; {last[0].plain}", "dim")
-    for text in last:
-        _print_line(console, text)
+    _print_line(console, Text(_last(report, wanted[2] - strata), "dim"))
+    if notes:
+        _print_line(console, Text(f"note: {notes[0]}", _OPEN))
 
 
 def _print_line(console: Console, text: Text) -> None:
@@ -165,7 +163,11 @@ def _shown(table: Table, rows: int, width: int) -> RichTable:
     return shown
 
 
-def _last(report: Report) -> str:
-    notes, rows = report.record.notes, len(report.frame)
-    more = f"; {len(notes) - 1} more note{'s' * (len(notes) > 2)}" if len(notes) > 1 else ""
-    return f"more: --full, --table NAME, --out report.html{more}" if rows else "no trials yet"
+def _last(report: Report, hidden: int) -> str:
+    """Return where the rest is; `hidden`: rows of the table that there was no room for."""
+    if not len(report.frame):
+        return "no trials yet"
+    notes = len(report.record.notes)
+    rows = f"{hidden} more row{'s' * (hidden > 1)}: --table strata; " if hidden else ""
+    more = f"; {notes - 1} more note{'s' * (notes > 2)}" if notes > 1 else ""
+    return f"{rows}more: --full, --table NAME, --out report.html{more}"
