@@ -76,14 +76,13 @@ def encode(
 
 def _cached(trial: TrainedSAE, cache_dir: str | None) -> CacheEntry | None:
     """The embeddings that the trial was trained on, if the cache still holds them."""
+    from saebench.latents.corpus import open_entry
     from saebench.runs.paths import cache_dir as default_cache_dir
-    from saebench.stores import cache
 
-    key, data = trial.config.cache_key, trial.config.data
-    if key is None:
+    if trial.config.cache_key is None:
         return None
     try:
-        return cache.find(data.model_copy(update={"cache": True}), default_cache_dir(cache_dir), key)
+        return open_entry(trial.config.data, default_cache_dir(cache_dir), trial.config.cache_key)
     except (OSError, ValueError, UserError):
         return None
 
