@@ -242,7 +242,7 @@ class Ledger:
 
 
 def event_file(trial: TrialPaths) -> dict[str, tuple[int, int]]:
-    """Return size and crc32 of a trial's events.jsonl by its name, for `TrialState.files`; empty if there is none."""
+    """Return size and crc32 of a trial's events.jsonl by its name, for `TrialState.files`; empty if it is missing."""
     return {trial.events.name: file_sum(trial.events)} if trial.events.is_file() else {}
 
 

@@ -223,7 +223,7 @@ class Scheduler:
     def _set_demand(self) -> None:
         """Let a cluster have back what no trial will use: counted after free slots were filled."""
         ended = self.halt is not None or self._out_of_samples()
-        later = 0 if ended else len(self._waiting.numbers()) + self._board.left
+        later = 0 if ended else len(self._waiting) + self._board.left
         self._executor.set_demand(len(self._active) + later)
 
     # --- messages of the workers -------------------------------------------------------------------------------------

@@ -46,8 +46,8 @@ class Queue:
     def __init__(self, numbers: Iterable[int] = ()) -> None:
         self._jobs = deque(Job(n) for n in numbers)
 
-    def __bool__(self) -> bool:
-        return bool(self._jobs)
+    def __len__(self) -> int:
+        return len(self._jobs)
 
     def numbers(self) -> list[int]:
         return [job.number for job in self._jobs]
