@@ -134,7 +134,7 @@ METRICS: dict[str, Metric] = {
 
 
 def metric_of(key: str) -> Metric | None:
-    """Return the metric of a key such as "test/fvu"; None if there is none."""
+    """Return the metric of a key such as "test/fvu"; None for an unknown key."""
     prefix, _, name = key.partition("/")
     return METRICS.get(name.partition("/")[0]) if f"{prefix}/" in (EVAL, TEST, TRAIN_SAMPLE) else None
 

@@ -190,7 +190,7 @@ class Plan:
         return self.mark_after(floor)
 
     def mark_after(self, samples: float) -> int:
-        """The first mark at which `samples` examples were seen; the last mark if there is none."""
+        """The first mark at which `samples` examples were seen; the last mark if there is no such mark."""
         return self._marks[min(bisect_left(self._marks, samples), len(self._marks) - 1)]
 
     def rungs(self, stratum: Stratum) -> tuple[int, ...]:

@@ -433,10 +433,10 @@ def lag(folder: Path, slots: int, seconds: float, span: float) -> str:
         longest = max(longest, now - begun)
         now += tracker._pause(_Spent(spent.cpu, spent.cpu), now - begun)
     writers.close()
-    settled = sorted(age for when, age in ages if when > span / 3) or [0.0]
+    after_start = sorted(age for when, age in ages if when > span / 3) or [0.0]
     return (
         f"| {slots:,}, {seconds:g} s | {writers.ended:,} | {100 * cpu / now:.0f}% | {longest:.1f} s | "
-        f"{max(age for _, age in ages):.0f} s | {statistics.median(settled):.0f} / {settled[-1]:.0f} s |"
+        f"{max(age for _, age in ages):.0f} s | {statistics.median(after_start):.0f} / {after_start[-1]:.0f} s |"
     )
 
 

@@ -94,7 +94,7 @@ class Advice:
     extend: str = ""
     """"lower" or "higher" levels should be tried, because the optimum is not inside the range."""
     silent: tuple[str, ...] = field(default_factory=tuple)
-    """Why there is no advice on k, if there is none."""
+    """Why there is no advice on k; empty if there is some."""
 
 
 def curves(chosen: DataFrame, stability: Sequence[Row]) -> list[Curve]:

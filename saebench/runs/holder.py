@@ -109,7 +109,7 @@ _HELD: TypeAdapter[Held] = TypeAdapter(Held)
 
 
 def holder(paths: SweepPaths) -> Held | None:
-    """Return the process that holds the sweep; None if there is none. A holder on another host is not checked."""
+    """Return the process that holds the sweep; None if no process does. A holder on another host is not checked."""
     try:
         found = read(_HELD, paths.holder, 1 << 16)
         if found["host"] != socket.gethostname():

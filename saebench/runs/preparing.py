@@ -59,7 +59,7 @@ class PreparingFile:
 
 
 def read_preparing(paths: SweepPaths) -> Preparing | None:
-    """Return the newest state; None if there is none, or the file is damaged."""
+    """Return the newest state; None if the file is missing or damaged."""
     try:
         return read(_ADAPTER, paths.preparing)
     except (OSError, DamagedError):

@@ -105,7 +105,7 @@ def rows_of(found: Found) -> list[dict[str, Any]]:
 
 
 def language(texts: Sequence[Any]) -> str | None:
-    """Return the language whose most common words occur in most of these texts; None if there is none."""
+    """Return the language whose most common words occur in most of these texts; None if no language's do."""
     words = [set(re.findall(r"\w+", str(text).lower())) for text in texts]
     counts = {name: sum(len(stop & found) for found in words) for name, stop in STOPWORDS.items()}
     best = max(counts, key=lambda name: counts[name])

@@ -65,7 +65,7 @@ class Search:
     # --- what the scheduler calls ---
 
     def ask(self) -> TrialConfig | None:
-        """Return the next trial to run; None if there is none now (more may follow once running trials have ended).
+        """Return the next trial to run; None if no trial can start now (more may follow once others have ended).
 
         Every stratum gets its points in turn; once they have ended, refinements follow, then the other seeds of the
         chosen point. The trial is in the journal, with its number, after the next `commit`.

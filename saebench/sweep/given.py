@@ -49,7 +49,7 @@ def unmasked_uri(uri: str) -> str:
 
 
 def spec_of(paths: SweepPaths) -> SweepSpec:
-    """Return the resolved spec of a sweep that exists; raise SpecError if there is none."""
+    """Return the resolved spec of a sweep that exists; raise SpecError if it does not."""
     lock = read_lock(paths)
     if lock is None:
         raise SpecError(f"{paths.root}: no such sweep; saebench ls lists those that exist")

@@ -125,7 +125,7 @@ class Zygote:
 
 
 def kill_group(pgid: int) -> None:
-    """Send SIGKILL to every process of a group; does nothing if there is none."""
+    """Send SIGKILL to every process of a group; does nothing if the group has ended."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pgid, signal.SIGKILL)
 
