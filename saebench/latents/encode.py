@@ -66,11 +66,12 @@ class Encoder:
         if self._entry is None:
             return self._computed(cleaned)
         index = self._entry.find(np.array([hash_text(text) for text in cleaned], np.uint64))
-        rows = read_in_order(self._entry, np.maximum(index, 0))
-        new = np.flatnonzero(index < 0)
+        rows = np.empty((len(texts), self._entry.d_in), np.float32)
+        known, new = np.flatnonzero(index >= 0), np.flatnonzero(index < 0)
+        rows[known] = read_in_order(self._entry, index[known])
         if len(new):
             rows[new] = self._computed([cleaned[i] for i in new.tolist()])
-        self.reused += len(texts) - len(new)
+        self.reused += len(known)
         return rows
 
     def _computed(self, texts: Sequence[str]) -> Floats:

@@ -24,8 +24,7 @@ class CircularError(UserError):
     def __init__(self, where: str) -> None:
         super().__init__(
             f"{where}: gives the embeddings that the SAE was trained on. Texts along any direction of them are close "
-            "to "
-            "each other in them, so the score would mean nothing. Name another encoder (or score with this one: "
+            "to each other in them, so the score would mean nothing. Name another encoder (or score with this one: "
             "--circular-anyway)"
         )
 

@@ -171,14 +171,16 @@ class CacheEntry:
         return out
 
     @cached_property
-    def _by_hash(self) -> Index:
-        return np.argsort(self.hashes, kind="stable")
+    def _by_hash(self) -> tuple[Index, npt.NDArray[np.uint64]]:
+        """Row numbers in the order of their hashes, and the hashes in that order."""
+        order = np.argsort(self.hashes, kind="stable")
+        return order, self.hashes[order]
 
     def find(self, hashes: npt.NDArray[np.uint64]) -> Index:
         """Return the row number of each text, which is given by its hash; -1 for one that the entry does not hold."""
-        known = self.hashes[self._by_hash]
+        order, known = self._by_hash
         place = np.minimum(np.searchsorted(known, hashes), len(known) - 1)
-        return np.where(known[place] == hashes, self._by_hash[place], -1)
+        return np.where(known[place] == hashes, order[place], -1)
 
     def texts(self) -> Iterator[Text]:
         """Yield all `count` texts in the stream's order, also those that `deduplicate` leaves out: text i is row i."""
