@@ -1,6 +1,7 @@
 """Sweeps on three machines of namespaces while something dies: is anything lost, doubled or different?
 
-    python experiments/cluster/acceptance.py SCENARIO... [--storage shared|streamed] [--steps N]\n        [--folder DIR]
+    python experiments/cluster/acceptance.py SCENARIO... [--storage shared|streamed] [--steps N]
+        [--folder DIR]
 
     quiet       nothing happens
     machine     a machine loses its power
