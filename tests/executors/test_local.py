@@ -47,13 +47,15 @@ def lives(pid: int) -> bool:
         return False
 
 
-def started(executor: LocalExecutor) -> dict[str, Any]:
-    """info of the next `start` event."""
-    while True:
+def started(executor: LocalExecutor, workers: int = 1) -> list[dict[str, Any]]:
+    """info of the next `start` events, of which one poll may return several."""
+    found: list[dict[str, Any]] = []
+    while len(found) < workers:
         for message in executor.poll(20):
             if isinstance(message, EventMessage) and message.event.type == "start":
-                return message.event.info
+                found.append(message.event.info)
             assert not isinstance(message, ExitMessage), message
+    return found
 
 
 def exit_of(executor: LocalExecutor) -> ExitMessage:
@@ -65,14 +67,14 @@ def exit_of(executor: LocalExecutor) -> ExitMessage:
 
 def test_a_worker_killed_by_the_kernel_is_out_of_memory(local: LocalExecutor, tmp_path: Path) -> None:
     local.start(trial(tmp_path, "sleeps"), local.slots[0])
-    os.kill(started(local)["pid"], signal.SIGKILL)
+    os.kill(started(local)[0]["pid"], signal.SIGKILL)
     assert exit_of(local) == ExitMessage(0, "host_oom", "ended by SIGKILL, as the kernel does when memory runs out")
 
 
 @pytest.mark.parametrize("how", ["stop", "signal"])
 def test_the_exit_comes_when_the_whole_group_is_gone(local: LocalExecutor, tmp_path: Path, how: str) -> None:
     local.start(trial(tmp_path, "sleeps"), local.slots[0])
-    info = started(local)
+    [info] = started(local)
     assert lives(info["child"])
     if how == "stop":
         local.stop(0, "kill")
@@ -85,7 +87,7 @@ def test_the_exit_comes_when_the_whole_group_is_gone(local: LocalExecutor, tmp_p
 
 def test_a_stopped_worker_can_be_killed(local: LocalExecutor, tmp_path: Path) -> None:
     local.start(trial(tmp_path, "sleeps"), local.slots[0])
-    os.kill(started(local)["pid"], signal.SIGSTOP)
+    os.kill(started(local)[0]["pid"], signal.SIGSTOP)
     local.stop(0, "kill")
     assert exit_of(local) == ExitMessage(0, "killed", "killed")
 
@@ -167,7 +169,7 @@ def test_a_gpu_is_given_back_when_its_memory_is(
     monkeypatch.setattr(local, "_slots", (slot,))
     monkeypatch.setattr("saebench.executors.local.DRAIN", patience)
     local.start(trial(tmp_path, "sleeps"), slot)
-    counted.append(started(local)["pid"])
+    counted.append(started(local)[0]["pid"])
     local.stop(0, "kill")
     until(lambda: not lives(counted[0]))
     if patience > 1:
@@ -227,7 +229,7 @@ def test_a_killed_zygote_takes_its_workers_along_and_is_replaced(tmp_path: Path)
     executor = LocalExecutor(RunConfig(devices="cpu", per_device=2), tmp_path / "cache", "toys:play")
     try:
         executor.start(trial(tmp_path, "sleeps", 0), executor.slots[0])
-        info = started(executor)
+        [info] = started(executor)
         zygote_of(executor).kill()
         gone = exit_of(executor)
         assert (gone.kind, gone.detail) == ("host_oom", "the process that workers are forked from was ended by SIGKILL")
@@ -274,7 +276,7 @@ def test_nothing_runs_after_close(tmp_path: Path, spawner: Callable[..., Spawner
     executor = LocalExecutor(RunConfig(devices="cpu", per_device=2), tmp_path / "cache", "toys:play", born)
     for number, slot in enumerate(executor.slots):
         executor.start(trial(tmp_path, "sleeps", number), slot)
-    workers = [started(executor), started(executor)]
+    workers = started(executor, 2)
     pids = {info["pid"] for info in workers} | {info["child"] for info in workers}
     pids |= {zygote_of(executor).pid} if spawner is ForkingSpawner else set()
     assert all(lives(pid) for pid in pids)
