@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,15 @@ def _own_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAEBENCH_RUNS", str(tmp_path / "saebench-runs"))
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_default_database() -> Iterator[None]:
+    """No test asks MLflow without saying where: its default database would appear where the tests are started from, and
+    the next environment, with another release of MLflow, would fail on it."""
+    places = [path for path in (Path("mlflow.db").resolve(), Path("mlruns").resolve()) if not path.exists()]
+    yield
+    assert not [path for path in places if path.exists()]
 
 
 @pytest.fixture(scope="session")

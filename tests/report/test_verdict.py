@@ -280,10 +280,12 @@ def changed(key: str, value: float, kind: str = "topk") -> list[dict[str, Any]]:
 
 
 def shown(trials: list[dict[str, Any]] | None = None, *, unfinished: bool = False, **held: Any) -> Report:
-    """A report; `held` stands for what it would read on demand, `floors` and `data` for the sweep's files."""
+    """A report; `held` stands for what it would read on demand, `floors` and `data` for the sweep's files. No MLflow
+    server has the trials: a report with a source would ask one for curves and floors."""
     found = report(simulate_search() if trials is None else trials, unfinished=unfinished)
     if "data" in held:
         found.record.sources = (Source("demo", "", "", "", lock={"data": held.pop("data")}),)
+        held |= {"chosen_curves": pd.DataFrame(columns=["run_id", "samples", "value"]), "floors": Floors([])}
     found.__dict__.update(held)
     return found
 
