@@ -7,7 +7,7 @@ of another part. Every SAE of a sweep is judged on the same number of latents, s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from saebench.latents import scores
 from saebench.latents.codes import Codes
+from saebench.latents.ends import unfolded
 from saebench.latents.facts import facts_of, sample_by_density
 from saebench.latents.floors import FLOORS, floor
 from saebench.latents.ranks import Classes
@@ -46,7 +47,7 @@ class Judged:
     values: dict[str, dict[str, float]]
     """SAE or a name of FLOORS -> score -> mean over latents (classes)."""
     latents: list[int]
-    """The latents of the SAE that were sampled."""
+    """The latents of the SAE that were sampled; of codes with both signs, their ends (ends.py), as in `matches`."""
     coherence: NDArray[np.float64] | None
     """Values per sampled latent."""
     examples: scores.ExampleScores | None
@@ -65,7 +66,10 @@ def judge(
     train: Texts, test: Texts, classes: Classes | None, wanted: Sequence[str] = SCORES, sample: int = SAMPLE
 ) -> Judged:
     """The wanted scores of an SAE and of every floor. `classes`: of the labels of train and test. A score that cannot
-    be computed (no texts, no labels, no second encoder, no latent that fires often enough) is missing for all."""
+    be computed (no texts, no labels, no second encoder, no latent that fires often enough) is missing for all. Of codes
+    with both signs each end of a latent is judged for itself."""
+    if any((part.codes.values < 0).any() for part in (train, test)):
+        train, test = (replace(part, codes=unfolded(part.codes)) for part in (train, test))
     facts = facts_of(train.codes)
     latents = list(sample_by_density(facts, sample, scores.FEWEST))
     if not latents:

@@ -71,11 +71,13 @@ def _deciles(judged: Sequence[Judged]) -> list[float]:
 
 
 def judged_rows(one: Latents, judged: Judged) -> list[dict[str, Any]]:
-    """Return a row per judged latent, the most frequent first, with the scores that exist per latent."""
-    place = {latent: i for i, latent in enumerate(judged.latents)}
+    """Return a row per judged latent (per end if they are signed), the most frequent first, with the scores that exist
+    per latent."""
+    ends = one.trial.ends
+    place = {(ends.latent(end), ends.mark(end)): i for i, end in enumerate(judged.latents)}
     rows = []
-    for row in one.rows([one.main_end(latent) for latent in judged.latents]):
-        i = place[row["latent"]]
+    for row in one.rows(judged.latents):
+        i = place[row["latent"], row.get("end", "")]
         mine: dict[str, Any] = {
             key: row[key] for key in ("trial", "latent", "end", "keywords", "density", "label", "top") if key in row
         }
@@ -103,7 +105,7 @@ def label_rows(one: Latents, judged: Judged) -> list[dict[str, Any]]:
     place = {latent: i for i, latent in enumerate(one.live.tolist())}
     rows = []
     for match in judged.matches:
-        end = one.main_end(match.latent)
-        words = one.keywords[place[end]] if end in place else []
-        rows.append({"trial": one.trial.name, **vars(match), "keywords": ", ".join(k.term for k in words)})
+        words = one.keywords[place[match.latent]] if match.latent in place else []
+        named = {name: one.trial.ends.name(getattr(match, name)) for name in ("latent", "f1_latent")}
+        rows.append({"trial": one.trial.name, **vars(match), **named, "keywords": ", ".join(k.term for k in words)})
     return rows

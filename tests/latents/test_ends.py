@@ -20,6 +20,7 @@ from saebench.latents.ends import both_ways, unfolded
 from saebench.latents.explained import explain_columns
 from saebench.latents.export import write_json
 from saebench.latents.page import page
+from saebench.latents.seeds import judged_rows, judged_with_seeds, label_rows
 from saebench.report.matching import match
 from saebench.saes.abs_topk import AbsTopKSAE
 
@@ -87,6 +88,19 @@ def test_every_output_has_both_ends(found: Latents, tmp_path: Path) -> None:
     )
     assert "0-" in coded
     assert "hound" in coded
+
+
+def test_each_end_is_scored_for_itself(found: Latents) -> None:
+    """Ten words of one topic are coherent; ten words of two topics, which the latent has over both ends, are not."""
+    judged = judged_with_seeds(found, "second", circular=False)[0]
+    ends = {(row["latent"], row["end"]): row for row in judged_rows(found, judged)}
+    for end, topic in (("+", "water"), ("-", "dogs")):
+        assert set(ends[0, end]["keywords"].split(", ")[:4]) <= set(TOPICS[topic])
+        assert ends[0, end]["coherence"] > 0.3
+        assert ends[0, end]["example_auroc"] > 0.75
+    labels = {row["label"]: row for row in label_rows(found, judged)}
+    assert (labels["water"]["latent"], labels["dogs"]["latent"]) == ("0+", "0-")
+    assert min(labels[topic]["auroc"] for topic in ("water", "dogs")) > 0.9
 
 
 def test_a_target_names_the_end_that_goes_with_it(found: Latents) -> None:
