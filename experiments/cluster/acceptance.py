@@ -1,7 +1,7 @@
 """Sweeps on three machines of namespaces while something dies: is anything lost, doubled or different?
 
     python experiments/cluster/acceptance.py SCENARIO... [--storage shared|streamed] [--steps N]
-        [--folder DIR]
+        [--folder DIR] [--keep]
 
     quiet       nothing happens
     machine     a machine loses its power
@@ -10,8 +10,10 @@
     drain       the cluster reclaims a machine, as a spot market does: a minute's notice, then its power goes
 
 Each is compared with the same sweep on this machine alone: every value, and the bytes of every SAE. `writers` is the
-largest number of live processes that had one trial's log open at the same time: 2 would be two writers. Needs root,
-and a disk that is not /tmp (every machine has a /tmp of its own). One JSON line per scenario.
+largest number of live processes that had one trial's log open at the same time: 2 would be two writers. `trials` says
+how each attempt at a trial went: on which machine, from which number of samples (0: from the start), and the kind of
+failure that ended it. Needs root, and a disk that is not /tmp (every machine has a /tmp of its own). One JSON line per
+scenario; the folder is removed at the end unless `--keep` is given.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import argparse
 import json
 import os
 import secrets
+import shutil
 import subprocess
 import sys
 import threading
@@ -212,10 +215,26 @@ def strike(lab: Lab, scenario: str, name: str) -> str:
         time.sleep(NOTICE)
         machine.kill()
         return f"b was drained with {NOTICE} s of notice (exit {code}), then lost its power"
-    for place in Path("/proc").glob("[0-9]*/comm"):
-        if place.read_text().strip() == "gcs_server":
-            os.kill(int(place.parts[2]), 9)
+    for process in lab.machines["head"].processes():
+        if Path(f"/proc/{process}/comm").read_text().strip() == "gcs_server":
+            os.kill(process, 9)
     return "the head's gcs_server was killed"
+
+
+def histories(lab: Lab, name: str) -> list[list[str]]:
+    """Return for every trial what each of its attempts did: machine, first sample, kind of failure if any."""
+    found = []
+    for trial in SweepPaths(lab.folder / "runs" / name).trials():
+        begun = {event.attempt: event.samples for event, _ in events.read(trial.events) if event.type == "start"}
+        left = {event.attempt: event.samples for event, _ in events.read(trial.events) if event.type == "left"}
+        attempts = state.attempts if (state := read_state(trial)) else []
+        found.append([
+            f"{one.slot.split()[0]} from {begun.get(one.attempt, '?')}"
+            + (f", left at {left[one.attempt]}" if one.attempt in left else "")
+            + (f", {one.kind}" if one.kind else "")
+            for one in attempts
+        ])  # fmt: skip
+    return found
 
 
 def play(lab: Lab, scenario: str) -> dict[str, Any]:
@@ -236,7 +255,7 @@ def play(lab: Lab, scenario: str) -> dict[str, Any]:
         "scenario": name, "what": what, "exit_codes": codes, "seconds": round(time.monotonic() - begin),
         "equal_to_local": lab.results(name) == lab.results("local"), "writers": writers.most,
         "attempts": len(attempts), "kinds": Counter(str(kind) for kind in attempts),
-        "load": round(os.getloadavg()[0], 1),
+        "trials": histories(lab, name), "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
 
 
@@ -246,6 +265,7 @@ def main() -> None:
     parser.add_argument("--storage", choices=["shared", "streamed"], default="shared")
     parser.add_argument("--steps", type=int, default=6000, help="of a trial")
     parser.add_argument("--folder", type=Path, default=Path("/var/tmp/saebench-cluster"))
+    parser.add_argument("--keep", action="store_true", help="keep the folder with the runs")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     lab = Lab(args.folder, args.storage, args.steps)
@@ -259,7 +279,9 @@ def main() -> None:
                 lab.replace("b")
     finally:
         lab.close()
-    remove_bridge(args.folder)
+    remove_bridge()
+    if not args.keep:
+        shutil.rmtree(args.folder, ignore_errors=True)
 
 
 if __name__ == "__main__":

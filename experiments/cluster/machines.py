@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -75,6 +74,16 @@ class Machine:
                 [*enter, *command], env=dict(environment), stdout=output, stderr=output, stdin=subprocess.DEVNULL
             )
 
+    def processes(self) -> list[int]:
+        """Return the machine's processes, by their numbers on this machine."""
+        own = os.readlink(f"/proc/{self.first}/ns/pid")
+        found = []
+        for place in Path("/proc").glob("[0-9]*/ns/pid"):
+            with contextlib.suppress(OSError):
+                if os.readlink(place) == own:
+                    found.append(int(place.parts[2]))
+        return found
+
     def link(self, *, up: bool) -> None:
         """Plug the cable in, or pull it out."""
         sh("ip", "link", "set", self._port, "up" if up else "down")
@@ -94,6 +103,5 @@ def make_bridge() -> None:
     sh("ip", "link", "set", BRIDGE, "up")
 
 
-def remove_bridge(folder: Path) -> None:
+def remove_bridge() -> None:
     sh("ip", "link", "del", BRIDGE, check=False)
-    shutil.rmtree(folder, ignore_errors=True)
