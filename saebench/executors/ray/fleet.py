@@ -8,11 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import sys
-import traceback
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +19,15 @@ from saebench.executors.ray.agent import versions
 from saebench.executors.ray.courier import Budget
 from saebench.executors.ray.demand import Demand
 from saebench.executors.ray.encoding import Encoding
-from saebench.executors.ray.lives import UNREACHED, Life
+from saebench.executors.ray.lives import UNREACHED
 from saebench.executors.ray.member import Member, slots_of
 from saebench.executors.ray.nodes import Cluster, Nodes
 from saebench.executors.ray.recovery import Recovery
 from saebench.executors.ray.remote import RefusedError, ask
+from saebench.executors.ray.running import Running
 from saebench.executors.ray.setup import Setup
 from saebench.executors.ray.shares import Node, Share, divide, kind_of
+from saebench.executors.ray.tasks import Tasks
 from saebench.executors.ray.wire import Json
 
 RETURN = 10.0
@@ -42,15 +41,14 @@ class Fleet:
 
     def __init__(self, cluster: Cluster, setup: Setup, send: Callable[[Json], None]) -> None:
         self._cluster, self._setup, self._send = cluster, setup, send
-        self._budget = Budget(setup.run.transfer_mbps * 1e6)
+        self._tasks = Tasks()
+        self._running = Running(send, self._tasks.start, Budget(setup.run.transfer_mbps * 1e6))
         self._members: dict[int, Member] = {}
-        self._lives: dict[int, Life] = {}
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._following: dict[int, asyncio.Task[Any]] = {}
         """What follows each agent."""
         self._demand = Demand()
         self._nodes, self._recovery = Nodes(cluster), Recovery(setup, self._say)
-        self._encoding = Encoding(setup.cache_dir, send, self._start)
+        self._encoding = Encoding(setup.cache_dir, send, self._tasks.start)
         self._kind = "cpu"
         self._count = 0
         self._nonce = Path(setup.cache_dir) / f".nonce-{uuid.uuid4().hex[:12]}"
@@ -80,7 +78,7 @@ class Fleet:
             waited = f"no agent started within {FIRST:g} s: is something else running there? ({there})"
             why = next((m.about["error"] for m in members if "error" in m.about), waited)
             raise PreflightError(f"run.address: {why}")
-        self._start(self._nodes.watch(self._joined, self._drain))
+        self._tasks.start(self._nodes.watch(self._joined, self._drain))
 
     def _create(self, share: Share) -> Member:
         self._count += 1
@@ -89,7 +87,7 @@ class Fleet:
         node = self._nodes.names.get(share.node_id, "")
         member = Member(self._count, share, remote, epoch, node, self._setup.lease, self._deliver)
         self._members[member.number] = member
-        self._following[member.number] = self._start(self._live(member))
+        self._following[member.number] = self._tasks.start(self._live(member))
         return member
 
     async def _live(self, member: Member) -> None:
@@ -105,7 +103,7 @@ class Fleet:
             following = asyncio.create_task(member.follow())
             member.about = about
             self._send({"type": "joined", "agent": member.number, "slots": slots_of(member)})
-            preparing = asyncio.create_task(self._recovery.prepare(member, self._orphaned))
+            preparing = asyncio.create_task(self._recovery.prepare(member, self._running.orphaned))
             await asyncio.wait({following, preparing}, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():
                 await preparing
@@ -146,45 +144,24 @@ class Fleet:
 
     def start(self, order: Json) -> None:
         """Start a trial on the agent of its slot."""
-        number, member = order["number"], self._members[order["slot"] // 1000]
-        order = {**order, "do": "start", "slot": order["slot"] % 1000}
-        life = self._lives[number] = Life(member, order, self._send_of(number), self._budget)
-        if not member.alive:
-            life.end("lost", f"node {member.node}: its agent is gone")
-            return
-        self._start(life.run())
-        if member.draining:  # the scheduler had not heard of it yet
-            self._preempt(life)
+        member, slot = self._members[order["slot"] // 1000], order["slot"] % 1000
+        self._running.start(member, {**order, "do": "start", "slot": slot})
 
     def order(self, order: Json) -> None:
         """Pass on answer or stop; ignored if the trial has ended."""
-        life = self._lives.get(order["number"])
-        if life is not None:
-            life.order(order)
+        self._running.order(order)
 
     def encode(self, order: Json) -> None:
         """Pass on an order to an encoder."""
         self._encoding.order(order, self._members.get(order.get("agent", 0)))
 
-    def _orphaned(self) -> list[int]:
-        return [life.number for life in self._lives.values() if not life.member.alive]
-
-    def _send_of(self, number: int) -> Callable[[Json], None]:
-        def send(message: Json) -> None:
-            if message["type"] == "exit":
-                self._lives.pop(number, None)
-            self._send(message)
-
-        return send
-
     def _deliver(self, member: Member, message: Json) -> None:
-        life = self._lives.get(message.get("number", -1))
         if message["type"] == "child":
             self._encoding.hear(message)
-        elif life is not None and life.member is member:
-            life.hear(message)
         elif message["type"] == "note":
             self._say(f"node {member.node}: {message['text']}")
+        else:
+            self._running.hear(member, message)
 
     # --- loss --------------------------------------------------------------------------------------------------------
 
@@ -196,8 +173,8 @@ class Fleet:
         self._say(f"node {member.node}: its agent is lost: {why}")
         member.remote.kill()
         self._encoding.lost(member)
-        lives = [life for life in self._lives.values() if life.member is member]
-        self._start(self._return(member.share))
+        lives = self._running.on(member)
+        self._tasks.start(self._return(member.share))
         self._regain()
         if member.shared and lives:
             await self._await_workers(member)
@@ -273,23 +250,14 @@ class Fleet:
             if member.remote.node_id == node.id and member.alive:
                 member.draining = True
                 self._send({"type": "gone", "agent": member.number})
-                for life in self._lives.values():
-                    if life.member is member:
-                        self._preempt(life)
+                self._running.preempt(member)
         self._regain()
-
-    def _preempt(self, life: Life) -> None:
-        self._send({"type": "preempted", "number": life.number})
-        life.order({"do": "stop", "number": life.number, "how": "leave"})
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
         """Kill running trials and release the agents."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self._tasks.cancel()
         self.forget()
         with contextlib.suppress(TimeoutError):
             closing = [ask(m.remote, "close", 10.0) for m in self._members.values() if m.alive and m.about]
@@ -304,17 +272,3 @@ class Fleet:
 
     def _say(self, text: str) -> None:
         self._send({"type": "note", "text": text})
-
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        """A task that raises is a defect: end the bridge with its traceback, and so the sweep, resumable."""
-        self._tasks.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            traceback.print_exception(error)
-            sys.stderr.flush()
-            os._exit(1)
