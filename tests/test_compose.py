@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -81,11 +82,36 @@ def test_our_containers_have_no_privileges_and_time_for_a_checkpoint() -> None:
     assert "\nUSER 10001\n" in dockerfile
     assert "-c requirements.lock" in dockerfile
     extras = re.search(r"^ARG EXTRAS=(.+)$", dockerfile, re.M)
-    import tomllib
-
     known = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     assert extras is not None
     assert set(extras[1].split(",")) <= set(known)
+
+
+def test_the_image_is_made_of_files_that_are_there_and_that_are_sent() -> None:
+    """No image is built here: what `COPY` and `RUN` name exists, and .dockerignore lets it through."""
+    root, lines = DOCKER.parent, (DOCKER / "Dockerfile").read_text().splitlines()
+    copies = [line.split()[1:-1] for line in lines if line.startswith("COPY ") and "--from" not in line]
+    sources = [source.removeprefix("./") for sources in copies for source in sources]
+    sent = [
+        line[1:].removesuffix("/**") for line in (root / ".dockerignore").read_text().splitlines() if line[0] == "!"
+    ]
+    assert sources
+    assert all((root / source).exists() for source in sources)
+    assert set(sources) <= set(sent)
+    locked = (root / "requirements.lock").read_text().splitlines()
+    assert sum(line.startswith("torch==") for line in locked) == 1, "what RUN installs first"
+
+
+def test_the_containers_commands_are_scripts_of_what_the_image_installs() -> None:
+    from importlib.metadata import entry_points
+
+    project = tomllib.loads((DOCKER.parent / "pyproject.toml").read_text())["project"]
+    scripts = {*project["scripts"], *(found.name for found in entry_points(group="console_scripts"))}
+    entry = re.findall(r'^ENTRYPOINT \["(\w+)"\]$', (DOCKER / "Dockerfile").read_text(), re.M)
+    said = [" ".join([*SERVICES[name].get("entrypoint", entry), *SERVICES[name]["command"]]) for name in OURS]
+    called = [re.findall(r"(?:^|exec |-c )(ray|mlflow|saebench)\b", text) for text in said]
+    assert all(called)
+    assert {name for names in called for name in names} <= scripts
 
 
 def manifests() -> list[dict[str, Any]]:
