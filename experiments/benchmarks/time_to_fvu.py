@@ -1,41 +1,45 @@
 """Processor time and examples until a hold-out FVU is reached: ours with its defaults against other projects' trainers.
 
-    RECIPE_DATA=... BATCHTOPK_CODE=... python experiments/benchmarks/time_to_fvu.py --kind topk --lrs 0.002 0.004 0.008
+    RECIPE_DATA=... BATCHTOPK_CODE=... python experiments/benchmarks/time_to_fvu.py runs.jsonl --kind topk
 
 Every trainer gets the same rows in the same order; a peer is tried at every lr of its list (`--lr NAME=LR`, several
-times; without it `--lrs`) and the best is shown, ours runs at `lr: null`. The goal is the final FVU of the best peer.
-A run whose lr has not fallen yet is worse than one that ends there: `--budgets` trains ours to smaller budgets, too.
-Measuring the hold-out is not counted. One thread, processor time; median over the seeds.
+times; without it `--lrs`) on the first seed and the best is repeated on the others; ours runs at `lr: null`. The goal
+is the final FVU of the best peer. A run whose lr has not fallen yet is worse than one that ends there: `--budgets`
+trains ours to smaller budgets, too. Measuring the hold-out is not counted. One thread, processor time; median over the
+seeds. A run is appended to the file when it ends, with the machine's load; the same command resumes and prints the
+table.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import math
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saebench.config import SAE_CONFIGS, TrainConfig, default_batch_size
-from saebench.trial.evaluation import evaluate
 from saebench.trial.trainer import Training
 
 RECIPE = Path(__file__).parent.parent / "recipe"
 sys.path.insert(0, str(RECIPE))
 try:
     from corpora import Corpus, Rows, corpus
-    from peers import PEERS, Run, measure_peer
+    from peers import PEERS, Peer, Run, measure_peer
 finally:
     sys.path.remove(str(RECIPE))
 
 MARKS = 20
 OURS = "saebench"
+Setting = dict[str, Any]
 
 
 class Mark(NamedTuple):
@@ -55,48 +59,106 @@ def curve(advance: Callable[[Tensor], object], measure: Callable[[], float], sto
         seconds += time.process_time() - started
         seen += len(x)
         if seen * MARKS // samples > (seen - len(x)) * MARKS // samples:
-            found.append(Mark(seen, seconds, measure()))
+            found.append(Mark(seen, round(seconds, 3), round(measure(), 5)))
     return found
 
 
-def ours(kind: str, texts: Corpus, options: argparse.Namespace, samples: int, seed: int) -> list[Mark]:
+def ours(s: Setting, texts: Corpus) -> list[Mark]:
     """Our defaults for a budget."""
-    sparsity = "k" if "k" in SAE_CONFIGS[kind].model_fields else "target_l0"
-    config = SAE_CONFIGS[kind](dict_size=options.dict_size, **{sparsity: options.k})
-    batch = default_batch_size(samples)
-    store = Rows(texts, batch, seed)
-    training = Training.start(config, TrainConfig(samples=samples, batch_size=batch), seed, store)
+    sparsity = "k" if "k" in SAE_CONFIGS[s["kind"]].model_fields else "target_l0"
+    config = SAE_CONFIGS[s["kind"]](dict_size=s["dict_size"], **{sparsity: s["k"]})
+    store = Rows(texts, s["batch"], s["seed"])
+    training = Training.start(config, TrainConfig(samples=s["samples"], batch_size=s["batch"]), s["seed"], store)
+
+    def reconstruct(x: Tensor) -> tuple[Tensor, Tensor]:
+        codes = training.sae.encode(x)
+        return training.sae.decode(codes), codes
 
     def measure() -> float:
         training.calibrate()
-        return evaluate(training.sae, store).values["eval/fvu"]
+        plain = Peer(lambda _: None, reconstruct, 1.0)
+        return measure_peer(plain, texts, torch.zeros(texts.train.shape[1]), 1.0)["fvu"]
 
-    return curve(training.advance, measure, store, samples)
+    return curve(training.advance, measure, store, s["samples"])
 
 
-def theirs(name: str, kind: str, texts: Corpus, options: argparse.Namespace, lr: float, seed: int) -> list[Mark]:
+def theirs(s: Setting, texts: Corpus) -> list[Mark]:
     """A peer's trainer at one lr."""
-    batch = options.batch or default_batch_size(options.samples)
-    steps = -(-options.samples // batch)
-    run = Run(kind, texts.train.shape[1], options.dict_size, options.k, lr, steps, batch, options.coeff, seed)
-    peer, store = PEERS[name](run), Rows(texts, batch, seed)
+    steps, d_in = -(-s["samples"] // s["batch"]), texts.train.shape[1]
+    run = Run(s["kind"], d_in, s["dict_size"], s["k"], s["lr"], steps, s["batch"], s.get("coeff"), s["seed"])
+    peer, store = PEERS[s["trainer"]](run), Rows(texts, s["batch"], s["seed"])
     mean = texts.train.mean(0)
     scale = peer.length / float((texts.train - mean).square().sum(1).mean().sqrt())
     return curve(
         lambda x: peer.step((x - mean) * scale),
         lambda: measure_peer(peer, texts, mean, scale)["fvu"],
         store,
-        options.samples,
+        s["samples"],
     )
 
 
+class Book:
+    """Curves by setting, kept in a file of JSON lines; one that is missing is trained."""
+
+    def __init__(self, path: Path, train: Callable[[Setting], list[Mark]]) -> None:
+        self.path, self.train = path, train
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        self.known = {json.dumps(x["setting"], sort_keys=True): [Mark(*mark) for mark in x["marks"]] for x in lines}
+
+    def __call__(self, setting: Setting) -> list[Mark]:
+        key = json.dumps(setting, sort_keys=True)
+        if key not in self.known:
+            marks = self.known[key] = self.train(setting)
+            load = round(os.getloadavg()[0], 1)
+            with self.path.open("a") as file:
+                print(json.dumps({"setting": setting, "load": load, "marks": marks}), file=file)
+            end = marks[-1]
+            print(f"{setting}: FVU {end.fvu:.4f} in {end.seconds:.1f} s, load {load}", flush=True)
+        return self.known[key]
+
+
+def curves(book: Book, options: argparse.Namespace) -> Iterator[tuple[str, list[list[Mark]]]]:
+    """Yield (name, a curve per seed) for ours at every budget, then each peer at its best lr."""
+    common = {name: getattr(options, name) for name in ("corpus", "kind", "dict_size", "k")}
+    for samples in (*options.budgets, options.samples):
+        setting = {**common, "trainer": OURS, "samples": samples, "batch": default_batch_size(samples)}
+        yield f"{OURS}, {samples:,} examples", [book({**setting, "seed": seed}) for seed in options.seeds]
+    batch = options.batch or default_batch_size(options.samples)
+    first, *others = options.seeds
+    for name in options.peers:
+        own = [float(text.partition("=")[2]) for text in options.lr if text.partition("=")[0] == name]
+        setting = {**common, "trainer": name, "samples": options.samples, "batch": batch}
+        setting |= {"coeff": options.coeff} if options.coeff else {}
+        ends = {lr: book({**setting, "lr": lr, "seed": first})[-1].fvu for lr in own or options.lrs}
+        best = min(ends, key=lambda lr: ends[lr])
+        yield f"{name}, lr {best:g}", [book({**setting, "lr": best, "seed": s}) for s in (first, *others)]
+
+
 def reached(marks: list[Mark], goal: float) -> Mark | None:
-    """The first mark at or below the goal."""
+    """Return the first mark at or below the goal."""
     return next((mark for mark in marks if mark.fvu <= goal), None)
+
+
+def table(found: dict[str, list[list[Mark]]], title: str) -> list[str]:
+    """Return the lines of a markdown table: medians over the seeds, time to the best peer's final FVU."""
+    ends = {name: statistics.median(marks[-1].fvu for marks in runs) for name, runs in found.items()}
+    goal = min((end for name, end in ends.items() if not name.startswith(OURS)), default=math.nan)
+    lines = [f"| {title} | final FVU | seconds | examples to {goal:.4f} | seconds to it |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    for name, runs in found.items():
+        hits = [mark for marks in runs if (mark := reached(marks, goal)) is not None]
+        whole = statistics.median(marks[-1].seconds for marks in runs)
+        if len(hits) * 2 <= len(runs):
+            lines.append(f"| {name} | {ends[name]:.4f} | {whole:.1f} | not reached | |")
+            continue
+        examples, seconds = (statistics.median(hit[i] for hit in hits) for i in (0, 1))
+        lines.append(f"| {name} | {ends[name]:.4f} | {whole:.1f} | {examples:,.0f} | {seconds:.1f} |")
+    return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", type=Path)
     parser.add_argument("--corpus", default="wn2-minilm")
     parser.add_argument("--kind", default="topk")
     parser.add_argument("--dict-size", type=int, default=1536)
@@ -112,30 +174,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     texts = corpus(options.corpus)
-    curves: dict[str, list[list[Mark]]] = {}
-    for samples in (*options.budgets, options.samples):
-        runs = [ours(options.kind, texts, options, samples, seed) for seed in options.seeds]
-        curves[f"{OURS}, {samples:,} examples"] = runs
-    for name in options.peers:
-        own = [float(text.partition("=")[2]) for text in options.lr if text.partition("=")[0] == name]
-        tried = {lr: theirs(name, options.kind, texts, options, lr, options.seeds[0]) for lr in own or options.lrs}
-        best = min(tried, key=lambda lr: tried[lr][-1].fvu)
-        rest = [theirs(name, options.kind, texts, options, best, seed) for seed in options.seeds[1:]]
-        curves[f"{name}, lr {best:g}"] = [tried[best], *rest]
-    ends = {name: statistics.median(marks[-1].fvu for marks in runs) for name, runs in curves.items()}
-    goal = min((end for name, end in ends.items() if not name.startswith(OURS)), default=math.nan)
-    print(f"| {options.kind}, {options.corpus} | final FVU | seconds | examples to {goal:.4f} | seconds to it |")
-    print("| --- | ---: | ---: | ---: | ---: |")
-    for name, runs in curves.items():
-        hits = [mark for marks in runs if (mark := reached(marks, goal)) is not None]
-        whole = statistics.median(marks[-1].seconds for marks in runs)
-        if len(hits) * 2 <= len(runs):
-            print(f"| {name} | {ends[name]:.4f} | {whole:.1f} | not reached | |")
-            continue
-        examples, seconds = (
-            statistics.median(getattr(hit, field) for hit in hits) for field in ("examples", "seconds")
-        )
-        print(f"| {name} | {ends[name]:.4f} | {whole:.1f} | {examples:,.0f} | {seconds:.1f} |")
+    book = Book(options.results, lambda s: (ours if s["trainer"] == OURS else theirs)(s, texts))
+    print("\n".join(table(dict(curves(book, options)), f"{options.kind}, {options.corpus}")))
 
 
 if __name__ == "__main__":
