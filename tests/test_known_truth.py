@@ -26,7 +26,7 @@ SMALL: dict[str, Any] = {
     "features": 48, "d_in": 24, "firing": {"max": 0.3, "min": 5e-4, "exponent": 0.4},
     "hierarchy": {"roots": 2, "branching": 2, "depth": 2}, "correlation": {"rank": 5, "scale": 0.1},
     "magnitude": {"first": 5.0, "last": 4.0, "std_mean": 0.5, "std_std": 0.5}, "orthogonalise": 50, "bias": 0.5,
-    "dense": {"rank": 2, "share": 0.05}, "train_rows": 3000, "truth_rows": 1000, "seed": 0,
+    "dense": {"rank": 2, "share": 0.05}, "classes": 4, "train_rows": 3000, "truth_rows": 1000, "seed": 0,
 }  # fmt: skip
 
 

@@ -4,8 +4,8 @@
 
 The model is SynthSAEBench's (arXiv 2602.14687), written anew: Zipfian rates, a Gaussian copula of low rank, trees of
 features of which siblings exclude each other, magnitudes, and a dense part that theirs does not have. The label of a
-row is its strongest root, "none" without one. A row's text (texts.npy) has three of the six words of each of its
-features; second.npy is what an encoder with other directions makes of the same features.
+row is the strongest of a few features, "none" without one. A row's text (texts.npy) has three of the six words of each
+of its features; second.npy is what an encoder with other directions makes of the same features.
 """
 
 from __future__ import annotations
@@ -112,13 +112,11 @@ def apart(rows: Array, steps: int, rate: float = 0.05) -> Array:
     return rows
 
 
-def labels_of(codes: Array, parent: NDArray[np.int64]) -> NDArray[np.str_]:
-    """(rows,) the strongest root that has children, "none" without one."""
-    roots = np.flatnonzero((parent < 0) & (np.bincount(parent[parent >= 0], minlength=len(parent)) > 0))
-    if not len(roots):
-        return np.full(len(codes), "none")
-    strongest = codes[:, roots].argmax(1)
-    return np.where(codes[:, roots].max(1) > 0, [f"root {root}" for root in roots[strongest]], "none")
+def labels_of(codes: Array, classes: int) -> NDArray[np.str_]:
+    """(rows,) which of as many features, common to rare, is the strongest in a row; "none" without one."""
+    features = np.linspace(codes.shape[1] // 16, codes.shape[1] - 1, classes).astype(int)
+    strongest = codes[:, features].argmax(1)
+    return np.where(codes[:, features].max(1) > 0, [f"feature {i}" for i in features[strongest]], "none")
 
 
 def texts_of(codes: Array, rng: np.random.Generator) -> NDArray[np.str_]:
@@ -135,7 +133,7 @@ def write(settings: dict[str, Any], out: Path) -> dict[str, float]:
     codes = truth.codes(settings["train_rows"], rng)
     x = truth.embeddings(codes, rng)
     np.save(out / "embeddings.npy", x)
-    np.save(out / "labels.npy", labels_of(codes, truth.parent))
+    np.save(out / "labels.npy", labels_of(codes, settings["classes"]))
     fresh = truth.codes(settings["truth_rows"], rng)
     other = np.random.default_rng(settings["seed"] + 2)
     np.save(out / "texts.npy", texts_of(codes, other))

@@ -1,6 +1,6 @@
 """What every trained SAE has recovered of the truth, and which metric orders the arms as the truth does.
 
-    python measure.py trials.csv OUT      # OUT/metrics.csv, OUT/arms.csv
+    python measure.py trials.csv OUT      # OUT/metrics.csv, OUT/arms.csv; prints the tables of README.md
 
 The truth is measured on rows that no SAE has seen, over latents that fire there (of a signed SAE, over both ends):
 recovered (mean over features of the largest cosine with a decoder row), f1 (of firing, features matched one to one by
@@ -12,6 +12,8 @@ fires than where none does).
 from __future__ import annotations
 
 import sys
+import warnings
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +37,14 @@ METRICS = {
 }  # fmt: skip
 """Metric -> 1 where more is better."""
 TRUTHS = ("recovered", "f1", "mixed", "split", "absorbed")
+SHOWN = {
+    "test/fvu": "FVU", "test/knn_overlap_at_10": "neighbours kept", "test/example_auroc_above_floor": "example AUROC",
+    "test/label_auroc_above_floor": "label AUROC", "stability": "stability", "mixed": "mixed", "split": "split",
+    "absorbed": "absorbed", "test/dead_fraction": "dead",
+}  # fmt: skip
+"""Column -> its heading in the table of arms."""
 MIXES, SAME = 0.4, 0.7
-DRAWS = 300
+DRAWS = 2000
 
 
 def truth_of(rows: Array, fires: Array, directions: Array, present: Array, parent: Array) -> dict[str, float]:
@@ -97,39 +105,72 @@ def matched(a: Array, b: Array) -> float:
 
 def correlations(frame: pd.DataFrame, truth: str, rng: np.random.Generator, *, controls: bool) -> pd.DataFrame:
     """A row per metric: Spearman's correlation with the truth over the arms of a cell (level and width), mean over
-    cells, with a bootstrap over arms and seeds. `controls`: with frozen parts and floors."""
+    cells, with a bootstrap over arms and, inside an arm, over seeds. `controls`: with frozen parts and floors."""
     used = frame if controls else frame[~frame["arm"].str.contains("frozen|soft|floor")]
     rows = []
     for metric, sign in METRICS.items():
-        cells = [np.array([mine[[metric, truth]].to_numpy(float) for _, mine in cell.groupby("arm")], dtype=object)
+        cells = [[mine[[metric, truth]].to_numpy(float) for _, mine in cell.groupby("arm")]
                  for _, cell in used.dropna(subset=[metric]).groupby(["level", "width"])]  # fmt: skip
         cells = [cell for cell in cells if len(cell) > 3]
         if not cells:
             continue
-        draws = [over_cells([spearman(resample(cell, rng)) for cell in cells]) * sign for _ in range(DRAWS)]
-        value = sign * over_cells([spearman(np.array([arm.mean(0) for arm in cell])) for cell in cells])
-        low, high = np.nanpercentile(draws, [2.5, 97.5])
-        rows.append({"metric": metric, "truth": truth, "controls": controls, "correlation": value, "low": low,
-                     "high": high, "cells": len(cells), "arms": max(map(len, cells))})  # fmt: skip
+        value = over_cells([spearman(np.array([[arm.mean(0) for arm in cell]])) for cell in cells])
+        draws = over_cells([spearman(resampled(cell, rng)) for cell in cells])
+        low, high = sorted(sign * np.nanpercentile(draws, [2.5, 97.5]))
+        rows.append({"metric": metric, "truth": truth, "controls": controls, "correlation": sign * float(value[0]),
+                     "low": low, "high": high, "cells": len(cells), "arms": max(map(len, cells))})  # fmt: skip
     return pd.DataFrame(rows)
 
 
-def over_cells(values: list[float]) -> float:
+def over_cells(values: list[Array]) -> Array:
     """The mean of those that are defined; NaN for none."""
-    there = [value for value in values if value == value]
-    return float(np.mean(there)) if there else np.nan
+    with np.errstate(invalid="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return np.asarray(np.nanmean(np.stack(values), axis=0))
 
 
-def resample(cell: Array, rng: np.random.Generator) -> Array:
-    """Means of arms drawn with replacement, each over seeds drawn with replacement."""
-    arms = [cell[i] for i in rng.integers(len(cell), size=len(cell))]
-    return np.array([arm[rng.integers(len(arm), size=len(arm))].mean(0) for arm in arms])
+def resampled(cell: list[Array], rng: np.random.Generator) -> Array:
+    """(DRAWS, arms, 2): means of arms drawn with replacement, each over as many seeds drawn with replacement."""
+    counts = np.array([len(arm) for arm in cell])
+    values = np.stack([np.resize(arm, (counts.max(), 2)) for arm in cell])
+    arms = rng.integers(len(cell), size=(DRAWS, len(cell)))
+    seeds = (rng.random((*arms.shape, counts.max())) * counts[arms][..., None]).astype(int)
+    return np.asarray(values[arms[..., None], seeds].mean(2))
 
 
-def spearman(pairs: Array) -> float:
-    """Rank correlation of two columns; NaN without spread."""
-    a, b = (rankdata(pairs[:, i].astype(float)) for i in (0, 1))
-    return float(np.corrcoef(a, b)[0, 1]) if a.std() and b.std() else np.nan
+def spearman(pairs: Array) -> Array:
+    """(draws,) rank correlation of two columns (draws, rows, 2); NaN without spread."""
+    ranks = rankdata(pairs, axis=1)
+    ranks -= ranks.mean(1, keepdims=True)
+    a, b = ranks[..., 0], ranks[..., 1]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.asarray((a * b).sum(1) / np.sqrt((a**2).sum(1) * (b**2).sum(1)))
+
+
+def order_of_arms(frame: pd.DataFrame, width: int = 256, level: int = 8) -> pd.DataFrame:
+    """A row per arm, by F1 at this width and level: means over seeds, F1 with half the range over seeds."""
+    seeds = frame.groupby(["arm", "width", "level"])
+    mean, half = seeds.mean(numeric_only=True), (seeds["f1"].max() - seeds["f1"].min()) / 2
+    rows = []
+    for arm in frame["arm"].unique():
+        f1 = {key: mean["f1"].get((arm, *key), np.nan) for key in product((256, 128), (4, 8, 16))}
+        at = mean.loc[(arm, width, level)]
+        row = {"arm": arm, "seeds": seeds.size()[(arm, width, level)], "F1": at["f1"],
+               "half the range": half[(arm, width, level)]}  # fmt: skip
+        for wide in (256, 128):
+            row[f"F1, {wide} latents, k 4 / 8 / 16"] = " / ".join(f"{f1[wide, k]:.3f}" for k in (4, 8, 16))
+        rows.append(row | {SHOWN[name]: at[name] for name in SHOWN})
+    return pd.DataFrame(rows).sort_values("F1", ascending=False)
+
+
+def markdown(table: pd.DataFrame, digits: int) -> str:
+    """The table, with `digits` decimals."""
+
+    def cell(value: Any) -> str:
+        return "" if value != value else f"{value:.{digits}f}" if isinstance(value, float) else str(value)
+
+    lines = [list(table.columns), ["---"] * len(table.columns), *([cell(v) for v in row] for row in table.to_numpy())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def main(arguments: list[str]) -> None:
@@ -142,7 +183,7 @@ def main(arguments: list[str]) -> None:
     means = frame.groupby(["arm", "level", "width"]).mean(numeric_only=True).drop(columns=["seed"])
     means["seeds"] = frame.groupby(["arm", "level", "width"]).size()
     means.reset_index().to_csv(out / "arms.csv", index=False, float_format="%.4f")
-    print(pd.concat(found).to_string(index=False))
+    print(markdown(order_of_arms(frame), 3), markdown(pd.concat(found), 2), sep="\n\n")
 
 
 if __name__ == "__main__":

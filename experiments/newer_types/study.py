@@ -2,8 +2,8 @@
 
     RECIPE_DATA=folder python study.py trials.csv [SEEDS] [CORPUS ...]     # recipe/corpora.py makes the folder
 
-Per corpus, arm and level: seed 0 tries the default learning rate times 0.5, 1 and 2 and one point where the parabola
-through them has its least value, and one is chosen by validation FVU as the product does (`saebench/response.py`);
+Per corpus, arm and level: seed 0 tries the default learning rate times six factors from 0.35 to 2 and up to two points
+where the product would refine, and one is chosen by validation FVU as the product does (`saebench/response.py`);
 seeds 1 to SEEDS train that alone, and are measured on the test part. The same command resumes.
 """
 
@@ -31,8 +31,8 @@ from saebench.response import Axis, Measured, choose, propose
 from saebench.trial.evaluation import evaluate
 from saebench.trial.trainer import Training, train
 
-CORPORA = ("boto-minilm", "wn2-minilm", "boto-glove")
-FACTORS, RANGE = (0.5, 1.0, 2.0), (0.25, 4.0)
+CORPORA = ("boto-minilm", "wn2-minilm", "boto-glove", "deb-minilm")
+FACTORS, RANGE, REFINED = (0.35, 0.5, 0.71, 1.0, 1.41, 2.0), (0.25, 4.0), 2
 WIDTH, SAMPLES = 512, 51_200
 ORTHO = (0.03, 0.1, 0.3)
 ARMS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
@@ -140,8 +140,9 @@ def search(table: Table, arm: str, level: int) -> tuple[float, float, float, boo
     axis = Axis("lr_factor", *RANGE, log=True)
     for factor in FACTORS:
         table.add(arm, level, 0, factor, coeff, "search")
-    for (share,) in propose(measured(table, arm, level, axis), 1, 1):
-        table.add(arm, level, 0, RANGE[0] * (RANGE[1] / RANGE[0]) ** share, coeff, "search")
+    for _ in range(REFINED):
+        for (share,) in propose(measured(table, arm, level, axis), 1, 1):
+            table.add(arm, level, 0, RANGE[0] * (RANGE[1] / RANGE[0]) ** share, coeff, "search")
     chosen = choose(measured(table, arm, level, axis), [axis])
     factor = float(table.losses(arm, level, "search").factor.iloc[chosen.index])
     return coeff, factor, chosen.gap, bool(chosen.edge)
