@@ -2,7 +2,8 @@
 
     python experiments/pursuit/study.py --data FOLDER --corpora wnp-minilm --arms omp topk --k 32 --out results.csv
     python experiments/pursuit/study.py ... --search                      # five rates, seed 0; then --seeds 1 2 3 4
-    python experiments/pursuit/study.py ... --floors | --peers
+    python experiments/pursuit/study.py ... --floors
+    python experiments/pursuit/study.py ... --peers --search              # three rates, then without --search
 
 FOLDER has NAME-ENCODER.npy and NAME.parquet (columns text, label). Of the distinct texts a tenth is for the test and a
 twentieth for validation, by hash. `--search` trains seed 0 at five multiples of the type's default rate; without it,
@@ -39,6 +40,7 @@ from saebench.trial.stability import CodeStability
 from saebench.trial.trainer import Training, train
 
 FACTORS = (0.5, 0.71, 1.0, 1.41, 2.0)
+PEER_FACTORS = (1.0, 0.33, 3.0)
 FIELDS = ("corpus", "arm", "k", "dict_size", "samples", "batch", "factor", "seed", "lr", "validation_fvu", "fvu", "l0",
           "dead", "neighbours", "stability", "stability_largest", "auc_1", "auc_5", "training_s",
           "encoding_ms")  # fmt: skip
@@ -240,7 +242,7 @@ def floors(corpus_name: str, table: Table, args: argparse.Namespace) -> None:
 def peers(corpus_name: str, table: Table, args: argparse.Namespace) -> None:
     setting = setting_of(corpus_name, args)
     for name, (_, lr) in PEERS.items():
-        for factor in (1.0, 0.33):
+        for factor in PEER_FACTORS if args.search else [table.factor(name, setting)]:
             about = {"arm": name, "factor": factor, "seed": 0}
             if table.having(**setting, **about) or (args.arms and name not in args.arms):
                 continue
