@@ -120,7 +120,7 @@ def _left(plan: Plan, stratum: Stratum, states: list[Row]) -> int:
 
 def advice(plan: Plan) -> list[str]:
     """Return warnings about a plan that is valid but probably not intended."""
-    rules = (_search, _comparison, _pruner, _idle_keys, _seeds)
+    rules = (_search, _comparison, _pruner, _idle_keys, _seeds, without_kernels)
     return list(dict.fromkeys(line for rule in rules for line in rule(plan)))
 
 
@@ -179,6 +179,17 @@ def _pruner(plan: Plan) -> Iterator[str]:
                 if prune.pruner == "median"
                 else f"{prune.pruner} never acts in strata of {stratum.points} point: it compares at least two"
             )
+
+
+def without_kernels(plan: Plan) -> Iterator[str]:
+    """Warn if numba cannot be imported and some arm runs on its kernels: omp, and others with refine."""
+    swept = [{**s.space, **s.fixed, **s.axes}.get("refine") for s in plan.strata]
+    if all(s.type != "omp" for s in plan.strata) and all(values in (None, 0) for values in swept):
+        return
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        yield f"numba: {error}: on a CPU omp and refine run in torch, six times as long: pip install numba"
 
 
 _OWNERS = {

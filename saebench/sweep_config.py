@@ -74,7 +74,7 @@ class RetriesConfig(Config):
     crash: Annotated[int, Field(ge=0)] = 2
     """The worker raised an exception or was ended by a signal other than SIGKILL."""
     host_oom: Annotated[int, Field(ge=0)] = 1
-    """The worker was ended by SIGKILL, which the kernel sends when memory runs out."""
+    """Memory did not suffice, or the worker was ended by SIGKILL, which the kernel sends when memory runs out."""
     stall: Annotated[int, Field(ge=0)] = 1
     """The worker sent nothing for `stall_after` seconds."""
     cuda_oom: Annotated[int, Field(ge=0)] = 1

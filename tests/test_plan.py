@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -304,6 +305,27 @@ def test_a_k_sparse_step_costs_one_dense_product_and_four_sparse_ones() -> None:
 
 def notes(**changes: Any) -> str:
     return "\n".join(advice(plan(**{"seeds": [0, 1], **changes})))
+
+
+@pytest.mark.parametrize(
+    ("arm", "warned"),
+    [
+        ({"type": "omp", "k": 4}, True),
+        ({"type": "topk", "k": 4, "refine": 2}, True),
+        ({"type": "batchtopk", "k": 4, "refine": [0, 2]}, True),
+        ({"type": "topk", "k": 4, "refine": 0}, False),
+        ({"type": "topk", "k": 4}, False),
+    ],
+    ids=str,
+)
+def test_a_missing_numba_is_told_where_its_kernels_are_used(
+    arm: dict[str, Any], warned: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    said = notes(sae=[{**arm, "dict_size": 64}])
+    assert ("omp and refine run in torch, six times as long: pip install numba" in said) == warned
+    monkeypatch.undo()
+    assert notes(sae=[{**arm, "dict_size": 64}]) == ""
 
 
 def test_nothing_is_odd_about_a_plain_plan() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from saebench.errors import ExecutorLostError, LockedError, PreflightError, SpecError, StorageLostError
 from saebench.executors import TARGET
 from saebench.executors.table import make_executor
-from saebench.forecast import empty_board
+from saebench.forecast import empty_board, without_kernels
 from saebench.plan import Plan, make_plan
 from saebench.runs.board import Board
 from saebench.runs.clock import duration
@@ -92,6 +92,8 @@ class SweepRun:
             plan = make_plan(self._spec, lock.d_in, lock.cache_key, lock.second_key)
             if lock.num_train is not None:
                 plan.check_corpus(lock.num_train)
+            for line in without_kernels(plan):
+                self._view.note(line)
             executor.recover(self._paths, self._view.note, [key for key in (lock.cache_key, lock.second_key) if key])
             self._paths.remove_left_overs()
             search = Search(plan, storage)
