@@ -10,28 +10,17 @@ Compiled code is cached beside this module, or in the user's cache if that folde
 # mypy: disable-error-code="assignment, no-untyped-def, untyped-decorator, no-any-return, no-untyped-call, misc"
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numpy as np
-from numba import njit, uintp
+from numba import uintp
+
+from saebench.saes.pursuit_numba_screen import compiled as _compiled
+from saebench.saes.pursuit_numba_screen import eight_bits, largest
+
+__all__ = ["eight_bits", "group", "largest", "refit", "with_gram"]
 
 _BLOCK = uintp(256)
-_GROUP = uintp(32)
 _ONE, _TWO, _THREE, _FOUR = uintp(1), uintp(2), uintp(3), uintp(4)
 _NONE = np.float32(0)
-
-
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Apply numba.njit with the GIL released. If no cache folder is writable, every process compiles again."""
-
-    def compile_(function: Callable[..., Any]) -> Any:
-        try:
-            return njit(nogil=True, error_model="numpy", cache=True, **options)(function)
-        except RuntimeError:
-            return njit(nogil=True, error_model="numpy", **options)(function)
-
-    return compile_
 
 
 @_compiled()
@@ -40,16 +29,6 @@ def _largest_in(bits, b, start, stop):
     for j in range(start, stop):
         value = bits[b, j]
         if value > largest:  # the compiler vectorises this, but not max()
-            largest = value
-    return largest
-
-
-@_compiled()
-def _largest_of(numbers, b, start, stop):
-    largest = np.int32(-(2**31))
-    for j in range(start, stop):
-        value = numbers[b, j]
-        if value > largest:
             largest = value
     return largest
 
@@ -79,6 +58,37 @@ def _dot(a, i, b, j):
     for n in range(uintp(a.shape[1])):
         total += a[i, n] * b[j, n]
     return total
+
+
+@_compiled(fastmath={"reassoc", "contract"})
+def _dot_four(a, i, b, indices, row, m, found):
+    """Write the products of a[i] with four rows of b, those of indices[row, m] and the next three, into found."""
+    f0, f1 = uintp(indices[row, m]), uintp(indices[row, m + _ONE])
+    f2, f3 = uintp(indices[row, m + _TWO]), uintp(indices[row, m + _THREE])
+    s0, s1, s2, s3 = _NONE, _NONE, _NONE, _NONE
+    for n in range(uintp(a.shape[1])):
+        value = a[i, n]
+        s0 += value * b[f0, n]
+        s1 += value * b[f1, n]
+        s2 += value * b[f2, n]
+        s3 += value * b[f3, n]
+    found[0], found[1], found[2], found[3] = s0, s1, s2, s3
+
+
+@_compiled()
+def _exact(residual, b, rows, candidates, products, four):
+    """Compute the products of a residual with its candidates, but for those of -inf."""
+    count, m = uintp(candidates.shape[1]), uintp(0)
+    while m + _FOUR <= count:
+        _dot_four(residual, b, rows, candidates, b, m, four)
+        for i in range(_FOUR):
+            if products[b, m + i] > -np.inf:
+                products[b, m + i] = four[i]
+        m += _FOUR
+    while m < count:
+        if products[b, m] > -np.inf:
+            products[b, m] = _dot(residual, b, rows, uintp(candidates[b, m]))
+        m += _ONE
 
 
 @_compiled()
@@ -176,7 +186,7 @@ def with_gram(c, gram, rows, every, together, floors, values, indices, gains, re
 def group(rows, stop, together, rough, candidates, products, floors, count, values, indices, gains, residual):
     """Do pursuit_groups._group and the sweeps after it for some rows: picks up to `stop`. `count` is the number of
     picks so far, or -1 once a row has stopped. `rough`: the products are to be computed, but for those of -inf."""
-    end, k = uintp(stop), uintp(values.shape[1])
+    end, k, four = uintp(stop), uintp(values.shape[1]), np.zeros(4, np.float32)
     for b in range(uintp(len(floors))):
         if count[b] < 0:
             continue
@@ -184,10 +194,9 @@ def group(rows, stop, together, rough, candidates, products, floors, count, valu
         started = n
         while n < end:
             best = uintp(0)
-            compute = not together if n > started else rough
+            if not together if n > started else rough:
+                _exact(residual, b, rows, candidates, products, four)
             for m in range(uintp(candidates.shape[1])):
-                if compute and products[b, m] > -np.inf:
-                    products[b, m] = _dot(residual, b, rows, uintp(candidates[b, m]))
                 if products[b, m] > products[b, best]:
                     best = m
             gain, f = products[b, best], uintp(candidates[b, best])
@@ -220,33 +229,3 @@ def refit(rows, start, values, indices, offsets, residual, first, last, times, w
                 if change != 0:
                     values[i] += change
                     _subtract(residual, b, rows, f, change)
-
-
-@_compiled()
-def largest(products, found, marks):
-    """Write the places of the largest numbers of each row of products (N, F), int32, into found (N, M), best first, and
-    -inf into marks (N, M) where a number is that of a row that was taken (pursuit_screen.TAKEN). M <= F."""
-    width, count = uintp(products.shape[1]), uintp(found.shape[1])
-    groups = (width + _GROUP - _ONE) // _GROUP
-    maxima = np.empty(groups, np.int32)
-    keys = np.empty(width, np.int64)
-    for b in range(uintp(len(products))):
-        for g in range(groups):
-            maxima[g] = _largest_of(products, b, g * _GROUP, min(width, (g + _ONE) * _GROUP))
-        bound = np.int32(-(2**31))
-        if groups > count:
-            bound = np.partition(maxima, groups - count)[groups - count]
-        n = uintp(0)
-        for g in range(groups):
-            if maxima[g] >= bound:
-                for j in range(g * _GROUP, min(width, (g + _ONE) * _GROUP)):
-                    if products[b, j] >= bound:
-                        keys[n] = (np.int64(products[b, j]) << 32) - np.int64(j)
-                        n += _ONE
-        best = np.sort(keys[:n])
-        for m in range(count):
-            key = best[n - _ONE - m]
-            place = -key & 0xFFFFFFFF
-            found[b, m] = place
-            if products[b, uintp(place)] == 1 - 2**31:
-                marks[b, m] = -np.inf

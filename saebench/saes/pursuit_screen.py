@@ -48,7 +48,8 @@ class Screen:
         """Return the screen of rows (F, d); None if it would not pay off."""
         if not on_host(rows) or rows.shape[1] > _WIDEST or kernels_for(rows) is None or not integer_products():
             return None
-        return cls(_eight_bits(rows, rows.abs().max().expand(1)))
+        largest = torch.stack(torch.aminmax(rows)).abs().max()
+        return cls(_eight_bits(rows, largest.expand(len(rows))))
 
     def largest(self, residual: Tensor, taken: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """Return the `count` rows with the largest products with each residual (N, d), without those `taken` (N, n),
@@ -64,6 +65,9 @@ class Screen:
 
 
 def _eight_bits(x: Tensor, largest: Tensor) -> Tensor:
-    """Return x (N, d) times 127 / `largest` (N,) or (1,), rounded to 8 bits; NaN becomes some number."""
-    scaled = x * (_LARGEST / largest.clamp_min(1e-30)).unsqueeze(1)
-    return scaled.round_().clamp_(-_LARGEST, _LARGEST).to(torch.int8)
+    """Return x (N, d) times 127 / `largest` (N,), rounded to 8 bits; NaN becomes some number."""
+    kernels, found = kernels_for(x), torch.empty_like(x, dtype=torch.int8)
+    assert kernels is not None
+    arrays = [t.numpy() for t in (x, _LARGEST / largest.clamp_min(1e-30), found)]
+    on_threads(lambda part: kernels.eight_bits(*(array[part] for array in arrays)), len(x))
+    return found

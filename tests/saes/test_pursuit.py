@@ -259,6 +259,33 @@ def test_rows_found_by_eight_bits_are_those_with_the_largest_products(x: Tensor,
     assert torch.equal(marks[:, -1], torch.full((len(x),), -torch.inf))
 
 
+def test_rounding_to_eight_bits_is_that_of_torch(x: Tensor, rows: Tensor) -> None:
+    """Halves go to the even number, what is larger than the row's factor allows to 127; NaN does not raise."""
+    if pursuit_host.kernels_for(rows) is None:
+        pytest.skip("numba is missing")
+    halves = torch.tensor([[0.5, 1.5, -2.5, 126.5, 127.0, -300.0]])
+    for some, largest in ((halves, torch.tensor([127.0])), (x, x.abs().amax(1)), (rows, rows.abs().max().expand(96))):
+        scaled = some * (127 / largest).unsqueeze(1)
+        expected = scaled.round().clamp(-127, 127).to(torch.int8)
+        assert torch.equal(pursuit_screen._eight_bits(some, largest), expected)
+    assert pursuit_screen._eight_bits(torch.full((1, 3), torch.nan), torch.ones(1)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 30])
+def test_products_with_candidates_are_exact_and_leave_out_what_is_marked(x: Tensor, rows: Tensor, count: int) -> None:
+    kernels = pursuit_host.kernels_for(rows)
+    if kernels is None:
+        pytest.skip("numba is missing")
+    candidates = torch.stack([torch.randperm(len(rows))[:count] for _ in x])
+    products = torch.zeros(len(x), count)
+    products[::2, -1] = -torch.inf
+    expected = (x @ rows.t()).gather(1, candidates) + products
+    arrays = [t.numpy() for t in (rows, candidates, products)]
+    for b in range(len(x)):
+        kernels._exact(x.numpy(), b, *arrays, np.zeros(4, np.float32))
+    torch.testing.assert_close(products, expected, atol=1e-5, rtol=0)
+
+
 def test_largest_numbers_of_a_row_in_order(rows: Tensor) -> None:
     """Against numpy, for widths that do and do not fill whole groups of 32; equal numbers: the first place first."""
     kernels = pursuit_host.kernels_for(rows)
