@@ -300,6 +300,16 @@ def test_an_agent_of_another_version_is_refused(tmp_path: Path, monkeypatch: pyt
         asyncio.run(world.open())
 
 
+def test_a_cluster_without_room_is_told_how_to_get_some(tmp_path: Path) -> None:
+    world = World(tmp_path, FakeCluster([Node("id-head", "head", 0, 0.0)]), address="10.0.0.1:6379")
+    with pytest.raises(PreflightError) as caught:
+        asyncio.run(world.open())
+    assert str(caught.value) == (
+        "run.executor: ray: no node has room for a trial (head: 0 CPUs); lower run.threads, or start a machine: "
+        "ray start --address=10.0.0.1:6379"
+    )
+
+
 def test_a_node_that_does_not_see_the_directory_is_refused_where_that_was_said(tmp_path: Path) -> None:
     async def run() -> list[Any]:
         world = World(tmp_path, FakeCluster(), storage="shared")
@@ -310,7 +320,9 @@ def test_a_node_that_does_not_see_the_directory_is_refused_where_that_was_said(t
 
     (refused,) = asyncio.run(run())
     assert refused["text"].startswith("run.storage: shared: node ")
-    assert refused["text"].endswith(f" does not see {tmp_path / 'nowhere'}")
+    assert refused["text"].endswith(
+        f" does not see {tmp_path / 'nowhere'}; mount it there, or set run.storage: streamed"
+    )
 
 
 @asked

@@ -139,7 +139,8 @@ class Agent:
         root = Path(asked["root"])
         shared = self._setup["storage"] != "streamed" and (root / asked["nonce"]).is_file()
         if self._setup["storage"] == "shared" and not shared:
-            return json.dumps({"error": f"run.storage: shared: node {socket.gethostname()} does not see {root}"})
+            unseen = f"run.storage: shared: node {socket.gethostname()} does not see {root}"
+            return json.dumps({"error": f"{unseen}; mount it there, or set run.storage: streamed"})
         try:
             folder = scratch.base_folder() / asked["sweep_id"]
         except OSError as error:

@@ -65,7 +65,10 @@ class Fleet:
         shares = divide(self._setup.run, nodes, self._kind)
         if not shares:
             there = ", ".join(f"{node.name}: {node.cpus} CPUs" for node in nodes) or "no node"
-            raise PreflightError(f"run.executor: ray: no node has room for a trial ({there})")
+            raise PreflightError(
+                f"run.executor: ray: no node has room for a trial ({there}); lower run.threads, or start a machine: "
+                f"ray start --address={self._setup.run.address or 'HOST:PORT'}"
+            )
         self._threads = shares[0].threads
         members = [self._create(share) for share in shares]
         end = asyncio.get_running_loop().time() + FIRST
