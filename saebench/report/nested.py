@@ -32,6 +32,8 @@ def with_levels(frame: DataFrame) -> DataFrame:
 
 
 def _at(frame: DataFrame, k: int) -> DataFrame:
+    import pandas as pd
+
     level, fvu = frame["level"].astype(float), frame[f"{AT}{k}"].astype(float)
     there = frame[level == k]
     mine = frame[
@@ -43,7 +45,8 @@ def _at(frame: DataFrame, k: int) -> DataFrame:
     columns |= {name: [f"{value}@{k}" for value in mine[name]] for name in ("stratum", "run_id")}
     if "chosen_by" in frame.columns:
         columns["chosen_by"] = [f"its trials at k={own:g}" for own in mine["level"]]
-    rows = mine.assign(**columns)
+    own = pd.DataFrame(columns, index=mine.index)  # joined at once: column by column, pandas warns of hundreds
+    rows = pd.concat([mine[mine.columns.difference(own.columns, sort=False)], own], axis=1)
     rows.index = [f"{place}@{k}" for place in mine.index]
     return rows
 

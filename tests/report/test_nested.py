@@ -42,6 +42,19 @@ def test_a_trial_fills_the_row_of_every_level_that_another_arm_has() -> None:
     assert len(report.frame) == 12, "no trial is counted twice"
 
 
+def test_a_trial_of_hundreds_of_metrics_fills_levels_without_a_warning() -> None:
+    found = trials()
+    for trial in found:
+        trial["metrics"] |= {f"test/own_{i}": float(i) for i in range(300)}
+    whole = Report(Record(frame_of(found))).frame
+    frame = with_levels(whole)
+    rows = frame[frame["nested_in"].notna()]
+    assert len(rows) == 6
+    assert rows["test/own_7"].isna().all()
+    assert list(rows["level"].unique()) == [8.0, 16.0]
+    assert list(frame.columns)[:5] == list(whole.columns)[:5]
+
+
 def test_the_verdict_pairs_those_rows_and_other_metrics_only_where_they_were_measured() -> None:
     report = Report(Record(frame_of(trials())))
     (judged,) = report.judged
