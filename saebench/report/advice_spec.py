@@ -42,7 +42,7 @@ def next_spec(spec: Mapping[str, Any], advice: Advice) -> dict[str, Any]:
 
 
 def _next_arm(arm: Mapping[str, Any], advice: Advice) -> dict[str, Any]:
-    params = dict(arm["params"])
+    params = {name: value for name, value in arm.items() if name != "type"}
     for name in ("k", "target_l0"):
         levels = params.get(name)
         if isinstance(levels, list | tuple) and all(isinstance(v, int | float) for v in levels):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import yaml
 from sweep_data import frame_of, simulate
@@ -100,14 +103,36 @@ SPEC = {
 
 
 def test_the_next_spec_can_be_planned_and_searches_what_is_left() -> None:
-    resolved = parse_spec(SPEC).model_dump(mode="json")
-    advised = next_spec(resolved, Advice((), l0=(8 / 1.5, 12), widths_to_drop=(96,)))
-    spec = parse_spec(yaml.safe_load(yaml.safe_dump(advised)))
+    advised = Advice((), l0=(8 / 1.5, 12), widths_to_drop=(96,))
+    source = SimpleNamespace(lock={"spec": json.loads(json.dumps(parse_spec(SPEC).plain()))})  # as lock.json has it
+    report = SimpleNamespace(record=SimpleNamespace(sources=[source]))
+    spec = parse_spec(yaml.safe_load(spec_text(cast("Report", report), advised)))
     assert spec.name == "s-next"
     plan = make_plan(spec, 16)
     assert [stratum.id for stratum in plan.strata[:3]] == ["topk-k5-n48", "topk-k8-n48", "topk-k12-n48"]
     assert len(plan.strata) == 6
     assert spec.train["lr_factor"].low == 0.25  # type: ignore[union-attr]
+
+
+def test_the_next_spec_keeps_embeddings_of_ones_own_and_controls(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((800, 16), np.float32))
+    np.save(tmp_path / "y.npy", np.array(["a", "b"] * 400))
+    given = {
+        **SPEC,
+        "data": {
+            "embeddings": str(tmp_path / "x.npy"),
+            "labels": str(tmp_path / "y.npy"),
+            "holdout": {"validation": 0.05, "test": 0.15},
+        },
+        "sae": [{"type": "topk", "k": [4, 8, 16], "dict_size": 48, "control": c} for c in (None, "frozen_decoder")],
+        "search": {"sampler": "grid", "strata": ["type", "k", "dict_size", "control"]},
+        "train": {"samples": 2000},
+    }
+    spec = parse_spec(next_spec(parse_spec(given).plain(), Advice((), l0=(8 / 1.5, 12))))
+    assert [stratum.id for stratum in make_plan(spec, 16).strata] == [
+        f"topk-k{k}-n48{control}" for control in ("", "-frozen_decoder") for k in (5, 8, 12)
+    ]
+    assert spec.data.labels is not None
 
 
 def test_a_report_says_so_in_words_and_controls_are_no_evidence() -> None:
