@@ -140,7 +140,7 @@ def test_a_worker_killed_by_kill_9_fails_with_its_reason_and_the_rest_finishes(
     result = sweep(spec(run__failures={"retries": {"host_oom": 0}}))
     assert result.exit_code == 3
     assert states(result.root) == ["complete", "failed", "complete"], "a failed point gets no other seeds"
-    assert result.failures == {1: "out of memory: ended by SIGKILL, as the kernel does when memory runs out"}
+    assert result.failures == {1: "memory: ended by SIGKILL, as the kernel does when memory runs out"}
     assert mlflow_runs(tmp_path)["0001"][0] == "FAILED"
 
 

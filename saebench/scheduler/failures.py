@@ -10,7 +10,7 @@ from saebench.sweep_config import FailuresConfig, RetriesConfig
 
 FAILURE_LABELS: dict[FailureKind, str] = {
     "cuda_oom": "out of GPU memory",
-    "host_oom": "out of memory",
+    "host_oom": "memory",
     "diverged": "diverged",
     "collapsed": "collapsed",
     "crash": "crashed",
