@@ -12,15 +12,17 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
-other = sys.modules.pop("peers", None)  # the benchmarks have a module of the same name as the recipe's
+NAMES = ("peers", "corpora")
+"""Modules of the recipe that share their names with the benchmarks' and the tests' own."""
+others = {name: sys.modules.pop(name) for name in NAMES if name in sys.modules}
 sys.path.insert(0, str(BENCHMARKS))
 try:
     import time_to_fvu
 finally:
     sys.path.remove(str(BENCHMARKS))
-    sys.modules.pop("peers", None)
-    if other is not None:
-        sys.modules["peers"] = other
+    for name in NAMES:
+        sys.modules.pop(name, None)
+    sys.modules.update(others)
 
 
 def test_a_curve_leaves_the_measuring_out_of_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
