@@ -25,25 +25,27 @@ LABELS = {
     "fvu": "FVU",
     "cosine": "cosine",
     "cosine_p5": "5th-percentile cosine",
-    "dead_fraction": "dead latents",
-    "knn_overlap_at_10": "neighbours kept",
-    "similarity_rank_correlation": "rank correlation",
     **{f"probing_auc_k{k}": f"probing AUC k={k}" for k in PROBED_LATENTS},
     **{f"probing_accuracy_k{k}": f"probing accuracy k={k}" for k in PROBED_LATENTS},
-    "code_stability": "code stability",
+    "label_auroc_above_floor": "label AUROC above floor",
+    "similarity_rank_correlation": "rank correlation",
+    "knn_overlap_at_10": "neighbours kept",
     STABILITY: "latents that other seeds find",
-    "code_stability_duplicates": "code stability of near-duplicates",
     "coherence_above_floor": "coherence above floor",
     "example_auroc_above_floor": "example AUROC above floor",
-    "label_auroc_above_floor": "label AUROC above floor",
+    "code_stability": "code stability",
+    "code_stability_duplicates": "code stability of near-duplicates",
+    "dead_fraction": "dead latents",
 }
-"""Names of metrics in a sentence, if they differ from the key."""
+"""Names of metrics in a sentence, if they differ from the key. The first ones order types best as the features do that
+they recover, where these are known (experiments/known_truth)."""
 _RESTATED = ("mse", "explained_variance", "dead_features", *(f"probing_accuracy_k{k}" for k in PROBED_LATENTS),
              "code_stability_largest", "code_stability_duplicates_largest", "label_f1_above_floor",
              "label_found_above_floor", "label_purity_above_floor")  # fmt: skip
 """Metrics that repeat another one, in other units or for a part: judged only if primary."""
-JUDGED = tuple(name for name, metric in ALL.items() if metric.direction and name not in _RESTATED)
-"""Metrics with a verdict."""
+_ORDER = [*LABELS, *(name for name in ALL if name not in LABELS)]
+JUDGED = tuple(name for name in _ORDER if ALL[name].direction and name not in _RESTATED)
+"""Metrics with a verdict, in the order of LABELS."""
 Judged = dict[str, Comparison]
 """Metric -> the comparison of one pair of arms."""
 Evaluations = Mapping[str, Mapping[str, np.ndarray]]

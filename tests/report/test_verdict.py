@@ -91,6 +91,18 @@ def test_the_difference_that_was_put_in_comes_out_in_every_metric_that_has_it() 
     assert {row["metric"] for row in found.table("metrics").rows()} <= set(JUDGED)
 
 
+def test_metrics_stand_in_the_order_in_which_they_can_be_trusted() -> None:
+    """experiments/known_truth: FVU, probing and scores of labels order arms as the features do that they recover;
+    stability of codes and dead latents do not."""
+    assert JUDGED[0] == "fvu"
+    trusted, doubtful = ("probing_auc_k1", "label_auroc_above_floor"), ("code_stability", "dead_fraction")
+    places = [JUDGED.index(name) for name in (*trusted, "knn_overlap_at_10", *doubtful)]
+    assert places == sorted(places)
+    rows = report(simulate_search()).table("metrics").rows()
+    names = [row["metric"] for row in rows]
+    assert names == sorted(names, key=JUDGED.index)
+
+
 def test_a_metric_in_which_more_is_better_counts_the_right_way_round() -> None:
     trials = simulate_search(seeds=range(1, 6))
     for trial in trials:
