@@ -182,12 +182,12 @@ def _pruner(plan: Plan) -> Iterator[str]:
 
 
 def without_kernels(plan: Plan) -> Iterator[str]:
-    """Warn if numba cannot be imported and some arm runs on its kernels: omp, and others with refine."""
+    """Warn if numba cannot be imported and some arm runs on its kernels: pursuits, and others with refine."""
     swept = [{**s.space, **s.fixed, **s.axes}.get("refine") for s in plan.strata]
-    if all(s.type != "omp" for s in plan.strata) and all(values in (None, 0) for values in swept):
+    if not any(SAE_CONFIGS[s.type].pursues for s in plan.strata) and all(values in (None, 0) for values in swept):
         return
     try:
-        import numba  # noqa: F401
+        import numba  # noqa: F401  not find_spec: an installed numba may refuse the NumPy beside it
     except ImportError as error:
         yield f"numba: {error}: on a CPU omp and refine run in torch, six times as long: pip install numba"
 

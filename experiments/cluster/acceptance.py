@@ -225,12 +225,11 @@ def histories(lab: Lab, name: str) -> list[list[str]]:
     """Return for every trial what each of its attempts did: machine, first sample, kind of failure if any."""
     found = []
     for trial in SweepPaths(lab.folder / "runs" / name).trials():
-        begun = {event.attempt: event.samples for event, _ in events.read(trial.events) if event.type == "start"}
-        left = {event.attempt: event.samples for event, _ in events.read(trial.events) if event.type == "left"}
+        seen = {(event.type, event.attempt): event.samples for event, _ in events.read(trial.events)}
         attempts = state.attempts if (state := read_state(trial)) else []
         found.append([
-            f"{one.slot.split()[0]} from {begun.get(one.attempt, '?')}"
-            + (f", left at {left[one.attempt]}" if one.attempt in left else "")
+            f"{one.slot.split()[0]} from {seen.get(('start', one.attempt), '?')}"
+            + (f", left at {seen['left', one.attempt]}" if ("left", one.attempt) in seen else "")
             + (f", {one.kind}" if one.kind else "")
             for one in attempts
         ])  # fmt: skip

@@ -1,6 +1,6 @@
 """What every trained SAE has recovered of the truth, and which metric orders the arms as the truth does.
 
-    python measure.py trials.csv OUT      # OUT/metrics.csv, OUT/arms.csv; prints the tables of README.md
+    python measure.py trials.csv OUT      # OUT/metrics.csv, OUT/arms.csv; prints what README.md shows of them
 
 The truth is measured on rows that no SAE has seen, over latents that fire there (of a signed SAE, over both ends):
 recovered (mean over features of the largest cosine with a decoder row), f1 (of firing, features matched one to one by

@@ -243,6 +243,7 @@ class OMPConfig(SAEConfig):
     """Non-negative orthogonal matching pursuit in a dictionary trained for it; latents are picked one by one."""
 
     sparsity: ClassVar[tuple[str, ...]] = ("k", "target_l0")
+    pursues: ClassVar[bool] = True
     without: ClassVar[Mapping[Control, str]] = {
         "frozen_encoder": "its encoder is the pursuit in its own decoder; frozen_decoder freezes both"
     }

@@ -46,6 +46,8 @@ class SAEConfig(Config):
 
     without: ClassVar[Mapping[Control, str]] = {}
     """Controls that the architecture does not support -> the reason."""
+    pursues: ClassVar[bool] = False
+    """Whether its encoder is a pursuit, which is fast only with compiled kernels."""
     signed: ClassVar[bool] = False
     """Whether activations may be negative; positive and negative values of a latent then have different meanings."""
 

@@ -43,8 +43,7 @@ _RESTATED = ("mse", "explained_variance", "dead_features", *(f"probing_accuracy_
              "code_stability_largest", "code_stability_duplicates_largest", "label_f1_above_floor",
              "label_found_above_floor", "label_purity_above_floor")  # fmt: skip
 """Metrics that repeat another one, in other units or for a part: judged only if primary."""
-_ORDER = [*LABELS, *(name for name in ALL if name not in LABELS)]
-JUDGED = tuple(name for name in _ORDER if ALL[name].direction and name not in _RESTATED)
+JUDGED = tuple(name for name in dict.fromkeys([*LABELS, *ALL]) if ALL[name].direction and name not in _RESTATED)
 """Metrics with a verdict, in the order of LABELS."""
 Judged = dict[str, Comparison]
 """Metric -> the comparison of one pair of arms."""

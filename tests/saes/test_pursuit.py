@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -35,6 +36,14 @@ def x() -> Tensor:
 @pytest.fixture
 def rows() -> Tensor:
     return unit(96, 24, 0)
+
+
+@pytest.fixture
+def kernels() -> ModuleType:
+    """numba is a dependency of the project: without it these tests fail."""
+    found = pursuit_host.numba_kernels()
+    assert found is not None
+    return found
 
 
 @pytest.fixture(params=["numba", "torch"])
@@ -261,8 +270,6 @@ def test_rows_found_by_eight_bits_are_those_with_the_largest_products(x: Tensor,
 
 def test_rounding_to_eight_bits_is_that_of_torch(x: Tensor, rows: Tensor) -> None:
     """Halves go to the even number, what is larger than the row's factor allows to 127; NaN does not raise."""
-    if pursuit_host.kernels_for(rows) is None:
-        pytest.skip("numba is missing")
     halves = torch.tensor([[0.5, 1.5, -2.5, 126.5, 127.0, -300.0]])
     for some, largest in ((halves, torch.tensor([127.0])), (x, x.abs().amax(1)), (rows, rows.abs().max().expand(96))):
         scaled = some * (127 / largest).unsqueeze(1)
@@ -272,10 +279,9 @@ def test_rounding_to_eight_bits_is_that_of_torch(x: Tensor, rows: Tensor) -> Non
 
 
 @pytest.mark.parametrize("count", [1, 3, 4, 30])
-def test_products_with_candidates_are_exact_and_leave_out_what_is_marked(x: Tensor, rows: Tensor, count: int) -> None:
-    kernels = pursuit_host.kernels_for(rows)
-    if kernels is None:
-        pytest.skip("numba is missing")
+def test_products_with_candidates_are_exact_and_leave_out_what_is_marked(
+    x: Tensor, rows: Tensor, kernels: ModuleType, count: int
+) -> None:
     candidates = torch.stack([torch.randperm(len(rows))[:count] for _ in x])
     products = torch.zeros(len(x), count)
     products[::2, -1] = -torch.inf
@@ -286,11 +292,8 @@ def test_products_with_candidates_are_exact_and_leave_out_what_is_marked(x: Tens
     torch.testing.assert_close(products, expected, atol=1e-5, rtol=0)
 
 
-def test_largest_numbers_of_a_row_in_order(rows: Tensor) -> None:
+def test_largest_numbers_of_a_row_in_order(kernels: ModuleType) -> None:
     """Against numpy, for widths that do and do not fill whole groups of 32; equal numbers: the first place first."""
-    kernels = pursuit_host.kernels_for(rows)
-    if kernels is None:
-        pytest.skip("numba is missing")
     for width in (7, 64, 1000, 4096):
         numbers = np.random.default_rng(width).integers(-500, 500, (5, width), dtype=np.int32)
         count = min(width, 40)
