@@ -37,11 +37,11 @@ class TrainConfig(Config):
     grad_clip: PositiveFloat = 1.0
     """Largest norm of the gradient; a longer gradient is scaled down to it."""
     encoder_decay: Coefficient | None = None
-    """Decay per epoch of the part of W_enc that is orthogonal to the decoder rows (arXiv 2405.13698); null: 1, but 0
-    for types with an L1 penalty."""
+    """Decay per epoch of the part of W_enc that is orthogonal to the decoder rows (arXiv 2405.13698); null: 1, but
+    2 for matryoshka and 0.25 for vanilla and p_anneal."""
     dead_after: PositiveInt | None = None
-    """A latent is dead if it has not fired for this many examples; null: min(one epoch, 100,000), at least five
-    steps."""
+    """A latent is dead if it has not fired for this many examples; null: min(one epoch, 100,000); where AuxK revives
+    latents, a sixteenth of the run or 64 firings of the average latent, if shorter; at least five steps."""
     eval_every: PositiveInt | None = None
     """Examples between two evaluations on the validation part; null: a twentieth of `samples`."""
     keep: Literal["best", "last"] = "best"

@@ -25,6 +25,10 @@ class MatryoshkaSAE(BatchSparseSAE):
         self.levels = nested_widths(config.groups, self.dict_size)
         self.register_buffer("level_starts", torch.tensor([0, *self.levels[:-1]]), persistent=False)
 
+    def default_encoder_decay(self) -> float:
+        """Return 2: the whole code is only one of the levels that train, and memorises less (experiments/recipe)."""
+        return 2.0
+
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
         parts = sparse.decode(codes.cut(self.level_starts), self.W_dec).view(len(z), len(self.levels), self.d_in)
         total, last = NestedError.apply(parts, z - self.b_dec)  # type: ignore[no-untyped-call]

@@ -5,10 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saebench.config import DEAD_WINDOW
+from saebench.config import DEAD_WINDOW, SAEConfig, TrainConfig
 from saebench.saes import Dead
 from saebench.saes.kernels import on_host
 
+DEAD_SHARE = 16
+"""Shortest default window of the types that revive latents: the run divided by this."""
+FIRINGS = 64
+"""Examples of that window, at least: those in which the average latent fires this often."""
 SHORTEST_LIST = 64
 """Least length of a non-empty list of dead latents on a GPU; others are powers of two."""
 
@@ -63,7 +67,14 @@ class DeadLatents:
         self.set(listed[listed < len(self.since_fired)])
 
 
-def default_dead_after(num_train: int, batch_size: int) -> int:
-    """Return min(one epoch, 100,000) examples, but at least five steps, as fewer are no evidence that a latent is
-    dead."""
-    return max(min(num_train, DEAD_WINDOW), 5 * batch_size)
+def default_dead_after(config: SAEConfig, dict_size: int, train: TrainConfig, num_train: int) -> int:
+    """Return min(one epoch, 100,000) examples, but at least five steps, as fewer are no evidence that a latent is dead.
+
+    Where AuxK revives latents, a sixteenth of the run is enough (a short run cannot wait for an epoch), or as many
+    examples as it takes the average latent to fire 64 times, if that is longer (experiments/recipe).
+    """
+    window = min(num_train, DEAD_WINDOW)
+    if config.revives:
+        average = max(FIRINGS * dict_size / k for k in config.level.values())
+        window = min(window, round(max(train.samples / DEAD_SHARE, average)))
+    return max(window, 5 * train.batch_size)

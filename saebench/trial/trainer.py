@@ -32,7 +32,7 @@ from saebench.trial.optim import Adam, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 from saebench.trial.store import Store
 
-STATE_VERSION = 6
+STATE_VERSION = 7
 """Version of the checkpoint and of the recipe: a run is resumed only by the rules that it started with."""
 
 
@@ -68,7 +68,7 @@ class Training:
         self.lr = train.lr_factor * (train.lr or sae.default_lr(train.batch_size))
         decay = sae.default_encoder_decay() if train.encoder_decay is None else train.encoder_decay
         self.decay = min(0.5, decay * train.batch_size / num_train)
-        after = train.dead_after or default_dead_after(num_train, train.batch_size)
+        after = train.dead_after or default_dead_after(sae.config, sae.dict_size, train, num_train)
         self.step = self.samples = 0
         moving = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
         self.optimizer = Adam(moving, sae.learning_rate_factors(), train, self.lr)

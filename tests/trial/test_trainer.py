@@ -10,7 +10,7 @@ import torch
 from sae_examples import K_SPARSE, PENALISED, TYPES, example
 from torch import Tensor
 
-from saebench.config import SAEConfig, TrainConfig, default_batch_size
+from saebench.config import SAEConfig, TopKConfig, TrainConfig, VanillaConfig, default_batch_size
 from saebench.errors import UserError
 from saebench.saes import NotCalibratedError, load_sae, save_sae
 from saebench.trial.calibration import calibration_rows
@@ -402,9 +402,44 @@ def test_records_come_at_multiples_of_log_every_and_at_the_end() -> None:
 
 def test_defaults() -> None:
     assert [default_batch_size(n) for n in (1, 51_200, 307_200, 2_000_000, 10**9)] == [64, 256, 512, 1024, 4096]
-    assert default_dead_after(10**6, 2048) == 100_000
-    assert default_dead_after(50_000, 2048) == 50_000
-    assert default_dead_after(3_000, 2048) == 5 * 2048, "a window of one step says nothing"
+
+
+@pytest.mark.parametrize(
+    ("sae", "samples", "batch_size", "num_train", "after"),
+    [
+        (VanillaConfig(dict_size=1536, target_l0=32), 51_200, 256, 50_000, 50_000),  # nothing revives them: an epoch
+        (VanillaConfig(dict_size=1536, target_l0=32), 51_200, 2048, 10**6, 100_000),
+        (
+            VanillaConfig(dict_size=1536, target_l0=32),
+            51_200,
+            2048,
+            3_000,
+            5 * 2048,
+        ),  # a window of one step says nothing
+        (TopKConfig(dict_size=1536, k=32, aux_coeff=0.0), 51_200, 256, 50_000, 50_000),
+        (TopKConfig(dict_size=1536, k=32), 51_200, 256, 50_000, 3_200),  # a sixteenth of the run
+        (
+            TopKConfig(dict_size=1536, k=32),
+            12_800,
+            128,
+            50_000,
+            3_072,
+        ),  # 64 firings at 32 of 1,536 each: 64 * 48 examples
+        (TopKConfig(dict_size=1536, k=8), 51_200, 256, 50_000, 12_288),
+        (TopKConfig(dict_size=1536, k=32), 307_200, 512, 18_000, 18_000),  # an epoch is shorter than 19,200
+        (TopKConfig(dict_size=1536, k=32), 10**7, 2048, 10**6, 100_000),
+        (TopKConfig(dict_size=1536, k=32), 51_200, 2048, 50_000, 5 * 2048),
+    ],
+)
+def test_the_default_dead_window(sae: SAEConfig, samples: int, batch_size: int, num_train: int, after: int) -> None:
+    train = TrainConfig(samples=samples, batch_size=batch_size)
+    assert default_dead_after(sae, 1536, train, num_train) == after
+
+
+@pytest.mark.parametrize(("kind", "decay"), [("topk", 1.0), ("matryoshka", 2.0), ("vanilla", 0.25), ("p_anneal", 0.25)])
+def test_the_default_encoder_decay_takes_its_share_of_an_epoch(kind: str, decay: float) -> None:
+    asked = config(kind, encoder_decay=None)
+    assert Training.start(*asked, store()).decay == pytest.approx(decay * 64 / 1000)
 
 
 # --- dead latents ----------------------------------------------------------------------------------------------------
