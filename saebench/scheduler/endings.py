@@ -74,8 +74,9 @@ class Endings:
         shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
         state.close_attempt(kind, detail)
         again = may_retry(kind, state, self._failures.retries, shared=shared)
-        then = ("it is retried" if not halting else "it is resumed at the next start") if again else "it has failed"
-        self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then}")
+        if again:
+            then = "it is resumed at the next start" if halting else "it is retried"
+            self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then}")
         if not again:
             self._ledger.finish(number, "failed", reason_of(kind, detail), kind)
             self._view.ended(state)
@@ -86,7 +87,8 @@ class Endings:
             alone = device if kind == "cuda_oom" else ""
             self._waiting.put(Job(number, avoid=device if kind in ("crash", "stall") else "", alone=alone), first=True)
         if kind == "user_error" and not self._ledger.numbers("complete", "pruned"):
-            self._stop(Halt(f"trial {number:04d}: {detail}", 4, now=True))
+            brief = f"trial {number:04d} cannot run as the spec asks"
+            self._stop(Halt(f"trial {number:04d}: {detail}", 4, now=True, brief=brief))
         if self._devices.note(device, number, kind):
             self._quarantine(active.slot)
 

@@ -154,8 +154,8 @@ class Scheduler:
         code."""
         if self.halt is None:
             self.halt = replace(halt, now=False)
-            self._board.stopping = halt.reason
-            self._note(f"stopping: {halt.reason}")
+            self._board.stopping = str(halt)
+            self._note(f"stopping: {halt}")
             self._leave(self._active.values(), halt.reason)
         if halt.exit_code == 130:
             self.halt.exit_code = 130

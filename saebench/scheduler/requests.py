@@ -21,6 +21,11 @@ class Halt:
     reason: str
     exit_code: int
     now: bool = False
+    brief: str = ""
+    """What is shown where the reason stands on another line; empty: the reason."""
+
+    def __str__(self) -> str:
+        return self.brief or self.reason
 
 
 def stop_request(paths: SweepPaths) -> Halt | None:

@@ -255,7 +255,7 @@ class SweepRun:
             say(f"failed {line}")
         if halt is not None:
             again = "" if halt.exit_code == 4 else "; run the same command to resume"
-            say(f"ended early: {halt.reason}{again}")
+            say(f"ended early: {halt}{again}")
         elif board.failures:
             say(f"retry the failed ones: saebench retry {self._spec.name}")
         if self._lost:

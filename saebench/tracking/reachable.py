@@ -85,6 +85,9 @@ def _check_http(uri: str, place: str) -> None:
             return
         waited = f"{time.monotonic() - begin:.0f} s"
         reason = mask(str(getattr(error, "reason", None) or error), uri)
-        raise PreflightError(f"tracking {place}: the server does not answer ({reason}; {waited})") from error
+        raise PreflightError(
+            f"tracking {place}: the server does not answer ({reason}; {waited}); start it, or give "
+            "another address with --tracking-uri"
+        ) from error
     except Exception as error:  # http.client raises its own errors for an invalid address
         raise PreflightError(f"tracking {place}: {one_line(error, uri=uri)}") from error

@@ -297,6 +297,7 @@ def test_a_user_error_in_the_first_trial_stops_the_sweep(world: Callable[..., Wo
     halt = w.run()
     assert halt is not None
     assert (halt.exit_code, halt.reason) == (4, "trial 0000: toy")
+    assert str(halt) == "trial 0000 cannot run as the spec asks", "the reason stands beside the trial"
     assert len(w.search.asked) == 2
     w.again(per_device=2)
     assert w.run() is None, "the cause is mended: the same command goes on"
