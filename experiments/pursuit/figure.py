@@ -42,8 +42,8 @@ def main() -> None:
     rows = rows[(rows.corpus == args.corpus) & (rows.k == args.k) & (rows.dict_size == args.dict_size)]
     points = rows.groupby("arm", sort=False)[["fvu", *PANELS]].mean().reset_index()
     beyond, points = points[points.fvu > FARTHEST], points[points.fvu <= FARTHEST]
-    plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-    figure, axes = plt.subplots(1, 2, figsize=(12.5, 6.4), layout="constrained")
+    plt.rcParams.update({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False})
+    figure, axes = plt.subplots(2, 1, figsize=(7.2, 11.4), layout="constrained")
     for axis, (y, name) in zip(axes, PANELS.items(), strict=True):
         drawn = front(points, y)
         axis.plot(drawn.fvu, drawn[y], color="#d5d5d5", lw=6, alpha=0.6, zorder=1, solid_capstyle="round")
@@ -55,12 +55,13 @@ def main() -> None:
         axis.set(xlabel="FVU on test texts (less is better)", ylabel=f"{name} (more is better)")
         axis.grid(color="#f0f0f0")
         said = [f"{row.arm.removeprefix('floor: ')}: FVU {row.fvu:.2f}, {row[y]:.2f}" for _, row in beyond.iterrows()]
-        axis.text(0.98, 0.03, "\n".join(["untrained, beyond the edge:", *said]) if said else "", ha="right",
+        axis.text(0.98, 0.03, "\n".join(["squares are untrained; beyond the edge:", *said]) if said else "", ha="right",
                   transform=axis.transAxes, color=COLOURS["floor"])  # fmt: skip
-    figure.suptitle(
-        f"Less error, less meaning: {args.corpus}, k {args.k} of {args.dict_size:,} latents; the band joins what "
-        "nothing beats in both; squares are untrained", x=0.01, ha="left", weight="bold",
-    )  # fmt: skip
+    figure.suptitle("Less error, less meaning", x=0.01, ha="left", weight="bold")
+    axes[0].set_title(
+        f"{args.corpus}, k {args.k} of {args.dict_size:,} latents; the band joins what nothing beats in both",
+        loc="left",
+    )
     figure.savefig(args.out, dpi=120)
 
 
@@ -75,7 +76,7 @@ def label(axis: plt.Axes, points: pd.DataFrame, y: str) -> None:
     for arm, fvu, value in points.sort_values("fvu", ascending=False)[["arm", "fvu", y]].itertuples(index=False):
         for shift in sorted(range(-24, 25), key=abs):
             at, begin = value + shift * step, fvu + (0.025 if abs(shift) < 2 else 0.06) * width
-            end = begin + 0.021 * width * len(arm)
+            end = begin + 0.027 * width * len(arm)
             near = [*taken, *dots]
             if low - 0.06 * height < at < low + 1.12 * height and not any(
                 abs(at - other) < step and begin < b and end > a for other, a, b in near
@@ -84,7 +85,7 @@ def label(axis: plt.Axes, points: pd.DataFrame, y: str) -> None:
         taken.append((at, begin, end))
         if shift:
             axis.plot([fvu, begin - 0.005 * width], [value, at], color=colour(arm), lw=0.6, zorder=2)
-        axis.text(begin, at, arm.removeprefix("floor: "), va="center", fontsize=8, color=colour(arm))
+        axis.text(begin, at, arm.removeprefix("floor: "), va="center", fontsize=9, color=colour(arm))
 
 
 if __name__ == "__main__":

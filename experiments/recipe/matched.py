@@ -41,7 +41,7 @@ START_COEFF: dict[tuple[str, str], float] = {
 """Coefficients to begin the search with; a type that is not here takes k, or an L0 to aim at."""
 K_TYPES = ("topk", "batchtopk", "matryoshka")
 FIXED_COEFF = {("dictionary-learning", "jumprelu"): 1.0}
-MOST_COEFFS, NEAR = 5, 0.02
+MOST_COEFFS, NEAR, EXACT = 5, 0.02, 0.002
 MOST_FACTOR, OUT_OF_REACH = 64, 0.25
 """Of a coefficient, from where its search begins; distance in ln L0 beyond which nothing is extrapolated."""
 
@@ -97,7 +97,7 @@ def ours(book: Book, setting: Setting, factor: float) -> float:
     for _ in range(2):
         found = book({**setting, "k": target, "train": _train(setting, factor)})
         points.append((found["l0"], found["fvu"]))
-        if setting["kind"] in K_TYPES or not abs(found["l0"] / l0 - 1) > NEAR:
+        if setting["kind"] in K_TYPES or not abs(found["l0"] / l0 - 1) > EXACT:
             return found["fvu"]
         target = round(target * l0 / found["l0"], 2)
     return at_l0(points, l0)
