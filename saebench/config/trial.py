@@ -41,7 +41,8 @@ class TrainConfig(Config):
     2 for matryoshka and 0.25 for vanilla and p_anneal."""
     dead_after: PositiveInt | None = None
     """A latent is dead if it has not fired for this many examples; null: min(one epoch, 100,000); where AuxK revives
-    latents, a sixteenth of the run or 64 firings of the average latent, if shorter; at least five steps."""
+    latents, the longer of a sixteenth of the run and 64 firings of the average latent, if that is shorter; at least
+    five steps."""
     eval_every: PositiveInt | None = None
     """Examples between two evaluations on the validation part; null: a twentieth of `samples`."""
     keep: Literal["best", "last"] = "best"

@@ -404,31 +404,22 @@ def test_defaults() -> None:
     assert [default_batch_size(n) for n in (1, 51_200, 307_200, 2_000_000, 10**9)] == [64, 256, 512, 1024, 4096]
 
 
+PENALTY, K32 = VanillaConfig(dict_size=1536, target_l0=32), TopKConfig(dict_size=1536, k=32)
+
+
 @pytest.mark.parametrize(
     ("sae", "samples", "batch_size", "num_train", "after"),
     [
-        (VanillaConfig(dict_size=1536, target_l0=32), 51_200, 256, 50_000, 50_000),  # nothing revives them: an epoch
-        (VanillaConfig(dict_size=1536, target_l0=32), 51_200, 2048, 10**6, 100_000),
-        (
-            VanillaConfig(dict_size=1536, target_l0=32),
-            51_200,
-            2048,
-            3_000,
-            5 * 2048,
-        ),  # a window of one step says nothing
+        (PENALTY, 51_200, 256, 50_000, 50_000),  # nothing revives them: an epoch
+        (PENALTY, 51_200, 2048, 10**6, 100_000),
+        (PENALTY, 51_200, 2048, 3_000, 5 * 2048),  # a window of one step says nothing
         (TopKConfig(dict_size=1536, k=32, aux_coeff=0.0), 51_200, 256, 50_000, 50_000),
-        (TopKConfig(dict_size=1536, k=32), 51_200, 256, 50_000, 3_200),  # a sixteenth of the run
-        (
-            TopKConfig(dict_size=1536, k=32),
-            12_800,
-            128,
-            50_000,
-            3_072,
-        ),  # 64 firings at 32 of 1,536 each: 64 * 48 examples
+        (K32, 51_200, 256, 50_000, 3_200),  # a sixteenth of the run
+        (K32, 12_800, 128, 50_000, 3_072),  # 64 firings, at 32 of 1,536 each: 64 * 48 examples
         (TopKConfig(dict_size=1536, k=8), 51_200, 256, 50_000, 12_288),
-        (TopKConfig(dict_size=1536, k=32), 307_200, 512, 18_000, 18_000),  # an epoch is shorter than 19,200
-        (TopKConfig(dict_size=1536, k=32), 10**7, 2048, 10**6, 100_000),
-        (TopKConfig(dict_size=1536, k=32), 51_200, 2048, 50_000, 5 * 2048),
+        (K32, 307_200, 512, 18_000, 18_000),  # an epoch is shorter than 19,200
+        (K32, 10**7, 2048, 10**6, 100_000),
+        (K32, 51_200, 2048, 50_000, 5 * 2048),
     ],
 )
 def test_the_default_dead_window(sae: SAEConfig, samples: int, batch_size: int, num_train: int, after: int) -> None:
