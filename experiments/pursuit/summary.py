@@ -14,6 +14,14 @@ import pandas as pd
 
 SETTING = ["corpus", "k", "dict_size"]
 SHOWN = {"fvu": 3, "l0": 1, "dead": 0, "neighbours": 3, "stability": 2, "stability_largest": 2, "auc_1": 3, "auc_5": 3}
+NAMES = {
+    "fvu": "FVU",
+    "l0": "L0",
+    "stability": "kept",
+    "stability_largest": "largest eighth",
+    "auc_1": "best",
+    "auc_5": "five",
+}
 MATCHED = 0.7
 
 
@@ -43,7 +51,8 @@ def main() -> None:
     args = parser.parse_args()
     rows = chosen(pd.read_csv(args.results))
     for (corpus, k, dict_size), some in rows.groupby(SETTING, sort=False):
-        print(f"\n### {corpus}, k {k} of {dict_size}\n\n| arm | seeds | {' | '.join(SHOWN)} | found again |")
+        head = " | ".join(NAMES.get(name, name) for name in SHOWN)
+        print(f"\n### {corpus}, k {k} of {dict_size}\n\n| arm | seeds | {head} | found again |")
         print(f"| --- | --- | {' | '.join('---:' for _ in SHOWN)} | ---: |")
         means = some.groupby("arm", sort=False)[list(SHOWN)].mean()
         for arm in means.sort_values("fvu").index:
