@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from inspect import get_annotations
-from typing import Any, get_type_hints
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,9 @@ class SAE(nn.Module, ABC):
     W_enc (d_in, dict_size) is stored latent by latent (the transpose of a contiguous tensor), as the sparse gradients
     write it; W_dec (dict_size, d_in) has rows of length 1.
     """
+
+    default_encoder_decay: ClassVar[float] = 1.0
+    """Decay of the encoder per epoch used if `train.encoder_decay` is null (experiments/recipe)."""
 
     config: SAEConfig
     variance: Tensor
@@ -148,10 +151,6 @@ class SAE(nn.Module, ABC):
         if penalty is not None and penalty.norm == "l1":
             return L1_LR * math.sqrt(batch_size / (self.dict_size * self.d_in))
         return LR * math.sqrt(batch_size / self.dict_size)
-
-    def default_encoder_decay(self) -> float:
-        """Return the decay of the encoder per epoch used if `train.encoder_decay` is null."""
-        return 1.0
 
     def training_state(self) -> dict[str, Tensor]:
         """Return the tensors on which further training depends and inference does not: part of a checkpoint, not of a

@@ -17,6 +17,9 @@ class MatryoshkaSAE(BatchSparseSAE):
     """Latents are selected from the whole dictionary as in BatchTopK; the loss is the mean, over the nested prefixes
     of the dictionary, of the FVU of the reconstruction from the prefix's latents, plus AuxK on the full one."""
 
+    default_encoder_decay = 2.0
+    """The whole code is only one of the levels that train: more of the decay pays (experiments/recipe)."""
+
     config: MatryoshkaConfig
     level_starts: Tensor
 
@@ -24,10 +27,6 @@ class MatryoshkaSAE(BatchSparseSAE):
         super().__init__(config, d_in)
         self.levels = nested_widths(config.groups, self.dict_size)
         self.register_buffer("level_starts", torch.tensor([0, *self.levels[:-1]]), persistent=False)
-
-    def default_encoder_decay(self) -> float:
-        """Return 2: the whole code is only one of the levels that train, and memorises less (experiments/recipe)."""
-        return 2.0
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
         parts = sparse.decode(codes.cut(self.level_starts), self.W_dec).view(len(z), len(self.levels), self.d_in)

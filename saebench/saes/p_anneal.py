@@ -23,14 +23,13 @@ class PAnnealSAE(SAE):
     coefficient means the same while p falls. p is 1 until `anneal_start`, then falls evenly to `p_end` at the end.
     """
 
+    default_encoder_decay = 0.25
+    """With an L1 penalty more costs 2% of the FVU over many epochs (experiments/recipe)."""
+
     config: PAnnealConfig
 
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)
-
-    def default_encoder_decay(self) -> float:
-        """Return a quarter: with an L1 penalty more costs 2% of the FVU over many epochs (experiments/recipe)."""
-        return 0.25
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre - self.offset)

@@ -17,14 +17,13 @@ class VanillaSAE(SAE):
     The division makes the penalty a pure number, as the FVU is: a coefficient means the same for every corpus.
     """
 
+    default_encoder_decay = 0.25
+    """With an L1 penalty more costs 2% of the FVU over many epochs (experiments/recipe)."""
+
     config: VanillaConfig
 
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)
-
-    def default_encoder_decay(self) -> float:
-        """Return a quarter: with an L1 penalty more costs 2% of the FVU over many epochs (experiments/recipe)."""
-        return 0.25
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(pre - self.offset)

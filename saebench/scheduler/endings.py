@@ -73,16 +73,15 @@ class Endings:
             return
         shared = not active.alone and sum(s.device == device for s in self._executor.slots) > 1
         state.close_attempt(kind, detail)
-        again = may_retry(kind, state, self._failures.retries, shared=shared)
-        if again:
-            then = "it is resumed at the next start" if halting else "it is retried"
-            self._note(f"trial {number:04d}: {reason_of(kind, detail)}; {then}")
-        if not again:
-            self._ledger.finish(number, "failed", reason_of(kind, detail), kind)
+        reason = reason_of(kind, detail)
+        if not may_retry(kind, state, self._failures.retries, shared=shared):
+            self._ledger.finish(number, "failed", reason, kind)
             self._view.ended(state)
         elif halting:
-            self._ledger.interrupt(number, reason_of(kind, detail))
+            self._note(f"trial {number:04d}: {reason}; it is resumed at the next start")
+            self._ledger.interrupt(number, reason)
         else:
+            self._note(f"trial {number:04d}: {reason}; it is retried")
             self._ledger.fail_attempt(number, kind, detail)
             alone = device if kind == "cuda_oom" else ""
             self._waiting.put(Job(number, avoid=device if kind in ("crash", "stall") else "", alone=alone), first=True)

@@ -75,6 +75,6 @@ def default_dead_after(config: SAEConfig, dict_size: int, train: TrainConfig, nu
     """
     window = min(num_train, DEAD_WINDOW)
     if config.revives:
-        average = max(FIRINGS * dict_size / k for k in config.level.values())
-        window = min(window, round(max(train.samples / DEAD_SHARE, average)))
+        (k,) = config.level.values()
+        window = min(window, round(max(train.samples / DEAD_SHARE, FIRINGS * dict_size / k)))
     return max(window, 5 * train.batch_size)
