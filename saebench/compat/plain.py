@@ -29,9 +29,8 @@ from saebench.saes.gated import GatedSAE
 from saebench.saes.hierarchical_topk import HierarchicalTopKSAE
 from saebench.saes.jumprelu import SMALLEST, JumpReLUSAE
 from saebench.saes.omp import OMPSAE
-from saebench.saes.p_anneal import PAnnealSAE
+from saebench.saes.relu import ReLUSAE
 from saebench.saes.topk import TopKSAE
-from saebench.saes.vanilla import VanillaSAE
 
 Rule = Literal["relu", "topk", "threshold", "gated"]
 
@@ -102,7 +101,7 @@ def plain(sae: SAE) -> Plain:
         )
     shift, scale = sae.preprocessing.shift, sae.preprocessing.scale
     parts: dict[str, Any] = {
-        "W_enc": sae.W_enc / scale,
+        "W_enc": (sae.scale * sae.W_enc if isinstance(sae, ReLUSAE) else sae.W_enc) / scale,
         "W_dec": sae.W_dec * scale,
         "b_dec": sae.b_dec * scale + shift,
         **_rule(sae),
@@ -127,8 +126,8 @@ def _rule(sae: SAE) -> dict[str, Any]:
         return {"b_enc": sae.b_enc, "rule": "threshold", "threshold": (sae.threshold + sae.offset).clamp_min(SMALLEST)}
     if isinstance(sae, GatedSAE):
         return {"b_enc": sae.b_enc - sae.offset, "rule": "gated", "r_mag": sae.r_mag, "b_mag": sae.b_mag}
-    if isinstance(sae, VanillaSAE | PAnnealSAE):
-        return {"b_enc": sae.b_enc - sae.offset, "rule": "relu"}
+    if isinstance(sae, ReLUSAE):
+        return {"b_enc": sae.scale * (sae.b_enc - sae.offset), "rule": "relu"}
     raise LayoutError(f"type {sae.config.type}: no other layout is known to encode as {type(sae).__name__} does")
 
 

@@ -114,8 +114,6 @@ class VanillaConfig(_L1Config):
     """ReLU with an L1 penalty weighted by decoder norms (Bricken et al. 2023)."""
 
     type: Literal["vanilla"] = "vanilla"
-    encoder_scale: PositiveFloat = 0.7
-    """Initial W_enc as a multiple of the decoder's transpose; with less, latents die under the penalty."""
 
 
 class TopKConfig(KSparseConfig, _RefinedTrainingConfig):
@@ -198,8 +196,6 @@ class GatedConfig(_L1Config):
     """The gate has a decoder pass of its own."""
 
     type: Literal["gated"] = "gated"
-    encoder_scale: PositiveFloat = 0.3
-    """Initial W_enc as a multiple of the decoder's transpose; with less, latents die under the penalty."""
 
 
 def _whole(groups: tuple[float, ...]) -> tuple[float, ...]:
@@ -231,8 +227,6 @@ class PAnnealConfig(_L1Config):
     """An Lp penalty whose p falls from 1 to `p_end` (Karvonen et al. 2024, arXiv 2408.00113)."""
 
     type: Literal["p_anneal"] = "p_anneal"
-    encoder_scale: PositiveFloat = 0.7
-    """Initial W_enc as a multiple of the decoder's transpose; with less, latents die under the penalty."""
     p_end: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Exponent p of the penalty at the end of the run; above 0, at most 1."""
     anneal_start: Fraction = 0.3

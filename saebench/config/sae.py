@@ -63,8 +63,7 @@ class SAEConfig(Config):
     start: Start = "data"
     """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
     encoder_scale: PositiveFloat = 0.1
-    """Initial W_enc as a multiple of the decoder's transpose. Default of vanilla and p_anneal: 0.7, of gated: 0.3; with
-    less, latents die under the penalty."""
+    """Initial W_enc as a multiple of the decoder's transpose."""
     control: Control | None = None
     """Train a control instead of an ordinary SAE: the decoder or the encoder keeps its random initial weights, or the
     decoder stays near them (arXiv 2602.14111); null: an ordinary SAE."""

@@ -66,9 +66,14 @@ def activation_quantile(pre: Tensor, l0: float) -> float:
     return threshold_for([pre], max(1, round(min(l0, 0.5 * pre.shape[1]) * len(pre))))
 
 
+def usual_l0(sae: SAE) -> float:
+    """Return the L0 for which an SAE is prepared: its k or `target_l0`, or d_in / 12 if a coefficient sets it."""
+    return sae.config.level.get("k") or sae.target_l0 or sae.d_in / 12
+
+
 def starting_l0(sae: SAE) -> float:
-    """Return the L0 with which a penalised SAE starts: three times `target_l0`, or d_in / 4 if that is null."""
-    return 3 * sae.target_l0 if sae.target_l0 else sae.d_in / 4
+    """Return the L0 with which a penalised SAE starts: three times the one for which it is prepared."""
+    return 3 * usual_l0(sae)
 
 
 @torch.no_grad()

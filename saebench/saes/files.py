@@ -20,7 +20,8 @@ from saebench.runs.paths import SAE_CONFIG, SAE_WEIGHTS
 from saebench.saes.base import SAE, SAE_TYPES
 
 FORMAT = "saebench.sae"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: the SAEs of an L1 penalty have a `scale`, which is 1 in files of version 1."""
 _CONFIG: TypeAdapter[SAEConfig] = TypeAdapter(AnySAEConfig)
 
 
@@ -72,7 +73,8 @@ def load_sae(folder: str | Path, device: str | torch.device = "cpu") -> SAE:
     about = _read_json(path)
     with torch.device("meta"):  # the sizes in the JSON may exceed any memory
         expected = _empty(about, path).state_dict()
-    tensors = _read_tensors(folder / SAE_WEIGHTS, expected)
+    added = {"scale": torch.ones(())} if about["format_version"] < 2 else {}
+    tensors = _read_tensors(folder / SAE_WEIGHTS, expected, added)
     sae = _empty(about, path)
     sae.load_state_dict(tensors)
     try:
@@ -128,8 +130,9 @@ def whole_tensors(path: Path, damaged: type[UserError]) -> dict[str, Tensor]:
         raise damaged(f"{path}: not a whole safetensors file ({error}); copy or export it again") from error
 
 
-def _read_tensors(path: Path, expected: dict[str, Tensor]) -> dict[str, Tensor]:
-    tensors = whole_tensors(path, SAEFileError)
+def _read_tensors(path: Path, expected: dict[str, Tensor], added: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of a file; `added` are those that a file of its version lacks, with their values."""
+    tensors = {name: value for name, value in added.items() if name in expected} | whole_tensors(path, SAEFileError)
     for name in sorted(expected.keys() | tensors.keys()):
         if name not in tensors or name not in expected:
             raise SAEFileError(f"{path}: {name}: {'missing' if name in expected else 'unknown tensor'}")

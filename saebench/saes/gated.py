@@ -30,6 +30,10 @@ class GatedSAE(SAE):
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)
 
+    def default_lr(self, batch_size: int) -> float:
+        """Return three quarters of the learning rate of the other types with an L1 penalty (experiments/recipe)."""
+        return super().default_lr(batch_size) * 0.75
+
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(self.magnitude(pre)) * (pre > self.offset)
 
@@ -55,4 +59,4 @@ class GatedSAE(SAE):
             "train/sparsity_loss": penalty.detach(),
             "train/aux_loss": via_gate.detach(),
         }
-        return Loss.of(fvu + moment.coeff * penalty + via_gate, fvu, codes, parts)
+        return Loss.of(fvu + moment.coeff * penalty + via_gate, fvu, codes, parts, gate.values)

@@ -64,11 +64,6 @@ class JumpReLUSAE(SAE):
         self.threshold.fill_(activation_quantile(pre, self.config.target_l0 or starting_l0(self)))
         self.constrain()
 
-    def default_lr(self, batch_size: int) -> float:
-        """Return two thirds of the others' learning rate: there is no AuxK to revive latents that die while thresholds
-        move."""
-        return super().default_lr(batch_size) * 2 / 3
-
     def learning_rate_factors(self) -> dict[str, float]:
         return {"threshold": self.config.threshold_lr_factor}
 
@@ -76,6 +71,10 @@ class JumpReLUSAE(SAE):
     def constrain(self) -> None:
         super().constrain()
         self.threshold.clamp_min_(SMALLEST)
+
+    @torch.no_grad()
+    def raise_thresholds(self, shift: Tensor) -> None:
+        self.threshold.add_(shift).clamp_min_(SMALLEST)
 
     def activate(self, pre: Tensor) -> Tensor:
         return pre * (pre > (self.threshold + self.offset).clamp_min(SMALLEST))
@@ -86,9 +85,9 @@ class JumpReLUSAE(SAE):
     def loss(self, x: Tensor, moment: Moment) -> Loss:
         z = self.training_input(x)
         pre = self.above(z, self.threshold.detach() - self.bandwidth / 2, moment.precision)
-        values, l0 = JumpReLU.apply(  # type: ignore[no-untyped-call]
-            pre.values, pre.spread(self.threshold), self.bandwidth, pre.rows
-        )
+        threshold = pre.spread(self.threshold)
+        values, l0 = JumpReLU.apply(pre.values, threshold, self.bandwidth, pre.rows)  # type: ignore[no-untyped-call]
         codes = pre.with_values(values)
         fvu = self.fvu(z, self.rebuilt(codes))
-        return Loss.of(fvu + moment.coeff * l0, fvu, codes, {"train/sparsity_loss": l0.detach()})
+        parts: dict[str, Tensor | float] = {"train/sparsity_loss": l0.detach()}
+        return Loss.of(fvu + moment.coeff * l0, fvu, codes, parts, pre.values.detach() - threshold.detach())

@@ -6,33 +6,23 @@ import torch
 from torch import Tensor
 
 from saebench.config import PAnnealConfig
-from saebench.saes.base import SAE
-from saebench.saes.calibrate import start_sparse
 from saebench.saes.loss import Loss, Moment
 from saebench.saes.penalty import ramp
+from saebench.saes.relu import ReLUSAE
 from saebench.saes.sparse import Codes
 
 _SMOOTHING = 1e-3
 """In standard deviations; keeps the slope of f^p finite at 0."""
 
 
-class PAnnealSAE(SAE):
+class PAnnealSAE(ReLUSAE):
     """latents = relu(pre); loss = FVU + coeff * (L1 / Lp) * Lp, Lp = mean over examples of sum_i (latent_i + 1e-3)^p.
 
     The factor L1 / Lp is a constant to the gradient: the penalty keeps the size it would have at p = 1, so that the
     coefficient means the same while p falls. p is 1 until `anneal_start`, then falls evenly to `p_end` at the end.
     """
 
-    default_encoder_decay = 0.25
-    """With an L1 penalty more costs 2% of the FVU over many epochs (experiments/recipe)."""
-
     config: PAnnealConfig
-
-    def initialise_from(self, z: Tensor) -> None:
-        start_sparse(self, z)
-
-    def activate(self, pre: Tensor) -> Tensor:
-        return torch.relu(pre - self.offset)
 
     def exponent(self, progress: Tensor | float) -> Tensor | float:
         """Return p at this share of the run."""
@@ -47,7 +37,7 @@ class PAnnealSAE(SAE):
         lp = self.lp(codes, p)
         penalty = lp * (l1 / lp.clamp_min(1e-12)).detach()
         parts: dict[str, Tensor | float] = {"train/sparsity_loss": l1.detach(), "train/p": p}
-        return Loss.of(fvu + moment.coeff * penalty, fvu, codes, parts)
+        return Loss.of(fvu + moment.coeff * penalty, fvu, codes, parts, pre.values)
 
     def lp(self, codes: Codes, p: Tensor | float) -> Tensor:
         """Return the mean over examples of sum_i ((f_i + s)^p - s^p), f_i in standard deviations of training rows."""

@@ -32,7 +32,7 @@ from saebench.trial.optim import Adam, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 from saebench.trial.store import Store
 
-STATE_VERSION = 7
+STATE_VERSION = 8
 """Version of the checkpoint and of the recipe: a run is resumed only by the rules that it started with."""
 
 
@@ -72,7 +72,7 @@ class Training:
         self.step = self.samples = 0
         moving = [(name, p) for name, p in sae.named_parameters() if p.requires_grad]
         self.optimizer = Adam(moving, sae.learning_rate_factors(), train, self.lr)
-        self.control = SparsityControl(sae.config, self.steps, self.lr, self.device)
+        self.control = SparsityControl(sae.config, self.lr, self.device)
         self.dead = DeadLatents(sae.dict_size, after, revives=sae.config.revives, device=self.device)
         self.health = Health(self.device)
         self.calibration = calibration
@@ -142,7 +142,8 @@ class Training:
     def _remember(self, loss: Loss, x: Tensor, now: _Now) -> None:
         self.health.update(loss, x, now.samples)
         self.dead.update(loss.fired, len(x))
-        self.control.update(loss.l0, now.progress, now.lr / self.lr)
+        if self.control.steers and loss.margins is not None:
+            self.sae.raise_thresholds(self.control.update(loss.l0, loss.margins, now.progress, now.lr))
 
     def _metrics(self, loss: Loss, moment: Moment) -> Metrics:
         metrics: Metrics = {

@@ -86,9 +86,9 @@ def edit(folder: Path, **changes: object) -> None:
 
 
 def test_a_newer_format_says_so(folder: Path) -> None:
-    edit(folder, format_version=2, saebench="9.9")
+    edit(folder, format_version=3, saebench="9.9")
     with pytest.raises(
-        SAEFileError, match=r"format_version: 2, .* up to 1; update it \(the file was written by saebench 9\.9"
+        SAEFileError, match=r"format_version: 3, .* up to 2; update it \(the file was written by saebench 9\.9"
     ):
         load_sae(folder)
 
