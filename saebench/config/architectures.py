@@ -86,8 +86,8 @@ class KSparseConfig(SAEConfig):
 
 class _PenaltyConfig(SAEConfig):
     target_l0: PositiveFloat | None = None
-    """L0 (mean latents per example) to reach: a controller adjusts the penalty's weight during training, then
-    calibration on rows set aside corrects the last few per cent."""
+    """L0 (mean latents per example) to reach: a controller shifts all thresholds and adjusts the penalty's weight
+    during training, then calibration on rows set aside corrects the last few per cent."""
     sparsity_warmup: Fraction = 0.1
     """Share of the run over which a fixed penalty rises to its weight, or the controller's set point falls to the
     target."""

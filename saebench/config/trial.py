@@ -20,8 +20,9 @@ class TrainConfig(Config):
     batch_size: PositiveInt = 512
     """Embeddings per optimiser step. If a spec leaves it out: the power of two nearest sqrt(samples), 64 to 4,096."""
     lr: PositiveFloat | None = None
-    """Peak learning rate of Adam; null: 0.0176 sqrt(batch_size / dict_size), for jumprelu 0.0117 in place of 0.0176;
-    for types with an L1 penalty 0.43 sqrt(batch_size / (dict_size d_in))."""
+    """Peak learning rate of Adam; null: 0.0176 sqrt(batch_size / dict_size), times (12 k / d_in)^(1/8) if k (or
+    target_l0) is above d_in / 12, but not for matryoshka; for types with an L1 penalty 0.23 sqrt(batch_size /
+    (dict_size d_in)) (dict_size / target_l0)^(1/4), three quarters of it for gated."""
     lr_factor: PositiveFloat = 1.0
     """Factor on lr. Use a range to search around the default lr: {low: 0.25, high: 4, log: true}."""
     warmup: Fraction = 0.1
@@ -38,7 +39,7 @@ class TrainConfig(Config):
     """Largest norm of the gradient; a longer gradient is scaled down to it."""
     encoder_decay: Coefficient | None = None
     """Decay per epoch of the part of W_enc that is orthogonal to the decoder rows (arXiv 2405.13698); null: 1, but
-    2 for matryoshka and 0.25 for vanilla and p_anneal."""
+    2 for matryoshka."""
     dead_after: PositiveInt | None = None
     """A latent is dead if it has not fired for this many examples; null: min(one epoch, 100,000); where AuxK revives
     latents, the longer of a sixteenth of the run and 64 firings of the average latent, if that is shorter; at least

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Self
 
 import torch
@@ -15,6 +16,8 @@ _NOISE = 0.1
 """Relative error in L0 for which a step moves thresholds by one learning rate at most, as the optimiser does."""
 _RATE = 0.2
 """Change of log coeff per step while thresholds are moved by one learning rate in every step."""
+_LEAST = math.log(1e-4)
+"""Least log coeff, from its start: there the penalty is off, and thresholds are not what keeps latents from firing."""
 _NO_PENALTY = Penalty("l1", fixed=0.0, target_l0=None, warmup=0.0)
 
 
@@ -52,7 +55,9 @@ class SparsityControl:
     from the first batch's L0 to the target over `sparsity_warmup`, and every step has two parts. All thresholds are
     shifted by one number, a part of a Newton step to the set point, so that L0 follows at once. And log coeff changes
     by that shift, in learning rates: under a penalty that is too weak the optimiser lowers the thresholds in every
-    step, and the shift has to take it back; under the right one it has nothing to do.
+    step, and the shift has to take it back; under the right one it has nothing to do. A target that cannot be reached
+    without a penalty either is given up: the coefficient stays at 1e-4 of its start, and thresholds are only raised
+    (unless nothing fires at all).
 
     It controls the L0 of training batches, which is also what BatchTopK's k sets; `SAE.calibrate` then sets the L0 on
     rows that were not trained on. Controlling the latter was tried: at the same held-out L0 the error was 1 to 3%
@@ -65,6 +70,7 @@ class SparsityControl:
         self.steers, self.lr = penalty.fixed is None, lr
         start = 0.14 / self.target if penalty.norm == "l0" else 0.9 / self.target**0.5
         self.log_coeff = torch.tensor(start, device=device, dtype=torch.float32).log()
+        self.least = math.log(start) + _LEAST
         self.first = torch.zeros((), device=device, dtype=torch.float32)
 
     def coeff(self, progress: Tensor | float) -> Tensor | float:
@@ -84,8 +90,8 @@ class SparsityControl:
         gain = (lr * density / (_NOISE * goal)).clamp_max(_GAIN)
         shift = gain * ((l0 - goal) / density).clamp(-margins.window, margins.window)
         shift = torch.where(l0 > 0, shift, torch.zeros_like(shift) - lr)
-        self.log_coeff += _RATE * (shift / self.lr).clamp(-1, 1)
-        return shift
+        self.log_coeff.add_(_RATE * (shift / self.lr).clamp(-1, 1)).clamp_min_(self.least)
+        return torch.where((self.log_coeff > self.least) | (l0 == 0), shift, shift.clamp_min(0.0))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"log_coeff": self.log_coeff, "first": self.first}

@@ -89,6 +89,18 @@ def test_no_latent_firing_lowers_thresholds_and_penalty() -> None:
     assert 0 < float(it.coeff(1.0)) < before
 
 
+def test_a_target_out_of_reach_is_given_up_and_taken_up_again() -> None:
+    """20 latents are asked for, 10 fire whatever the thresholds are: these must not fall for ever."""
+    it = control(target_l0=20.0, sparsity_warmup=0.0)
+    shifts = [float(it.update(torch.tensor(10.0), margins(1.0, 40.0), 0.5, 1e-2)) for _ in range(100)]
+    assert shifts[0] < 0
+    assert shifts[-1] == 0
+    assert float(it.coeff(0.5)) == pytest.approx(1e-4 * 0.9 / 20**0.5, rel=1e-3)
+    assert float(it.update(torch.tensor(30.0), margins(1.0, 40.0), 0.5, 1e-2)) > 0
+    assert float(it.coeff(0.5)) > 1.1e-4 * 0.9 / 20**0.5
+    assert float(it.update(torch.tensor(10.0), margins(1.0, 40.0), 0.5, 1e-4)) < 0
+
+
 def test_its_state_continues_exactly() -> None:
     one, two = control(target_l0=8.0), control(target_l0=8.0)
     for step in range(30):
