@@ -169,7 +169,7 @@ def tune(name: str, corpus_name: str, write: Callable[[list[Any]], object]) -> N
         write([corpus_name, name, factor, seed, f"{fvu:.4f}", f"{seconds:.1f}"])
         return fvu
 
-    value(climb(value, 1.0)[0], 1)
+    value(climb(value, 1.0, fine=True)[0], 1)
 
 
 def _lines(results: Path) -> list[str]:

@@ -59,7 +59,9 @@ def main(out: Path, names: list[str]) -> None:
             for start, (sae, decay) in STARTS.items():
                 runs = [trained(kind, sae, decay, texts, seed) for seed in SEEDS]
                 shares = [match(a["rows"], b["rows"]).same for a, b in combinations(runs, 2)]
-                means = {key: np.mean([run[key] for run in runs]) for key in ("fvu", "dead", "best_latent", "five_latents")}
+                means = {
+                    key: np.mean([run[key] for run in runs]) for key in ("fvu", "dead", "best_latent", "five_latents")
+                }
                 lines.append({"corpus": name, "type": kind, "start": start, **means, "stability": np.mean(shares)})
                 print(lines[-1], flush=True)
                 pd.DataFrame(lines).to_csv(out, index=False, float_format="%.4g")

@@ -142,7 +142,11 @@ class Training:
     def _remember(self, loss: Loss, x: Tensor, now: _Now) -> None:
         self.health.update(loss, x, now.samples)
         self.dead.update(loss.fired, len(x))
-        if self.control.steers and loss.margins is not None:
+        if self.control.steers:
+            if loss.margins is None:
+                raise TypeError(
+                    f"{type(self.sae).__name__}: target_l0 needs a loss with margins: Loss.of(..., margins)"
+                )
             self.sae.raise_thresholds(self.control.update(loss.l0, loss.margins, now.progress, now.lr))
 
     def _metrics(self, loss: Loss, moment: Moment) -> Metrics:

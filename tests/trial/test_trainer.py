@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -371,6 +372,15 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
 def test_without_an_l0_to_aim_at_the_default_lr_is_that_of_a_twelfth_of_the_width() -> None:
     fixed, aimed = example("vanilla", l1_coeff=0.1), example("vanilla", target_l0=D_IN / 12)
     assert SAE_TYPES["vanilla"](fixed, D_IN).default_lr(64) == SAE_TYPES["vanilla"](aimed, D_IN).default_lr(64)
+
+
+def test_a_type_of_ones_own_without_margins_is_not_left_uncontrolled(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = store()
+    training = Training.start(*config("vanilla", {"target_l0": 4.0}), rows)
+    loss = training.sae.loss
+    monkeypatch.setattr(training.sae, "loss", lambda x, moment: replace(loss(x, moment), margins=None))
+    with pytest.raises(TypeError, match="VanillaSAE: target_l0 needs a loss with margins"):
+        training.advance(rows.next_batch())
 
 
 def test_a_training_step_writes_its_gradients_where_the_last_ones_were() -> None:
