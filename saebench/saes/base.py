@@ -151,8 +151,9 @@ class SAE(nn.Module, ABC):
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":
             per_row = math.sqrt(batch_size / (self.dict_size * self.d_in))
-            return L1_LR * per_row * (self.dict_size / usual_l0(self)) ** 0.25
-        return LR * math.sqrt(batch_size / self.dict_size) * max(1.0, 12 * usual_l0(self) / self.d_in) ** 0.125
+            return L1_LR * per_row * math.sqrt(math.sqrt(self.dict_size / usual_l0(self)))
+        crowded = max(1.0, 12 * usual_l0(self) / self.d_in)
+        return LR * math.sqrt(batch_size / self.dict_size) * math.pow(crowded, 1 / 8)
 
     def training_state(self) -> dict[str, Tensor]:
         """Return the tensors on which further training depends and inference does not: part of a checkpoint, not of a
