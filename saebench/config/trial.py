@@ -22,7 +22,8 @@ class TrainConfig(Config):
     lr: PositiveFloat | None = None
     """Peak learning rate of Adam; null: 0.0176 sqrt(batch_size / dict_size), times (12 k / d_in)^(1/8) if k (or
     target_l0) is above d_in / 12, but not for matryoshka; for types with an L1 penalty 0.23 sqrt(batch_size /
-    (dict_size d_in)) (dict_size / target_l0)^(1/4), three quarters of it for gated."""
+    (dict_size d_in)) (dict_size / target_l0)^(1/4), three quarters of it for gated; in both cases times
+    (18,000 / n)^(1/3) if the run sees n > 18,000 different examples."""
     lr_factor: PositiveFloat = 1.0
     """Factor on lr. Use a range to search around the default lr: {low: 0.25, high: 4, log: true}."""
     warmup: Fraction = 0.1

@@ -30,9 +30,9 @@ class GatedSAE(SAE):
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)
 
-    def default_lr(self, batch_size: int) -> float:
+    def default_lr(self, batch_size: int, examples: int) -> float:
         """Return three quarters of the learning rate of the other types with an L1 penalty (experiments/recipe)."""
-        return super().default_lr(batch_size) * 0.75
+        return super().default_lr(batch_size, examples) * 0.75
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(self.magnitude(pre)) * (pre > self.offset)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from saebench.config import MatryoshkaConfig, nested_widths
 from saebench.saes import sparse
-from saebench.saes.base import LR
 from saebench.saes.batchtopk import BatchSparseSAE
 from saebench.saes.sparse import SparseCodes
 
@@ -30,9 +28,9 @@ class MatryoshkaSAE(BatchSparseSAE):
         self.levels = nested_widths(config.groups, self.dict_size)
         self.register_buffer("level_starts", torch.tensor([0, *self.levels[:-1]]), persistent=False)
 
-    def default_lr(self, batch_size: int) -> float:
-        """Return the learning rate without its growth with L0: the inner levels have few latents, which fire often."""
-        return LR * math.sqrt(batch_size / self.dict_size)
+    def crowding(self) -> float:
+        """Return 1: the inner levels have few latents, which fire often, and want no larger steps at a high L0."""
+        return 1.0
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
         parts = sparse.decode(codes.cut(self.level_starts), self.W_dec).view(len(z), len(self.levels), self.d_in)

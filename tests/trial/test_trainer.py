@@ -366,12 +366,25 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
     """Batches of 256, 1,536 latents, d_in 384: 256 / 1536 = 1 / 6, 256 / (1536 * 384) = 1 / 48^2; d_in / 12 = 32."""
     field = "k" if kind in K_SPARSE else "target_l0"
     sae = SAE_TYPES[kind](example(kind, dict_size=1536, **{field: l0}), 384)
-    assert sae.default_lr(256) == pytest.approx(lr)
+    assert sae.default_lr(256, 18_000) == sae.default_lr(256, 500) == pytest.approx(lr)
+    assert sae.default_lr(256, 8 * 18_000) == pytest.approx(lr / 2)
 
 
 def test_without_an_l0_to_aim_at_the_default_lr_is_that_of_a_twelfth_of_the_width() -> None:
     fixed, aimed = example("vanilla", l1_coeff=0.1), example("vanilla", target_l0=D_IN / 12)
-    assert SAE_TYPES["vanilla"](fixed, D_IN).default_lr(64) == SAE_TYPES["vanilla"](aimed, D_IN).default_lr(64)
+    rates = {SAE_TYPES["vanilla"](sae, D_IN).default_lr(64, 1000) for sae in (fixed, aimed)}
+    assert len(rates) == 1
+
+
+def test_the_default_lr_counts_the_rows_that_a_run_sees() -> None:
+    """2,000 of a million rows, or a million times 1,000 rows: few in both cases; 144,000 of a million are eight times
+    18,000."""
+    lr = {}
+    for name, samples, rows in (("short", 2000, 10**6), ("small", 10**6, 1000), ("long", 144_000, 10**6)):
+        what = config("topk", lr=None, samples=samples)
+        sae = Training.start(*what, store()).sae
+        lr[name] = Training(what.train, sae, rows, store().train).lr
+    assert lr["short"] == lr["small"] == pytest.approx(2 * lr["long"])
 
 
 def test_a_type_of_ones_own_without_margins_is_not_left_uncontrolled(monkeypatch: pytest.MonkeyPatch) -> None:
