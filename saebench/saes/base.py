@@ -30,8 +30,8 @@ from saebench.saes.sparse import Codes
 
 LR = 0.0176
 """Peak learning rate, in units of sqrt(batch_size / dict_size): measured, the same at d_in 50 and 384. Above an L0 of
-d_in / 12 it grows with its eighth root, and with more distinct examples than LR_EXAMPLES it falls with their cube
-root."""
+d_in / 12 every rate grows with its eighth root, and with more distinct examples than LR_EXAMPLES it falls with their
+cube root."""
 LR_EXAMPLES = 18_000
 """Distinct training rows up to which LR and L1_LR hold: with few rows, the noise of a high rate keeps an SAE from
 memorising them (experiments/recipe: 18,000 to 113,000 rows)."""
@@ -153,12 +153,12 @@ class SAE(nn.Module, ABC):
     def default_lr(self, batch_size: int, examples: int) -> float:
         """Return the peak learning rate used if `train.lr` is null; `examples` is the number of distinct training rows
         that the run sees (experiments/recipe)."""
-        many = math.cbrt(min(1.0, LR_EXAMPLES / examples))
+        shared = math.cbrt(min(1.0, LR_EXAMPLES / examples)) * math.pow(self.crowding(), 1 / 8)
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":
             per_row = math.sqrt(batch_size / (self.dict_size * self.d_in))
-            return L1_LR * many * per_row * math.sqrt(math.sqrt(self.dict_size / usual_l0(self)))
-        return LR * many * math.sqrt(batch_size / self.dict_size) * math.pow(self.crowding(), 1 / 8)
+            return L1_LR * shared * per_row * math.sqrt(math.sqrt(self.dict_size / usual_l0(self)))
+        return LR * shared * math.sqrt(batch_size / self.dict_size)
 
     def crowding(self) -> float:
         """Return L0 over d_in / 12 if that is above 1, else 1: the learning rate grows with its eighth root."""

@@ -355,11 +355,12 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
     [
         *((kind, 32, 0.0176 / 6**0.5) for kind in ("topk", "batchtopk", "jumprelu", "matryoshka", "abs_topk")),
         ("topk", 8, 0.0176 / 6**0.5),
-        *((kind, 128, 4**0.125 * 0.0176 / 6**0.5) for kind in ("topk", "jumprelu")),
+        ("topk", 128, 4**0.125 * 0.0176 / 6**0.5),
+        ("jumprelu", 128, 4**0.25 * 0.0176 / 6**0.5),
         ("matryoshka", 128, 0.0176 / 6**0.5),
         ("vanilla", 32, 0.23 / 48 * 48**0.25),
         ("p_anneal", 8, 0.23 / 48 * 192**0.25),
-        ("gated", 128, 0.75 * 0.23 / 48 * 12**0.25),
+        ("gated", 128, 4**0.125 * 0.75 * 0.23 / 48 * 12**0.25),
     ],
 )
 def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
