@@ -236,7 +236,7 @@ def test_the_seed_matters() -> None:
 @pytest.mark.parametrize("kind", TYPES)
 def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
     rows = store()
-    sae = {"encoder_scale": 1.0} if kind == "gated" else {}  # at a tenth, its l1_coeff ends at a higher L0
+    sae = {"encoder_scale": 1.0} if kind in ("gated", "vanilla") else {}  # at a tenth gated ends at a higher L0
     training = Training.start(*config(kind, sae, samples=10_000, lr=1e-2), rows)
     curve = run(training, rows)
     torch.testing.assert_close(training.sae.W_dec.norm(dim=1), torch.ones(48))
@@ -244,7 +244,7 @@ def test_training_learns_and_keeps_the_decoder_on_the_sphere(kind: str) -> None:
     values = evaluate(training.sae, rows).values
     assert values["eval/explained_variance"] > 0.5
     assert values["eval/l0"] < 16
-    if kind not in ("omp", "vanilla"):  # omp starts better than these toys end, vanilla with three times its L0
+    if kind != "omp":  # which starts better than these toys end
         assert curve[-1]["train/fvu"] < 0.8 * curve[0]["train/fvu"]
     wanted = {"train/loss", "train/fvu", "train/l0", "train/dead_features", "train/lr"}
     assert wanted <= curve[0].keys()
