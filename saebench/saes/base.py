@@ -30,8 +30,8 @@ from saebench.saes.sparse import Codes
 
 LR = 0.0176
 """Peak learning rate, in units of sqrt(batch_size / dict_size): measured, the same at d_in 50 and 384. Above an L0 of
-d_in / 12 every rate grows with its eighth root, and with more distinct examples than LR_EXAMPLES it falls with their
-cube root."""
+d_in / 12 every rate grows (`SAE.lr_growth`), and with more distinct examples than LR_EXAMPLES it falls with their cube
+root."""
 LR_EXAMPLES = 18_000
 """Distinct training rows up to which LR and L1_LR hold: with few rows, the noise of a high rate keeps an SAE from
 memorising them (experiments/recipe: 18,000 to 113,000 rows)."""
@@ -54,6 +54,8 @@ class SAE(nn.Module, ABC):
 
     default_encoder_decay: ClassVar[float] = 1.0
     """Decay of the encoder per epoch used if `train.encoder_decay` is null (experiments/recipe)."""
+    lr_growth: ClassVar[float] = 1 / 8
+    """Power of L0 / (d_in / 12), where that is above 1, with which the default learning rate grows."""
 
     config: SAEConfig
     variance: Tensor
@@ -137,10 +139,13 @@ class SAE(nn.Module, ABC):
         return pre
 
     def pre_activations_of(self, rows: Tensor) -> Iterator[Tensor]:
-        """Yield the pre-activations of embeddings (N, d_in), a chunk of rows at a time."""
+        """Return the pre-activations of embeddings (N, d_in), a chunk of rows at a time."""
+        return (self.pre_activations(z) for z in self.in_chunks(rows))
+
+    def in_chunks(self, rows: Tensor) -> Iterator[Tensor]:
+        """Yield embeddings (N, d_in) in model space, as many rows at a time as their pre-activations fill a chunk."""
         for chunk in torch.split(rows, rows_per_chunk(self.dict_size)):
-            z, _ = self.preprocessing(self.check(chunk.to(self.b_dec.device)))
-            yield self.pre_activations(z)
+            yield self.preprocessing(self.check(chunk.to(self.b_dec.device)))[0]
 
     def inference_values(self) -> dict[str, float]:
         """Return the numbers of the inference rule to record beside the metrics."""
@@ -153,16 +158,14 @@ class SAE(nn.Module, ABC):
     def default_lr(self, batch_size: int, examples: int) -> float:
         """Return the peak learning rate used if `train.lr` is null; `examples` is the number of distinct training rows
         that the run sees (experiments/recipe)."""
-        shared = math.cbrt(min(1.0, LR_EXAMPLES / examples)) * math.pow(self.crowding(), 1 / 8)
+        shared = math.cbrt(min(1.0, LR_EXAMPLES / examples)) * math.pow(
+            max(1.0, 12 * usual_l0(self) / self.d_in), self.lr_growth
+        )
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":
             per_row = math.sqrt(batch_size / (self.dict_size * self.d_in))
             return L1_LR * shared * per_row * math.sqrt(math.sqrt(self.dict_size / usual_l0(self)))
         return LR * shared * math.sqrt(batch_size / self.dict_size)
-
-    def crowding(self) -> float:
-        """Return L0 over d_in / 12 if that is above 1, else 1: the learning rate grows with its eighth root."""
-        return max(1.0, 12 * usual_l0(self) / self.d_in)
 
     def training_state(self) -> dict[str, Tensor]:
         """Return the tensors on which further training depends and inference does not: part of a checkpoint, not of a

@@ -50,6 +50,8 @@ class JumpReLUSAE(SAE):
     gradient, stays dead (experiments/LOG.md).
     """
 
+    lr_growth = 1 / 4
+
     config: JumpReLUConfig
     bandwidth: Tensor
 
@@ -63,10 +65,6 @@ class JumpReLUSAE(SAE):
         self.bandwidth.copy_(pre.std() / self.config.encoder_scale * self.config.bandwidth)
         self.threshold.fill_(activation_quantile(pre, self.config.target_l0 or starting_l0(self)))
         self.constrain()
-
-    def crowding(self) -> float:
-        """Return the square of the others': the best rate grows with the fourth root of L0."""
-        return super().crowding() ** 2
 
     def learning_rate_factors(self) -> dict[str, float]:
         return {"threshold": self.config.threshold_lr_factor}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from saebench.saes.kernels import Precision
-from saebench.saes.penalty import Margins
 from saebench.saes.sparse import Codes
 
 
@@ -50,8 +49,9 @@ class Loss:
     """The training codes, with their gradient."""
     parts: dict[str, Tensor | float] = field(default_factory=dict)
     """Further scalars to record, detached, by metric key."""
-    margins: Margins | None = None
-    """How L0 answers to the thresholds; None for an architecture without a penalty."""
+    margins: Tensor | None = None
+    """By how much each pre-activation exceeds its latent's threshold, in the shape of the codes' values, detached; None
+    for an architecture without a penalty."""
 
     @classmethod
     def of(
@@ -62,11 +62,10 @@ class Loss:
         parts: dict[str, Tensor | float],
         margins: Tensor | None = None,
     ) -> Loss:
-        """Return the loss of a batch with these training codes; margins: by how much each pre-activation exceeds its
-        latent's threshold, if a penalty controls that."""
+        """Return the loss of a batch with these training codes."""
         firing = codes.firing()
-        answer = None if margins is None else Margins.of(margins, codes.rows)
-        return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, codes, parts, answer)
+        margins = None if margins is None else margins.detach()
+        return cls(total, fvu.detach(), firing.sum() / codes.rows, firing > 0, codes, parts, margins)
 
     def plus(self, coeff: float, penalty: Tensor, name: str) -> Loss:
         """Return this loss with a weighted penalty added, recorded as `name`."""

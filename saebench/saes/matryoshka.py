@@ -19,6 +19,8 @@ class MatryoshkaSAE(BatchSparseSAE):
 
     default_encoder_decay = 2.0
     """The whole code is only one of the levels that train: more of the decay pays (experiments/recipe)."""
+    lr_growth = 0.0
+    """The inner levels have few latents, which fire often."""
 
     config: MatryoshkaConfig
     level_starts: Tensor
@@ -27,10 +29,6 @@ class MatryoshkaSAE(BatchSparseSAE):
         super().__init__(config, d_in)
         self.levels = nested_widths(config.groups, self.dict_size)
         self.register_buffer("level_starts", torch.tensor([0, *self.levels[:-1]]), persistent=False)
-
-    def crowding(self) -> float:
-        """Return 1: the inner levels have few latents, which fire often, and want no larger steps at a high L0."""
-        return 1.0
 
     def errors(self, z: Tensor, codes: SparseCodes) -> tuple[Tensor, Tensor, Tensor]:
         parts = sparse.decode(codes.cut(self.level_starts), self.W_dec).view(len(z), len(self.levels), self.d_in)

@@ -41,7 +41,6 @@ class Margins(NamedTuple):
     def of(cls, margins: Tensor, rows: int) -> Self:
         """Return that of a batch of `rows` examples; margins: by how much each pre-activation exceeds its threshold,
         in any shape. Those that do not exceed it do not count."""
-        margins = margins.detach()
         over = margins > 0
         window = margins.relu().sum() / over.sum().clamp_min(1) / 2
         within = (over & (margins < window)).sum()

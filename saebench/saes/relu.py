@@ -7,7 +7,7 @@ from torch import Tensor
 
 from saebench.config import SAEConfig
 from saebench.saes.base import SAE
-from saebench.saes.calibrate import rows_per_chunk, start_sparse
+from saebench.saes.calibrate import start_sparse
 
 
 class ReLUSAE(SAE):
@@ -38,8 +38,7 @@ class ReLUSAE(SAE):
             return
         self.scale.fill_(1.0)
         along, length = self.b_dec.new_zeros(2, dtype=torch.float64)
-        for chunk in torch.split(rows, rows_per_chunk(self.dict_size)):
-            z, _ = self.preprocessing(self.check(chunk.to(self.b_dec.device)))
+        for z in self.in_chunks(rows):
             r = self.activate(self.pre_activations(z)) @ self.W_dec
             along += (r * (z - self.b_dec)).sum(dtype=torch.float64)
             length += r.square().sum(dtype=torch.float64)

@@ -24,7 +24,7 @@ from saebench.errors import UserError
 from saebench.saes import SAE, Loss, Moment, make_sae
 from saebench.saes.kernels import add_deferred_gradients, stash_gradients
 from saebench.saes.ortho import Orthogonality
-from saebench.saes.penalty import SparsityControl
+from saebench.saes.penalty import Margins, SparsityControl
 from saebench.trial.calibration import SAMPLE_ROWS, set_aside, without_calibration
 from saebench.trial.dead import DeadLatents, default_dead_after
 from saebench.trial.health import Health
@@ -147,7 +147,8 @@ class Training:
                 raise TypeError(
                     f"{type(self.sae).__name__}: target_l0 needs a loss with margins: Loss.of(..., margins)"
                 )
-            self.sae.raise_thresholds(self.control.update(loss.l0, loss.margins, now.progress, now.lr))
+            margins = Margins.of(loss.margins, loss.codes.rows)
+            self.sae.raise_thresholds(self.control.update(loss.l0, margins, now.progress, now.lr))
 
     def _metrics(self, loss: Loss, moment: Moment) -> Metrics:
         metrics: Metrics = {

@@ -94,7 +94,9 @@ def test_it_is_saved_exported_and_absent_from_older_files(tmp_path) -> None:
     save_file(tensors, folder / "sae.safetensors")
     about = (folder / "sae.json").read_text()
     (folder / "sae.json").write_text(about.replace('"format_version": 2', '"format_version": 1'))
-    assert float(load_sae(folder).scale) == 1  # type: ignore[arg-type]
+    older = load_sae(folder)
+    assert isinstance(older, ReLUSAE)
+    assert float(older.scale) == 1
     (folder / "sae.json").write_text(about)
     with pytest.raises(ValueError, match="scale: missing"):
         load_sae(folder)
