@@ -206,13 +206,14 @@ def test_reading_a_local_file_asks_nobody(tmp_path: Path) -> None:
     """`datasets` counts downloads on a server, of local files too, unless it is told not to."""
     write_parquet(tmp_path / "t.parquet", {"text": ["one"]})
     code = (
-        "import socket, sys\n"
+        "import os, socket, sys\n"
         "def refuse(*a, **k): raise SystemExit('a connection: ' + str(a))\n"
         "socket.socket.connect = socket.getaddrinfo = refuse\n"
         "from saebench.config import DatasetConfig\n"
         "from saebench.stores.dataset import stream\n"
         f"rows = list(stream(DatasetConfig(path='parquet', data_files={str(tmp_path / 't.parquet')!r})))\n"
         "assert rows == [('one', None)], rows\n"
+        "os._exit(0)\n"  # as child_process.py ends: libraries' threads that still hold a stream may abort
     )
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_HOME": str(tmp_path / "hf")}
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
