@@ -90,7 +90,7 @@ def test_replies_that_are_lost_lose_and_double_nothing(tmp_path: Path, storage: 
 
 @asked
 async def test_a_lost_agent_is_a_lost_trial_and_comes_back(tmp_path: Path) -> None:
-    world = World(tmp_path, FakeCluster(), storage="streamed")
+    world = World(tmp_path, FakeCluster(), storage="streamed", grace=60.0)
     await world.open()
     world.start(of_sweep(tmp_path, "count", samples=100_000))
     await world.until(lambda: recorded(world))
@@ -98,7 +98,7 @@ async def test_a_lost_agent_is_a_lost_trial_and_comes_back(tmp_path: Path) -> No
     world.cluster.remotes[0].dead = True
     ended = await world.exit_of(0)
     assert (ended["kind"], ended["detail"]) == ("lost", "node a: the actor died")
-    assert time.monotonic() - begin < 1, "where files are copied, a successor can begin at once"
+    assert time.monotonic() - begin < 30, "where files are copied, a successor need not wait for the workers' grace"
     await world.until(lambda: len(world.of("ready")) == 2)
     assert [message["agent"] for message in world.of("gone")] == [1]
     world.said.clear()
