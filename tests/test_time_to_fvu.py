@@ -30,9 +30,9 @@ def test_a_curve_leaves_the_measuring_out_of_its_seconds(monkeypatch: pytest.Mon
     clock = {"now": 0.0}
     monkeypatch.setattr(time, "process_time", lambda: clock["now"])
 
-    def spend(seconds: float) -> float:
+    def spend(seconds: float) -> dict[str, float]:
         clock["now"] += seconds
-        return 0.5
+        return {"fvu": 0.5, "l0": 8.0}
 
     store: Any = SimpleNamespace(next_batch=lambda: torch.zeros(4, 1))
     marks = time_to_fvu.curve(lambda _: spend(1), lambda: spend(100), store, 38)
@@ -60,13 +60,13 @@ def test_the_goal_is_the_best_peer_and_what_most_seeds_miss_is_not_reached() -> 
     mark = time_to_fvu.Mark
     found = {
         "saebench, 20 examples": [[mark(10, 1.0, 0.5), mark(20, 2.0, 0.3)]] * 3,
-        "A": [[mark(10, 3.0, 0.6), mark(20, 6.0, 0.4)]] * 3,
+        "A": [[mark(10, 3.0, 0.6, 9.0), mark(20, 6.0, 0.4, l0)] for l0 in (7.9, 8.0, 8.3)],
         "B": [[mark(20, 4.0, 0.4)], [mark(20, 4.0, 0.6)], [mark(20, 4.0, 0.7)]],
     }
     head, _, *rows = time_to_fvu.table(found, "topk")
     assert "examples to 0.4000" in head
     assert rows == [
-        "| saebench, 20 examples | 0.3000 | 2.0 | 20 | 2.0 |",
-        "| A | 0.4000 | 6.0 | 20 | 6.0 |",
-        "| B | 0.6000 | 4.0 | not reached | |",
+        "| saebench, 20 examples | 0.3000 |  | 2.0 | 20 | 2.0 |",
+        "| A | 0.4000 | 8.0 | 6.0 | 20 | 6.0 |",
+        "| B | 0.6000 |  | 4.0 | not reached | |",
     ]

@@ -46,10 +46,14 @@ class Mark(NamedTuple):
     examples: int
     seconds: float
     fvu: float
+    l0: float | None = None
+    """None in results that were written before it was measured."""
 
 
-def curve(advance: Callable[[Tensor], object], measure: Callable[[], float], store: Rows, samples: int) -> list[Mark]:
-    """Train to `samples`, with the FVU at 20 marks."""
+def curve(
+    advance: Callable[[Tensor], object], measure: Callable[[], dict[str, float]], store: Rows, samples: int
+) -> list[Mark]:
+    """Train to `samples`, with FVU and L0 at 20 marks."""
     found: list[Mark] = []
     seconds, seen = 0.0, 0
     while seen < samples:
@@ -59,7 +63,8 @@ def curve(advance: Callable[[Tensor], object], measure: Callable[[], float], sto
         seconds += time.process_time() - started
         seen += len(x)
         if seen * MARKS // samples > (seen - len(x)) * MARKS // samples:
-            found.append(Mark(seen, round(seconds, 3), round(measure(), 5)))
+            at = measure()
+            found.append(Mark(seen, round(seconds, 3), round(at["fvu"], 5), round(at["l0"], 2)))
     return found
 
 
@@ -74,10 +79,10 @@ def ours(s: Setting, texts: Corpus) -> list[Mark]:
         codes = training.sae.encode(x)
         return training.sae.decode(codes), codes
 
-    def measure() -> float:
+    def measure() -> dict[str, float]:
         training.calibrate()
         plain = Peer(lambda _: None, reconstruct, 1.0)
-        return measure_peer(plain, texts, torch.zeros(texts.train.shape[1]), 1.0)["fvu"]
+        return measure_peer(plain, texts, torch.zeros(texts.train.shape[1]), 1.0)
 
     return curve(training.advance, measure, store, s["samples"])
 
@@ -91,7 +96,7 @@ def theirs(s: Setting, texts: Corpus) -> list[Mark]:
     scale = peer.length / float((texts.train - mean).square().sum(1).mean().sqrt())
     return curve(
         lambda x: peer.step((x - mean) * scale),
-        lambda: measure_peer(peer, texts, mean, scale)["fvu"],
+        lambda: measure_peer(peer, texts, mean, scale),
         store,
         s["samples"],
     )
@@ -113,7 +118,7 @@ class Book:
             with self.path.open("a") as file:
                 print(json.dumps({"setting": setting, "load": load, "marks": marks}), file=file)
             end = marks[-1]
-            print(f"{setting}: FVU {end.fvu:.4f} in {end.seconds:.1f} s, load {load}", flush=True)
+            print(f"{setting}: FVU {end.fvu:.4f} at L0 {end.l0} in {end.seconds:.1f} s, load {load}", flush=True)
         return self.known[key]
 
 
@@ -143,16 +148,19 @@ def table(found: dict[str, list[list[Mark]]], title: str) -> list[str]:
     """Return the lines of a markdown table: medians over the seeds, time to the best peer's final FVU."""
     ends = {name: statistics.median(marks[-1].fvu for marks in runs) for name, runs in found.items()}
     goal = min((end for name, end in ends.items() if not name.startswith(OURS)), default=math.nan)
-    lines = [f"| {title} | final FVU | seconds | examples to {goal:.4f} | seconds to it |"]
-    lines.append("| --- | ---: | ---: | ---: | ---: |")
+    lines = [f"| {title} | final FVU | L0 | seconds | examples to {goal:.4f} | seconds to it |"]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, runs in found.items():
         hits = [mark for marks in runs if (mark := reached(marks, goal)) is not None]
+        l0s = [marks[-1].l0 for marks in runs if marks[-1].l0 is not None]
         whole = statistics.median(marks[-1].seconds for marks in runs)
+        l0 = f"{statistics.median(l0s):.1f}" if l0s else ""
+        end = f"| {name} | {ends[name]:.4f} | {l0} | {whole:.1f} |"
         if len(hits) * 2 <= len(runs):
-            lines.append(f"| {name} | {ends[name]:.4f} | {whole:.1f} | not reached | |")
+            lines.append(f"{end} not reached | |")
             continue
         examples, seconds = (statistics.median(hit[i] for hit in hits) for i in (0, 1))
-        lines.append(f"| {name} | {ends[name]:.4f} | {whole:.1f} | {examples:,.0f} | {seconds:.1f} |")
+        lines.append(f"{end} {examples:,.0f} | {seconds:.1f} |")
     return lines
 
 
