@@ -20,10 +20,8 @@ class TrainConfig(Config):
     batch_size: PositiveInt = 512
     """Embeddings per optimiser step. If a spec leaves it out: the power of two nearest sqrt(samples), 64 to 4,096."""
     lr: PositiveFloat | None = None
-    """Peak learning rate of Adam; null: 0.0176 sqrt(batch_size / dict_size), or, for types with an L1 penalty, 0.23
-    sqrt(batch_size / (dict_size d_in)) (dict_size / target_l0)^(1/4), three quarters of it for gated; in both cases
-    times (12 L0 / d_in)^(1/8) where L0 is above d_in / 12 (jumprelu: ^(1/4), matryoshka: not), and times
-    (18,000 / n)^(1/3) if the run sees n > 18,000 different examples."""
+    """Peak learning rate of Adam; null: one for the type, its dict_size and L0, d_in, batch size, steps and number of
+    different texts, about 0.0176 sqrt(batch_size / dict_size); all of it is in docs/choosing.md."""
     lr_factor: PositiveFloat = 1.0
     """Factor on lr. Use a range to search around the default lr: {low: 0.25, high: 4, log: true}."""
     warmup: Fraction = 0.1

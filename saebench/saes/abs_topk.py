@@ -10,12 +10,15 @@ from saebench.saes import sparse
 from saebench.saes.kernels import Precision
 from saebench.saes.kernels_select import by_magnitude
 from saebench.saes.ksparse import KSparseSAE
+from saebench.saes.lr_rule import LrRule
 from saebench.saes.sparse import SparseCodes
 
 
 class AbsTopKSAE(KSparseSAE):
     """latents = the k pre-activations of largest magnitude of each example, the others 0. A decoder row and its
     opposite are the two ends of one latent."""
+
+    lr_rule = LrRule(l0=3 / 8)
 
     config: AbsTopKConfig
 

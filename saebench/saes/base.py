@@ -24,22 +24,10 @@ from saebench.saes.control import keep_near
 from saebench.saes.initial import data_rows, geometric_median, training_variance, unit_rows
 from saebench.saes.kernels import Precision, affine
 from saebench.saes.loss import Loss, Moment
+from saebench.saes.lr_rule import EXAMPLES, L1_LR, LR, STEPS, LrRule
 from saebench.saes.preprocess import Preprocessing, Side
 from saebench.saes.refit import refined
 from saebench.saes.sparse import Codes
-
-LR = 0.0176
-"""Peak learning rate, in units of sqrt(batch_size / dict_size): measured, the same at d_in 50 and 384. Above an L0 of
-d_in / 12 every rate grows (`SAE.lr_growth`), and with more distinct examples than LR_EXAMPLES it falls with their cube
-root."""
-LR_EXAMPLES = 18_000
-"""Distinct training rows up to which LR and L1_LR hold: with few rows, the noise of a high rate keeps an SAE from
-memorising them (experiments/recipe: 18,000 to 113,000 rows)."""
-L1_LR = 0.23
-"""The same for types with an L1 penalty, in units of sqrt(batch_size / (dict_size d_in)) (dict_size / L0)^(1/4):
-measured at d_in 50 to 384, L0 8 to 128. A step of Adam turns a unit row by lr sqrt(d_in), and moves a bias by lr where
-pre-activations spread over 1 / sqrt(d_in)."""
-
 
 SAE_TYPES: dict[str, type[SAE]] = {}
 """Type -> its class; a class is registered when it is defined, under the type of its config class."""
@@ -54,8 +42,8 @@ class SAE(nn.Module, ABC):
 
     default_encoder_decay: ClassVar[float] = 1.0
     """Decay of the encoder per epoch used if `train.encoder_decay` is null (experiments/recipe)."""
-    lr_growth: ClassVar[float] = 1 / 8
-    """Power of L0 / (d_in / 12), where that is above 1, with which the default learning rate grows."""
+    lr_rule: ClassVar[LrRule] = LrRule()
+    """How the default learning rate of the type is found (experiments/recipe)."""
 
     config: SAEConfig
     variance: Tensor
@@ -155,17 +143,19 @@ class SAE(nn.Module, ABC):
         """Return name -> factor of the parameters whose learning rate is a multiple of the others'."""
         return {}
 
-    def default_lr(self, batch_size: int, examples: int) -> float:
-        """Return the peak learning rate used if `train.lr` is null; `examples` is the number of distinct training rows
-        that the run sees (experiments/recipe)."""
-        shared = math.cbrt(min(1.0, LR_EXAMPLES / examples)) * math.pow(
-            max(1.0, 12 * usual_l0(self) / self.d_in), self.lr_growth
-        )
+    def default_lr(self, batch_size: int, samples: int, num_train: int) -> float:
+        """Return the peak learning rate used if `train.lr` is null, for a run of `samples` examples from `num_train`
+        distinct ones (experiments/recipe)."""
+        rule, l0 = self.lr_rule, usual_l0(self)
+        lr = rule.share * math.sqrt(batch_size / self.dict_size)
+        lr *= math.pow(max(1.0, 12 * l0 / self.d_in), rule.l0)
+        lr *= math.pow(max(1.0, self.dict_size / (4 * self.d_in)), rule.width)
+        lr *= math.cbrt(min(1.0, EXAMPLES / min(samples, num_train)))
+        lr *= math.pow(min(1.0, STEPS * batch_size / samples), rule.steps)
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":
-            per_row = math.sqrt(batch_size / (self.dict_size * self.d_in))
-            return L1_LR * shared * per_row * math.sqrt(math.sqrt(self.dict_size / usual_l0(self)))
-        return LR * shared * math.sqrt(batch_size / self.dict_size)
+            return L1_LR * lr * math.sqrt(math.sqrt(self.dict_size / l0) / self.d_in)
+        return LR * lr
 
     def training_state(self) -> dict[str, Tensor]:
         """Return the tensors on which further training depends and inference does not: part of a checkpoint, not of a

@@ -10,6 +10,7 @@ from saebench.saes import sparse
 from saebench.saes.base import SAE
 from saebench.saes.calibrate import start_sparse
 from saebench.saes.loss import Loss, Moment
+from saebench.saes.lr_rule import LrRule
 
 
 class GatedSAE(SAE):
@@ -20,6 +21,8 @@ class GatedSAE(SAE):
     gradient only from the last two terms: the step function has no gradient.
     """
 
+    lr_rule = LrRule(0.75, width=1 / 12, steps=1 / 6)
+
     config: GatedConfig
 
     def __init__(self, config: GatedConfig, d_in: int) -> None:
@@ -29,10 +32,6 @@ class GatedSAE(SAE):
 
     def initialise_from(self, z: Tensor) -> None:
         start_sparse(self, z)
-
-    def default_lr(self, batch_size: int, examples: int) -> float:
-        """Return three quarters of the learning rate of the other types with an L1 penalty (experiments/recipe)."""
-        return super().default_lr(batch_size, examples) * 0.75
 
     def activate(self, pre: Tensor) -> Tensor:
         return torch.relu(self.magnitude(pre)) * (pre > self.offset)

@@ -10,6 +10,7 @@ from saebench.saes import sparse
 from saebench.saes.kernels import Precision
 from saebench.saes.kernels_select import keys_of, topk_of
 from saebench.saes.ksparse import KSparseSAE
+from saebench.saes.lr_rule import LrRule
 from saebench.saes.matryoshka import NestedError
 from saebench.saes.sparse import SparseCodes
 
@@ -17,6 +18,9 @@ from saebench.saes.sparse import SparseCodes
 class HierarchicalTopKSAE(KSparseSAE):
     """latents = relu of the k largest pre-activations of each example; the loss is the mean over j = 1, ..., k of the
     FVU of the reconstruction from the j largest, plus AuxK on the one from all k."""
+
+    lr_rule = LrRule(l0=0.0, width=1 / 4)
+    """The inner levels keep few latents of an example."""
 
     config: HierarchicalTopKConfig
 

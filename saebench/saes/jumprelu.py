@@ -11,6 +11,7 @@ from saebench.config import JumpReLUConfig
 from saebench.saes.base import SAE
 from saebench.saes.calibrate import activation_quantile, sample_pre_activations, starting_l0
 from saebench.saes.loss import Loss, Moment
+from saebench.saes.lr_rule import LrRule
 
 SMALLEST = 1e-6
 """Thresholds stay above 0, so that a latent that fires is positive."""
@@ -50,7 +51,7 @@ class JumpReLUSAE(SAE):
     gradient, stays dead (experiments/LOG.md).
     """
 
-    lr_growth = 1 / 4
+    lr_rule = LrRule(l0=1 / 4, steps=1 / 16)
 
     config: JumpReLUConfig
     bandwidth: Tensor

@@ -150,8 +150,8 @@ class OMPSAE(SAE):
         parts = blocks(self.dict_size, self.d_in, since.device)
         return sum(float((self.W_dec[rows] - since[rows]).square().sum()) for rows in parts) / self.dict_size
 
-    def default_lr(self, batch_size: int, examples: int) -> float:  # noqa: ARG002 - the rate of a pursuit is the one that does not fall with them
-        """Return 0.016 sqrt(batch / 1024) (dict_size / 1536)^(-1/4), whatever the number of examples."""
+    def default_lr(self, batch_size: int, samples: int, num_train: int) -> float:  # noqa: ARG002 - a pursuit's does not fall with them
+        """Return 0.016 sqrt(batch / 1024) (dict_size / 1536)^(-1/4), whatever the number of examples and steps."""
         return float(LR * (batch_size / 1024) ** 0.5 * (1536 / self.dict_size) ** 0.25)
 
     def training_state(self) -> dict[str, Tensor]:

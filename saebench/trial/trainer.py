@@ -32,7 +32,7 @@ from saebench.trial.optim import Adam, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 from saebench.trial.store import Store
 
-STATE_VERSION = 8
+STATE_VERSION = 9
 """Version of the checkpoint and of the recipe: a run is resumed only by the rules that it started with."""
 
 
@@ -65,7 +65,7 @@ class Training:
         self.train, self.sae = train, sae
         self.device = sae.b_dec.device
         self.steps = -(-train.samples // train.batch_size)
-        self.lr = train.lr_factor * (train.lr or sae.default_lr(train.batch_size, min(train.samples, num_train)))
+        self.lr = train.lr_factor * (train.lr or sae.default_lr(train.batch_size, train.samples, num_train))
         decay = sae.default_encoder_decay if train.encoder_decay is None else train.encoder_decay
         self.decay = min(0.5, decay * train.batch_size / num_train)
         after = train.dead_after or default_dead_after(sae.config, sae.dict_size, train, num_train)

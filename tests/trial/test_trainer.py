@@ -336,7 +336,8 @@ L1_TYPES = ("vanilla", "gated", "p_anneal")
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
-    """Four times the batch: twice; four times the latents: half, or a root of half; and `lr_factor` multiplies it."""
+    """Four times the batch: twice; four times the latents, from 4 d_in on: half, or another power; and `lr_factor`
+    multiplies it."""
     one, batch, wide, twice = (
         Training.start(*config(kind, sae, lr=None, **fields), store()).lr
         for sae, fields in [
@@ -346,19 +347,22 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
             ({}, {"lr_factor": 2.0}),
         ]
     )
-    width = 2**0.5 if kind in ("omp", *L1_TYPES) else 2.0
-    assert [batch / one, one / wide, twice / one] == pytest.approx([2, width, 2])
+    power = 1 / 6 if kind in L1_TYPES else 1 / 4 if kind in ("omp", "matryoshka", "hierarchical_topk") else 1 / 2
+    assert [batch / one, one / wide, twice / one] == pytest.approx([2, 4**power, 2])
 
 
 @pytest.mark.parametrize(
     ("kind", "l0", "lr"),
     [
-        *((kind, 32, 0.0176 / 6**0.5) for kind in ("topk", "batchtopk", "jumprelu", "matryoshka", "abs_topk")),
+        *((kind, 32, 0.0176 / 6**0.5) for kind in ("topk", "batchtopk", "jumprelu", "matryoshka", "hierarchical_topk")),
         ("topk", 8, 0.0176 / 6**0.5),
         ("topk", 128, 4**0.125 * 0.0176 / 6**0.5),
         ("jumprelu", 128, 4**0.25 * 0.0176 / 6**0.5),
+        ("abs_topk", 128, 4**0.375 * 0.0176 / 6**0.5),
         ("matryoshka", 128, 0.0176 / 6**0.5),
+        ("hierarchical_topk", 128, 0.0176 / 6**0.5),
         ("vanilla", 32, 0.23 / 48 * 48**0.25),
+        ("vanilla", 128, 4**0.1875 * 0.23 / 48 * 12**0.25),
         ("p_anneal", 8, 0.23 / 48 * 192**0.25),
         ("gated", 128, 4**0.125 * 0.75 * 0.23 / 48 * 12**0.25),
     ],
@@ -367,22 +371,39 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
     """Batches of 256, 1,536 latents, d_in 384: 256 / 1536 = 1 / 6, 256 / (1536 * 384) = 1 / 48^2; d_in / 12 = 32."""
     field = "k" if kind in K_SPARSE else "target_l0"
     sae = SAE_TYPES[kind](example(kind, dict_size=1536, **{field: l0}), 384)
-    assert sae.default_lr(256, 18_000) == sae.default_lr(256, 500) == pytest.approx(lr)
-    assert sae.default_lr(256, 8 * 18_000) == pytest.approx(lr / 2)
+    assert sae.default_lr(256, 18_000, 10**6) == sae.default_lr(256, 400 * 256, 500) == pytest.approx(lr)
+    assert sae.default_lr(1024, 144_000, 10**6) == pytest.approx(lr)  # sqrt(4) / cbrt(8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "power"),
+    [
+        ("topk", 0),
+        ("matryoshka", 1 / 16),
+        ("jumprelu", 1 / 16),
+        ("vanilla", 1 / 8),
+        ("gated", 1 / 6),
+        ("p_anneal", 1 / 4),
+    ],
+)
+def test_the_default_lr_falls_in_long_runs(kind: str, power: float) -> None:
+    """6,400 steps are 16 times 400."""
+    sae = SAE_TYPES[kind](example(kind), D_IN)
+    assert sae.default_lr(64, 64 * 400, 1000) / sae.default_lr(64, 64 * 6400, 1000) == pytest.approx(16**power)
 
 
 def test_without_an_l0_to_aim_at_the_default_lr_is_that_of_a_twelfth_of_the_width() -> None:
     fixed, aimed = example("vanilla", l1_coeff=0.1), example("vanilla", target_l0=D_IN / 12)
-    rates = {SAE_TYPES["vanilla"](sae, D_IN).default_lr(64, 1000) for sae in (fixed, aimed)}
+    rates = {SAE_TYPES["vanilla"](sae, D_IN).default_lr(64, 6400, 1000) for sae in (fixed, aimed)}
     assert len(rates) == 1
 
 
 def test_the_default_lr_counts_the_rows_that_a_run_sees() -> None:
-    """2,000 of a million rows, or a million times 1,000 rows: few in both cases; 144,000 of a million are eight times
-    18,000."""
+    """2,000 of a million rows, or 200 times 1,000 rows: few in both cases; 144,000 of a million are eight times 18,000.
+    All are less than 400 steps."""
     lr = {}
-    for name, samples, rows in (("short", 2000, 10**6), ("small", 10**6, 1000), ("long", 144_000, 10**6)):
-        what = config("topk", lr=None, samples=samples)
+    for name, samples, rows in (("short", 2000, 10**6), ("small", 200_000, 1000), ("long", 144_000, 10**6)):
+        what = config("topk", lr=None, samples=samples, batch_size=512)
         sae = Training.start(*what, store()).sae
         lr[name] = Training(what.train, sae, rows, store().train).lr
     assert lr["short"] == lr["small"] == pytest.approx(2 * lr["long"])
