@@ -139,23 +139,32 @@ def curves(book: Book, options: argparse.Namespace) -> Iterator[tuple[str, list[
         yield f"{name}, lr {best:g}", [book({**setting, "lr": best, "seed": s}) for s in (first, *others)]
 
 
-def reached(marks: list[Mark], goal: float) -> Mark | None:
-    """Return the first mark at or below the goal."""
-    return next((mark for mark in marks if mark.fvu <= goal), None)
+NEAR = 1.02
+"""A run under a penalty begins with many latents and a low FVU: a mark with more than this times the goal's L0 does not
+count."""
+
+
+def reached(marks: list[Mark], goal: float, l0: float) -> Mark | None:
+    """Return the first mark at or below the goal, of those with an L0 that is not much above `l0`."""
+    return next((mark for mark in marks if mark.fvu <= goal and not (mark.l0 or 0) > NEAR * l0), None)
+
+
+def end_l0(runs: list[list[Mark]]) -> float | None:
+    """Return the median L0 at the end, None if none was measured."""
+    return statistics.median(known) if (known := [end.l0 for *_, end in runs if end.l0 is not None]) else None
 
 
 def table(found: dict[str, list[list[Mark]]], title: str) -> list[str]:
-    """Return the lines of a markdown table: medians over the seeds, time to the best peer's final FVU."""
+    """Return the lines of a markdown table: medians over the seeds, time to the best peer's final FVU at its L0."""
     ends = {name: statistics.median(marks[-1].fvu for marks in runs) for name, runs in found.items()}
-    goal = min((end for name, end in ends.items() if not name.startswith(OURS)), default=math.nan)
+    goal, best = min(((end, name) for name, end in ends.items() if not name.startswith(OURS)), default=(math.nan, ""))
+    at = end_l0(found.get(best, [])) or math.inf
     lines = [f"| {title} | final FVU | L0 | seconds | examples to {goal:.4f} | seconds to it |"]
     lines.append("| --- | ---: | ---: | ---: | ---: | ---: |")
     for name, runs in found.items():
-        hits = [mark for marks in runs if (mark := reached(marks, goal)) is not None]
-        l0s = [marks[-1].l0 for marks in runs if marks[-1].l0 is not None]
-        whole = statistics.median(marks[-1].seconds for marks in runs)
-        l0 = f"{statistics.median(l0s):.1f}" if l0s else ""
-        end = f"| {name} | {ends[name]:.4f} | {l0} | {whole:.1f} |"
+        hits = [mark for marks in runs if (mark := reached(marks, goal, at)) is not None]
+        l0, whole = end_l0(runs), statistics.median(marks[-1].seconds for marks in runs)
+        end = f"| {name} | {ends[name]:.4f} | {'' if l0 is None else f'{l0:.1f}'} | {whole:.1f} |"
         if len(hits) * 2 <= len(runs):
             lines.append(f"{end} not reached | |")
             continue

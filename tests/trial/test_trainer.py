@@ -347,7 +347,8 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
             ({}, {"lr_factor": 2.0}),
         ]
     )
-    power = 1 / 6 if kind in L1_TYPES else 1 / 4 if kind in ("omp", "matryoshka", "hierarchical_topk") else 1 / 2
+    powers = {"omp": 1 / 4, "hierarchical_topk": 1 / 4, "matryoshka": 1 / 6, **dict.fromkeys(L1_TYPES, 1 / 8)}
+    power = powers.get(kind, 1 / 2)
     assert [batch / one, one / wide, twice / one] == pytest.approx([2, 4**power, 2])
 
 
