@@ -22,7 +22,7 @@ class PAnnealSAE(ReLUSAE):
     coefficient means the same while p falls. p is 1 until `anneal_start`, then falls evenly to `p_end` at the end.
     """
 
-    lr_rule = ReLUSAE.lr_rule._replace(steps=1 / 4)
+    lr_rule = ReLUSAE.lr_rule._replace(width=1 / 8, steps=1 / 4)
     """With p below 1 the penalty is steepest for weak latents, and closes more of them in a long run."""
 
     config: PAnnealConfig

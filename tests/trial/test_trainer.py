@@ -331,9 +331,6 @@ def test_encoder_decay_takes_its_share_of_an_epoch_off_what_is_orthogonal_to_the
             torch.testing.assert_close(parameter, dict(plain.sae.named_parameters())[name])
 
 
-L1_TYPES = ("vanilla", "gated", "p_anneal")
-
-
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
     """Four times the batch: twice; four times the latents, from 4 d_in on: half, or another power; and `lr_factor`
@@ -347,7 +344,14 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
             ({}, {"lr_factor": 2.0}),
         ]
     )
-    powers = {"omp": 1 / 4, "hierarchical_topk": 1 / 4, "matryoshka": 1 / 6, **dict.fromkeys(L1_TYPES, 1 / 8)}
+    powers = {
+        "omp": 1 / 4,
+        "hierarchical_topk": 1 / 4,
+        "matryoshka": 1 / 6,
+        "vanilla": 1 / 12,
+        "gated": 1 / 8,
+        "p_anneal": 1 / 8,
+    }
     power = powers.get(kind, 1 / 2)
     assert [batch / one, one / wide, twice / one] == pytest.approx([2, 4**power, 2])
 
