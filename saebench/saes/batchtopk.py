@@ -11,6 +11,7 @@ from saebench.saes.calibrate import NotCalibratedError, threshold_for
 from saebench.saes.kernels import Precision
 from saebench.saes.kernels_select import keys_of
 from saebench.saes.ksparse import KSparseSAE
+from saebench.saes.lr_rule import LrRule
 from saebench.saes.sparse import SparseCodes
 
 
@@ -60,5 +61,7 @@ class BatchSparseSAE(KSparseSAE):
 
 class BatchTopKSAE(BatchSparseSAE):
     """BatchTopK: see `BatchSparseSAE`."""
+
+    lr_rule = LrRule(width=1 / 8)
 
     config: BatchTopKConfig

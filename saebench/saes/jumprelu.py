@@ -51,7 +51,7 @@ class JumpReLUSAE(SAE):
     gradient, stays dead (experiments/LOG.md).
     """
 
-    lr_rule = LrRule(l0=1 / 4, steps=1 / 16)
+    lr_rule = LrRule(l0=1 / 4, width=1 / 8, steps=1 / 16)
 
     config: JumpReLUConfig
     bandwidth: Tensor
