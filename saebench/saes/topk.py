@@ -10,11 +10,14 @@ from saebench.saes import sparse
 from saebench.saes.kernels import Precision
 from saebench.saes.kernels_select import topk_of
 from saebench.saes.ksparse import KSparseSAE
+from saebench.saes.lr_rule import LrRule
 from saebench.saes.sparse import SparseCodes
 
 
 class TopKSAE(KSparseSAE):
     """latents = relu of the k largest pre-activations of each example (fewer if fewer are positive)."""
+
+    lr_rule = LrRule(width=1 / 24)
 
     config: TopKConfig
 

@@ -345,7 +345,7 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
         ]
     )
     powers = {"vanilla": 1 / 12, "gated": 1 / 8, "p_anneal": 1 / 8, "matryoshka": 1 / 6, "hierarchical_topk": 1 / 4}
-    powers |= {"batchtopk": 3 / 8, "jumprelu": 3 / 8, "omp": 1 / 4}
+    powers |= {"topk": 11 / 24, "batchtopk": 3 / 8, "jumprelu": 3 / 8, "omp": 1 / 4}
     power = powers.get(kind, 1 / 2)
     assert [batch / one, one / wide, twice / one] == pytest.approx([2, 4**power, 2])
 
