@@ -62,6 +62,6 @@ class BatchSparseSAE(KSparseSAE):
 class BatchTopKSAE(BatchSparseSAE):
     """BatchTopK: see `BatchSparseSAE`."""
 
-    lr_rule = LrRule(width=1 / 8)
+    lr_rule = LrRule(width=1 / 4)
 
     config: BatchTopKConfig

@@ -51,7 +51,7 @@ class JumpReLUSAE(SAE):
     gradient, stays dead (experiments/LOG.md).
     """
 
-    lr_rule = LrRule(l0=1 / 4, width=1 / 8, steps=1 / 16)
+    lr_rule = LrRule(l0=1 / 4, width=3 / 8, steps=1 / 8)
 
     config: JumpReLUConfig
     bandwidth: Tensor

@@ -18,7 +18,7 @@ class ReLUSAE(SAE):
     is one number that takes most of that back, and does not change which latents fire. Training does not use it.
     """
 
-    lr_rule = LrRule(l0=3 / 16, width=1 / 6, steps=1 / 8)
+    lr_rule = LrRule(l0=3 / 16, width=5 / 24, steps=1 / 8)
 
     scale: Tensor
 

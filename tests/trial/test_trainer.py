@@ -344,8 +344,8 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
             ({}, {"lr_factor": 2.0}),
         ]
     )
-    powers = {"vanilla": 1 / 12, "gated": 1 / 8, "p_anneal": 1 / 8, "matryoshka": 1 / 6, "hierarchical_topk": 1 / 4}
-    powers |= {"topk": 11 / 24, "batchtopk": 3 / 8, "jumprelu": 3 / 8, "omp": 1 / 4}
+    powers = {"topk": 5 / 12, "batchtopk": 1 / 4, "matryoshka": 1 / 6, "hierarchical_topk": 1 / 4, "jumprelu": 1 / 8}
+    powers |= {"vanilla": 1 / 24, "gated": 1 / 8, "p_anneal": 1 / 8, "omp": 1 / 4}
     power = powers.get(kind, 1 / 2)
     assert [batch / one, one / wide, twice / one] == pytest.approx([2, 4**power, 2])
 
@@ -379,7 +379,7 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
     [
         ("topk", 0),
         ("matryoshka", 1 / 16),
-        ("jumprelu", 1 / 16),
+        ("jumprelu", 1 / 8),
         ("vanilla", 1 / 8),
         ("gated", 1 / 6),
         ("p_anneal", 1 / 4),
