@@ -344,7 +344,7 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
             ({}, {"lr_factor": 2.0}),
         ]
     )
-    powers = {"topk": 5 / 12, "batchtopk": 1 / 4, "matryoshka": 1 / 6, "hierarchical_topk": 1 / 4, "jumprelu": 1 / 8}
+    powers = {"topk": 3 / 8, "batchtopk": 1 / 4, "matryoshka": 1 / 6, "hierarchical_topk": 1 / 4, "jumprelu": 1 / 8}
     powers |= {"vanilla": 1 / 24, "gated": 1 / 8, "p_anneal": 1 / 8, "omp": 1 / 4}
     power = powers.get(kind, 1 / 2)
     assert [batch / one, one / wide, twice / one] == pytest.approx([2, 4**power, 2])
@@ -355,7 +355,8 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
     [
         *((kind, 32, 0.0176 / 6**0.5) for kind in ("topk", "batchtopk", "jumprelu", "matryoshka", "hierarchical_topk")),
         ("topk", 8, 0.0176 / 6**0.5),
-        ("topk", 128, 4**0.125 * 0.0176 / 6**0.5),
+        ("topk", 128, 4 ** (1 / 12) * 0.0176 / 6**0.5),
+        ("batchtopk", 128, 4**0.125 * 0.0176 / 6**0.5),
         ("jumprelu", 128, 4**0.25 * 0.0176 / 6**0.5),
         ("abs_topk", 128, 4**0.375 * 0.0176 / 6**0.5),
         ("matryoshka", 128, 0.0176 / 6**0.5),
