@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,10 @@ import pandas as pd
 import pytest
 import yaml
 from click.testing import CliRunner
+from sae_examples import TYPES
 
 from saebench.cli import cli
+from saebench.saes import SAE_TYPES
 from saebench.spec import load_spec, parse_spec
 
 ROOT = Path(__file__).parents[1]
@@ -304,3 +307,13 @@ def check_options(names: list[str], where: str) -> None:
     for name in names:
         if name.startswith("--") and name not in ("--version", "--help"):
             assert name.split("=")[0] in options, where
+
+
+def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
+    """A row of docs/choosing.md per type but omp, which has a rule of its own: | type | l0 | width | steps |."""
+    text = (ROOT / "docs" / "choosing.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| ([\d/-]+) \| ([\d/-]+) \| ([\d/-]+) \|$", text, re.MULTILINE)
+    said = {kind: tuple(float(Fraction(power.replace("-", "0"))) for power in powers) for kind, *powers in rows}
+    rules = {kind: sae.lr_rule for kind, sae in SAE_TYPES.items() if kind in said}
+    assert {"omp", *said} == {*TYPES}
+    assert said == {kind: (rule.l0, rule.width, rule.steps) for kind, rule in rules.items()}
