@@ -310,10 +310,13 @@ def check_options(names: list[str], where: str) -> None:
 
 
 def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
-    """A row of docs/choosing.md per type but omp, which has a rule of its own: | type | l0 | width | steps |."""
+    """A row of docs/choosing.md per type but omp, which has a rule of its own; the power of the steps is negative."""
     text = (ROOT / "docs" / "choosing.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` \| ([\d/-]+) \| ([\d/-]+) \| ([\d/-]+) \|$", text, re.MULTILINE)
-    said = {kind: tuple(float(Fraction(power.replace("-", "0"))) for power in powers) for kind, *powers in rows}
-    rules = {kind: sae.lr_rule for kind, sae in SAE_TYPES.items() if kind in said}
+    rows = re.findall(r"^\| `(\w+)` ((?:\| -?(?:\d+/\d+)? ){6})\|$", text, re.MULTILINE)
+    powers = {kind: [cell.strip() for cell in cells.split("|")[1:]] for kind, cells in rows}
+    said = {kind: [0.0 if cell == "-" else float(Fraction(cell)) for cell in cells] for kind, cells in powers.items()}
     assert {"omp", *said} == {*TYPES}
-    assert said == {kind: (rule.l0, rule.width, rule.steps) for kind, rule in rules.items()}
+    for kind, (l0, width, steps, *others) in said.items():
+        rule = SAE_TYPES[kind].lr_rule
+        by = [rule.l0_by_width, rule.dense_by_steps, rule.sparse_by_steps]
+        assert [l0, width, -steps, *others] == [rule.l0, rule.width, rule.steps, *by], kind

@@ -146,12 +146,9 @@ class SAE(nn.Module, ABC):
     def default_lr(self, batch_size: int, samples: int, num_train: int) -> float:
         """Return the peak learning rate used if `train.lr` is null, for a run of `samples` examples from `num_train`
         distinct ones (experiments/recipe)."""
-        rule, l0 = self.lr_rule, usual_l0(self)
-        lr = rule.share * math.sqrt(batch_size / self.dict_size)
-        lr *= math.pow(max(1.0, 12 * l0 / self.d_in), rule.l0)
-        lr *= math.pow(max(1.0, self.dict_size / (4 * self.d_in)), rule.width)
-        lr *= math.cbrt(min(1.0, EXAMPLES / min(samples, num_train)))
-        lr *= math.pow(min(1.0, STEPS * batch_size / samples), rule.steps)
+        l0, steps = usual_l0(self), samples / (STEPS * batch_size)
+        lr = self.lr_rule.factor(12 * l0 / self.d_in, self.dict_size / (4 * self.d_in), steps)
+        lr *= math.sqrt(batch_size / self.dict_size) * math.cbrt(min(1.0, EXAMPLES / min(samples, num_train)))
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":
             return L1_LR * lr * math.sqrt(math.sqrt(self.dict_size / l0) / self.d_in)

@@ -62,6 +62,6 @@ class BatchSparseSAE(KSparseSAE):
 class BatchTopKSAE(BatchSparseSAE):
     """BatchTopK: see `BatchSparseSAE`."""
 
-    lr_rule = LrRule(width=1 / 4)
+    lr_rule = LrRule(l0=1 / 8, width=7 / 24, l0_by_width=-1 / 3)
 
     config: BatchTopKConfig

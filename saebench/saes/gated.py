@@ -21,7 +21,7 @@ class GatedSAE(SAE):
     gradient only from the last two terms: the step function has no gradient.
     """
 
-    lr_rule = LrRule(0.75, width=1 / 8, steps=1 / 6)
+    lr_rule = LrRule(0.75, l0=1 / 6, width=1 / 12, steps=1 / 6, dense_by_steps=1 / 2)
 
     config: GatedConfig
 

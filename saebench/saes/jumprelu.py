@@ -51,7 +51,7 @@ class JumpReLUSAE(SAE):
     gradient, stays dead (experiments/LOG.md).
     """
 
-    lr_rule = LrRule(l0=1 / 4, width=3 / 8, steps=1 / 8)
+    lr_rule = LrRule(l0=3 / 8, width=1 / 3, steps=1 / 6)
 
     config: JumpReLUConfig
     bandwidth: Tensor

@@ -20,7 +20,7 @@ class MatryoshkaSAE(BatchSparseSAE):
 
     default_encoder_decay = 2.0
     """The whole code is only one of the levels that train: more of the decay pays (experiments/recipe)."""
-    lr_rule = LrRule(l0=0.0, width=1 / 3, steps=1 / 16)
+    lr_rule = LrRule(width=3 / 8, steps=1 / 16)
     """The inner levels have few latents, which fire often."""
 
     config: MatryoshkaConfig

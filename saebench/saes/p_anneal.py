@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saebench.config import PAnnealConfig
 from saebench.saes.loss import Loss, Moment
+from saebench.saes.lr_rule import LrRule
 from saebench.saes.penalty import ramp
 from saebench.saes.relu import ReLUSAE
 from saebench.saes.sparse import Codes
@@ -22,7 +23,7 @@ class PAnnealSAE(ReLUSAE):
     coefficient means the same while p falls. p is 1 until `anneal_start`, then falls evenly to `p_end` at the end.
     """
 
-    lr_rule = ReLUSAE.lr_rule._replace(width=1 / 8, steps=1 / 4)
+    lr_rule = LrRule(l0=1 / 6, width=1 / 8, steps=1 / 4, dense_by_steps=1 / 2, sparse_by_steps=1 / 6)
     """With p below 1 the penalty is steepest for weak latents, and closes more of them in a long run."""
 
     config: PAnnealConfig

@@ -8,7 +8,6 @@ from torch import Tensor
 from saebench.config import SAEConfig
 from saebench.saes.base import SAE
 from saebench.saes.calibrate import start_sparse
-from saebench.saes.lr_rule import LrRule
 
 
 class ReLUSAE(SAE):
@@ -17,8 +16,6 @@ class ReLUSAE(SAE):
     An L1 penalty makes latents too small (Wright and Sharkey 2024, "Addressing feature suppression in SAEs"). `scale`
     is one number that takes most of that back, and does not change which latents fire. Training does not use it.
     """
-
-    lr_rule = LrRule(l0=3 / 16, width=5 / 24, steps=1 / 8)
 
     scale: Tensor
 

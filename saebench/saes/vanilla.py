@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saebench.config import VanillaConfig
 from saebench.saes.loss import Loss, Moment
+from saebench.saes.lr_rule import LrRule
 from saebench.saes.relu import ReLUSAE
 
 
@@ -15,6 +16,8 @@ class VanillaSAE(ReLUSAE):
 
     The division makes the penalty a pure number, as the FVU is: a coefficient means the same for every corpus.
     """
+
+    lr_rule = LrRule(width=5 / 24, steps=1 / 8, l0_by_width=1 / 8, dense_by_steps=5 / 24, sparse_by_steps=5 / 24)
 
     config: VanillaConfig
 

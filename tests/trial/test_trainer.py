@@ -332,22 +332,22 @@ def test_encoder_decay_takes_its_share_of_an_epoch_off_what_is_orthogonal_to_the
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
-    """Four times the batch: twice; four times the latents, from 4 d_in on: half, or another power; and `lr_factor`
-    multiplies it."""
-    one, batch, wide, twice = (
-        Training.start(*config(kind, sae, lr=None, **fields), store()).lr
-        for sae, fields in [
-            ({}, {}),
-            ({}, {"batch_size": 256}),
-            ({"dict_size": 4 * example(kind).dict_size}, {}),
-            ({}, {"lr_factor": 2.0}),
-        ]
-    )
-    powers = {"topk": 3 / 8, "batchtopk": 1 / 4, "matryoshka": 1 / 6, "hierarchical_topk": 1 / 4, "jumprelu": 1 / 8}
-    powers |= {"vanilla": 1 / 24, "gated": 1 / 8, "p_anneal": 1 / 8, "omp": 1 / 4}
-    power = powers.get(kind, 1 / 2)
-    assert [batch / one, one / wide, twice / one] == pytest.approx([2, 4**power, 2])
+def test_the_default_lr_follows_batch_and_width(kind: str) -> None:
+    """Four times the batch at as many steps: twice. Four times the latents, above 4 d_in: half of it, times 4 to the
+    power of the type's width. At d_in 384, L0 32 is d_in / 12."""
+    field = "k" if kind in K_SPARSE else "target_l0"
+    narrow, wide = (SAE_TYPES[kind](example(kind, dict_size=n, **{field: 32}), 384) for n in (1536, 6144))
+    powers = {"topk": 3 / 8, "batchtopk": 5 / 24, "matryoshka": 1 / 8, "hierarchical_topk": 1 / 4, "jumprelu": 1 / 6}
+    powers |= {"vanilla": 1 / 24, "gated": 1 / 6, "p_anneal": 1 / 8, "omp": 1 / 4, "abs_topk": 5 / 12}
+    one = narrow.default_lr(64, 64 * 400, 500)
+    assert narrow.default_lr(256, 256 * 400, 500) / one == pytest.approx(2)
+    assert one / wide.default_lr(64, 64 * 400, 500) == pytest.approx(4 ** powers[kind])
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_lr_factor_multiplies_the_default_lr(kind: str) -> None:
+    one, twice = (Training.start(*config(kind, {}, lr=None, lr_factor=f), store()).lr for f in (1.0, 2.0))
+    assert twice == pytest.approx(2 * one)
 
 
 @pytest.mark.parametrize(
@@ -355,24 +355,25 @@ def test_the_default_lr_follows_batch_width_and_embedding(kind: str) -> None:
     [
         *((kind, 32, 0.0176 / 6**0.5) for kind in ("topk", "batchtopk", "jumprelu", "matryoshka", "hierarchical_topk")),
         ("topk", 8, 0.0176 / 6**0.5),
-        ("topk", 128, 4 ** (1 / 12) * 0.0176 / 6**0.5),
+        ("topk", 128, 4**0.125 * 0.0176 / 6**0.5),
         ("batchtopk", 128, 4**0.125 * 0.0176 / 6**0.5),
-        ("jumprelu", 128, 4**0.25 * 0.0176 / 6**0.5),
+        ("jumprelu", 128, 4**0.375 * 0.0176 / 6**0.5),
         ("abs_topk", 128, 4**0.375 * 0.0176 / 6**0.5),
         ("matryoshka", 128, 0.0176 / 6**0.5),
         ("hierarchical_topk", 128, 0.0176 / 6**0.5),
         ("vanilla", 32, 0.23 / 48 * 48**0.25),
-        ("vanilla", 128, 4**0.1875 * 0.23 / 48 * 12**0.25),
+        ("vanilla", 128, 0.23 / 48 * 12**0.25),
         ("p_anneal", 8, 0.23 / 48 * 192**0.25),
-        ("gated", 128, 4**0.125 * 0.75 * 0.23 / 48 * 12**0.25),
+        ("p_anneal", 128, 4 ** (1 / 6) * 0.23 / 48 * 12**0.25),
+        ("gated", 128, 4 ** (1 / 6) * 0.75 * 0.23 / 48 * 12**0.25),
     ],
 )
 def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
     """Batches of 256, 1,536 latents, d_in 384: 256 / 1536 = 1 / 6, 256 / (1536 * 384) = 1 / 48^2; d_in / 12 = 32."""
     field = "k" if kind in K_SPARSE else "target_l0"
     sae = SAE_TYPES[kind](example(kind, dict_size=1536, **{field: l0}), 384)
-    assert sae.default_lr(256, 18_000, 10**6) == sae.default_lr(256, 400 * 256, 500) == pytest.approx(lr)
-    assert sae.default_lr(1024, 144_000, 10**6) == pytest.approx(lr)  # sqrt(4) / cbrt(8)
+    assert sae.default_lr(256, 200 * 256, 18_000) == sae.default_lr(256, 400 * 256, 500) == pytest.approx(lr)
+    assert sae.default_lr(1024, 400 * 1024, 144_000) == pytest.approx(lr)  # sqrt(4) / cbrt(8)
 
 
 @pytest.mark.parametrize(
@@ -380,15 +381,15 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
     [
         ("topk", 0),
         ("matryoshka", 1 / 16),
-        ("jumprelu", 1 / 8),
+        ("jumprelu", 1 / 6),
         ("vanilla", 1 / 8),
         ("gated", 1 / 6),
         ("p_anneal", 1 / 4),
     ],
 )
 def test_the_default_lr_falls_in_long_runs(kind: str, power: float) -> None:
-    """6,400 steps are 16 times 400."""
-    sae = SAE_TYPES[kind](example(kind), D_IN)
+    """6,400 steps are 16 times 400; a 48th of the latents fires."""
+    sae = SAE_TYPES[kind](example(kind, dict_size=48, **{"k" if kind in K_SPARSE else "target_l0": 1}), D_IN)
     assert sae.default_lr(64, 64 * 400, 1000) / sae.default_lr(64, 64 * 6400, 1000) == pytest.approx(16**power)
 
 
@@ -399,11 +400,11 @@ def test_without_an_l0_to_aim_at_the_default_lr_is_that_of_a_twelfth_of_the_widt
 
 
 def test_the_default_lr_counts_the_rows_that_a_run_sees() -> None:
-    """2,000 of a million rows, or 200 times 1,000 rows: few in both cases; 144,000 of a million are eight times 18,000.
-    All are less than 400 steps."""
+    """16,000 of a million rows, or 200 times 1,000 rows: few in both cases; 144,000 of a million are eight times
+    18,000. All are more than 200 steps, of which topk's rate does not depend."""
     lr = {}
-    for name, samples, rows in (("short", 2000, 10**6), ("small", 200_000, 1000), ("long", 144_000, 10**6)):
-        what = config("topk", lr=None, samples=samples, batch_size=512)
+    for name, samples, rows in (("short", 16_000, 10**6), ("small", 200_000, 1000), ("long", 144_000, 10**6)):
+        what = config("topk", lr=None, samples=samples, batch_size=64)
         sae = Training.start(*what, store()).sae
         lr[name] = Training(what.train, sae, rows, store().train).lr
     assert lr["short"] == lr["small"] == pytest.approx(2 * lr["long"])
