@@ -37,13 +37,16 @@ class Sizes:
 
 
 def sizes(train: int) -> Sizes:
-    """Return settings with ten texts per latent, two levels of sparsity, twenty batches per epoch, and 30 epochs (few
-    texts) to 5."""
+    """Return settings with ten texts per latent, two levels of sparsity, 30 epochs (few texts) to 5, and the budget's
+    default batch, but at least twenty batches per epoch."""
+    from saebench.config import default_batch_size
+
     dict_size = max((width for width in WIDTHS if width * TEXTS_PER_LATENT <= train), default=WIDTHS[0])
     k = (4, 8) if dict_size < 192 else (8, 16) if dict_size < 1536 else (16, 32)
-    batch_size = 1 << max(5, min(11, max(1, train // 20).bit_length() - 1))
     epochs = 30 if train < 10_000 else 20 if train < 50_000 else 10 if train < 150_000 else 5
-    return Sizes(dict_size, k, batch_size, max(1000, round(epochs * train, -3)))
+    samples = max(1000, round(epochs * train, -3))
+    twentieth = 1 << max(5, max(1, train // 20).bit_length() - 1)
+    return Sizes(dict_size, k, min(twentieth, default_batch_size(samples)), samples)
 
 
 def starter(name: str, found: Found, text: str, label: str | None, texts: int, folder: Path) -> str:
@@ -70,10 +73,10 @@ def starter(name: str, found: Found, text: str, label: str | None, texts: int, f
         "train:",
         f"  samples: {fit.samples:_}  # {fit.samples / max(1, train):.0f} epochs",
         f"  batch_size: {fit.batch_size}",
-        "  lr: {low: 1e-3, high: 2e-2, log: true}  # searched",
+        "  lr_factor: {low: 0.25, high: 4, log: true}  # times the default lr, which knows batch, width and type",
         "seeds: [0, 1, 2]",
         "search: {sampler: qmc, points: 6}",
-        "prune: {pruner: median}",
+        "prune: {pruner: none}  # high learning rates look weak until they fall",
         *(
             ["eval: {metrics: [knn_overlap_at_10, probing]}  # probing reads the labels off single latents"]
             if label

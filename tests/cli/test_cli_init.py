@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from saebench.cli import cli
 from saebench.cli.starter import TEXTS_PER_LATENT, sizes
+from saebench.config import default_batch_size
 from saebench.forecast import advice
 from saebench.plan import make_plan
 from saebench.spec import load_spec
@@ -44,6 +45,9 @@ def test_the_spec_fits_the_file(papers: Path, minilm_path: str) -> None:
     assert plan.samples / train == pytest.approx(30, rel=0.02)
     assert all(stratum.axes["dict_size"] * TEXTS_PER_LATENT <= train for stratum in plan.strata)
     assert advice(plan) == []
+    written = Path("my_papers.yaml").read_text()
+    assert "lr_factor: {low: 0.25, high: 4, log: true}" in written, "a range around the default lr, whatever it is"
+    assert not re.search(r"^ *lr:", written, re.MULTILINE)
     for said in ("delimiter ';'", "abstract", "taken for", "year", "3,000:", "first:", "saebench plan my_papers.yaml"):
         assert said in shown.output, said
     assert re.search(r"^ ?abstract +texts +\w+", shown.output, re.MULTILINE), "long texts push no column out"
@@ -87,5 +91,6 @@ def test_sizes_fit(train: int) -> None:
     fit = sizes(train)
     assert fit.k[1] * 4 <= fit.dict_size
     assert fit.batch_size <= max(32, train // 20)
+    assert fit.batch_size <= default_batch_size(fit.samples)
     assert fit.dict_size * TEXTS_PER_LATENT <= max(train, 480)
     assert 5 <= fit.samples / train <= 34
