@@ -21,7 +21,7 @@ class MatryoshkaSAE(BatchSparseSAE):
     default_encoder_decay = 2.0
     """The whole code is only one of the levels that train: more of the decay pays (experiments/recipe)."""
     lr_rule = LrRule(width=3 / 8, steps=1 / 16)
-    """The inner levels have few latents, which fire often."""
+    """No power of the L0: the inner levels have few latents, which fire often."""
 
     config: MatryoshkaConfig
     level_starts: Tensor
