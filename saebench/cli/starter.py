@@ -45,7 +45,7 @@ def sizes(train: int) -> Sizes:
     k = (4, 8) if dict_size < 192 else (8, 16) if dict_size < 1536 else (16, 32)
     epochs = 30 if train < 10_000 else 20 if train < 50_000 else 10 if train < 150_000 else 5
     samples = max(1000, round(epochs * train, -3))
-    twentieth = 1 << max(5, max(1, train // 20).bit_length() - 1)
+    twentieth = 1 << max(5, (train // 20).bit_length() - 1)
     return Sizes(dict_size, k, min(twentieth, default_batch_size(samples)), samples)
 
 
@@ -77,11 +77,7 @@ def starter(name: str, found: Found, text: str, label: str | None, texts: int, f
         "seeds: [0, 1, 2]",
         "search: {sampler: qmc, points: 6}",
         "prune: {pruner: none}  # high learning rates look weak until they fall",
-        *(
-            ["eval: {metrics: [knn_overlap_at_10, probing]}  # probing reads the labels off single latents"]
-            if label
-            else []
-        ),
+        *([PROBED] if label else []),
     ]
     return "\n".join(lines) + "\n"
 

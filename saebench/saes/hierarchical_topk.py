@@ -20,7 +20,7 @@ class HierarchicalTopKSAE(KSparseSAE):
     FVU of the reconstruction from the j largest, plus AuxK on the one from all k."""
 
     lr_rule = LrRule(width=1 / 4, l0_by_width=-1 / 4)
-    """No power of the L0: the inner levels keep few latents of an example."""
+    """No power of the L0 alone: the inner levels keep few latents of an example."""
 
     config: HierarchicalTopKConfig
 

@@ -43,9 +43,9 @@ class LrRule(NamedTuple):
         In less than half of STEPS every type needs a lower rate where more than 1/48 of the latents fire: by the root
         of the smaller of the two ratios.
         """
-        wide, long, short, density = max(1.0, width), max(1.0, steps), max(1.0, 1 / (2 * steps)), l0 / width
+        wide, long, density = max(1.0, width), max(1.0, steps), l0 / width
         found = self.share * math.pow(max(1.0, l0), self.l0) * math.pow(wide, self.width) / math.pow(long, self.steps)
         found *= math.pow(min(max(l0, 1 / wide), wide), self.l0_by_width)
         found *= math.pow(min(max(density, 1.0), long), self.dense_by_steps)
         found *= math.pow(max(min(density, 1.0), 1 / long), self.sparse_by_steps)
-        return found / math.sqrt(max(1.0, min(density, short)))
+        return found / math.sqrt(max(1.0, min(density, 1 / (2 * steps))))

@@ -401,7 +401,7 @@ def test_without_an_l0_to_aim_at_the_default_lr_is_that_of_a_twelfth_of_the_widt
 
 def test_the_default_lr_counts_the_rows_that_a_run_sees() -> None:
     """16,000 of a million rows, or 200 times 1,000 rows: few in both cases; 144,000 of a million are eight times
-    18,000. All are more than 200 steps, of which topk's rate does not depend."""
+    18,000. All are more than 200 steps, on which topk's rate does not depend."""
     lr = {}
     for name, samples, rows in (("short", 16_000, 10**6), ("small", 200_000, 1000), ("long", 144_000, 10**6)):
         what = config("topk", lr=None, samples=samples, batch_size=64)
