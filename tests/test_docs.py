@@ -310,13 +310,15 @@ def check_options(names: list[str], where: str) -> None:
 
 
 def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
-    """A row of docs/choosing.md per type but omp, which has a rule of its own; the power of the steps is negative."""
+    """A row of docs/choosing.md per type or two but omp, which has a rule of its own."""
     text = (ROOT / "docs" / "choosing.md").read_text()
-    rows = re.findall(r"^\| `(\w+)` ((?:\| -?(?:\d+/\d+)? ){6})\|$", text, re.MULTILINE)
-    powers = {kind: [cell.strip() for cell in cells.split("|")[1:]] for kind, cells in rows}
-    said = {kind: [0.0 if cell == "-" else float(Fraction(cell)) for cell in cells] for kind, cells in powers.items()}
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) ((?:\| -?(?:\d+/\d+)? ){5})\|$", text, re.MULTILINE)
+    said = {}
+    for kinds, share, cells in rows:
+        powers = [cell.strip() for cell in cells.split("|")[1:]]
+        numbers = [0.0 if cell == "-" else float(Fraction(cell)) for cell in powers]
+        said |= {kind.strip("`"): (float(share), *numbers) for kind in kinds.split(", ")}
     assert {"omp", *said} == {*TYPES}
-    for kind, (l0, width, steps, *others) in said.items():
+    for kind, numbers in said.items():
         rule = SAE_TYPES[kind].lr_rule
-        by = [rule.l0_by_width, rule.dense_by_steps, rule.sparse_by_steps]
-        assert [l0, width, -steps, *others] == [rule.l0, rule.width, rule.steps, *by], kind
+        assert numbers == (rule.share, rule.l0, rule.width, -rule.steps, rule.l0_by_width, -rule.l0_in_short_runs), kind

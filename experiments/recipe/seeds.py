@@ -28,8 +28,9 @@ from saebench.trial.trainer import Training, train
 TYPES = {"topk": "k", "batchtopk": "k", "jumprelu": "target_l0", "vanilla": "target_l0"}
 STARTS: dict[str, tuple[dict[str, Any], float | None]] = {
     "random rows, encoder 1, no decay": ({"start": "random", "encoder_scale": 1.0}, 0.0),
-    "rows of data, encoder 0.1, no decay": ({}, 0.0),
-    "rows of data, encoder 0.1, decay (default)": ({}, None),
+    "rows of data, encoder 0.1, no decay": ({"start": "data"}, 0.0),
+    "rows of data, encoder 0.1, decay": ({"start": "data"}, None),
+    "components, encoder 0.1, decay (default)": ({}, None),
 }
 SEEDS = (0, 1, 2)
 

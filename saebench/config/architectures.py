@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from saebench.config.base import Coefficient, Fraction, PositiveFloat, PositiveInt
-from saebench.config.sae import Control, Penalty, SAEConfig, Start
+from saebench.config.sae import Control, Penalty, SAEConfig
 
 
 class _RefineConfig(SAEConfig):
@@ -243,8 +243,6 @@ class OMPConfig(SAEConfig):
     }
 
     type: Literal["omp"] = "omp"
-    start: Start = "data"
-    """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
     k: PositiveInt | None = None
     """Latents picked per example at most. Give this or target_l0."""
     target_l0: PositiveFloat | None = None

@@ -11,7 +11,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 from saebench.config.base import Coefficient, Config, PositiveFloat, PositiveInt
 
 Preprocess = Literal["none", "center", "unit", "center_scale", "layer_norm"]
-Start = Literal["random", "data"]
+Start = Literal["random", "data", "components"]
 Control = Literal["frozen_decoder", "frozen_encoder", "soft_decoder"]
 
 
@@ -60,8 +60,9 @@ class SAEConfig(Config):
     preprocess: Preprocess = "center_scale"
     """Invertible transformation of embeddings before the encoder, saved with the SAE. Metrics are always measured in
     the original space."""
-    start: Start = "data"
-    """Decoder rows at the start: random directions, or training rows minus b_dec, both scaled to length 1."""
+    start: Start = "components"
+    """Decoder rows at the start, of length 1: random directions; training rows minus b_dec; or independent components
+    of the training rows, both ways, and training rows without their part in these."""
     encoder_scale: PositiveFloat = 0.1
     """Initial W_enc as a multiple of the decoder's transpose."""
     control: Control | None = None

@@ -18,7 +18,7 @@ class AbsTopKSAE(KSparseSAE):
     """latents = the k pre-activations of largest magnitude of each example, the others 0. A decoder row and its
     opposite are the two ends of one latent."""
 
-    lr_rule = LrRule(l0=3 / 8, width=1 / 12, l0_by_width=1 / 12)
+    lr_rule = LrRule(share=0.7, l0=1 / 2, width=7 / 24, l0_in_short_runs=3 / 4)
 
     config: AbsTopKConfig
 

@@ -21,7 +21,14 @@ from saebench.saes.calibrate import rows_per_chunk, threshold_for, usual_l0
 from saebench.saes.checks import check_finite, check_type, check_width
 from saebench.saes.constraint import remove_along, shrink_across, to_unit_length
 from saebench.saes.control import keep_near
-from saebench.saes.initial import data_rows, geometric_median, training_variance, unit_rows
+from saebench.saes.initial import (
+    component_count,
+    component_rows,
+    data_rows,
+    geometric_median,
+    training_variance,
+    unit_rows,
+)
 from saebench.saes.kernels import Precision, affine
 from saebench.saes.loss import Loss, Moment
 from saebench.saes.lr_rule import EXAMPLES, L1_LR, LR, STEPS, LrRule
@@ -216,8 +223,7 @@ class SAE(nn.Module, ABC):
     @torch.no_grad()
     def initialise(self, sample: Tensor, generator: torch.Generator) -> None:
         """Initialise from training rows `sample` (N, d_in), on the CPU: preprocessing, variance, b_dec = geometric
-        median, decoder = unit rows (random, or from the data), encoder = `encoder_scale` times its transpose, at every
-        dict_size."""
+        median, decoder = unit rows (`start`), encoder = `encoder_scale` times its transpose, at every dict_size."""
         sample = self.check(sample)
         if len(sample) < 2:
             raise ValueError(f"{len(sample)} training rows: at least 2 are needed to start from")
@@ -237,9 +243,12 @@ class SAE(nn.Module, ABC):
         self.W_enc.copy_(self.W_dec.t() * scale)
 
     def _start_rows(self, z: Tensor, generator: torch.Generator) -> Tensor:
-        if self.config.start == "data" and self.config.control is None:
+        if self.config.start == "random" or self.config.control is not None:
+            return unit_rows(self.dict_size, self.d_in, generator)
+        if self.config.start == "data":
             return data_rows(self.dict_size, z, self.b_dec, generator)
-        return unit_rows(self.dict_size, self.d_in, generator)
+        count = component_count(usual_l0(self), self.dict_size, self.d_in)
+        return component_rows(self.dict_size, z, self.b_dec, count, generator, signed=self.config.signed)
 
     @torch.no_grad()
     def decay_encoder(self, share: Tensor | float) -> None:

@@ -21,7 +21,7 @@ class GatedSAE(SAE):
     gradient only from the last two terms: the step function has no gradient.
     """
 
-    lr_rule = LrRule(0.75, l0=1 / 6, width=1 / 12, steps=1 / 6, dense_by_steps=1 / 2)
+    lr_rule = LrRule(share=0.6, l0=7 / 24, steps=1 / 8)
 
     config: GatedConfig
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 _MEDIAN_ROWS = 8192
+_POWER_STEPS = 4
+_ROTATIONS = 40
+_SETTLED = 1e-3
+"""The rotation has settled if no component turns by more than this (1 - cosine)."""
 
 
 def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Tensor:
@@ -57,3 +63,62 @@ def data_rows(rows: int, z: Tensor, centre: Tensor, generator: torch.Generator) 
     found = unit_rows(rows, z.shape[1], generator)
     found[: len(chosen)] = torch.where(length > 1e-6, chosen / length, found[: len(chosen)])
     return found
+
+
+def component_rows(
+    rows: int, z: Tensor, centre: Tensor, count: int, generator: torch.Generator, *, signed: bool = False
+) -> Tensor:
+    """Return unit directions (rows, d): first `count` independent components of training rows z (N, d), each with its
+    opposite unless latents are `signed`, the one that explains most first; then rows of the data as in `data_rows`,
+    less what lies in the subspace of the components.
+
+    So what many rows have in common is written by latents of its own, and the others are left what is particular.
+    """
+    found = data_rows(rows, z, centre, generator)
+    if count == 0:
+        return found
+    subspace, components = independent_components(z, count, generator)
+    rest = found - (found @ subspace.t()) @ subspace
+    length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
+    found = torch.where(length > 1e-3, rest / length, found)
+    if not signed:
+        components = torch.stack([components, -components], 1).flatten(0, 1)
+    found[: len(components)] = components
+    return found
+
+
+def component_count(l0: float, dict_size: int, d_in: int) -> int:
+    """Return how many components an SAE starts from: the root of L0 times 128 or d_in / 3, whichever is smaller, and no
+    more than that; with their opposites at most half of the latents (experiments/recipe)."""
+    most = min(128.0, d_in / 3)
+    return min(round(math.sqrt(min(l0, most) * most)), dict_size // 4)
+
+
+def independent_components(z: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return (basis, components) of rows z (N, d): the orthonormal basis (count, d) of their first principal components
+    and, in its span, the unit directions (count, d) of their independent components, by falling variance; fewer if
+    the rows span less.
+
+    Principal components by subspace iteration (Halko et al. 2011, algorithm 4.4), rotated by FastICA with tanh and
+    symmetric orthogonalisation (Hyvarinen 1999), from a random rotation.
+    """
+    x = z - z.mean(0)
+    count = min(count, *x.shape)
+    basis = torch.linalg.qr(torch.randn(x.shape[1], count, generator=generator, dtype=x.dtype)).Q
+    for _ in range(_POWER_STEPS):
+        basis = torch.linalg.qr(x.t() @ (x @ basis)).Q
+    _, spread, axes = torch.linalg.svd(x @ basis, full_matrices=False)
+    full = spread > 1e-4 * spread[:1]
+    axes, spread = (axes @ basis.t())[full], spread[full] / math.sqrt(len(x))
+    white = x @ (axes.t() / spread)
+    rotation = torch.linalg.qr(torch.randn(len(axes), len(axes), generator=generator, dtype=x.dtype)).Q
+    for _ in range(_ROTATIONS):
+        bent = torch.tanh(white @ rotation)
+        moved = white.t() @ bent / len(x) - rotation * (1 - bent.square()).mean(0)
+        left, _, right = torch.linalg.svd(moved)
+        before, rotation = rotation, left @ right
+        if ((before * rotation).sum(0).abs() > 1 - _SETTLED).all():
+            break
+    components = (rotation.t() * spread) @ axes
+    length = torch.linalg.vector_norm(components, dim=1, keepdim=True)
+    return axes, (components / length)[length.squeeze(1).argsort(descending=True)]

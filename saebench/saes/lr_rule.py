@@ -15,13 +15,12 @@ EXAMPLES = 18_000
 """Distinct training rows above which every rate falls with their cube root: with few rows, the noise of a high rate
 keeps an SAE from memorising them (18,000 to 113,000 rows)."""
 STEPS = 400
-"""Steps above which rates of some types fall: a penalty closes latents for good, the more of them the higher the rate
-and the longer the run (200 to 10,000 steps)."""
+"""Steps above which most rates fall."""
 
 
 class LrRule(NamedTuple):
     """The share of LR or L1_LR that a type takes, and how its rate answers to L0, width and length of a run: powers of
-    12 L0 / d_in, dict_size / (4 d_in), 48 L0 / dict_size and steps / STEPS (experiments/recipe)."""
+    12 L0 / d_in, dict_size / (4 d_in) and steps / STEPS (experiments/recipe)."""
 
     share: float = 1.0
     l0: float = 0.0
@@ -32,20 +31,12 @@ class LrRule(NamedTuple):
     """Of STEPS / steps below 1."""
     l0_by_width: float = 0.0
     """Of 12 L0 / d_in, above or below 1 but no further from 1 than the width is."""
-    dense_by_steps: float = 0.0
-    """Of 48 L0 / dict_size above 1, but no further from 1 than the steps are."""
-    sparse_by_steps: float = 0.0
-    """Of 48 L0 / dict_size below 1, but no further from 1 than the steps are."""
+    l0_in_short_runs: float = 0.0
+    """Of d_in / (12 L0) below 1, but no further from 1 than steps / (STEPS / 2) below 1 is."""
 
     def factor(self, l0: float, width: float, steps: float) -> float:
-        """Return the factor on LR or L1_LR for 12 L0 / d_in, dict_size / (4 d_in) and steps / STEPS.
-
-        In less than half of STEPS every type needs a lower rate where more than 1/48 of the latents fire: by the root
-        of the smaller of the two ratios.
-        """
-        wide, long, density = max(1.0, width), max(1.0, steps), l0 / width
-        found = self.share * math.pow(max(1.0, l0), self.l0) * math.pow(wide, self.width) / math.pow(long, self.steps)
+        """Return the factor on LR or L1_LR for 12 L0 / d_in, dict_size / (4 d_in) and steps / STEPS."""
+        dense, wide, long, short = max(1.0, l0), max(1.0, width), max(1.0, steps), max(1.0, 1 / (2 * steps))
+        found = self.share * math.pow(dense, self.l0) * math.pow(wide, self.width) / math.pow(long, self.steps)
         found *= math.pow(min(max(l0, 1 / wide), wide), self.l0_by_width)
-        found *= math.pow(min(max(density, 1.0), long), self.dense_by_steps)
-        found *= math.pow(max(min(density, 1.0), 1 / long), self.sparse_by_steps)
-        return found / math.sqrt(max(1.0, min(density, 1 / (2 * steps))))
+        return found / math.pow(min(dense, short), self.l0_in_short_runs)

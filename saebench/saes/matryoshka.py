@@ -20,8 +20,7 @@ class MatryoshkaSAE(BatchSparseSAE):
 
     default_encoder_decay = 2.0
     """The whole code is only one of the levels that train: more of the decay pays (experiments/recipe)."""
-    lr_rule = LrRule(width=3 / 8, steps=1 / 16)
-    """No power of the L0: the inner levels have few latents, which fire often."""
+    lr_rule = LrRule(share=0.85, l0=-1 / 6, width=1 / 3)
 
     config: MatryoshkaConfig
     level_starts: Tensor

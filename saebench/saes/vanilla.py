@@ -17,7 +17,7 @@ class VanillaSAE(ReLUSAE):
     The division makes the penalty a pure number, as the FVU is: a coefficient means the same for every corpus.
     """
 
-    lr_rule = LrRule(width=5 / 24, steps=1 / 8, l0_by_width=1 / 8, dense_by_steps=5 / 24, sparse_by_steps=5 / 24)
+    lr_rule = LrRule(share=0.85, l0=1 / 3, width=1 / 8, steps=1 / 6)
 
     config: VanillaConfig
 

@@ -1,11 +1,21 @@
-"""The geometric median, safe where points coincide."""
+"""Where an SAE starts: the geometric median, rows of the data, independent components."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from sklearn.decomposition import FastICA
 
-from saebench.saes.initial import data_rows, geometric_median, unit_rows
+from saebench.config import SAE_CONFIGS
+from saebench.saes import make_sae
+from saebench.saes.initial import (
+    component_count,
+    component_rows,
+    data_rows,
+    geometric_median,
+    independent_components,
+    unit_rows,
+)
 
 
 def test_on_a_line_it_is_the_median() -> None:
@@ -57,3 +67,83 @@ def test_data_rows_are_distinct_rows_seen_from_the_centre_and_random_where_rows_
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(5))
     assert len(rows.unique(dim=0)) == 5
     assert torch.equal(rows, data_rows(5, z, centre, torch.Generator().manual_seed(0)))
+
+
+def mixture(rows: int = 6000, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows (rows, 12) of four independent Laplace sources along oblique directions (4, 12), and faint noise."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = unit_rows(4, 12, generator)
+    even = torch.rand(rows, 4, generator=generator) - 0.5
+    sources = -even.sign() * torch.log1p(-2 * even.abs()) * torch.tensor([4.0, 3.0, 2.0, 1.0])
+    return sources @ directions + 0.01 * torch.randn(rows, 12, generator=generator) + 5, directions
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_independent_components_are_the_sources_and_principal_components_are_not(seed: int) -> None:
+    z, directions = mixture(seed=seed)
+    basis, found = independent_components(z, 4, torch.Generator().manual_seed(seed + 1000))
+    cosine = (found @ directions.t()).abs()
+    assert cosine.argmax(1).tolist() == [0, 1, 2, 3], "by falling variance"
+    assert cosine.diagonal().min() > 0.99
+    principal = torch.linalg.svd(z - z.mean(0), full_matrices=False).Vh[:4]
+    assert (principal @ directions.t()).abs().max(1).values.min() < 0.95
+    torch.testing.assert_close(basis @ basis.t(), torch.eye(4), atol=1e-5, rtol=0)
+    torch.testing.assert_close((principal @ basis.t()).square().sum(1), torch.ones(4), atol=1e-4, rtol=0)
+
+
+def test_independent_components_are_those_of_another_implementation() -> None:
+    z, _ = mixture()
+    _, ours = independent_components(z, 4, torch.Generator().manual_seed(0))
+    other = FastICA(4, random_state=0, whiten="unit-variance", fun="logcosh", tol=1e-6).fit(z.numpy())
+    theirs = torch.from_numpy(other.mixing_.T).float()
+    assert (ours @ torch.nn.functional.normalize(theirs, dim=1).t()).abs().max(1).values.min() > 0.999
+
+
+def test_no_more_components_than_the_rows_have_dimensions() -> None:
+    plane = torch.randn(50, 2, generator=torch.Generator().manual_seed(0)) @ unit_rows(
+        2, 6, torch.Generator().manual_seed(1)
+    )
+    assert independent_components(plane, 5, torch.Generator().manual_seed(0))[1].shape == (2, 6)
+    assert independent_components(plane[:2], 5, torch.Generator().manual_seed(0))[1].shape == (1, 6)
+
+
+def test_component_rows_are_components_both_ways_and_rows_without_their_part_in_them() -> None:
+    z, _ = mixture()
+    centre = z.median(0).values
+    rows = component_rows(40, z, centre, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(rows[:8:2], -rows[1:8:2])
+    torch.testing.assert_close(rows.norm(dim=1), torch.ones(40))
+    plain = data_rows(40, z, centre, torch.Generator().manual_seed(0))[8:]
+    principal = torch.linalg.svd(z - z.mean(0), full_matrices=False).Vh[:4]
+    rest = plain - plain @ principal.t() @ principal
+    torch.testing.assert_close(rows[8:], torch.nn.functional.normalize(rest, dim=1), atol=1e-3, rtol=0)
+
+
+def test_signed_latents_need_no_opposites() -> None:
+    z, directions = mixture()
+    rows = component_rows(40, z, z.mean(0), 4, torch.Generator().manual_seed(100), signed=True)
+    assert (rows[:4] @ directions.t()).abs().max(1).values.min() > 0.99
+    assert (rows[4:] @ directions.t()).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("l0", "dict_size", "d_in", "count"),
+    [(8, 1536, 384, 32), (32, 6144, 384, 64), (128, 1536, 768, 128), (500, 6144, 768, 128), (8, 400, 50, 12),
+     (40, 400, 48, 16), (8, 64, 384, 16), (2, 3, 384, 0)],
+)  # fmt: skip
+def test_component_count(l0: float, dict_size: int, d_in: int, count: int) -> None:
+    assert component_count(l0, dict_size, d_in) == count
+
+
+@pytest.mark.parametrize("kind", sorted(SAE_CONFIGS))
+def test_every_type_starts_from_components_unless_told_otherwise(kind: str) -> None:
+    """Four sources: eight latents (four of a signed type) are theirs, and the others have no part in them."""
+    z, directions = mixture()
+    config = SAE_CONFIGS[kind]
+    fields = {"k" if "k" in config.model_fields else "target_l0": 4, "dict_size": 24}
+    split = 4 if config.signed else 8
+    rows = make_sae(config(**fields), 12, z, 100).W_dec
+    assert (rows[:split] @ directions.t()).abs().max(1).values.min() > 0.99
+    assert (rows[split:] @ directions.t()).abs().max() < 0.1
+    data = make_sae(config(**fields, start="data"), 12, z, 100).W_dec
+    assert (data @ directions.t()).abs().max(1).values.min() > 0.5

@@ -66,7 +66,7 @@ def made(preprocess: str = "center_scale", scale: float = 1.0, **fields: float) 
 @pytest.mark.parametrize(("fields", "l0"), [({"target_l0": 5.0}, 5), ({"l0_coeff": 0.1}, 2)])
 def test_it_starts_at_the_target_or_at_a_quarter_of_the_width(fields: dict[str, float], l0: float) -> None:
     fires = made(**fields).encode(formulas.cloud(4000, seed=2)) > 0
-    assert float(fires.sum(1).double().mean()) == pytest.approx(l0, rel=0.05)
+    assert float(fires.sum(1).double().mean()) == pytest.approx(l0, rel=0.06)
 
 
 def test_the_bandwidth_is_in_units_of_the_pre_activations() -> None:

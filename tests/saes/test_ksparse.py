@@ -172,7 +172,7 @@ def test_the_residual_is_a_constant_to_auxk() -> None:
 
 def test_auxk_reaches_the_encoder_of_latents_that_are_negative_everywhere() -> None:
     """relu before the choice, or a backward pass that forgets it, leaves such a latent dead for good."""
-    sae, x = formulas.small("topk"), formulas.cloud(64)
+    sae, x = formulas.small("topk", start="data"), formulas.cloud(64)
     with torch.no_grad():
         sae.b_enc[:12] -= 50
     assert not (sae.encode(x)[:, :12] > 0).any()

@@ -67,7 +67,7 @@ def test_products_are_computed_anew_when_rows_have_moved_or_after_eight_steps(mo
 
 def test_the_loss_sees_the_decoder_at_hand_between_two_computations_of_the_products() -> None:
     """Seven of eight steps pick by products that are old; the values are swept on the residual itself."""
-    sae, x = small(k=6), formulas.cloud(64)
+    sae, x = small(k=6, start="data"), formulas.cloud(64)
     sae.loss(x, Moment())
     with torch.no_grad():
         sae.W_dec.add_(0.02 * torch.randn(24, 8, generator=torch.Generator().manual_seed(0)))
@@ -131,7 +131,7 @@ def test_give_k_or_target_l0() -> None:
 def test_duplicates_zero_rows_and_few_data() -> None:
     """Eight directions, k 20: the pursuit stops where nothing is left, and L0 says so."""
     x = torch.eye(8).repeat(8, 1) * 3 + 0.01 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
-    sae = make_sae(example("omp", dict_size=40, k=20, preprocess="none"), 8, x, 0)
+    sae = make_sae(example("omp", dict_size=40, k=20, start="data", preprocess="none"), 8, x, 0)
     with torch.no_grad():
         sae.W_dec[20:] = sae.W_dec[:20]
         sae.b_dec.zero_()
