@@ -31,7 +31,7 @@ from saebench.saes.initial import (
 )
 from saebench.saes.kernels import Precision, affine
 from saebench.saes.loss import Loss, Moment
-from saebench.saes.lr_rule import EXAMPLES, L1_LR, LR, STEPS, LrRule
+from saebench.saes.lr_rule import EXAMPLES, L1_LR, LR, LrRule
 from saebench.saes.preprocess import Preprocessing, Side
 from saebench.saes.refit import refined
 from saebench.saes.sparse import Codes
@@ -153,8 +153,8 @@ class SAE(nn.Module, ABC):
     def default_lr(self, batch_size: int, samples: int, num_train: int) -> float:
         """Return the peak learning rate used if `train.lr` is null, for a run of `samples` examples from `num_train`
         distinct ones (experiments/recipe)."""
-        l0, steps = usual_l0(self), samples / (STEPS * batch_size)
-        lr = self.lr_rule.factor(12 * l0 / self.d_in, self.dict_size / (4 * self.d_in), steps)
+        l0 = usual_l0(self)
+        lr = self.lr_rule.factor(l0, self.d_in, self.dict_size, samples / batch_size)
         lr *= math.sqrt(batch_size / self.dict_size) * math.cbrt(min(1.0, EXAMPLES / min(samples, num_train)))
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":

@@ -89,9 +89,9 @@ def component_rows(
 
 def component_count(l0: float, dict_size: int, d_in: int) -> int:
     """Return how many components an SAE starts from: the root of L0 times 128 or d_in / 3, whichever is smaller, and no
-    more than that; with their opposites at most half of the latents (experiments/recipe)."""
+    more than that; with their opposites at most a quarter of the latents (experiments/recipe)."""
     most = min(128.0, d_in / 3)
-    return min(round(math.sqrt(min(l0, most) * most)), dict_size // 4)
+    return min(round(math.sqrt(min(l0, most) * most)), dict_size // 8)
 
 
 def independent_components(z: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -20,11 +20,11 @@ STEPS = 400
 
 class LrRule(NamedTuple):
     """The share of LR or L1_LR that a type takes, and how its rate answers to L0, width and length of a run: powers of
-    12 L0 / d_in, dict_size / (4 d_in) and steps / STEPS (experiments/recipe)."""
+    L0 / 32, 12 L0 / d_in, dict_size / (4 d_in) and steps / STEPS (experiments/recipe)."""
 
     share: float = 1.0
     l0: float = 0.0
-    """Of 12 L0 / d_in above 1."""
+    """Of L0 / 32 above 1."""
     width: float = 0.0
     """Of dict_size / (4 d_in) above 1."""
     steps: float = 0.0
@@ -32,11 +32,12 @@ class LrRule(NamedTuple):
     l0_by_width: float = 0.0
     """Of 12 L0 / d_in, above or below 1 but no further from 1 than the width is."""
     l0_in_short_runs: float = 0.0
-    """Of d_in / (12 L0) below 1, but no further from 1 than steps / (STEPS / 2) below 1 is."""
+    """Of 32 / L0 below 1, but no further from 1 than steps / (STEPS / 2) below 1 is."""
 
-    def factor(self, l0: float, width: float, steps: float) -> float:
-        """Return the factor on LR or L1_LR for 12 L0 / d_in, dict_size / (4 d_in) and steps / STEPS."""
-        dense, wide, long, short = max(1.0, l0), max(1.0, width), max(1.0, steps), max(1.0, 1 / (2 * steps))
+    def factor(self, l0: float, d_in: int, dict_size: int, steps: float) -> float:
+        """Return the factor on LR or L1_LR."""
+        dense, wide = max(1.0, l0 / 32), max(1.0, dict_size / (4 * d_in))
+        long, short = max(1.0, steps / STEPS), max(1.0, STEPS / (2 * steps))
         found = self.share * math.pow(dense, self.l0) * math.pow(wide, self.width) / math.pow(long, self.steps)
-        found *= math.pow(min(max(l0, 1 / wide), wide), self.l0_by_width)
+        found *= math.pow(min(max(12 * l0 / d_in, 1 / wide), wide), self.l0_by_width)
         return found / math.pow(min(dense, short), self.l0_in_short_runs)

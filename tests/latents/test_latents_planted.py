@@ -107,7 +107,7 @@ def test_scores_tell_a_trained_sae_from_an_untrained_one_and_from_the_floors(
     least = {"coherence": 0.04, "example_auroc": 0.012, "label_auroc": 0.06, "label_f1": 0.1, "label_purity": 0.09}
     judged = {}
     for number, make in enumerate((trained_sae, untrained_sae)):
-        sae = BatchTopKConfig(k=1.33, dict_size=12, preprocess="none")  # topics per text on average
+        sae = BatchTopKConfig(k=1.33, dict_size=12, preprocess="none", start="data")  # topics per text on average
         recipe = config.train.model_copy(update={"lr": None})  # the default: 125 steps at a lower lr find six topics
         mine = config.model_copy(update={"number": number, "point": f"{number}", "sae": sae, "train": recipe})
         paths = write_trial(tmp_path / "runs", mine, make(mine))

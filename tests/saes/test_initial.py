@@ -129,7 +129,7 @@ def test_signed_latents_need_no_opposites() -> None:
 @pytest.mark.parametrize(
     ("l0", "dict_size", "d_in", "count"),
     [(8, 1536, 384, 32), (32, 6144, 384, 64), (128, 1536, 768, 128), (500, 6144, 768, 128), (8, 400, 50, 12),
-     (40, 400, 48, 16), (8, 64, 384, 16), (2, 3, 384, 0)],
+     (40, 400, 48, 16), (8, 64, 384, 8), (2, 7, 384, 0)],
 )  # fmt: skip
 def test_component_count(l0: float, dict_size: int, d_in: int, count: int) -> None:
     assert component_count(l0, dict_size, d_in) == count
@@ -140,7 +140,7 @@ def test_every_type_starts_from_components_unless_told_otherwise(kind: str) -> N
     """Four sources: eight latents (four of a signed type) are theirs, and the others have no part in them."""
     z, directions = mixture()
     config = SAE_CONFIGS[kind]
-    fields = {"k" if "k" in config.model_fields else "target_l0": 4, "dict_size": 24}
+    fields = {"k" if "k" in config.model_fields else "target_l0": 4, "dict_size": 32}
     split = 4 if config.signed else 8
     rows = make_sae(config(**fields), 12, z, 100).W_dec
     assert (rows[:split] @ directions.t()).abs().max(1).values.min() > 0.99

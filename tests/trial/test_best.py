@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from rows import RowsStore
 from sae_examples import example
 from test_trial import Killed, _rows, assert_same, config, run  # noqa: F401 - a fixture for all tests here
 
-from saebench.config import SAEConfig
+from saebench.config import SAEConfig, TrialConfig
 from saebench.runs.events import Event, Verdict
 from saebench.saes import load_sae, make_sae
 from saebench.tracking.record import event_tags
@@ -20,12 +21,18 @@ from saebench.trial.evaluation import evaluate
 WORSE_AT_THE_END = {"lr": 0.5, "decay": 0.0, "samples": 4000}
 
 
+def worse(**train: Any) -> TrialConfig:
+    """A run that is worse at its end than before."""
+    start = example("topk").model_copy(update={"start": "data"})
+    return config(**WORSE_AT_THE_END, **train).model_copy(update={"sae": start})
+
+
 def marks_of(reported: list[Event]) -> dict[int, float]:
     return {event.samples: event.values["eval/fvu"] for event in reported if event.type == "eval"}
 
 
 def test_the_sae_of_the_best_mark_is_saved_and_measured(tmp_path: Path) -> None:
-    last, best = (run(config(**WORSE_AT_THE_END, keep=keep), tmp_path / keep) for keep in ("last", "best"))
+    last, best = (run(worse(keep=keep), tmp_path / keep) for keep in ("last", "best"))
     found = marks_of(last)
     lowest = min(found, key=lambda mark: found[mark])
     assert lowest < 4000, "a run that gets worse after its best mark"
@@ -45,7 +52,7 @@ def test_the_sae_of_the_best_mark_is_saved_and_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("killed_at", [1500, 3000])
 def test_the_best_mark_outlives_a_killed_process(tmp_path: Path, killed_at: int) -> None:
-    what = config(**WORSE_AT_THE_END, checkpoint_every=500)
+    what = worse(checkpoint_every=500)
 
     def die(event: Event) -> Verdict:
         if event.type == "eval" and event.samples >= killed_at:
@@ -61,8 +68,8 @@ def test_the_best_mark_outlives_a_killed_process(tmp_path: Path, killed_at: int)
 
 
 def test_a_pruned_trial_keeps_its_best_mark_too(tmp_path: Path) -> None:
-    what = config(**WORSE_AT_THE_END)
-    found = marks_of(run(config(**WORSE_AT_THE_END, keep="last"), tmp_path / "last"))
+    what = worse()
+    found = marks_of(run(worse(keep="last"), tmp_path / "last"))
     low = min((mark for mark in found if mark <= 2000), key=lambda mark: found[mark])
     assert low < 2000
     reported = run(what, tmp_path, lambda event: Verdict.PRUNE if event.samples == 2000 else Verdict.GO)
