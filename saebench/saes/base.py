@@ -31,7 +31,7 @@ from saebench.saes.initial import (
 )
 from saebench.saes.kernels import Precision, affine
 from saebench.saes.loss import Loss, Moment
-from saebench.saes.lr_rule import EXAMPLES, L1_LR, LR, LrRule
+from saebench.saes.lr_rule import EXAMPLES, L1_LR, LR, WIDE_INPUT, LrRule
 from saebench.saes.preprocess import Preprocessing, Side
 from saebench.saes.refit import refined
 from saebench.saes.sparse import Codes
@@ -159,7 +159,7 @@ class SAE(nn.Module, ABC):
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":
             return L1_LR * lr * math.sqrt(math.sqrt(self.dict_size / l0) / self.d_in)
-        return LR * lr
+        return LR * lr * math.cbrt(min(1.0, WIDE_INPUT / self.d_in))
 
     def training_state(self) -> dict[str, Tensor]:
         """Return the tensors on which further training depends and inference does not: part of a checkpoint, not of a

@@ -14,6 +14,8 @@ pre-activations spread over 1 / sqrt(d_in)."""
 EXAMPLES = 18_000
 """Distinct training rows above which every rate falls with their cube root: with few rows, the noise of a high rate
 keeps an SAE from memorising them (18,000 to 113,000 rows)."""
+WIDE_INPUT = 384
+"""d_in above which the rates of types without an L1 penalty fall with its cube root (measured at 768)."""
 STEPS = 400
 """Steps above which most rates fall."""
 

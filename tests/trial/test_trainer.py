@@ -393,6 +393,14 @@ def test_the_default_lr_falls_in_long_runs(kind: str, power: float) -> None:
     assert sae.default_lr(64, 64 * 400, 1000) / sae.default_lr(64, 64 * 6400, 1000) == pytest.approx(16**power)
 
 
+@pytest.mark.parametrize(("kind", "factor"), [("topk", 0.5), ("jumprelu", 0.5), ("gated", 8**-0.5)])
+def test_the_default_lr_falls_with_a_wide_input(kind: str, factor: float) -> None:
+    """Eight times 384 numbers: half the rate, or 1 / sqrt(8) under an L1 penalty; 4 d_in latents or fewer."""
+    sae = example(kind, dict_size=1536, **{"k" if kind in K_SPARSE else "target_l0": 32})
+    narrow, wide = (SAE_TYPES[kind](sae, d_in).default_lr(64, 64 * 400, 500) for d_in in (384, 3072))
+    assert wide / narrow == pytest.approx(factor)
+
+
 def test_without_an_l0_to_aim_at_the_default_lr_is_that_of_a_twelfth_of_the_width() -> None:
     fixed, aimed = example("vanilla", l1_coeff=0.1), example("vanilla", target_l0=D_IN / 12)
     rates = {SAE_TYPES["vanilla"](sae, D_IN).default_lr(64, 6400, 1000) for sae in (fixed, aimed)}
