@@ -16,28 +16,20 @@ import numpy as np
 import pandas as pd
 import torch
 from measure import sae_scores
-from study import ARMS, BATCH, SAMPLES, Rows
+from study import ARMS, Rows, trained
 
-from saebench.config import SAE_CONFIGS, TrainConfig
 from saebench.trial.evaluation import evaluate
-from saebench.trial.trainer import Training, train
 
 LEVEL, WIDTHS, STARTS = 8, (256, 128), ("data", "components")
 
 
 def row(arm: str, width: int, start: str, seed: int, rows: Rows, world: dict[str, np.ndarray]) -> dict[str, object]:
     """Train one SAE and measure it on rows that it has not seen."""
-    kind, fields = ARMS[arm]
     level = 2 * LEVEL if arm == "hierarchical_topk" else LEVEL
-    sparsity = "k" if "k" in SAE_CONFIGS[kind].model_fields else "target_l0"
-    config = SAE_CONFIGS[kind].model_validate({"dict_size": width, sparsity: level, "start": start, **fields})
-    training = Training.start(config, TrainConfig(samples=SAMPLES, batch_size=BATCH), seed, rows)
-    for _ in train(training, rows):
-        pass
-    training.calibrate()
-    values = evaluate(training.sae, rows, (), "test").values
+    sae = trained(arm, level, width, rows, seed, start=start)
+    values = evaluate(sae, rows, (), "test").values
     fvu = values.get(f"test/fvu_at/{LEVEL}", values["test/fvu"])
-    scores, _ = sae_scores(training.sae, world, LEVEL if level > LEVEL else None)
+    scores, _ = sae_scores(sae, world, LEVEL if level > LEVEL else None)
     found = {"arm": arm, "width": width, "start": start, "seed": seed, "fvu": fvu}
     return found | {"dead": values["test/dead_features"] / width} | scores
 

@@ -129,12 +129,12 @@ def points(seeds: int) -> Iterator[tuple[str, int, int, int]]:
                 yield from ((arm, level, width, seed) for arm in arms)
 
 
-def trained(arm: str, level: int, width: int, rows: Rows, seed: int, samples: int = SAMPLES) -> Any:
-    """The SAE of one point."""
+def trained(arm: str, level: int, width: int, rows: Rows, seed: int, samples: int = SAMPLES, **others: Any) -> Any:
+    """The SAE of one point; `others` are further fields of its config."""
     kind, fields = ARMS[arm]
     config = SAE_CONFIGS[kind]
     sparsity = "k" if "k" in config.model_fields else "target_l0"
-    sae = config.model_validate({"dict_size": width, sparsity: level, **fields})
+    sae = config.model_validate({"dict_size": width, sparsity: level, **fields, **others})
     training = Training.start(sae, TrainConfig(samples=samples, batch_size=BATCH), seed, rows)
     for _ in train(training, rows):
         pass

@@ -10,8 +10,8 @@ from torch import Tensor
 _MEDIAN_ROWS = 8192
 _POWER_STEPS = 4
 _ROTATIONS = 40
-_SETTLED = 1e-3
-"""The rotation has settled if no component turns by more than this (1 - cosine)."""
+_TURN = 1e-3
+"""The rotation ends when no component turns by more than this (1 - cosine) in a step."""
 
 
 def geometric_median(x: Tensor, steps: int = 100, tolerance: float = 1e-6) -> Tensor:
@@ -59,10 +59,15 @@ def data_rows(rows: int, z: Tensor, centre: Tensor, generator: torch.Generator) 
     """Return the unit directions (rows, d) from `centre` (d,) to training rows z (N, d), in random order, each row used
     at most once; random directions if there are too few rows, or for a row that equals the centre."""
     chosen = z[torch.randperm(len(z), generator=generator)[:rows]] - centre
-    length = torch.linalg.vector_norm(chosen, dim=1, keepdim=True)
     found = unit_rows(rows, z.shape[1], generator)
-    found[: len(chosen)] = torch.where(length > 1e-6, chosen / length, found[: len(chosen)])
+    found[: len(chosen)] = _unit_length(chosen, 1e-6, found[: len(chosen)])
     return found
+
+
+def _unit_length(rows: Tensor, least: float, others: Tensor) -> Tensor:
+    """Return rows (N, d) divided by their length; for one of length `least` or less that of `others` (N, d)."""
+    length = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    return torch.where(length > least, rows / length, others)
 
 
 def component_rows(
@@ -75,12 +80,8 @@ def component_rows(
     So what many rows have in common is written by latents of its own, and the others are left what is particular.
     """
     found = data_rows(rows, z, centre, generator)
-    if count == 0:
-        return found
     subspace, components = independent_components(z, count, generator)
-    rest = found - (found @ subspace.t()) @ subspace
-    length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
-    found = torch.where(length > 1e-3, rest / length, found)
+    found = _unit_length(found - (found @ subspace.t()) @ subspace, 1e-3, found)
     if not signed:
         components = torch.stack([components, -components], 1).flatten(0, 1)
     found[: len(components)] = components
@@ -117,7 +118,7 @@ def independent_components(z: Tensor, count: int, generator: torch.Generator) ->
         moved = white.t() @ bent / len(x) - rotation * (1 - bent.square()).mean(0)
         left, _, right = torch.linalg.svd(moved)
         before, rotation = rotation, left @ right
-        if ((before * rotation).sum(0).abs() > 1 - _SETTLED).all():
+        if ((before * rotation).sum(0).abs() > 1 - _TURN).all():
             break
     components = (rotation.t() * spread) @ axes
     length = torch.linalg.vector_norm(components, dim=1, keepdim=True)

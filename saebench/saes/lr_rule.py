@@ -37,7 +37,7 @@ class LrRule(NamedTuple):
     """Of 32 / L0 below 1, but no further from 1 than steps / (STEPS / 2) below 1 is."""
 
     def factor(self, l0: float, d_in: int, dict_size: int, steps: float) -> float:
-        """Return the factor on LR or L1_LR."""
+        """Return the factor on LR or L1_LR for an L0, two widths and a number of steps of the optimiser."""
         dense, wide = max(1.0, l0 / 32), max(1.0, dict_size / (4 * d_in))
         long, short = max(1.0, steps / STEPS), max(1.0, STEPS / (2 * steps))
         found = self.share * math.pow(dense, self.l0) * math.pow(wide, self.width) / math.pow(long, self.steps)

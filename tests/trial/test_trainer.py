@@ -353,9 +353,14 @@ def test_the_lr_factor_multiplies_the_default_lr(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "l0", "lr"),
     [
+        ("topk", 32, 0.9 * 0.0176 / 6**0.5),
+        ("jumprelu", 32, 1.1 * 0.0176 / 6**0.5),
+        ("matryoshka", 32, 0.85 * 0.0176 / 6**0.5),
+        ("hierarchical_topk", 32, 0.95 * 0.0176 / 6**0.5),
         ("topk", 8, 0.9 * 0.0176 / 6**0.5),
         ("topk", 128, 0.9 * 0.0176 / 6**0.5),
         ("batchtopk", 32, 0.9 * 0.0176 / 6**0.5),
+        ("batchtopk", 128, 0.9 * 0.0176 / 6**0.5),
         ("jumprelu", 128, 1.1 * 4**-0.125 * 0.0176 / 6**0.5),
         ("abs_topk", 32, 0.7 * 0.0176 / 6**0.5),
         ("abs_topk", 128, 0.7 * 4**0.5 * 0.0176 / 6**0.5),
