@@ -27,7 +27,11 @@ if TYPE_CHECKING:
 )
 @click.option("--column", metavar="NAME", help="Column of the texts (default: the sweep's text_column).")
 @click.option(
-    "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write the codes there: .npz, .parquet or .jsonl."
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write the codes there: .npz, .parquet or .jsonl.",
 )
 @click.option("--device", default="cpu", metavar="DEVICE", help="Where to compute (default: cpu).")
 @cache_option

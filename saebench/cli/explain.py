@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--column", metavar="NAME", help="Column of the texts in --contrast (default: the sweep's text_column).")
 @click.option("--most", type=click.IntRange(min=1), default=10, help="Latents per target (default: 10).")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
+@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
 @click.option("--build", is_flag=True, help="Encode the texts again if the cache lacks them.")
 @cache_option
 @runs_option

@@ -140,8 +140,8 @@ def sentence(floors: Floors, frame: DataFrame, best: DataFrame) -> str:
             said.setdefault(who(mine), []).append(label(metric))
     if not said:
         return "Floors were measured, but not at the sizes of these arms."
-    parts = "; ".join(f"in {' and '.join(names)} {who}" for who, names in said.items())
-    return f"Certainly better than every floor (score without training): {parts}."
+    parts = "; ".join(f"in {' and '.join(names)}: {who}" for who, names in said.items())
+    return f"Certainly better than every floor (score without training) {parts}."
 
 
 def who(counts: Mapping[str, tuple[int, int]]) -> str:

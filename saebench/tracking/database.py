@@ -23,12 +23,13 @@ import psutil
 from saebench.tracking.address import sqlite_file
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection, Engine
     from sqlalchemy.pool import ConnectionPoolEntry
 
 _LOGGED: set[str] = set()
 """Files (real paths) whose connections do not wait for the disk at every commit."""
-_POOLED: weakref.WeakKeyDictionary[ConnectionPoolEntry, set[str]] = weakref.WeakKeyDictionary()
-"""Connections of this process to such files, idle or not."""
+_ENGINES: weakref.WeakSet[Engine] = weakref.WeakSet()
+"""Engines of this process that have connected to a database since the first such file."""
 _LOCAL_FILE_SYSTEMS = frozenset(
     {"ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "overlay", "apfs", "hfs"}
 )
@@ -48,10 +49,16 @@ def use_log(uri: str) -> None:
 
     if not event.contains(Engine, "connect", _on_connect):
         event.listen(Engine, "connect", _on_connect)
+        event.listen(Engine, "engine_connect", _on_engine_connect)
     _LOGGED.add(str(path.resolve()))
 
 
-def _on_connect(connection: Any, entry: ConnectionPoolEntry) -> None:
+def _on_engine_connect(connection: Connection) -> None:
+    """SQLAlchemy's hook for each connection that is taken from a pool, to any database."""
+    _ENGINES.add(connection.engine)
+
+
+def _on_connect(connection: Any, _: ConnectionPoolEntry) -> None:
     """SQLAlchemy's hook for each new connection, to any database."""
     if not isinstance(connection, sqlite3.Connection):
         return
@@ -62,7 +69,6 @@ def _on_connect(connection: Any, entry: ConnectionPoolEntry) -> None:
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode == "wal":
             connection.execute("PRAGMA synchronous = NORMAL")
-            _POOLED[entry] = files
 
 
 def sync_log(uri: str) -> None:
@@ -88,13 +94,17 @@ def checkpoint_log(uri: str) -> None:
 
 def restore_journal(uri: str) -> None:
     """Restore the file's old journal mode. Does nothing while another process has the file open (`mlflow ui`, or
-    another sweep, which restores the mode when it ends); after a kill, the next sweep to end restores it."""
+    another sweep, which restores the mode when it ends) or another thread reads it; after a kill, the next sweep to end
+    restores it."""
     path = sqlite_file(uri)
     if path is None or not path.exists() or str(path.resolve()) not in _LOGGED:
         return
     _LOGGED.discard(str(path.resolve()))
-    for entry in [entry for entry, files in _POOLED.items() if str(path.resolve()) in files and not entry.in_use]:
-        entry.invalidate()  # MLflow's pool keeps them for good, and the mode changes for the last connection only
+    for engine in list(_ENGINES):
+        if engine.url.database and os.path.realpath(engine.url.database) == str(path.resolve()):
+            # MLflow's pool keeps idle connections for good, and the mode changes for the last connection only; through
+            # the pool, as to close a connection that another thread has just taken crashes the process
+            engine.dispose()
     with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(path, timeout=1)) as own:
         own.execute("PRAGMA journal_mode = DELETE").fetchone()
 

@@ -38,7 +38,7 @@ def test_the_verdict_counts_strata_in_which_an_arm_is_above_the_best_floor_for_c
     found += [record("pca", 32, 0.9, probing_auc_k5=0.9), record("kmeans", 32, 0.1, probing_auc_k5=0.5)]
     report = report_with(tmp_path, {"format": 1, "floors": found})
     assert report.verdict.endswith(
-        " Certainly better than every floor (score without training): in FVU and probing AUC k=5 topk in 1 of 2 "
+        " Certainly better than every floor (score without training) in FVU and probing AUC k=5: topk in 1 of 2 "
         "strata, "
         "batchtopk in 1 of 2."
     )
@@ -55,7 +55,7 @@ def test_one_seed_below_the_floor_is_not_above_it(tmp_path: Path) -> None:
     cell = frame[(frame["arm"] == "topk") & (frame["level"] == 16)]["final/fvu"]
     between = float(cell.sort_values().iloc[-2:].mean())  # above all seeds but the worst
     report = report_with(tmp_path, {"floors": [record("kmeans", 16, between)]})
-    assert "in FVU topk in 0 of 1 strata, batchtopk in 1 of 1." in report.verdict
+    assert "in FVU: topk in 0 of 1 strata, batchtopk in 1 of 1." in report.verdict
 
 
 def test_an_arm_as_good_as_its_floor_is_rarely_above_it() -> None:
@@ -89,7 +89,7 @@ def test_without_floors_or_with_a_damaged_file_the_verdict_says_that_there_are_n
 def test_what_holds_of_every_arm_is_said_once(tmp_path: Path) -> None:
     found = [record("pca", 16, 0.9, knn_overlap_at_10=0.99), record("pca", 32, 0.9)]
     report = report_with(tmp_path, {"floors": found})
-    assert report.verdict.endswith("in FVU every arm in all strata; in neighbours kept no arm.")
+    assert report.verdict.endswith("in FVU: every arm in all strata; in neighbours kept: no arm.")
 
 
 def test_floors_of_other_sizes_are_no_floors_of_these_arms(tmp_path: Path) -> None:

@@ -111,6 +111,40 @@ def test_a_file_that_another_process_reads_keeps_its_mode_until_the_next_end(fil
     engine.dispose()
 
 
+_READS_ON = """
+import sys, threading, time
+from pathlib import Path
+from sqlalchemy import text
+from saebench.tracking import database
+sys.path.insert(0, {folder!r})
+import test_database
+database._file_system = lambda _: "ext4"
+file, end = Path({file!r}), time.monotonic() + 3
+engine = test_database.opened(file)
+test_database.fill(engine, 2000)
+
+def read():
+    while time.monotonic() < end:
+        with engine.connect() as connection:
+            assert len(connection.execute(text("SELECT x FROM points ORDER BY -x")).all()) == 2000
+
+threads = [threading.Thread(target=read) for _ in range(4)]
+for thread in threads:
+    thread.start()
+while time.monotonic() < end:
+    database.use_log(f"sqlite:///{{file}}")
+    database.restore_journal(f"sqlite:///{{file}}")
+for thread in threads:
+    thread.join()
+"""
+
+
+def test_a_thread_that_reads_meanwhile_reads_on(file: Path) -> None:
+    code = _READS_ON.format(folder=str(Path(__file__).parent), file=str(file))
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_file_that_somebody_holds_and_other_databases_stay_as_they_are(file: Path, tmp_path: Path) -> None:
     with closing(sqlite3.connect(file)) as other:
         other.execute("CREATE TABLE held (x)")
