@@ -47,6 +47,17 @@ def test_a_view_has_the_objective_first_and_every_varied_param() -> None:
     assert found["demo: trials"]["groupBy"] is None
 
 
+def test_the_curves_of_an_error_have_a_logarithmic_axis_and_others_not() -> None:
+    other = {**SPEC, "search": {"objective": "eval/cosine", "direction": "maximize"}}
+    scales = [
+        chart["scaleType"]
+        for spec in (SPEC, other)
+        for chart in states(spec)["demo: trials"]["compareRunCharts"]
+        if chart["type"] == "LINE"
+    ]
+    assert scales == ["log", "linear"]
+
+
 def test_strata_are_means_over_complete_trials_alone() -> None:
     state = states(SPEC)["demo: strata"]
     assert state["groupBy"]["groupByKeys"] == [{"mode": "tag", "groupByData": "saebench.stratum"}]
