@@ -312,7 +312,7 @@ def check_options(names: list[str], where: str) -> None:
 def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
     """A row of docs/choosing.md per type or two but omp, which has a rule of its own."""
     text = (ROOT / "docs" / "choosing.md").read_text()
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) ((?:\| -?(?:\d+/\d+)? ){5})\|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) ((?:\| -?(?:\d+/\d+)? ){4})\|$", text, re.MULTILINE)
     said = {}
     for kinds, share, cells in rows:
         powers = [cell.strip() for cell in cells.split("|")[1:]]
@@ -321,4 +321,4 @@ def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
     assert {"omp", *said} == {*TYPES}
     for kind, numbers in said.items():
         rule = SAE_TYPES[kind].lr_rule
-        assert numbers == (rule.share, rule.l0, rule.width, -rule.steps, rule.l0_by_width, -rule.l0_in_short_runs), kind
+        assert numbers == (rule.share, rule.l0, rule.width, rule.width_by_l0, -rule.steps), kind

@@ -62,7 +62,7 @@ class SAEConfig(Config):
     the original space."""
     start: Start = "components"
     """Decoder rows at the start, of length 1: random directions; training rows minus b_dec; or independent components
-    of the training rows, both ways, and training rows without their part in these."""
+    of the training rows, both ways (abs_topk: one way), and training rows without their part in these."""
     encoder_scale: PositiveFloat = 0.1
     """Initial W_enc as a multiple of the decoder's transpose."""
     control: Control | None = None

@@ -18,7 +18,7 @@ class AbsTopKSAE(KSparseSAE):
     """latents = the k pre-activations of largest magnitude of each example, the others 0. A decoder row and its
     opposite are the two ends of one latent."""
 
-    lr_rule = LrRule(share=0.7, l0=1 / 2, width=7 / 24, l0_in_short_runs=3 / 4)
+    lr_rule = LrRule(share=0.7, l0=1 / 6, width=1 / 4, width_by_l0=-1 / 12)
 
     config: AbsTopKConfig
 

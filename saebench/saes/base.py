@@ -247,8 +247,9 @@ class SAE(nn.Module, ABC):
             return unit_rows(self.dict_size, self.d_in, generator)
         if self.config.start == "data":
             return data_rows(self.dict_size, z, self.b_dec, generator)
-        count = component_count(usual_l0(self), self.dict_size, self.d_in)
-        return component_rows(self.dict_size, z, self.b_dec, count, generator, signed=self.config.signed)
+        signed = self.config.signed
+        count = component_count(usual_l0(self), self.dict_size, self.d_in, signed=signed)
+        return component_rows(self.dict_size, z, self.b_dec, count, generator, signed=signed)
 
     @torch.no_grad()
     def decay_encoder(self, share: Tensor | float) -> None:

@@ -62,6 +62,6 @@ class BatchSparseSAE(KSparseSAE):
 class BatchTopKSAE(BatchSparseSAE):
     """BatchTopK: see `BatchSparseSAE`."""
 
-    lr_rule = LrRule(share=0.9, width=1 / 4, steps=1 / 8, l0_by_width=-1 / 4)
+    lr_rule = LrRule(share=0.8, width=1 / 4, width_by_l0=-1 / 4, steps=1 / 12)
 
     config: BatchTopKConfig

@@ -21,7 +21,7 @@ class GatedSAE(SAE):
     gradient only from the last two terms: the step function has no gradient.
     """
 
-    lr_rule = LrRule(share=0.6, l0=7 / 24, steps=1 / 8)
+    lr_rule = LrRule(share=0.5, l0=3 / 8, width=5 / 24, steps=1 / 24)
 
     config: GatedConfig
 

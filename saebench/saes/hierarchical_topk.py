@@ -19,7 +19,7 @@ class HierarchicalTopKSAE(KSparseSAE):
     """latents = relu of the k largest pre-activations of each example; the loss is the mean over j = 1, ..., k of the
     FVU of the reconstruction from the j largest, plus AuxK on the one from all k."""
 
-    lr_rule = LrRule(share=0.95, l0=-1 / 8, width=1 / 4, steps=1 / 12, l0_by_width=-1 / 3)
+    lr_rule = LrRule(share=0.95, l0=-1 / 6, width=1 / 4, width_by_l0=-5 / 24, steps=1 / 12)
     """No power of the L0 alone: the inner levels keep few latents of an example."""
 
     config: HierarchicalTopKConfig

@@ -88,11 +88,15 @@ def component_rows(
     return found
 
 
-def component_count(l0: float, dict_size: int, d_in: int) -> int:
+def component_count(l0: float, dict_size: int, d_in: int, *, signed: bool = False) -> int:
     """Return how many components an SAE starts from: the root of L0 times 128 or d_in / 3, whichever is smaller, and no
-    more than that; with their opposites at most a quarter of the latents (experiments/recipe)."""
+    more than that; if latents are `signed`, at least twice L0 up to there. At most a quarter of the latents start as
+    components or their opposites (experiments/recipe)."""
     most = min(128.0, d_in / 3)
-    return min(round(math.sqrt(min(l0, most) * most)), dict_size // 8)
+    count = math.sqrt(min(l0, most) * most)
+    if signed:
+        return min(round(max(count, 2 * min(l0, most))), dict_size // 4)
+    return min(round(count), dict_size // 8)
 
 
 def independent_components(z: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -51,7 +51,7 @@ class JumpReLUSAE(SAE):
     gradient, stays dead (experiments/LOG.md).
     """
 
-    lr_rule = LrRule(share=1.1, l0=-1 / 8, width=7 / 24, steps=7 / 24, l0_in_short_runs=7 / 12)
+    lr_rule = LrRule(share=1.1, l0=-1 / 6, width=7 / 24, width_by_l0=1 / 8, steps=5 / 24)
 
     config: JumpReLUConfig
     bandwidth: Tensor

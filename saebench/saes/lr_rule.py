@@ -22,24 +22,22 @@ STEPS = 400
 
 class LrRule(NamedTuple):
     """The share of LR or L1_LR that a type takes, and how its rate answers to L0, width and length of a run: powers of
-    L0 / 32, 12 L0 / d_in, dict_size / (4 d_in) and steps / STEPS (experiments/recipe)."""
+    L0 / 32, dict_size / (4 d_in) and steps / STEPS (experiments/recipe)."""
 
     share: float = 1.0
     l0: float = 0.0
     """Of L0 / 32 above 1."""
     width: float = 0.0
-    """Of dict_size / (4 d_in) above 1."""
+    """Of dict_size / (4 d_in) above 1, where L0 is d_in / 12."""
+    width_by_l0: float = 0.0
+    """What `width` gains for each factor of 4 in L0, at most one factor up and one down."""
     steps: float = 0.0
     """Of STEPS / steps below 1."""
-    l0_by_width: float = 0.0
-    """Of 12 L0 / d_in, above or below 1 but no further from 1 than the width is."""
-    l0_in_short_runs: float = 0.0
-    """Of 32 / L0 below 1, but no further from 1 than steps / (STEPS / 2) below 1 is."""
 
     def factor(self, l0: float, d_in: int, dict_size: int, steps: float) -> float:
         """Return the factor on LR or L1_LR for an L0, two widths and a number of steps of the optimiser."""
         dense, wide = max(1.0, l0 / 32), max(1.0, dict_size / (4 * d_in))
-        long, short = max(1.0, steps / STEPS), max(1.0, STEPS / (2 * steps))
-        found = self.share * math.pow(dense, self.l0) * math.pow(wide, self.width) / math.pow(long, self.steps)
-        found *= math.pow(min(max(12 * l0 / d_in, 1 / wide), wide), self.l0_by_width)
-        return found / math.pow(min(dense, short), self.l0_in_short_runs)
+        long = max(1.0, steps / STEPS)
+        fours = min(max(math.log(12 * l0 / d_in, 4), -1.0), 1.0)
+        width = self.width + fours * self.width_by_l0
+        return self.share * math.pow(dense, self.l0) * math.pow(wide, width) / math.pow(long, self.steps)

@@ -20,7 +20,7 @@ class MatryoshkaSAE(BatchSparseSAE):
 
     default_encoder_decay = 2.0
     """The whole code is only one of the levels that train: more of the decay pays (experiments/recipe)."""
-    lr_rule = LrRule(share=0.85, l0=-1 / 6, width=1 / 3)
+    lr_rule = LrRule(share=0.85, l0=-1 / 8, width=3 / 8, width_by_l0=-1 / 6, steps=1 / 12)
 
     config: MatryoshkaConfig
     level_starts: Tensor

@@ -17,7 +17,7 @@ from saebench.saes.sparse import SparseCodes
 class TopKSAE(KSparseSAE):
     """latents = relu of the k largest pre-activations of each example (fewer if fewer are positive)."""
 
-    lr_rule = LrRule(share=0.9, width=1 / 4, steps=1 / 8, l0_by_width=-1 / 4)
+    lr_rule = LrRule(share=0.9, l0=-1 / 12, width=5 / 24, width_by_l0=-1 / 6, steps=1 / 8)
 
     config: TopKConfig
 

@@ -17,7 +17,7 @@ class VanillaSAE(ReLUSAE):
     The division makes the penalty a pure number, as the FVU is: a coefficient means the same for every corpus.
     """
 
-    lr_rule = LrRule(share=0.85, l0=1 / 3, width=1 / 8, steps=1 / 6)
+    lr_rule = LrRule(share=0.75, l0=3 / 8, width=1 / 6, width_by_l0=1 / 48, steps=1 / 8)
 
     config: VanillaConfig
 

@@ -337,8 +337,8 @@ def test_the_default_lr_follows_batch_and_width(kind: str) -> None:
     power of the type's width. At d_in 384, L0 32 is d_in / 12."""
     field = "k" if kind in K_SPARSE else "target_l0"
     narrow, wide = (SAE_TYPES[kind](example(kind, dict_size=n, **{field: 32}), 384) for n in (1536, 6144))
-    powers = {"topk": 1 / 4, "batchtopk": 1 / 4, "matryoshka": 1 / 6, "hierarchical_topk": 1 / 4, "jumprelu": 5 / 24}
-    powers |= {"vanilla": 1 / 8, "gated": 1 / 4, "p_anneal": 1 / 8, "omp": 1 / 4, "abs_topk": 5 / 24}
+    powers = {"topk": 7 / 24, "batchtopk": 1 / 4, "matryoshka": 1 / 8, "hierarchical_topk": 1 / 4, "jumprelu": 5 / 24}
+    powers |= {"vanilla": 1 / 12, "gated": 1 / 24, "p_anneal": 1 / 12, "omp": 1 / 4, "abs_topk": 1 / 4}
     one = narrow.default_lr(64, 64 * 400, 500)
     assert narrow.default_lr(256, 256 * 400, 500) / one == pytest.approx(2)
     assert one / wide.default_lr(64, 64 * 400, 500) == pytest.approx(4 ** powers[kind])
@@ -353,24 +353,25 @@ def test_the_lr_factor_multiplies_the_default_lr(kind: str) -> None:
 @pytest.mark.parametrize(
     ("kind", "l0", "lr"),
     [
-        ("topk", 32, 0.9 * 0.0176 / 6**0.5),
-        ("jumprelu", 32, 1.1 * 0.0176 / 6**0.5),
-        ("matryoshka", 32, 0.85 * 0.0176 / 6**0.5),
-        ("hierarchical_topk", 32, 0.95 * 0.0176 / 6**0.5),
         ("topk", 8, 0.9 * 0.0176 / 6**0.5),
-        ("topk", 128, 0.9 * 0.0176 / 6**0.5),
-        ("batchtopk", 32, 0.9 * 0.0176 / 6**0.5),
-        ("batchtopk", 128, 0.9 * 0.0176 / 6**0.5),
-        ("jumprelu", 128, 1.1 * 4**-0.125 * 0.0176 / 6**0.5),
+        ("topk", 32, 0.9 * 0.0176 / 6**0.5),
+        ("topk", 128, 0.9 * 4 ** (-1 / 12) * 0.0176 / 6**0.5),
+        ("batchtopk", 8, 0.8 * 0.0176 / 6**0.5),
+        ("batchtopk", 128, 0.8 * 0.0176 / 6**0.5),
+        ("jumprelu", 32, 1.1 * 0.0176 / 6**0.5),
+        ("jumprelu", 128, 1.1 * 4 ** (-1 / 6) * 0.0176 / 6**0.5),
+        ("matryoshka", 32, 0.85 * 0.0176 / 6**0.5),
+        ("matryoshka", 128, 0.85 * 4**-0.125 * 0.0176 / 6**0.5),
+        ("hierarchical_topk", 32, 0.95 * 0.0176 / 6**0.5),
+        ("hierarchical_topk", 128, 0.95 * 4 ** (-1 / 6) * 0.0176 / 6**0.5),
         ("abs_topk", 32, 0.7 * 0.0176 / 6**0.5),
-        ("abs_topk", 128, 0.7 * 4**0.5 * 0.0176 / 6**0.5),
-        ("matryoshka", 128, 0.85 * 4 ** (-1 / 6) * 0.0176 / 6**0.5),
-        ("hierarchical_topk", 128, 0.95 * 4**-0.125 * 0.0176 / 6**0.5),
-        ("vanilla", 32, 0.85 * 0.23 / 48 * 48**0.25),
-        ("vanilla", 128, 0.85 * 4 ** (1 / 3) * 0.23 / 48 * 12**0.25),
-        ("p_anneal", 8, 0.75 * 0.23 / 48 * 192**0.25),
-        ("p_anneal", 128, 0.75 * 4**0.375 * 0.23 / 48 * 12**0.25),
-        ("gated", 128, 0.6 * 4 ** (7 / 24) * 0.23 / 48 * 12**0.25),
+        ("abs_topk", 128, 0.7 * 4 ** (1 / 6) * 0.0176 / 6**0.5),
+        ("vanilla", 32, 0.75 * 0.23 / 48 * 48**0.25),
+        ("vanilla", 128, 0.75 * 4**0.375 * 0.23 / 48 * 12**0.25),
+        ("p_anneal", 8, 0.8 * 0.23 / 48 * 192**0.25),
+        ("p_anneal", 128, 0.8 * 4**0.25 * 0.23 / 48 * 12**0.25),
+        ("gated", 32, 0.5 * 0.23 / 48 * 48**0.25),
+        ("gated", 128, 0.5 * 4**0.375 * 0.23 / 48 * 12**0.25),
     ],
 )
 def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
@@ -385,10 +386,12 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
     ("kind", "power"),
     [
         ("topk", 1 / 8),
-        ("matryoshka", 0),
-        ("jumprelu", 7 / 24),
-        ("vanilla", 1 / 6),
-        ("gated", 1 / 8),
+        ("batchtopk", 1 / 12),
+        ("matryoshka", 1 / 12),
+        ("jumprelu", 5 / 24),
+        ("abs_topk", 0),
+        ("vanilla", 1 / 8),
+        ("gated", 1 / 24),
         ("p_anneal", 1 / 4),
     ],
 )
@@ -414,10 +417,10 @@ def test_without_an_l0_to_aim_at_the_default_lr_is_that_of_a_twelfth_of_the_widt
 
 def test_the_default_lr_counts_the_rows_that_a_run_sees() -> None:
     """16,000 of a million rows, or 200 times 1,000 rows: few in both cases; 144,000 of a million are eight times
-    18,000. All are more than 200 steps, on which matryoshka's rate does not depend."""
+    18,000. abs_topk's rate does not depend on the steps."""
     lr = {}
     for name, samples, rows in (("short", 16_000, 10**6), ("small", 200_000, 1000), ("long", 144_000, 10**6)):
-        what = config("matryoshka", lr=None, samples=samples, batch_size=64)
+        what = config("abs_topk", lr=None, samples=samples, batch_size=64)
         sae = Training.start(*what, store()).sae
         lr[name] = Training(what.train, sae, rows, store().train).lr
     assert lr["short"] == lr["small"] == pytest.approx(2 * lr["long"])
