@@ -310,7 +310,7 @@ def check_options(names: list[str], where: str) -> None:
 
 
 def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
-    """A row of docs/choosing.md per type or two but omp, which has a rule of its own."""
+    """A row of docs/choosing.md per type or two."""
     text = (ROOT / "docs" / "choosing.md").read_text()
     rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) ((?:\| -?(?:\d+/\d+)? ){4})\|$", text, re.MULTILINE)
     said = {}
@@ -318,7 +318,7 @@ def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
         powers = [cell.strip() for cell in cells.split("|")[1:]]
         numbers = [0.0 if cell == "-" else float(Fraction(cell)) for cell in powers]
         said |= {kind.strip("`"): (float(share), *numbers) for kind in kinds.split(", ")}
-    assert {"omp", *said} == {*TYPES}
+    assert {*said} == {*TYPES}
     for kind, numbers in said.items():
         rule = SAE_TYPES[kind].lr_rule
         assert numbers == (rule.share, rule.l0, rule.width, rule.width_by_l0, -rule.steps), kind

@@ -68,7 +68,8 @@ def activation_quantile(pre: Tensor, l0: float) -> float:
 
 def usual_l0(sae: SAE) -> float:
     """Return the L0 for which an SAE is prepared: its k or `target_l0`, or d_in / 12 if a coefficient sets it."""
-    return sae.config.level.get("k") or sae.target_l0 or sae.d_in / 12
+    level = sae.config.level
+    return level.get("k") or level.get("target_l0") or sae.d_in / 12
 
 
 def starting_l0(sae: SAE) -> float:

@@ -19,6 +19,7 @@ from saebench.saes.calibrate import NotCalibratedError, threshold_for
 from saebench.saes.gram_memory import check_memory
 from saebench.saes.kernels import Precision, affine, blocks, on_host, product
 from saebench.saes.loss import Loss, Moment
+from saebench.saes.lr_rule import LrRule
 from saebench.saes.pursuit import pursue
 from saebench.saes.pursuit_codes import Pursuit
 from saebench.saes.sparse import SparseCodes
@@ -37,13 +38,13 @@ MOST_PICKS = 4.0
 _GAIN = 0.3
 """With target_l0: change of log(threshold) per step, per relative deviation of L0 from the target."""
 _START_ROWS = 1024
-LR = 0.016
-"""Peak learning rate at 1,536 latents and batches of 1,024 (experiments/pursuit)."""
 
 
 class OMPSAE(SAE):
     """latents = the pursuit's values, at most k; with target_l0, picks continue while the largest product with the
     residual exceeds a threshold, which a controller adjusts in training and `calibrate` sets for the mean L0."""
+
+    lr_rule = LrRule(share=1.3, l0=-1 / 4, width=3 / 8, width_by_l0=-1 / 4)
 
     config: OMPConfig
     threshold: Tensor
@@ -149,10 +150,6 @@ class OMPSAE(SAE):
     def _moved(self, since: Tensor) -> float:
         parts = blocks(self.dict_size, self.d_in, since.device)
         return sum(float((self.W_dec[rows] - since[rows]).square().sum()) for rows in parts) / self.dict_size
-
-    def default_lr(self, batch_size: int, samples: int, num_train: int) -> float:  # noqa: ARG002 - a pursuit's does not fall with them
-        """Return 0.016 sqrt(batch / 1024) (dict_size / 1536)^(-1/4), whatever the number of examples and steps."""
-        return float(LR * (batch_size / 1024) ** 0.5 * (1536 / self.dict_size) ** 0.25)
 
     def training_state(self) -> dict[str, Tensor]:
         if self._training_rows is None:

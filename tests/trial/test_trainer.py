@@ -338,7 +338,7 @@ def test_the_default_lr_follows_batch_and_width(kind: str) -> None:
     field = "k" if kind in K_SPARSE else "target_l0"
     narrow, wide = (SAE_TYPES[kind](example(kind, dict_size=n, **{field: 32}), 384) for n in (1536, 6144))
     powers = {"topk": 7 / 24, "batchtopk": 1 / 4, "matryoshka": 1 / 8, "hierarchical_topk": 1 / 4, "jumprelu": 5 / 24}
-    powers |= {"vanilla": 1 / 12, "gated": 1 / 24, "p_anneal": 1 / 12, "omp": 1 / 4, "abs_topk": 1 / 4}
+    powers |= {"vanilla": 1 / 12, "gated": 1 / 24, "p_anneal": 1 / 12, "omp": 1 / 8, "abs_topk": 1 / 4}
     one = narrow.default_lr(64, 64 * 400, 500)
     assert narrow.default_lr(256, 256 * 400, 500) / one == pytest.approx(2)
     assert one / wide.default_lr(64, 64 * 400, 500) == pytest.approx(4 ** powers[kind])
@@ -364,6 +364,8 @@ def test_the_lr_factor_multiplies_the_default_lr(kind: str) -> None:
         ("matryoshka", 128, 0.85 * 4**-0.125 * 0.0176 / 6**0.5),
         ("hierarchical_topk", 32, 0.95 * 0.0176 / 6**0.5),
         ("hierarchical_topk", 128, 0.95 * 4 ** (-1 / 6) * 0.0176 / 6**0.5),
+        ("omp", 8, 1.3 * 0.0176 / 6**0.5),
+        ("omp", 128, 1.3 * 4**-0.25 * 0.0176 / 6**0.5),
         ("abs_topk", 32, 0.7 * 0.0176 / 6**0.5),
         ("abs_topk", 128, 0.7 * 4 ** (1 / 6) * 0.0176 / 6**0.5),
         ("vanilla", 32, 0.75 * 0.23 / 48 * 48**0.25),
@@ -392,7 +394,7 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
         ("abs_topk", 0),
         ("vanilla", 1 / 8),
         ("gated", 1 / 24),
-        ("p_anneal", 1 / 4),
+        ("p_anneal", 5 / 24),
     ],
 )
 def test_the_default_lr_falls_in_long_runs(kind: str, power: float) -> None:
