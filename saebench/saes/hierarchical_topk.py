@@ -20,7 +20,6 @@ class HierarchicalTopKSAE(KSparseSAE):
     FVU of the reconstruction from the j largest, plus AuxK on the one from all k."""
 
     lr_rule = LrRule(share=0.95, l0=-1 / 6, width=1 / 4, width_by_l0=-5 / 24, steps=1 / 12)
-    """No power of the L0 alone: the inner levels keep few latents of an example."""
 
     config: HierarchicalTopKConfig
 
