@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from saebench.cli.latents import FORMATS, SUFFIXES, best_of, show, write
-from saebench.cli.options import cache_option, runs_option
+from saebench.cli.options import cache_option, out_option, runs_option
 from saebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--column", metavar="NAME", help="Column of the texts in --contrast (default: the sweep's text_column).")
 @click.option("--most", type=click.IntRange(min=1), default=10, help="Latents per target (default: 10).")
 @click.option("--format", "form", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
+@out_option
 @click.option("--build", is_flag=True, help="Encode the texts again if the cache lacks them.")
 @cache_option
 @runs_option

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from saebench.cli.options import cache_option, runs_option
+from saebench.cli.options import cache_option, out_option, runs_option
 from saebench.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _PIPED_WIDTH = 160
 @click.command()
 @click.argument("name", required=False, metavar="[SWEEP|TRIAL]")
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
+@out_option
 @click.option("--table", type=click.Choice(TABLES), default="latents", help="Which table (default: latents).")
 @click.option(
     "--part", type=click.Choice(["test", "validation", "train"]), default="test", help="Texts (default: test)."

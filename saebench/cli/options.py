@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 set_option = click.option(
@@ -16,6 +18,9 @@ cache_option = click.option(
 )
 runs_option = click.option(
     "--runs-dir", metavar="DIR", help="Directory of the sweeps (default: SAEBENCH_RUNS, else ./runs)."
+)
+out_option = click.option(
+    "-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing."
 )
 uri_option = click.option("--tracking-uri", metavar="URI", help="Read this MLflow server instead of the sweep's own.")
 plain_option = click.option("--plain", is_flag=True, help="Print timestamped lines instead of a live screen.")

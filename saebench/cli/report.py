@@ -13,7 +13,7 @@ import click
 
 from saebench.cli.browser import open_page
 from saebench.cli.complete import complete_sweeps
-from saebench.cli.options import runs_option, uri_option, where_option
+from saebench.cli.options import out_option, runs_option, uri_option, where_option
 from saebench.cli.output import echo
 from saebench.errors import UserError
 
@@ -34,7 +34,7 @@ PLOTS = ("pareto", "forest", "curves", "lr", "dead", "density", "l0", "importanc
 @click.command()
 @click.argument("sweeps", nargs=-1, metavar="[SWEEP]...", shell_complete=complete_sweeps)
 @click.option("--format", "kind", type=click.Choice(FORMATS), help="Default: by --out's suffix, else table.")
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="FILE", help="Write there instead of printing.")
+@out_option
 @click.option("--table", "names", multiple=True, type=click.Choice([*NAMES, "all"]), help="Only these tables.")
 @click.option("--plot", type=click.Path(path_type=Path), metavar="FILE", help="Write a plot (.png, .svg, .pdf).")
 @click.option("--chart", default="pareto", type=click.Choice([*PLOTS, "all"]), help="Which plot (default: pareto).")

@@ -99,11 +99,12 @@ def restore_journal(uri: str) -> None:
     path = sqlite_file(uri)
     if path is None or not path.exists() or str(path.resolve()) not in _LOGGED:
         return
-    _LOGGED.discard(str(path.resolve()))
+    file = str(path.resolve())
+    _LOGGED.discard(file)
     for engine in list(_ENGINES):
-        if engine.url.database and os.path.realpath(engine.url.database) == str(path.resolve()):
-            # MLflow's pool keeps idle connections for good, and the mode changes for the last connection only; through
-            # the pool, as to close a connection that another thread has just taken crashes the process
+        if engine.url.database and os.path.realpath(engine.url.database) == file:
+            # The mode can change only if no connection is open, and MLflow's pool never closes an idle one. The pool
+            # closes it here: closing a connection directly crashes the process if a thread has just checked it out.
             engine.dispose()
     with contextlib.suppress(sqlite3.OperationalError), contextlib.closing(sqlite3.connect(path, timeout=1)) as own:
         own.execute("PRAGMA journal_mode = DELETE").fetchone()

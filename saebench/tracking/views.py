@@ -10,14 +10,13 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from saebench.metrics import METRICS
 from saebench.runs.tags import Tag
 
 _TAG = "mlflow.sharedViewState."
 _RUNS = "workflowType=machine_learning"
 _MOST = 20
 """Params in a view: servers of older MLflow take tags of an experiment up to 5000 characters."""
-_ERRORS = ("eval/fvu", "eval/mse")
-"""Objectives whose curves are drawn on a logarithmic axis: one trial with too high an lr would hide all others."""
 VIEWS = ("trials", "strata")
 """`trials`: one row per trial, the best first. `strata`: means over complete trials, the trials below them."""
 
@@ -97,7 +96,9 @@ def _charts(params: list[str], objective: str) -> list[dict[str, Any]]:
     """Return the charts that users of a sweep look at first; MLflow adds a curve for every other metric in its own
     sections. Parallel coordinates of groups would lack the params that have no mean, such as the type."""
     l0, value = {"key": "eval/l0", "type": "METRIC"}, {"key": objective, "type": "METRIC"}
-    scale = "log" if objective in _ERRORS else "linear"
+    metric = METRICS.get(objective.removeprefix("eval/"))
+    # on a linear axis one trial with too high a learning rate hides the curves of all others
+    scale = "log" if metric is not None and metric.comparison == "ratio" else "linear"
     charts = [
         _chart("LINE", "curve", metricKey=objective, xAxisKey="step", useGlobalXaxisKey=True, scaleType=scale),
         _chart("SCATTER", "front", xaxis=l0, yaxis=value),

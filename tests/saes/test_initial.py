@@ -127,22 +127,15 @@ def test_signed_latents_need_no_opposites() -> None:
 
 
 @pytest.mark.parametrize(
-    ("l0", "dict_size", "d_in", "count"),
-    [(8, 1536, 384, 32), (32, 6144, 384, 64), (128, 1536, 768, 128), (500, 6144, 768, 128), (8, 400, 50, 12),
-     (40, 400, 48, 16), (8, 64, 384, 8), (2, 7, 384, 0)],
+    ("signed", "l0", "dict_size", "d_in", "count"),
+    [(False, 8, 1536, 384, 32), (False, 32, 6144, 384, 64), (False, 128, 1536, 768, 128), (False, 500, 6144, 768, 128),
+     (False, 8, 400, 50, 12), (False, 40, 400, 48, 16), (False, 8, 64, 384, 8), (False, 2, 7, 384, 0),
+     (True, 8, 1536, 384, 32), (True, 32, 6144, 384, 64), (True, 64, 1536, 384, 128), (True, 128, 1536, 384, 256),
+     (True, 500, 6144, 768, 256), (True, 40, 400, 48, 32), (True, 128, 768, 384, 192), (True, 2, 7, 384, 1)],
 )  # fmt: skip
-def test_component_count(l0: float, dict_size: int, d_in: int, count: int) -> None:
-    assert component_count(l0, dict_size, d_in) == count
-
-
-@pytest.mark.parametrize(
-    ("l0", "dict_size", "d_in", "count"),
-    [(8, 1536, 384, 32), (32, 6144, 384, 64), (64, 1536, 384, 128), (128, 1536, 384, 256), (500, 6144, 768, 256),
-     (40, 400, 48, 32), (128, 768, 384, 192), (2, 7, 384, 1)],
-)  # fmt: skip
-def test_component_count_of_signed_latents(l0: float, dict_size: int, d_in: int, count: int) -> None:
-    """Twice L0 where that is more, and a quarter of the latents at most, as they need no opposites."""
-    assert component_count(l0, dict_size, d_in, signed=True) == count
+def test_component_count(signed: bool, l0: float, dict_size: int, d_in: int, count: int) -> None:
+    """Signed: twice L0 where that is more, and a quarter of the latents at most, as they need no opposites."""
+    assert component_count(l0, dict_size, d_in, signed=signed) == count
 
 
 @pytest.mark.parametrize("kind", sorted(SAE_CONFIGS))

@@ -24,6 +24,7 @@ RULE = LrRule(share=3.0, l0=1 / 2, width=1 / 4, width_by_l0=-1 / 4, steps=1 / 3)
         (2048, 384, 24576, 400, 3 * 8),  # 64^(1/2): the power of the width falls no further
         (8, 384, 24576, 400, 3 * 4),  # 16^(1/4 + 1/4)
         (1, 768, 49152, 400, 3 * 4),  # and rises no further
+        (64, 384, 24576, 25600, 3 * 2 / 4),  # all at once: 2^(1/2) 16^(1/4 - 1/8) 64^(-1/3)
     ],
 )
 def test_the_factor_is_a_product_of_powers(l0: float, d_in: int, dict_size: int, steps: float, factor: float) -> None:
