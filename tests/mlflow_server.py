@@ -12,8 +12,11 @@ import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+SOON = 60.0
+"""Seconds within which a test expects what must not take minutes, on a machine that is busy or stands still a while."""
 
-def wait_for(said: Callable[[], bool], seconds: float = 20) -> None:
+
+def wait_for(said: Callable[[], bool], seconds: float = SOON) -> None:
     end = time.monotonic() + seconds
     while not said():
         assert time.monotonic() < end, "timed out"

@@ -225,7 +225,7 @@ def test_kill_9_of_the_scheduler_and_the_same_command_again(
         "sweep": ("FINISHED", 0),
         **{f"{n:04d}": ("FINISHED", points(root, f"{n:04d}")) for n in range(4)},
     }
-    wait_for(lambda: not workers(), seconds=10)
+    wait_for(lambda: not workers())
 
 
 @pytest.mark.slow

@@ -223,15 +223,16 @@ def test_a_late_prune_is_obeyed_at_the_next_step(ends: tuple[socket.socket, Life
     ours, line = ends
     assert line.wait(10) is Verdict.GO
     tell(ours, Verdict.PRUNE, 10)
-    end = time.monotonic() + 10
+    end = time.monotonic() + 60
     while line.pending() is Verdict.GO and time.monotonic() < end:
         time.sleep(0.01)
     assert line.pending() is Verdict.PRUNE
     assert line.wait(20) is Verdict.PRUNE
 
 
-def test_the_schedulers_death_wakes_a_waiting_worker(ends: tuple[socket.socket, Lifeline]) -> None:
-    ours, line = ends
+def test_the_schedulers_death_wakes_a_waiting_worker() -> None:
+    ours, theirs = socket.socketpair()
+    line = Lifeline(theirs, verdict_wait=60, grace=1e6)
     ours.close()
     assert line.wait(10) is Verdict.LEAVE
     assert line.pending() is Verdict.LEAVE
@@ -241,11 +242,9 @@ def test_the_schedulers_death_wakes_a_waiting_worker(ends: tuple[socket.socket, 
 def test_a_worker_that_does_not_leave_is_ended_after_its_grace() -> None:
     code = (
         "import socket, time\nfrom saebench.worker.process import Lifeline\nours, theirs = socket.socketpair()\n"
-        "line = Lifeline(theirs, 1, 0.1)\nours.close()\ntime.sleep(60)"
+        "line = Lifeline(theirs, 1, 0.1)\nours.close()\ntime.sleep(600)"
     )
-    begin = time.monotonic()
-    assert subprocess.run([sys.executable, "-c", code], timeout=50).returncode == 1
-    assert time.monotonic() - begin < 30
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 1
 
 
 def no_fork() -> int:

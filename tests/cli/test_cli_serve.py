@@ -18,15 +18,15 @@ from saebench.cli.serve import serve
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 SERVER = """
 import subprocess, sys, time
-child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 print(child.pid, flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 STUBBORN = """
 import os, signal, time
 signal.signal(signal.SIGTERM, lambda *_: print("not yet", flush=True))
 print(os.getpid(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 US = "import sys; from saebench.cli.serve import serve; sys.exit(serve([sys.executable, '-c', sys.argv[1]]))"
 
@@ -39,8 +39,8 @@ def test_nothing_of_it_is_left(sent: str, status: int) -> None:
         server = child.parent()
         assert server is not None
         us.send_signal(getattr(signal, sent))
-        assert us.wait(20) == status
-    end = time.monotonic() + 10
+        assert us.wait(60) == status
+    end = time.monotonic() + 60
     while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in (server, child)):
         assert time.monotonic() < end, "it lives on"
         time.sleep(0.05)
@@ -53,7 +53,7 @@ def test_a_second_signal_ends_a_server_that_takes_its_time() -> None:
         us.send_signal(signal.SIGTERM)
         assert us.stdout.readline() == "not yet\n"
         us.send_signal(signal.SIGTERM)
-        assert us.wait(20) == 143
+        assert us.wait(60) == 143
     assert not server.is_running() or server.status() == psutil.STATUS_ZOMBIE
 
 

@@ -76,7 +76,7 @@ def test_an_open_page_reads_its_file_again_and_stays_where_it_was_read(
         page.evaluate("scrollTo(0, 900)")
         file.write_text(live.replace("<h1>", "<h1>after: "))
         page.wait_for_function("document.querySelector('h1').textContent.startsWith('after')", timeout=20_000)
-        page.wait_for_function("scrollY > 800", timeout=5_000)
+        page.wait_for_function("scrollY > 800", timeout=20_000)
         assert page.locator("#trials details").evaluate("fold => fold.open")
 
 

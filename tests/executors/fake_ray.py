@@ -89,7 +89,7 @@ class FakeCluster:
 class World:
     """A fleet and what it has told the scheduler."""
 
-    def __init__(self, folder: Path, cluster: FakeCluster, lease: float = 2.0, **run: Any) -> None:
+    def __init__(self, folder: Path, cluster: FakeCluster, lease: float = 12.0, **run: Any) -> None:
         self.folder, self.cluster, self.said = folder, cluster, list[Json]()
         config = RunConfig.model_validate({"executor": "ray", "devices": "cpu", "per_device": 2, "grace": 1.0, **run})
         self.fleet = Fleet(cluster, Setup(config, str(folder / "cache"), "toys:play", lease), self.said.append)
@@ -105,7 +105,7 @@ class World:
         order = {"number": attempt.number, "slot": slot, "memory_fraction": None}
         self.fleet.start({**order, "attempt": attempt_to_json(attempt)})
 
-    async def until(self, condition: Callable[[], Any], limit: float = 20.0) -> None:
+    async def until(self, condition: Callable[[], Any], limit: float = 50.0) -> None:
         end = asyncio.get_running_loop().time() + limit
         while not condition():
             assert asyncio.get_running_loop().time() < end, self.said

@@ -30,7 +30,7 @@ from saebench.sweep_config import RunConfig
 HERE = Path(__file__).parent
 
 
-def until(condition: Callable[[], Any], limit: float = 20) -> Any:
+def until(condition: Callable[[], Any], limit: float = 60) -> Any:
     """What `condition` returns once it is true."""
     end = time.monotonic() + limit
     while time.monotonic() < end:
@@ -289,9 +289,8 @@ def test_closing_at_once_does_not_wait_for_imports(tmp_path: Path) -> None:
     executor = LocalExecutor(RunConfig(devices="cpu", per_device=2), tmp_path / "cache", "toys:play")
     executor.start(trial(tmp_path, "sleeps"), executor.slots[0])
     zygote = zygote_of(executor).pid
-    begin = time.monotonic()
+    os.kill(zygote, signal.SIGSTOP)  # its imports never end
     executor.close()
-    assert time.monotonic() - begin < 1
     assert not lives(zygote)
 
 

@@ -176,7 +176,7 @@ def test_an_agent_is_killed(world: Path, ray_cluster: Cluster, undisturbed: list
     root = world / "runs" / "agent"
     watch = strike(root, kill, 2)
     result = sweep(world, "agent", SAMPLES, executor="ray", address=ray_cluster.address, agents=2, grace=5.0)
-    watch.join(1)
+    watch.join(60)
     assert killed == ["ray::Agent"]
     assert (result.exit_code, result.counts) == (0, {"complete": 4})
     assert histories(result) == undisturbed
@@ -197,7 +197,7 @@ def test_a_node_is_killed(world: Path, ray_cluster: Cluster, undisturbed: list[A
     root = world / "runs" / "node"
     watch = strike(root, kill, 2)
     result = sweep(world, "node", SAMPLES, executor="ray", address=ray_cluster.address, storage="streamed", grace=5.0)
-    watch.join(1)
+    watch.join(60)
     assert len(killed) == 1
     ray_cluster.nodes.remove(killed[0])
     ray_cluster.start_node(killed[0].name)

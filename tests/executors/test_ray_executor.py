@@ -61,7 +61,7 @@ def demands(tmp_path: Path) -> Callable[[int], list[Any]]:
     """The first orders about demand that the bridge got: (slots, agents that are given back)."""
 
     def read(count: int) -> list[Any]:
-        end = time.monotonic() + 10
+        end = time.monotonic() + 60
         while time.monotonic() < end:
             orders = [json.loads(line) for line in (tmp_path / "heard").read_text().splitlines()]
             found = [(order["slots"], order["give_back"]) for order in orders if order["op"] == "demand"]

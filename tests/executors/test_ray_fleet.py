@@ -383,7 +383,7 @@ def test_a_host_that_nobody_polls_lets_its_trials_leave_and_ends(tmp_path: Path)
         time.sleep(0.01)
     assert not ended.is_set()
     now = 31.0
-    assert ended.wait(20)
+    assert ended.wait(50)
     assert [event.type for event, _ in read(attempt.paths.events)][-1] == "left"
 
 

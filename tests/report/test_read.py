@@ -13,6 +13,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sweep_data
+from mlflow_server import SOON
 from sweep_data import SAMPLES, Store, frame_of, simulate, with_state
 
 from saebench.errors import PreflightError, UserError
@@ -21,6 +22,7 @@ from saebench.report.details import evaluations, histories
 from saebench.report.read import read
 from saebench.report.rows import row_of
 from saebench.report.sources import find
+from saebench.tracking import reachable
 
 
 @pytest.fixture
@@ -254,18 +256,19 @@ def test_a_server_that_refuses_is_one_line(runs: Path) -> None:
         trials("demo", runs_dir=redirected(runs, f"http://127.0.0.1:{port}"))
     with pytest.raises(PreflightError, match=r"postgresql://me:\*\*\*@127.0.0.1.*does not answer"):
         trials("demo", runs_dir=redirected(runs, f"postgresql://me:secret@127.0.0.1:{port}/db"))
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < SOON
 
 
 def test_a_server_that_is_silent_is_one_line_within_seconds(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("saebench.tracking.reachable.ANSWER_WITHIN", 0.5)
+    assert reachable.ANSWER_WITHIN <= 5
+    monkeypatch.setattr(reachable, "ANSWER_WITHIN", 0.5)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         begin = time.monotonic()
         with pytest.raises(PreflightError, match="does not answer"):
             trials("demo", runs_dir=redirected(runs, f"http://127.0.0.1:{silent.getsockname()[1]}"))
-        assert time.monotonic() - begin < 5
+        assert time.monotonic() - begin < SOON
 
 
 def test_a_database_that_is_gone_is_not_made_again(runs: Path, tmp_path: Path) -> None:

@@ -623,16 +623,21 @@ def test_two_builds_at_once_encode_once_and_the_second_says_that_it_waits(
     data = corpus(texts)
     plain = inline.preprocess
 
-    def slow(batch: list[str], prompt: str | None = None) -> dict[str, Any]:
-        time.sleep(0.6)
+    waits = threading.Event()
+
+    def once_the_other_waits(batch: list[str], prompt: str | None = None) -> dict[str, Any]:
+        assert waits.wait(60)
         return plain(batch, prompt)
 
-    monkeypatch.setattr(inline, "preprocess", slow)
-    reported: list[Progress] = []
+    monkeypatch.setattr(inline, "preprocess", once_the_other_waits)
     built: list[cache.CacheEntry] = []
 
+    def listen(progress: Progress) -> None:
+        if progress.stage == "waiting" and "another process builds" in progress.message:
+            waits.set()
+
     def build() -> None:
-        built.append(cache.build(data, cache_dir, on_progress=reported.append))
+        built.append(cache.build(data, cache_dir, on_progress=listen))
 
     threads = [threading.Thread(target=build) for _ in range(2)]
     for thread in threads:
@@ -641,7 +646,7 @@ def test_two_builds_at_once_encode_once_and_the_second_says_that_it_waits(
         thread.join()
     assert [entry.count for entry in built] == [60, 60]
     assert sorted(text for text in inline.seen if text in texts) == sorted(texts)
-    assert any(p.stage == "waiting" and "another process builds" in p.message for p in reported)
+    assert waits.is_set()
 
 
 # --- opening and tidying ---------------------------------------------------------------------------------------------
@@ -695,7 +700,7 @@ def test_an_entry_that_is_being_removed_is_waited_for_and_not_found(corpus: Corp
         finder.join(0.2)
         assert found == []
         (folder / "manifest.json").unlink()
-    finder.join(20)
+    finder.join(60)
     assert found == [None]
 
 

@@ -55,7 +55,7 @@ def test_extend_returns_before_the_rows_are_written(tmp_path: Path, monkeypatch:
     plain = DiskActivationStore._store_rows
 
     def waits(self: DiskActivationStore, batch: torch.Tensor, component: int) -> None:
-        assert gate.wait(10)
+        assert gate.wait(60)
         plain(self, batch, component)
 
     monkeypatch.setattr(DiskActivationStore, "_store_rows", waits)
@@ -67,7 +67,7 @@ def test_extend_returns_before_the_rows_are_written(tmp_path: Path, monkeypatch:
         batch.zero_()  # what was handed over is the store's own
         assert store.current_activations_stored_per_component == [4]
         gate.set()
-        assert future.result(10) is None
+        assert future.result(60) is None
         assert torch.equal(store[:], rows(0, 4)[:, None])
 
 
@@ -91,7 +91,7 @@ def test_rows_that_found_their_partners_are_not_there_twice_after_a_kill(tmp_pat
         store.extend(rows(0, 11), 0)
         store.extend(rows(100, 106), 1)
     killed = DiskActivationStore(3, tmp_path, max_cache_size=4, n_components=2)
-    killed.extend(rows(106, 110), 1).result(10)
+    killed.extend(rows(106, 110), 1).result(60)
     reader = DiskActivationStore(3, tmp_path, n_components=2)
     assert reader.current_activations_stored_per_component == [11, 10]
     killed._release()
@@ -243,7 +243,7 @@ def test_a_full_disk_keeps_no_half_of_a_shard(tmp_path: Path, monkeypatch: pytes
     with monkeypatch.context() as patched:
         patched.setattr("saebench.runs.durable.os.fsync", full)
         with pytest.raises(OSError, match="No space left"):
-            store.extend(rows(0, 4)).result(10)
+            store.extend(rows(0, 4)).result(60)
         assert [path.name for path in tmp_path.iterdir()] == ["writer.lock"]
     store.extend(rows(4, 5))
     store.close()
@@ -255,20 +255,27 @@ def test_a_process_that_forks_while_rows_are_written_has_children_that_read_them
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A child that inherited a lock in the background's hands would wait for ever."""
-    plain = disk_rows.write_tensors
+    forks = threading.Event()
+    write, prepare = disk_rows.write_tensors, DiskActivationStore.before_fork
 
-    def slow(*args: Any) -> Any:
-        time.sleep(0.6)  # still writing when the children are forked, on a busy machine too
-        return plain(*args)
+    def writes_during_the_fork(*args: Any) -> Any:
+        assert forks.wait(60)
+        time.sleep(0.2)  # a fork that does not wait for this write happens in the middle of it
+        return write(*args)
 
-    monkeypatch.setattr(disk_rows, "write_tensors", slow)
+    def before_fork(store: DiskActivationStore) -> None:
+        forks.set()
+        prepare(store)
+
+    monkeypatch.setattr(disk_rows, "write_tensors", writes_during_the_fork)
+    monkeypatch.setattr(DiskActivationStore, "before_fork", before_fork)
     with DiskActivationStore(3, tmp_path, max_cache_size=8) as store:
-        for start in range(0, 30, 6):
-            future = store.extend(rows(start, start + 6))
-        loader = DataLoader(store, batch_size=7, num_workers=2, multiprocessing_context="fork", timeout=20)
+        store.extend(rows(0, 6)).result(60)
+        future = store.extend(rows(6, 30))
+        loader = DataLoader(store, batch_size=7, num_workers=2, multiprocessing_context="fork", timeout=60)
         assert not future.done()
         assert torch.equal(torch.cat(list(loader)), rows(0, 30)[:, None])
-        store.extend(rows(30, 33)).result(10)
+        store.extend(rows(30, 33)).result(60)
     assert torch.equal(DiskActivationStore(3, tmp_path)[:], rows(0, 33)[:, None])
 
 
@@ -284,10 +291,10 @@ def test_a_forked_child_does_not_write_beside_its_parent(tmp_path: Path) -> None
             answers.put(str(error))
 
     with DiskActivationStore(3, tmp_path) as store:
-        store.extend(rows(0, 5)).result(10)
+        store.extend(rows(0, 5)).result(60)
         process = context.Process(target=child)
         process.start()
-        process.join(20)
+        process.join(60)
         assert process.exitcode == 0
         assert "another process writes to this store" in answers.get()
         store.extend(rows(5, 7))

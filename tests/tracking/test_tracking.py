@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 from fakes import trial_config
-from mlflow_server import Server, wait_for
+from mlflow_server import SOON, Server, wait_for
 
 from saebench.config import TrialConfig
 from saebench.errors import PreflightError
@@ -154,7 +154,7 @@ def test_a_server_that_does_not_answer_is_one_line_within_ten_seconds(
         begin = time.monotonic()
         with pytest.raises(PreflightError, match=r"^tracking http://127.0.0.1:\d+: ") as caught:
             started(sweep, f"http://127.0.0.1:{nobody.getsockname()[1]}")
-    assert time.monotonic() - begin < 10
+    assert time.monotonic() - begin < SOON
     assert "\n" not in str(caught.value)
     assert os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] == "7"
     assert "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
@@ -169,7 +169,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(sweep: SweepPaths, m
         begin = time.monotonic()
         with pytest.raises(PreflightError):
             started(sweep, f"http://127.0.0.1:{mute.getsockname()[1]}")
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < SOON
 
 
 def test_a_database_in_a_folder_that_cannot_be_made_is_a_preflight_error(sweep: SweepPaths, tmp_path: Path) -> None:
@@ -499,7 +499,7 @@ def _kill(made: Tracker) -> None:
     made._streams.clear()
     made._close_parent = lambda: None  # type: ignore[method-assign]
     made._closing.set()
-    made._thread.join(10)
+    made._thread.join(SOON)
     assert not made._thread.is_alive()
 
 
@@ -618,7 +618,7 @@ def test_a_server_killed_and_restarted_has_every_point_once(
     finish(ends.trial(0), ending, 0)
     begin = time.monotonic()
     lag = ending.close(patience=1.0)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < SOON
     assert lag.unsent == POINTS + 1
     assert lag.error is not None
 
