@@ -312,7 +312,7 @@ def check_options(names: list[str], where: str) -> None:
 def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
     """A row of docs/choosing.md per type or two."""
     text = (ROOT / "docs" / "choosing.md").read_text()
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) ((?:\| -?(?:\d+/\d+)? ){4})\|$", text, re.MULTILINE)
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) ((?:\| -?(?:\d+/\d+)? ){6})\|$", text, re.MULTILINE)
     said = {}
     for kinds, share, cells in rows:
         powers = [cell.strip() for cell in cells.split("|")[1:]]
@@ -321,4 +321,5 @@ def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
     assert {*said} == {*TYPES}
     for kind, numbers in said.items():
         rule = SAE_TYPES[kind].lr_rule
-        assert numbers == (rule.share, rule.l0, rule.width, rule.width_by_l0, -rule.steps), kind
+        powers = (rule.l0, rule.width, rule.width_by_l0, -rule.steps, rule.batch, rule.batch_by_l0)
+        assert numbers == (rule.share, *powers), kind

@@ -154,7 +154,7 @@ class SAE(nn.Module, ABC):
         """Return the peak learning rate used if `train.lr` is null, for a run of `samples` examples from `num_train`
         distinct ones (experiments/recipe)."""
         l0 = usual_l0(self)
-        lr = self.lr_rule.factor(l0, self.d_in, self.dict_size, samples / batch_size)
+        lr = self.lr_rule.factor(l0, self.d_in, self.dict_size, samples / batch_size, batch_size)
         lr *= math.sqrt(batch_size / self.dict_size) * math.cbrt(min(1.0, EXAMPLES / min(samples, num_train)))
         penalty = self.config.penalty
         if penalty is not None and penalty.norm == "l1":

@@ -18,11 +18,13 @@ WIDE_INPUT = 384
 """d_in above which the rates of types without an L1 penalty fall with its cube root (measured at 768)."""
 STEPS = 400
 """Steps above which most rates fall."""
+BATCH = 256
+"""Batch size below which a rate may fall by more than the square root of the batch."""
 
 
 class LrRule(NamedTuple):
-    """The share of LR or L1_LR that a type takes, and how its rate answers to L0, width and length of a run: powers of
-    L0 / 32, dict_size / (4 d_in) and steps / STEPS (experiments/recipe)."""
+    """The share of LR or L1_LR that a type takes, and its answer to L0, width, length of a run and batch size:
+    powers of L0 / 32, dict_size / (4 d_in), steps / STEPS and batch_size / BATCH (experiments/recipe)."""
 
     share: float = 1.0
     l0: float = 0.0
@@ -33,11 +35,17 @@ class LrRule(NamedTuple):
     """What `width` gains for each factor of 4 in L0, at most one factor up and one down."""
     steps: float = 0.0
     """Of STEPS / steps below 1."""
+    batch: float = 0.0
+    """Of batch_size / BATCH below 1, where L0 is 32 or less."""
+    batch_by_l0: float = 0.0
+    """What `batch` gains for each factor of 4 in L0 / 32 above 1."""
 
-    def factor(self, l0: float, d_in: int, dict_size: int, steps: float) -> float:
-        """Return the factor on LR or L1_LR for an L0, two widths and a number of steps of the optimiser."""
+    def factor(self, l0: float, d_in: int, dict_size: int, steps: float, batch_size: int) -> float:
+        """Return the factor on LR or L1_LR for an L0, two widths, and the optimiser's steps and batch size."""
         dense, wide = max(1.0, l0 / 32), max(1.0, dict_size / (4 * d_in))
-        long = max(1.0, steps / STEPS)
+        long, small = max(1.0, steps / STEPS), min(1.0, batch_size / BATCH)
         fours = min(max(math.log(12 * l0 / d_in, 4), -1.0), 1.0)
         width = self.width + fours * self.width_by_l0
-        return self.share * math.pow(dense, self.l0) * math.pow(wide, width) / math.pow(long, self.steps)
+        batch = self.batch + math.log(dense, 4) * self.batch_by_l0
+        factor = math.pow(dense, self.l0) * math.pow(wide, width) * math.pow(small, batch)
+        return self.share * factor / math.pow(long, self.steps)

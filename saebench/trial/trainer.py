@@ -32,7 +32,7 @@ from saebench.trial.optim import Adam, schedule
 from saebench.trial.replay import CudaRecorder, Metrics, Recorder, Replay
 from saebench.trial.store import Store
 
-STATE_VERSION = 12
+STATE_VERSION = 13
 """Version of the checkpoint and of the recipe: a run is resumed only by the rules that it started with."""
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from saebench.saes.lr_rule import LrRule
 
-RULE = LrRule(share=3.0, l0=1 / 2, width=1 / 4, width_by_l0=-1 / 4, steps=1 / 3)
+POWERS = {"l0": 1 / 2, "width": 1 / 4, "width_by_l0": -1 / 4, "steps": 1 / 3, "batch": 1 / 2, "batch_by_l0": 1 / 4}
+RULE = LrRule(share=3.0, **POWERS)
 
 
 @pytest.mark.parametrize(
@@ -28,4 +29,18 @@ RULE = LrRule(share=3.0, l0=1 / 2, width=1 / 4, width_by_l0=-1 / 4, steps=1 / 3)
     ],
 )
 def test_the_factor_is_a_product_of_powers(l0: float, d_in: int, dict_size: int, steps: float, factor: float) -> None:
-    assert RULE.factor(l0, d_in, dict_size, steps) == pytest.approx(factor)
+    for batch_size in (256, 4096):
+        assert RULE.factor(l0, d_in, dict_size, steps, batch_size) == pytest.approx(factor)
+
+
+@pytest.mark.parametrize(
+    ("l0", "batch_size", "factor"),
+    [
+        (32, 64, 3 / 2),  # (1/4)^(1/2)
+        (8, 16, 3 / 4),  # (1/16)^(1/2): a low L0 changes nothing
+        (128, 64, 3 * 2 / 4 ** (3 / 4)),  # 4^(1/2) (1/4)^(1/2 + 1/4)
+        (64, 64, 3 * 2 ** (1 / 2) / 4 ** (5 / 8)),  # 2^(1/2) (1/4)^(1/2 + 1/8)
+    ],
+)
+def test_a_small_batch_takes_more_the_higher_l0(l0: float, batch_size: int, factor: float) -> None:
+    assert RULE.factor(l0, 384, 1536, 400, batch_size) == pytest.approx(factor)
