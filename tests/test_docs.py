@@ -321,5 +321,6 @@ def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
     assert {*said} == {*TYPES}
     for kind, numbers in said.items():
         rule = SAE_TYPES[kind].lr_rule
-        powers = (rule.l0, rule.width, rule.width_by_l0, -rule.steps, rule.batch, rule.batch_by_l0)
+        by_l0 = (-rule.steps, -rule.steps_by_l0, rule.batch_by_l0)
+        powers = (rule.l0, rule.width, rule.width_by_l0, *by_l0)
         assert numbers == (rule.share, *powers), kind

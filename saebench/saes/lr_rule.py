@@ -32,20 +32,24 @@ class LrRule(NamedTuple):
     width: float = 0.0
     """Of dict_size / (4 d_in) above 1, where L0 is d_in / 12."""
     width_by_l0: float = 0.0
-    """What `width` gains for each factor of 4 in L0, at most one factor up and one down."""
+    """What `width` gains for each factor of 4 between L0 and d_in / 12: at most one, up or down."""
     steps: float = 0.0
-    """Of STEPS / steps below 1."""
-    batch: float = 0.0
-    """Of batch_size / BATCH below 1, where L0 is 32 or less."""
+    """Of STEPS / steps below 1, where L0 is 32."""
+    steps_by_l0: float = 0.0
+    """What `steps` gains for each factor of 4 between L0 and 32: at most one, either way."""
     batch_by_l0: float = 0.0
-    """What `batch` gains for each factor of 4 in L0 / 32 above 1."""
+    """Of batch_size / BATCH below 1, for each factor of 4 in L0 / 32 above 1: at most one."""
 
     def factor(self, l0: float, d_in: int, dict_size: int, steps: float, batch_size: int) -> float:
         """Return the factor on LR or L1_LR for an L0, two widths, and the optimiser's steps and batch size."""
-        dense, wide = max(1.0, l0 / 32), max(1.0, dict_size / (4 * d_in))
-        long, small = max(1.0, steps / STEPS), min(1.0, batch_size / BATCH)
-        fours = min(max(math.log(12 * l0 / d_in, 4), -1.0), 1.0)
-        width = self.width + fours * self.width_by_l0
-        batch = self.batch + math.log(dense, 4) * self.batch_by_l0
-        factor = math.pow(dense, self.l0) * math.pow(wide, width) * math.pow(small, batch)
-        return self.share * factor / math.pow(long, self.steps)
+        fours, of_d_in = _fours(l0 / 32), _fours(12 * l0 / d_in)
+        wide, long = max(1.0, dict_size / (4 * d_in)), max(1.0, steps / STEPS)
+        factor = self.share * math.pow(max(1.0, l0 / 32), self.l0)
+        factor *= math.pow(wide, self.width + of_d_in * self.width_by_l0)
+        factor *= math.pow(long, -self.steps - abs(fours) * self.steps_by_l0)
+        return factor * math.pow(min(1.0, batch_size / BATCH), max(0.0, fours) * self.batch_by_l0)
+
+
+def _fours(ratio: float) -> float:
+    """Return the factors of 4 in a ratio, at most one up and one down."""
+    return min(max(math.log(ratio, 4), -1.0), 1.0)

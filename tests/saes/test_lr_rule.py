@@ -6,8 +6,7 @@ import pytest
 
 from saebench.saes.lr_rule import LrRule
 
-POWERS = {"l0": 1 / 2, "width": 1 / 4, "width_by_l0": -1 / 4, "steps": 1 / 3, "batch": 1 / 2, "batch_by_l0": 1 / 4}
-RULE = LrRule(share=3.0, **POWERS)
+RULE = LrRule(share=3.0, l0=1 / 2, width=1 / 4, width_by_l0=-1 / 4, steps=1 / 3, steps_by_l0=1 / 6, batch_by_l0=1 / 4)
 
 
 @pytest.mark.parametrize(
@@ -25,7 +24,10 @@ RULE = LrRule(share=3.0, **POWERS)
         (2048, 384, 24576, 400, 3 * 8),  # 64^(1/2): the power of the width falls no further
         (8, 384, 24576, 400, 3 * 4),  # 16^(1/4 + 1/4)
         (1, 768, 49152, 400, 3 * 4),  # and rises no further
-        (64, 384, 24576, 25600, 3 * 2 / 4),  # all at once: 2^(1/2) 16^(1/4 - 1/8) 64^(-1/3)
+        (128, 384, 1536, 3200, 3 * 2 / 8 ** (1 / 2)),  # 4^(1/2) 8^(-1/3 - 1/6)
+        (8, 384, 1536, 3200, 3 / 8 ** (1 / 2)),  # the same on the other side of 32
+        (512, 384, 1536, 3200, 3 * 4 / 8 ** (1 / 2)),  # and no more farther away
+        (64, 384, 24576, 25600, 3 * 2 / 64 ** (5 / 12)),  # all at once: 2^(1/2) 16^(1/4 - 1/8) 64^(-1/3 - 1/12)
     ],
 )
 def test_the_factor_is_a_product_of_powers(l0: float, d_in: int, dict_size: int, steps: float, factor: float) -> None:
@@ -36,10 +38,11 @@ def test_the_factor_is_a_product_of_powers(l0: float, d_in: int, dict_size: int,
 @pytest.mark.parametrize(
     ("l0", "batch_size", "factor"),
     [
-        (32, 64, 3 / 2),  # (1/4)^(1/2)
-        (8, 16, 3 / 4),  # (1/16)^(1/2): a low L0 changes nothing
-        (128, 64, 3 * 2 / 4 ** (3 / 4)),  # 4^(1/2) (1/4)^(1/2 + 1/4)
-        (64, 64, 3 * 2 ** (1 / 2) / 4 ** (5 / 8)),  # 2^(1/2) (1/4)^(1/2 + 1/8)
+        (32, 64, 3),  # a power of 0
+        (8, 16, 3),  # and no less below
+        (128, 64, 3 * 2 / 4 ** (1 / 4)),  # 4^(1/2) (1/4)^(1/4)
+        (64, 16, 3 * 2 ** (1 / 2) / 16 ** (1 / 8)),  # 2^(1/2) (1/16)^(1/8)
+        (512, 64, 3 * 4 / 4 ** (1 / 4)),  # no more than at 128
     ],
 )
 def test_a_small_batch_takes_more_the_higher_l0(l0: float, batch_size: int, factor: float) -> None:
