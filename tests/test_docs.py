@@ -310,17 +310,21 @@ def check_options(names: list[str], where: str) -> None:
 
 
 def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
-    """A row of docs/choosing.md per type or two."""
+    """A row of docs/choosing.md per type."""
     text = (ROOT / "docs" / "choosing.md").read_text()
-    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| ([\d.]+) ((?:\| -?(?:\d+/\d+)? ){6})\|$", text, re.MULTILINE)
     said = {}
-    for kinds, share, cells in rows:
-        powers = [cell.strip() for cell in cells.split("|")[1:]]
-        numbers = [0.0 if cell == "-" else float(Fraction(cell)) for cell in powers]
-        said |= {kind.strip("`"): (float(share), *numbers) for kind in kinds.split(", ")}
+    for line in re.findall(r"^\| `\w+` \| [\d.]+ (?:\| [-/;\d ]+ ){5}\|$", text, re.MULTILINE):
+        kind, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        said[kind.strip("`")] = [[_number(part) for part in cell.split(";")] for cell in cells]
     assert {*said} == {*TYPES}
-    for kind, numbers in said.items():
+    for kind, cells in said.items():
         rule = SAE_TYPES[kind].lr_rule
-        by_l0 = (-rule.steps, -rule.steps_by_l0, rule.batch_by_l0)
-        powers = (rule.l0, rule.width, rule.width_by_l0, *by_l0)
-        assert numbers == (rule.share, *powers), kind
+        steps = [-rule.steps - rule.steps_at_8, -rule.steps, -rule.steps - rule.steps_at_128]
+        steps = steps if len({*steps}) > 1 else steps[:1]
+        expected = [[rule.share], [rule.l0], [rule.width], [rule.width_by_l0], steps, [rule.batch_by_l0]]
+        for numbers, meant in zip(cells, expected, strict=True):
+            assert numbers == pytest.approx(meant), kind
+
+
+def _number(cell: str) -> float:
+    return 0.0 if cell.strip() == "-" else float(Fraction(cell.strip()))

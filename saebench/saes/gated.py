@@ -21,7 +21,9 @@ class GatedSAE(SAE):
     gradient only from the last two terms: the step function has no gradient.
     """
 
-    lr_rule = LrRule(share=0.5, l0=3 / 8, width=5 / 24, steps=-1 / 12, steps_by_l0=1 / 6, batch_by_l0=1 / 6)
+    lr_rule = LrRule(
+        share=0.5, l0=3 / 8, width=5 / 24, steps=-1 / 12, steps_at_8=1 / 6, steps_at_128=1 / 6, batch_by_l0=1 / 6
+    )
 
     config: GatedConfig
 

@@ -23,7 +23,7 @@ class PAnnealSAE(ReLUSAE):
     coefficient means the same while p falls. p is 1 until `anneal_start`, then falls evenly to `p_end` at the end.
     """
 
-    lr_rule = LrRule(share=0.8, l0=1 / 4, width=1 / 6, width_by_l0=1 / 24, steps=5 / 24)
+    lr_rule = LrRule(share=0.8, l0=1 / 4, width=1 / 6, width_by_l0=1 / 24, steps=5 / 24, steps_at_8=1 / 6)
     """With p below 1 the penalty is steepest for weak latents, and closes more of them in a long run."""
 
     config: PAnnealConfig

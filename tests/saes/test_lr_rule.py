@@ -6,7 +6,16 @@ import pytest
 
 from saebench.saes.lr_rule import LrRule
 
-RULE = LrRule(share=3.0, l0=1 / 2, width=1 / 4, width_by_l0=-1 / 4, steps=1 / 3, steps_by_l0=1 / 6, batch_by_l0=1 / 4)
+RULE = LrRule(
+    share=3.0,
+    l0=1 / 2,
+    width=1 / 4,
+    width_by_l0=-1 / 4,
+    steps=1 / 3,
+    steps_at_8=1 / 3,
+    steps_at_128=1 / 6,
+    batch_by_l0=1 / 4,
+)
 
 
 @pytest.mark.parametrize(
@@ -25,8 +34,10 @@ RULE = LrRule(share=3.0, l0=1 / 2, width=1 / 4, width_by_l0=-1 / 4, steps=1 / 3,
         (8, 384, 24576, 400, 3 * 4),  # 16^(1/4 + 1/4)
         (1, 768, 49152, 400, 3 * 4),  # and rises no further
         (128, 384, 1536, 3200, 3 * 2 / 8 ** (1 / 2)),  # 4^(1/2) 8^(-1/3 - 1/6)
-        (8, 384, 1536, 3200, 3 / 8 ** (1 / 2)),  # the same on the other side of 32
-        (512, 384, 1536, 3200, 3 * 4 / 8 ** (1 / 2)),  # and no more farther away
+        (8, 384, 1536, 3200, 3 / 4),  # 8^(-1/3 - 1/3)
+        (16, 384, 1536, 3200, 3 / 8 ** (1 / 2)),  # half of that gain
+        (2, 384, 1536, 3200, 3 / 4),  # and no more farther away
+        (512, 384, 1536, 3200, 3 * 4 / 8 ** (1 / 2)),
         (64, 384, 24576, 25600, 3 * 2 / 64 ** (5 / 12)),  # all at once: 2^(1/2) 16^(1/4 - 1/8) 64^(-1/3 - 1/12)
     ],
 )

@@ -394,7 +394,7 @@ def test_the_default_lr_by_hand(kind: str, l0: int, lr: float) -> None:
         ("abs_topk", 0),
         ("vanilla", 1 / 8),
         ("gated", 1 / 12),  # 1/6 - 1/12: its L0 lies a factor of 4 and more below 32
-        ("p_anneal", 5 / 24),
+        ("p_anneal", 3 / 8),  # 5/24 + 1/6
     ],
 )
 def test_the_default_lr_falls_in_long_runs(kind: str, power: float) -> None:
