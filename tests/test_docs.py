@@ -324,6 +324,10 @@ def test_the_powers_of_the_default_lr_are_those_of_the_types() -> None:
         expected = [[rule.share], [rule.l0], [rule.width], [rule.width_by_l0], steps, [rule.batch_by_l0]]
         for numbers, meant in zip(cells, expected, strict=True):
             assert numbers == pytest.approx(meant), kind
+    by_width = {kind: SAE_TYPES[kind].lr_rule.steps_at_8_by_width for kind in TYPES}
+    found = re.search(r"power of s of `(\w+)` gains ([\d/]+) for each factor of 4 in w", text)
+    assert found is not None
+    assert {kind: gain for kind, gain in by_width.items() if gain} == {found[1]: float(Fraction(found[2]))}
 
 
 def _number(cell: str) -> float:

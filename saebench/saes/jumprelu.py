@@ -51,7 +51,15 @@ class JumpReLUSAE(SAE):
     gradient, stays dead (experiments/LOG.md).
     """
 
-    lr_rule = LrRule(share=1.1, l0=-1 / 6, width=7 / 24, width_by_l0=1 / 8, steps=5 / 24)
+    lr_rule = LrRule(
+        share=1.1,
+        l0=-1 / 6,
+        width=7 / 24,
+        width_by_l0=1 / 8,
+        steps=5 / 24,
+        steps_at_8=1 / 12,
+        steps_at_8_by_width=1 / 4,
+    )
 
     config: JumpReLUConfig
     bandwidth: Tensor

@@ -37,8 +37,10 @@ class LrRule(NamedTuple):
     """Of STEPS / steps below 1, where L0 is 32."""
     steps_at_8: float = 0.0
     """What `steps` gains where L0 is 8 or less; in between, in proportion to ln L0."""
+    steps_at_8_by_width: float = 0.0
+    """What `steps_at_8` loses for each factor of 4 in dict_size / (4 d_in) above 1."""
     steps_at_128: float = 0.0
-    """The same where L0 is 128 or more."""
+    """What `steps` gains where L0 is 128 or more; in between, in proportion to ln L0."""
     batch_by_l0: float = 0.0
     """Of batch_size / BATCH below 1, for each factor of 4 in L0 / 32 above 1: at most one."""
 
@@ -48,7 +50,8 @@ class LrRule(NamedTuple):
         wide, long = max(1.0, dict_size / (4 * d_in)), max(1.0, steps / STEPS)
         factor = self.share * math.pow(max(1.0, l0 / 32), self.l0)
         factor *= math.pow(wide, self.width + of_d_in * self.width_by_l0)
-        factor /= math.pow(long, self.steps + max(0.0, -fours) * self.steps_at_8 + max(0.0, fours) * self.steps_at_128)
+        low = self.steps_at_8 - math.log(wide, 4) * self.steps_at_8_by_width
+        factor /= math.pow(long, self.steps + max(0.0, -fours) * low + max(0.0, fours) * self.steps_at_128)
         return factor * math.pow(min(1.0, batch_size / BATCH), max(0.0, fours) * self.batch_by_l0)
 
 
