@@ -18,7 +18,7 @@ class AbsTopKSAE(KSparseSAE):
     """latents = the k pre-activations of largest magnitude of each example, the others 0. A decoder row and its
     opposite are the two ends of one latent."""
 
-    lr_rule = LrRule(share=0.7, l0=1 / 6, width=1 / 4, width_by_l0=-1 / 12)
+    lr_rule = LrRule(share=0.7, l0=5 / 24, width=1 / 4, width_by_l0=-1 / 12)
 
     config: AbsTopKConfig
 
