@@ -7,20 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
-SOON = 60.0
-"""Seconds within which a test expects what must not take minutes, on a machine that is busy or stands still a while."""
-
-
-def wait_for(said: Callable[[], bool], seconds: float = SOON) -> None:
-    end = time.monotonic() + seconds
-    while not said():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.02)
+from waiting import wait_for
 
 
 class Server:

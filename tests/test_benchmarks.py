@@ -15,6 +15,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from waiting import wait_for
 
 BENCHMARKS = Path(__file__).parent.parent / "experiments" / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
@@ -309,10 +310,7 @@ def test_a_part_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path)
     code = "import os, time; print(os.fork(), flush=True); time.sleep(600)"
     assert gpu.run("slow", ["-c", code], tmp_path, limit=5.0).startswith("slow: stopped after 5 s")
     started = max(int(line) for line in (tmp_path / "slow.txt").read_text().split())
-    until = time.monotonic() + 60
-    while psutil.pid_exists(started) and psutil.Process(started).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for(lambda: not psutil.pid_exists(started) or psutil.Process(started).status() == psutil.STATUS_ZOMBIE)
 
 
 def test_parts_say_how_they_ended_and_find_this_checkout(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 from drive import drive, drive_one, trial
+from waiting import wait_for
 
 from saebench.devices import Slot
 from saebench.errors import PreflightError
@@ -28,16 +28,6 @@ from saebench.runs.events import Event, Verdict, read
 from saebench.sweep_config import RunConfig
 
 HERE = Path(__file__).parent
-
-
-def until(condition: Callable[[], Any], limit: float = 60) -> Any:
-    """What `condition` returns once it is true."""
-    end = time.monotonic() + limit
-    while time.monotonic() < end:
-        if found := condition():
-            return found
-        time.sleep(0.01)
-    raise AssertionError(f"not true after {limit} s")
 
 
 def lives(pid: int) -> bool:
@@ -171,7 +161,7 @@ def test_a_gpu_is_given_back_when_its_memory_is(
     local.start(trial(tmp_path, "sleeps"), slot)
     counted.append(started(local)[0]["pid"])
     local.stop(0, "kill")
-    until(lambda: not lives(counted[0]))
+    wait_for(lambda: not lives(counted[0]))
     if patience > 1:
         assert local.poll(0.5) == []
         with pytest.raises(RuntimeError, match="cuda 0 is not free"):
@@ -340,11 +330,11 @@ def test_code_from_the_command_line_can_start_workers(tmp_path: Path) -> None:
 def test_workers_checkpoint_and_leave_when_the_scheduler_is_killed(tmp_path: Path) -> None:
     attempt = trial(tmp_path, "count")
     with caller(tmp_path, "count") as process:
-        until(attempt.paths.checkpoint.exists)
+        wait_for(attempt.paths.checkpoint.exists)
         worker = next(event for event, _ in read(attempt.paths.events) if event.type == "start").info["pid"]
         zygote = psutil.Process(worker).ppid()
         process.kill()
-        until(lambda: not lives(worker) and not lives(zygote))
+        wait_for(lambda: not lives(worker) and not lives(zygote))
     events = [event for event, _ in read(attempt.paths.events)]
     assert (events[-1].type, events[-1].info) == ("left", {"why": "leave"})
     assert json.loads((attempt.paths.checkpoint / "state.json").read_text())["at"] == events[-1].samples

@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import sweep_data
-from mlflow_server import SOON
 from sweep_data import SAMPLES, Store, frame_of, simulate, with_state
+from waiting import SOON
 
 from saebench.errors import PreflightError, UserError
 from saebench.report import load, trials

@@ -20,7 +20,8 @@ from typing import Any
 
 import pytest
 from fakes import trial_config
-from mlflow_server import SOON, Server, wait_for
+from mlflow_server import Server
+from waiting import SOON, wait_for
 
 from saebench.config import TrialConfig
 from saebench.errors import PreflightError
@@ -145,7 +146,7 @@ def test_an_old_mlruns_folder_with_experiments_is_refused_not_silently_passed_by
         resolve_uri(TrackingConfig(), tmp_path)
 
 
-def test_a_server_that_does_not_answer_is_one_line_within_ten_seconds(
+def test_a_server_that_does_not_answer_is_one_line_within_seconds(
     sweep: SweepPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
